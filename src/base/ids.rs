@@ -1,0 +1,59 @@
+//! Newtypes for the numbers that could be swapped by mistake.
+
+use std::fmt;
+
+/// An inode number. `1` is the root directory; `0` never names an inode.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ino(pub u64);
+
+impl Ino {
+    /// The root directory of every volume (`FUSE_ROOT_ID`).
+    pub const ROOT: Ino = Ino(1);
+}
+
+/// A record number of the journal: 1 for the first record a journal ever held, then one more
+/// for each. `0` is "before the first record".
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct JournalPos(pub u64);
+
+/// 16 random bytes that name a journal; a new journal gets a new one, so that a record can
+/// never be taken for a record of another journal.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct JournalId(pub [u8; 16]);
+
+/// 16 random bytes that name a segment object, `seg/<32 hex digits>`. Never reused, so that a
+/// late retry of an upload can never overwrite another segment.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId(pub [u8; 16]);
+
+/// The volume id: 16 bytes derived from the root key (FORMAT.md, "Keys").
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct VolumeId(pub [u8; 16]);
+
+fn hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    bytes.iter().try_for_each(|b| write!(f, "{b:02x}"))
+}
+
+macro_rules! hex_display {
+    ($($name:ident),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { hex(&self.0, f) }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { hex(&self.0, f) }
+        }
+    )*};
+}
+hex_display!(SegmentId, VolumeId, JournalId);
+
+macro_rules! number_display {
+    ($($name:ident),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { self.0.fmt(f) }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { self.0.fmt(f) }
+        }
+    )*};
+}
+number_display!(Ino, JournalPos);

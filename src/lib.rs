@@ -1,0 +1,18 @@
+//! sealfs: mount an S3 bucket as a directory; everything in it is sealed on this machine first.
+//!
+//! The modules form layers and import downward only (`tests/layers.rs` enforces it):
+//! `main → cli → stack → fuse → fs → commit → {meta, data} → journal → store → seal → base`.
+#![deny(unsafe_op_in_unsafe_fn)]
+#![warn(missing_docs)]
+
+pub mod base;
+pub mod cli;
+pub mod commit;
+pub mod data;
+pub mod fs;
+pub mod fuse;
+pub mod journal;
+pub mod meta;
+pub mod seal;
+pub mod stack;
+pub mod store;
