@@ -1,1 +1,4 @@
 //! (skeleton)
+pub mod error;
+pub mod kv;
+mod kv_store;
