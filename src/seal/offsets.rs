@@ -53,19 +53,20 @@ pub struct ChunkRange {
 }
 
 /// The chunks touched by `plain` in a message of `plain_len` plaintext bytes. The range is cut
-/// at `plain_len`; an empty range touches no chunk (`cipher` is empty). The last chunk is
+/// at `plain_len`; an empty range touches no chunk
+/// (`cipher` is empty and within the message). The last chunk is
 /// touched only when the range reaches into it: ask [`last_chunk`] for the one that
 /// authenticates the length.
 pub fn cipher_range(plain: Range<u64>, plain_len: u64) -> ChunkRange {
     let end = plain.end.min(plain_len);
     let first_chunk = plain.start / CHUNK_PLAIN as u64;
-    let start = chunk_start(first_chunk);
+    let message_end = cipher_len(plain_len);
+    let start = chunk_start(first_chunk).min(message_end);
     if plain.start >= end {
         return ChunkRange { first_chunk, cipher: start..start, ends_message: false, skip: 0 };
     }
     let skip = (plain.start % CHUNK_PLAIN as u64) as usize;
     let past_chunk = (end - 1) / CHUNK_PLAIN as u64 + 1;
-    let message_end = cipher_len(plain_len);
     let cipher = start..chunk_start(past_chunk).min(message_end);
     ChunkRange { first_chunk, ends_message: cipher.end == message_end, cipher, skip }
 }
