@@ -9,17 +9,19 @@
 pub mod error;
 pub mod file;
 pub mod location;
-//P pub mod probe;
+pub mod probe;
 pub mod retry;
 mod rope;
-//P pub mod segments;
+pub mod sealed;
+pub mod segments;
 pub mod stats;
 
 //CACHED pub use cached::{CacheOptions, CacheRule, Cached};
 pub use error::{ErrorClass, StoreError, class};
 pub use file::FileStore;
 pub use location::{Location, LocationError};
-//P pub use probe::{ProbeError, probe};
+pub use probe::{ProbeError, probe};
 pub use retry::{Health, Retry, RetryOptions};
-//P pub use segments::SegmentStore;
+pub use sealed::{Invalidate, Sealed};
+pub use segments::SegmentStore;
 pub use stats::{RequestSnapshot, RequestStats};
