@@ -139,7 +139,11 @@ pub struct Committer {
     uploaded: AtomicU64,
     reclaim: Mutex<reclaim::State>,
     stop: watch::Sender<bool>,
+    may_delete: MayDelete,
 }
+
+/// Whether anything may be deleted from the bucket now: not while something in it is damaged.
+pub type MayDelete = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Unix time by the system clock, in seconds.
 pub fn unix_secs() -> u64 {
@@ -160,6 +164,7 @@ impl Committer {
         segments: Arc<SegmentStore>,
         committed: CommitRow,
         options: CommitOptions,
+        may_delete: MayDelete,
     ) -> Arc<Committer> {
         Arc::new(Committer {
             view,
@@ -174,6 +179,7 @@ impl Committer {
             uploaded: AtomicU64::new(0),
             reclaim: Mutex::new(reclaim::State::default()),
             stop: watch::Sender::new(false),
+            may_delete,
         })
     }
 
@@ -268,6 +274,9 @@ impl Committer {
             let Some(generation) = self.view.freeze(self.is_due()) else { break };
             self.commit(&generation).await?;
         }
+        if !(self.may_delete)() {
+            return Ok(());
+        }
         self.view.kv().compact_if_needed();
         self.reclaim_some().await
     }
@@ -311,7 +320,7 @@ impl Committer {
                 let data =
                     read.await.map_err(|e| CommitError::Internal(e.to_string()))??;
                 let len = data.len() as u64;
-                store.put(id, data).await.map_err(|e| CommitError::Upload(id, e))?;
+                store.put(id, vec![data.into()]).await.map_err(|e| CommitError::Upload(id, e))?;
                 self.uploaded.fetch_add(len, Ordering::Relaxed);
                 drop(permit);
                 Ok::<(), CommitError>(())

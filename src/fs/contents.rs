@@ -174,7 +174,8 @@ impl Fs {
                 }
             }
             if mode & PUNCH == 0 {
-                grow_allocation(&mut inode, offset, end.min(inode.size.max(offset)));
+                let stop = end.min(inode.size.max(offset));
+                grow_allocation(&mut inode, offset, stop);
             }
             now_into(&mut inode, fs.clock.now());
             batch.bytes += inode.allocated as i64 - before as i64;

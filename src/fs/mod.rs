@@ -22,13 +22,14 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::base::{Clock, Ino, JournalPos};
-use crate::commit::{Batch, Committer, Lookup, View, ViewError, WriterState};
+use crate::commit::{Batch, Committer, Lookup, View, WriterState};
 use crate::data::BlockCache;
 use crate::journal::{Journal, RecordLoc};
 use crate::meta::{DirCookie, Dirent, Inode, Kind, NAME_MAX, keys};
 
 pub use crate::meta::Kind as FileKind;
 pub use error::FsError;
+pub(crate) use lifetime::decode_next_ino;
 use error::Step;
 pub use types::{
     Attr, Caller, DirEntry, RenameFlags, SetAttr, SetTime, StatFs, Whence, WriteFlags, XattrMode,
@@ -355,9 +356,4 @@ fn check_name(name: &[u8]) -> Result<(), FsError> {
         _ if name.contains(&b'/') || name.contains(&0) => Err(FsError::Invalid),
         _ => Ok(()),
     }
-}
-
-#[allow(dead_code)]
-fn _view_error_is_send(e: ViewError) -> impl Send {
-    e
 }
