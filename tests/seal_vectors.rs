@@ -3,8 +3,8 @@
 
 use sealfs::base::{JournalId, VolumeId};
 use sealfs::seal::{
-    Backend, CHUNK_CIPHER, HEADER, InputKey, Keyring, OpenError, Opener, RootKey, Secret,
-    VolumeKeys, offsets, open_with, seal_with_salt,
+    Backend, CHUNK_CIPHER, HEADER, InputKey, KdfParams, Keyring, OpenError, Opener, RootKey,
+    Secret, VolumeKeys, offsets, open_with, seal_with_salt,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256, Sha512};
@@ -172,4 +172,35 @@ fn a_keyring_of_format_version_1_opens() {
         let keys = ring.unlock(&secret).expect("it unlocks");
         assert_eq!(&keys.root().expose()[..], hex(&v["root_key"]));
     }
+}
+
+#[test]
+fn the_numbers_on_the_format_page_are_right() {
+    // Guards against documentation that a stranger's reader would fail with: every row of the
+    // table of sizes, and the worked volume id, object key and keyring size.
+    let page = include_str!("../docs/FORMAT.md");
+    let number = |cell: &str| cell.replace(' ', "").parse::<u64>().ok();
+    let rows = page.lines().filter_map(|line| {
+        let mut cells = line.split('|').skip(1);
+        Some((number(cells.next()?)?, number(cells.next()?)?, cells.next()?))
+    });
+    let sizes: Vec<_> =
+        rows.filter(|row| row.2.contains("empty") || row.2.contains("byte")).collect();
+    assert_eq!(sizes.len(), 10);
+    for (plain, message, chunks) in sizes {
+        assert_eq!(offsets::cipher_len(plain), message);
+        assert_eq!(offsets::plain_len(message), Some(plain));
+        let count = number(chunks.split(',').next().expect("a count")).expect("a number");
+        assert_eq!(plain / 16_384 + 1, count);
+    }
+    let keys = VolumeKeys::from_root(RootKey::from_bytes(&std::array::from_fn(|i| i as u8)), 1);
+    let name = "seg/4f/4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f";
+    let key = keys.object_key(1, name);
+    let key: String = key.expose().iter().map(|b| format!("{b:02x}")).collect();
+    assert!(page.contains(&keys.volume_id().to_string()) && page.contains(name));
+    assert!(page.contains(&key));
+    let passphrase = Secret::Passphrase(Zeroizing::new(b"x".to_vec()));
+    let made = Keyring::create(keys.root().clone(), &passphrase, "first", KdfParams::FLOOR);
+    let len = made.expect("a keyring").0.to_bytes().len();
+    assert!(page.contains(&format!("named `first` has {len} bytes")), "{len}");
 }
