@@ -110,12 +110,7 @@ impl DiskFile for RealFile {
         // The result does not matter: an error of the write itself is kept by the kernel for
         // the next fdatasync of this descriptor.
         unsafe {
-            libc::sync_file_range(
-                self.0.as_raw_fd(),
-                offset,
-                len,
-                libc::SYNC_FILE_RANGE_WRITE,
-            );
+            libc::sync_file_range(self.0.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE);
         }
     }
 }
