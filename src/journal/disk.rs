@@ -163,7 +163,7 @@ impl DiskIo for RealDisk {
             Err(fs::TryLockError::WouldBlock) => {
                 let mut words = String::new();
                 // The holder may be about to write it: an unreadable id is not an error.
-                let read = Read::by_ref(&mut file).take(32).read_to_string(&mut words);
+                let read = file.take(32).read_to_string(&mut words);
                 Ok(LockAnswer::Busy(read.ok().and_then(|_| words.trim().parse().ok())))
             }
             Err(fs::TryLockError::Error(e)) => Err(e),
