@@ -1,0 +1,3 @@
+//! What the tests in this directory share.
+
+pub mod s3server;
