@@ -2,7 +2,7 @@
 //!
 //! Never buffers a body, except where its bytes must be signed.
 
-use super::errors::{own, own_from};
+use super::errors::{own, root_cause};
 use crate::store::error::ErrorClass;
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -107,10 +107,9 @@ impl Stream for CountedBody {
                     format!("get {}: the body is longer than announced", this.path),
                 )),
             },
-            Some(Err(e)) => Some(own_from(
+            Some(Err(e)) => Some(own(
                 ErrorClass::Transport,
-                format!("get {}: the body broke off: {}", this.path, cause(&e)),
-                e,
+                format!("get {}: the body broke off: {}", this.path, root_cause(&e)),
             )),
             None if this.bytes_left > 0 => Some(own(
                 ErrorClass::Transport,
@@ -121,10 +120,6 @@ impl Stream for CountedBody {
         this.ended = true;
         Poll::Ready(problem.map(Err))
     }
-}
-
-fn cause(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), cause)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use crate::store::error::{ErrorClass, StoreError};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
-use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use std::error::Error;
 
 /// The store's name in `object_store::Error::Generic`.
@@ -66,8 +66,9 @@ where
 {
     let failure = facts(&error);
     let (verdict, hint) = classify(&failure, condition);
-    let message = sentence(&failure, action, path, hint, &error);
-    to_store_error(verdict, path, message, Some(Box::new(error)))
+    // The sentence holds the code or the innermost cause; what surrounds it helps only us.
+    log::debug!("{action} {path}: {}", DisplayErrorContext(&error));
+    to_store_error(verdict, path, sentence(&failure, action, path, hint, &error))
 }
 
 /// An error of one object inside a DeleteObjects answer, which has a code and no status.
@@ -79,21 +80,12 @@ pub(super) fn from_code(code: &str, message: &str, action: &str, path: &str) -> 
     };
     let (verdict, hint) = classify(&failure, Condition::None);
     let text = format!("{action} {path}: {code}: {message}{}", hint_line(hint));
-    to_store_error(verdict, path, text, None)
+    to_store_error(verdict, path, text)
 }
 
 /// A failure this adapter found itself.
 pub(super) fn own(class: ErrorClass, message: String) -> object_store::Error {
-    generic(class, message, None)
-}
-
-/// A failure this adapter found itself, with its cause.
-pub(super) fn own_from(
-    class: ErrorClass,
-    message: String,
-    source: impl Error + Send + Sync + 'static,
-) -> object_store::Error {
-    generic(class, message, Some(Box::new(source)))
+    StoreError::new(class, message).into_store(STORE)
 }
 
 /// Whether a server refused the call itself rather than its arguments, so that another call
@@ -107,22 +99,10 @@ pub(super) fn is_unsupported<E: ProvideErrorMetadata>(error: &SdkError<E, HttpRe
         )
 }
 
-fn generic(
-    class: ErrorClass,
-    message: String,
-    source: Option<Box<dyn Error + Send + Sync>>,
-) -> object_store::Error {
-    object_store::Error::Generic {
-        store: STORE,
-        source: Box::new(StoreError { class, message, source }),
-    }
-}
-
 fn to_store_error(
     verdict: Verdict,
     path: &str,
     message: String,
-    source: Option<Box<dyn Error + Send + Sync>>,
 ) -> object_store::Error {
     use object_store::Error as E;
     let class = match verdict {
@@ -131,7 +111,7 @@ fn to_store_error(
         Verdict::Class(class) => class,
     };
     let path = path.to_owned();
-    let boxed = Box::new(StoreError { class, message, source });
+    let boxed = Box::new(StoreError::new(class, message));
     match verdict {
         Verdict::NotModified => E::NotModified { path, source: boxed },
         Verdict::Forbidden => E::PermissionDenied { path, source: boxed },
@@ -169,11 +149,12 @@ fn classify(failure: &Failure, condition: Condition) -> (Verdict, Option<&'stati
         "NoSuchKey" | "NotFound" => return class(not_found(condition)),
         "PreconditionFailed" => return class(condition_failed(condition)),
         "ConditionalRequestConflict" | "OperationAborted" | "SlowDown" | "ServiceUnavailable"
-        | "Throttling" | "ThrottlingException" | "RequestLimitExceeded" | "TooManyRequests" => {
-            return class(Throttled);
+        | "Throttling" | "ThrottlingException" | "RequestLimitExceeded" | "TooManyRequests"
+        | "InternalError" => return class(Throttled),
+        // The body did not arrive as it was sent.
+        "RequestTimeout" | "IncompleteBody" | "BadDigest" | "XAmzContentChecksumMismatch" => {
+            return class(Transport);
         }
-        "InternalError" | "RequestTimeout" | "IncompleteBody" => return class(Transport),
-        "BadDigest" | "XAmzContentChecksumMismatch" => return class(Transport),
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "InvalidToken" => {
             return (Verdict::Unknown, Some("refresh the credentials (aws sso login)"));
         }
@@ -200,8 +181,9 @@ fn classify(failure: &Failure, condition: Condition) -> (Verdict, Option<&'stati
         // of them won, so it must never be taken for "already exists".
         Some(409) => class(Throttled),
         Some(412) => class(condition_failed(condition)),
-        Some(429 | 503) => class(Throttled),
-        Some(408 | 500 | 502 | 504) => class(Transport),
+        Some(429 | 500 | 503) => class(Throttled),
+        // Words of a proxy that could not reach the store.
+        Some(408 | 502 | 504) => class(Transport),
         _ => class(Other),
     }
 }
@@ -295,7 +277,7 @@ fn hint_line(hint: Option<&str>) -> String {
 }
 
 /// The innermost error: "connection refused" rather than "dispatch failure".
-fn root_cause(error: &dyn Error) -> String {
+pub(super) fn root_cause(error: &dyn Error) -> String {
     let mut last = error.to_string();
     let mut cause = error.source();
     while let Some(e) = cause {
@@ -378,9 +360,9 @@ mod tests {
             (coded(503, "SlowDown"), Verdict::Class(Throttled)),
             (status(503), Verdict::Class(Throttled)),
             (status(429), Verdict::Class(Throttled)),
-            (status(500), Verdict::Class(Transport)),
-            (coded(500, "InternalError"), Verdict::Class(Transport)),
-            (coded(200, "InternalError"), Verdict::Class(Transport)),
+            (status(500), Verdict::Class(Throttled)),
+            (coded(500, "InternalError"), Verdict::Class(Throttled)),
+            (coded(200, "InternalError"), Verdict::Class(Throttled)),
             (coded(400, "RequestTimeout"), Verdict::Class(Transport)),
             (status(502), Verdict::Class(Transport)),
             (status(400), Verdict::Class(Other)),

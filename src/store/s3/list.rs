@@ -4,7 +4,7 @@
 //! by `list_with_delimiter`, whose result is one list.
 
 use super::Inner;
-use super::errors::{Condition, from_sdk, own, own_from};
+use super::errors::{Condition, from_sdk, own};
 use super::read::system_time;
 use crate::store::error::ErrorClass;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
@@ -147,5 +147,5 @@ fn path_of(inner: &Inner, key: &str) -> Result<Path> {
         own(ErrorClass::Transport, format!("list: {key} is not below {}", inner.prefix))
     })?;
     Path::parse(below)
-        .map_err(|e| own_from(ErrorClass::Other, format!("list: {key:?} is not a path"), e))
+        .map_err(|e| own(ErrorClass::Other, format!("list: {key:?} is not a path: {e}")))
 }

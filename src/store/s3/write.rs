@@ -4,11 +4,11 @@
 //! whose answer names another mode is taken back; an overwrite cannot be, and is only reported.
 
 use super::body::{crc32_header, request_body};
-use super::errors::{Condition, from_code, from_sdk, is_unsupported, own, own_from};
+use super::errors::{Condition, from_code, from_sdk, is_unsupported, own};
 use super::read::quoted;
 use super::sse::{self, Answer, Applied};
 use super::{Inner, sse::SseMode};
-use crate::store::error::ErrorClass;
+use crate::store::error::{self as store_error, ErrorClass};
 use aws_sdk_s3::types::{Delete, ObjectIdentifier, ServerSideEncryption};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -146,7 +146,7 @@ impl Inner {
             let message = format!(
                 "{action} {path}: {mismatch}\nhint: this server does not apply the mode; check --sse and the bucket's policy"
             );
-            own_from(ErrorClass::SseMismatch, message, mismatch)
+            own(ErrorClass::SseMismatch, message)
         })
     }
 
@@ -207,7 +207,7 @@ impl Inner {
                 // One failure for all: nothing says which of them were deleted. It is reported
                 // with the first path, and the rest as failed for the same reason.
                 let first = from_sdk(error, "delete", paths[0].as_ref(), Condition::None);
-                let class = crate_class(&first);
+                let class = store_error::class(&first);
                 let text = first.to_string();
                 let rest = paths[1..].iter().map(|path| {
                     Err(own(class, format!("delete {path}: failed with its batch: {text}")))
@@ -258,19 +258,6 @@ pub(super) fn delete_stream(
         })
         .flatten()
         .boxed()
-}
-
-/// The class of an error that this adapter made.
-fn crate_class(error: &Error) -> ErrorClass {
-    let source = match error {
-        Error::Generic { source, .. }
-        | Error::PermissionDenied { source, .. }
-        | Error::Unauthenticated { source, .. } => source,
-        _ => return ErrorClass::Other,
-    };
-    source
-        .downcast_ref::<crate::store::error::StoreError>()
-        .map_or(ErrorClass::Other, |error| error.class)
 }
 
 /// Attributes have no place below the sealed layer, which has none to store.
