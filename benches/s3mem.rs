@@ -11,8 +11,7 @@ mod s3server;
 
 use clap::Parser;
 use s3server::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY, ServerConfig, serve_control};
-use std::io::Write;
-use tokio::io::AsyncReadExt;
+use std::io::{Read, Write};
 
 #[derive(Parser)]
 struct Args {
@@ -54,19 +53,13 @@ fn main() -> std::io::Result<()> {
         writeln!(out, "access_key_id={ACCESS_KEY}")?;
         writeln!(out, "secret_access_key={SECRET_KEY}")?;
         out.flush()?;
-        let parent = async {
-            if args.forever {
-                std::future::pending::<()>().await;
-            }
-            let mut sink = Vec::new();
-            // The end of input and a broken input mean the same: nobody is left to serve.
-            let _ = tokio::io::stdin().read_to_end(&mut sink).await;
-        };
-        tokio::select! {
-            ended = serve_control(listener, &server) => ended,
-            () = parent => Ok(()),
+        if !args.forever {
+            std::thread::spawn(|| {
+                // The end of input and a broken input mean the same: nobody is left to serve.
+                let _ = std::io::stdin().read_to_end(&mut Vec::new());
+                std::process::exit(0);
+            });
         }
-    })?;
-    // Reading standard input has a thread that cannot be interrupted.
-    std::process::exit(0)
+        serve_control(listener, &server).await
+    })
 }
