@@ -1,1 +1,359 @@
-//! (skeleton)
+//! POSIX operations on a volume.
+//!
+//! Every mutation is one [`Batch`]: checked and built under one lock from what memory knows,
+//! journalled, then made visible. Where memory does not know, the try ends, the row is fetched
+//! without a lock, and the operation is tried again; so no lock is held across a round trip.
+//! Called by `fuse/`, and by tests without a mount.
+
+mod contents;
+mod dir;
+mod error;
+mod inode;
+mod lifetime;
+mod namespace;
+mod read;
+mod types;
+mod xattr;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::base::{Clock, Ino, JournalPos};
+use crate::commit::{Batch, Committer, Lookup, View, WriterState};
+use crate::data::BlockCache;
+use crate::journal::{Journal, RecordLoc};
+use crate::meta::{DirCookie, Dirent, Inode, Kind, NAME_MAX, keys};
+
+pub use crate::meta::Kind as FileKind;
+pub use error::FsError;
+pub(crate) use lifetime::decode_next_ino;
+use error::Step;
+pub use types::{
+    Attr, Caller, DirEntry, RenameFlags, SetAttr, SetTime, StatFs, Whence, WriteFlags, XattrMode,
+};
+
+/// Tries of one operation before it gives up: each loads a row, and a row may be evicted
+/// before the next try only under absurd pressure.
+const TRIES_MAX: usize = 10_000;
+
+/// How a volume is mounted.
+#[derive(Clone, Debug)]
+pub struct FsOptions {
+    /// Refuse every mutation.
+    pub read_only: bool,
+    /// `fsync` waits for the bucket (`-o fsync=remote`).
+    pub fsync_remote: bool,
+    /// Bytes of pending rows in memory at which writers wait.
+    pub pending_rows_bytes_max: u64,
+    /// How long a writer waits for room before it gets `ENOSPC`.
+    pub full_timeout: Duration,
+    /// How long `fsync=remote` waits for the bucket.
+    pub sync_timeout: Duration,
+}
+
+impl Default for FsOptions {
+    fn default() -> Self {
+        FsOptions {
+            read_only: false,
+            fsync_remote: false,
+            pending_rows_bytes_max: 64 << 20,
+            full_timeout: Duration::from_secs(60),
+            sync_timeout: Duration::from_secs(600),
+        }
+    }
+}
+
+/// What an [`Fs`] is made of.
+pub struct FsParts {
+    /// Metadata.
+    pub view: Arc<View>,
+    /// Local write-back; `None` on a read-only mount.
+    pub journal: Option<Arc<Journal>>,
+    /// The way to the bucket; `None` on a read-only mount.
+    pub committer: Option<Arc<Committer>>,
+    /// File contents.
+    pub blocks: Arc<BlockCache>,
+    /// Time for inodes.
+    pub clock: Arc<dyn Clock>,
+    /// Key of the readdir cookies.
+    pub name_hash_key: [u8; 16],
+    /// First inode number never handed out.
+    pub next_ino: u64,
+}
+
+/// A mounted volume. Shared; operations run concurrently.
+pub struct Fs {
+    view: Arc<View>,
+    journal: Option<Arc<Journal>>,
+    committer: Option<Arc<Committer>>,
+    blocks: Arc<BlockCache>,
+    clock: Arc<dyn Clock>,
+    name_hash_key: [u8; 16],
+    options: FsOptions,
+    /// Held while a mutation is checked, journalled and made visible: the order of records is
+    /// the order of history.
+    state: Mutex<State>,
+    lookups: lifetime::Lookups,
+    streams: read::Streams,
+}
+
+/// What mutations share.
+struct State {
+    inos: lifetime::InoAllocator,
+    head: Vec<u8>,
+}
+
+type Attempt<T> = Result<T, Step>;
+
+impl Fs {
+    /// Puts a volume together.
+    pub fn new(parts: FsParts, options: FsOptions) -> Arc<Fs> {
+        Arc::new(Fs {
+            view: parts.view,
+            journal: parts.journal,
+            committer: parts.committer,
+            blocks: parts.blocks,
+            clock: parts.clock,
+            name_hash_key: parts.name_hash_key,
+            options,
+            state: Mutex::new(State {
+                inos: lifetime::InoAllocator::new(parts.next_ino),
+                head: Vec::with_capacity(4096),
+            }),
+            lookups: lifetime::Lookups::default(),
+            streams: read::Streams::default(),
+        })
+    }
+
+    /// The rows of the root directory and of a new volume, for `init`.
+    pub fn format_rows(
+        now: crate::base::Timestamp,
+        uid: u32,
+        gid: u32,
+    ) -> Vec<(Bytes, Option<Bytes>)> {
+        let root = Inode {
+            kind: Kind::Dir,
+            perm: 0o755,
+            nlink: 2,
+            uid,
+            gid,
+            rdev: 0,
+            size: 0,
+            allocated: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            btime: now,
+            generation: 0,
+            xattrs: 0,
+            parent: Ino::ROOT,
+            target: Bytes::new(),
+        };
+        let row = |key: crate::meta::Key, value: Bytes| (Bytes::from(key.into_vec()), Some(value));
+        let volume = crate::meta::VolumeRow { created_secs: now.secs.max(0) as u64 };
+        let stats = crate::meta::Stats { inodes: 1, bytes: 0 };
+        vec![
+            row(keys::inode(Ino::ROOT), root.encode()),
+            row(keys::volume(), volume.encode()),
+            row(keys::stats(), stats.encode()),
+            row(keys::next_ino(), Bytes::copy_from_slice(&2u64.to_le_bytes())),
+        ]
+    }
+
+    /// Whether mutations are refused now.
+    pub fn is_read_only(&self) -> bool {
+        self.options.read_only
+            || self.committer.as_ref().is_none_or(|c| c.state() == WriterState::Fenced)
+    }
+
+    /// Runs `attempt` under the mutation lock until it succeeds or fails for good, fetching
+    /// rows and waiting for room in between.
+    async fn transact<T>(
+        self: Arc<Self>,
+        mut attempt: impl FnMut(&Fs, &mut State) -> Attempt<T> + Send,
+    ) -> Result<T, FsError> {
+        if self.is_read_only() {
+            return Err(FsError::ReadOnly);
+        }
+        let mut full_since: Option<Instant> = None;
+        for _ in 0..TRIES_MAX {
+            let step = {
+                let mut state = self.state.lock();
+                match attempt(&self, &mut state) {
+                    Ok(value) => return Ok(value),
+                    Err(step) => step,
+                }
+            };
+            match step {
+                Step::Fail(e) => return Err(e),
+                Step::Row(key) => {
+                    self.view.load(&key).await?;
+                }
+                Step::Full => {
+                    let since = *full_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= self.options.full_timeout {
+                        return Err(FsError::NoSpace);
+                    }
+                    if self.is_read_only() {
+                        return Err(FsError::ReadOnly);
+                    }
+                    let committer = self.committer.as_ref().ok_or(FsError::ReadOnly)?;
+                    let before = committer.committed().position;
+                    committer.make_room(Duration::from_secs(1)).await;
+                    if committer.committed().position != before {
+                        full_since = None;
+                    }
+                }
+            }
+        }
+        Err(FsError::Io("an operation could not get its rows into memory".into()))
+    }
+
+    /// Journals `batch` with `data` and makes it visible. The caller holds the mutation lock.
+    fn submit(&self, state: &mut State, batch: Batch, data: &[&[u8]]) -> Attempt<JournalPos> {
+        let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
+        if self.view.pending_bytes().0 >= self.options.pending_rows_bytes_max {
+            return Err(Step::Full);
+        }
+        batch.encode_head(&mut state.head);
+        debug_assert_eq!(batch.data_len(), data.iter().map(|d| d.len()).sum::<usize>());
+        let head_len = state.head.len() as u32;
+        let (pos, record): (JournalPos, RecordLoc) = match data {
+            [] => journal.append(&[&state.head])?,
+            [one] => journal.append(&[&state.head, one])?,
+            many => {
+                let mut parts: Vec<&[u8]> = vec![&state.head];
+                parts.extend_from_slice(many);
+                journal.append(&parts)?
+            }
+        };
+        self.view.apply(batch, record, head_len);
+        Ok(pos)
+    }
+
+    /// The inode, or `NotFound`.
+    fn inode(&self, ino: Ino) -> Attempt<Inode> {
+        match self.view.inode_now(ino)? {
+            Lookup::Hit(Some(inode)) => Ok(inode),
+            Lookup::Hit(None) => Err(FsError::NotFound.into()),
+            Lookup::Miss => Err(Step::Row(keys::inode(ino))),
+        }
+    }
+
+    /// The inode of a directory, or `NotDir`.
+    fn directory(&self, ino: Ino) -> Attempt<Inode> {
+        let inode = self.inode(ino)?;
+        if inode.kind == Kind::Dir { Ok(inode) } else { Err(FsError::NotDir.into()) }
+    }
+
+    fn dirent_key(&self, parent: Ino, name: &[u8]) -> crate::meta::Key {
+        keys::dirent(parent, DirCookie::of(&self.name_hash_key, name), name)
+    }
+
+    /// The entry of `name` in `parent`, if there is one.
+    fn dirent(&self, parent: Ino, name: &[u8]) -> Attempt<Option<Dirent>> {
+        let key = self.dirent_key(parent, name);
+        match self.view.get_now(&key) {
+            Lookup::Hit(Some(row)) => Ok(Some(Dirent::decode(&row)?)),
+            Lookup::Hit(None) => Ok(None),
+            Lookup::Miss => Err(Step::Row(key)),
+        }
+    }
+
+    /// Like [`Fs::transact`] for reads: no lock, and allowed on a read-only mount.
+    async fn consult<T>(
+        self: Arc<Self>,
+        mut attempt: impl FnMut(&Fs) -> Attempt<T> + Send,
+    ) -> Result<T, FsError> {
+        for _ in 0..TRIES_MAX {
+            match attempt(&self) {
+                Ok(value) => return Ok(value),
+                Err(Step::Fail(e)) => return Err(e),
+                Err(Step::Row(key)) => {
+                    self.view.load(&key).await?;
+                }
+                Err(Step::Full) => unreachable!("reads need no room"),
+            }
+        }
+        Err(FsError::Io("an operation could not get its rows into memory".into()))
+    }
+
+    /// Brings everything that was journalled so far to stable storage of this machine.
+    /// Blocks on the local disk only.
+    pub fn fsync_now(&self, _ino: Ino) -> Result<(), FsError> {
+        match &self.journal {
+            Some(journal) => Ok(journal.sync(journal.last_pos())?),
+            None => Ok(()),
+        }
+    }
+
+    /// `fsync`, `fdatasync` and `fsync` of a directory: to stable storage of this machine, or
+    /// to the bucket under `fsync=remote`.
+    pub fn fsync(
+        self: &Arc<Self>,
+        ino: Ino,
+        _data_only: bool,
+    ) -> impl Future<Output = Result<(), FsError>> + Send + 'static {
+        let fs = self.clone();
+        async move {
+            fs.fsync_now(ino)?;
+            match &fs.committer {
+                Some(committer) if fs.options.fsync_remote => {
+                    if committer.sync(fs.options.sync_timeout).await {
+                        Ok(())
+                    } else {
+                        Err(FsError::Io("fsync=remote: the bucket does not have it yet".into()))
+                    }
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+
+    /// [`Fs::fsync`] of a directory.
+    pub fn fsyncdir(
+        self: &Arc<Self>,
+        ino: Ino,
+    ) -> impl Future<Output = Result<(), FsError>> + Send + 'static {
+        self.fsync(ino, false)
+    }
+
+    /// Whether `fsync` waits for the bucket.
+    pub fn fsync_is_remote(&self) -> bool {
+        self.options.fsync_remote
+    }
+
+    /// What `statfs` shows. S3 has no limit; 1 PiB is shown as free.
+    pub fn statfs(
+        self: &Arc<Self>,
+    ) -> impl Future<Output = Result<StatFs, FsError>> + Send + 'static {
+        let stats = self.view.stats();
+        async move {
+            const FRAGMENT: u64 = 4096;
+            const FREE: u64 = (1 << 50) / FRAGMENT;
+            const INODES_FREE: u64 = 1 << 40;
+            Ok(StatFs {
+                blocks: FREE + stats.bytes.div_ceil(FRAGMENT),
+                bfree: FREE,
+                bavail: FREE,
+                files: INODES_FREE + stats.inodes,
+                ffree: INODES_FREE,
+                bsize: 1 << 20,
+                namelen: NAME_MAX as u32,
+                frsize: FRAGMENT as u32,
+            })
+        }
+    }
+}
+
+fn check_name(name: &[u8]) -> Result<(), FsError> {
+    match name {
+        b"" | b"." | b".." => Err(FsError::Invalid),
+        _ if name.len() > NAME_MAX => Err(FsError::NameTooLong),
+        _ if name.contains(&b'/') || name.contains(&0) => Err(FsError::Invalid),
+        _ => Ok(()),
+    }
+}

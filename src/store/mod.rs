@@ -8,6 +8,8 @@
 //CACHED pub mod cached;
 pub mod error;
 pub mod file;
+pub mod kv;
+mod kv_store;
 pub mod location;
 pub mod probe;
 pub mod retry;

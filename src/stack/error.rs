@@ -1,0 +1,121 @@
+//! Why a volume could not be created or mounted, by what the user does next.
+
+use std::path::PathBuf;
+
+use crate::commit::{CommitError, ViewError};
+use crate::journal::JournalError;
+use crate::seal::KeyringError;
+use crate::store::kv::KvError;
+use crate::store::{LocationError, ProbeError};
+
+/// An error of `init` or `mount`. `Display` is one sentence; [`StackError::hint`] says what to
+/// do.
+#[derive(Debug, thiserror::Error)]
+pub enum StackError {
+    /// The STORE argument.
+    #[error(transparent)]
+    Location(#[from] LocationError),
+    /// The store cannot be reached or refuses us.
+    #[error("{what}: {message}")]
+    Store {
+        /// What was tried.
+        what: String,
+        /// What the store said.
+        message: String,
+    },
+    /// The store does not do what a volume needs.
+    #[error(transparent)]
+    Unsuitable(#[from] ProbeError),
+    /// There is no volume.
+    #[error("there is no volume at {0}")]
+    NoVolume(String),
+    /// `init` on a prefix that holds something.
+    #[error("{store} is not empty: it holds {example}")]
+    NotEmpty {
+        /// The STORE.
+        store: String,
+        /// One of the objects.
+        example: String,
+    },
+    /// The keyring or the secret.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    /// Someone else has the volume mounted read-write.
+    #[error("the volume is mounted read-write by {holder}")]
+    InUse {
+        /// Host, process, since when, last heard.
+        holder: String,
+    },
+    /// The bucket is older than what this machine has seen.
+    #[error(
+        "the bucket is older than what this machine has seen: it is at commit {found}, \
+         this machine has seen {seen}"
+    )]
+    Rollback {
+        /// The bucket's commit number.
+        found: u64,
+        /// The highest that this machine remembers.
+        seen: u64,
+    },
+    /// Metadata.
+    #[error("metadata: {0}")]
+    Metadata(#[from] KvError),
+    /// Rows of the volume.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// The local journal.
+    #[error("local journal: {0}")]
+    Journal(#[from] JournalError),
+    /// Replaying the local journal.
+    #[error("replaying the local journal: {0}")]
+    Replay(#[from] CommitError),
+    /// A local file or directory.
+    #[error("{what} {}: {source}", path.display())]
+    Local {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// What this machine remembers of the volume does not authenticate.
+    #[error("local state {} is damaged or belongs to another volume", .0.display())]
+    State(PathBuf),
+}
+
+impl StackError {
+    /// What to do next, if there is something.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            StackError::Store { .. } => {
+                "check the address, the credentials and the network, then try again".into()
+            }
+            StackError::NoVolume(store) => format!("create one: sealfs init {store}"),
+            StackError::NotEmpty { .. } => {
+                "choose an empty prefix: init never writes over anything".into()
+            }
+            StackError::Keyring(e) => e.hint()?.into(),
+            StackError::InUse { .. } => "unmount it there, or, if that machine is gone: \
+                 sealfs mount --takeover; to read along: sealfs mount --read-only"
+                .into(),
+            StackError::Rollback { .. } => "somebody put back an old copy of the bucket; if it \
+                 was you: sealfs mount --accept-rollback"
+                .into(),
+            StackError::Metadata(KvError::Fenced) => {
+                "another mount took over just now; look who: sealfs mount --read-only".into()
+            }
+            StackError::Journal(JournalError::InUse(_)) => {
+                "the volume is mounted on this machine already: sealfs status".into()
+            }
+            StackError::State(path) => {
+                format!("if it is beyond repair, move it away: mv {} /tmp/", path.display())
+            }
+            _ => return None,
+        })
+    }
+
+    pub(super) fn store(what: impl Into<String>, e: object_store::Error) -> StackError {
+        StackError::Store { what: what.into(), message: e.to_string() }
+    }
+}
