@@ -14,6 +14,7 @@ pub mod location;
 pub mod probe;
 pub mod retry;
 mod rope;
+pub mod s3;
 pub mod sealed;
 pub mod segments;
 pub mod stats;
