@@ -67,7 +67,8 @@ impl Adapter {
             let synced = self.fs.fsync(rq.ino(), data_only);
             self.run_unit(rq.reply, synced);
         } else {
-            answer_synced(rq.reply, self.fs.fsync_now(rq.ino()));
+            let synced = self.fs.fsync_now(rq.ino());
+            answer_synced(rq.reply, synced);
         }
         Ok(())
     }
@@ -77,7 +78,8 @@ impl Adapter {
             let synced = self.fs.fsyncdir(rq.ino());
             self.run_unit(rq.reply, synced);
         } else {
-            answer_synced(rq.reply, self.fs.fsync_now(rq.ino()));
+            let synced = self.fs.fsync_now(rq.ino());
+            answer_synced(rq.reply, synced);
         }
         Ok(())
     }
