@@ -1,1 +1,29 @@
-//! (skeleton)
+//! Sealing: the one authenticated format of everything sealfs stores, and the keys for it.
+//!
+//! Owns the sealed message (Cobblestone-256, FORMAT.md "Sealed message"), the key hierarchy,
+//! the keyring's bytes, and the memory secrets live in. Does no file or network I/O, never logs
+//! a key, and is the only module that names `aes_gcm` or `aws_lc_rs`. Called by `store/`
+//! (objects), `journal/` (records, local state) and `cli/` (keyring).
+
+mod cipher;
+mod cobblestone;
+mod context;
+mod derive;
+mod keys;
+pub mod offsets;
+mod secret;
+
+pub use cipher::Backend;
+pub use cobblestone::{
+    OpenError, Opener, Sealer, open, open_with, seal, seal_into, seal_with, seal_with_salt,
+};
+pub use context::{CONTEXT_MAGIC, FORMAT_VERSION};
+pub use derive::{InputKey, KEY};
+pub use keys::{FIRST_EPOCH, RootKey, VolumeKeys};
+pub use offsets::{CHUNK_CIPHER, CHUNK_PLAIN, HEADER, TAG};
+pub use secret::{Locked, forbid_dumps};
+
+/// Bytes of the salt that opens every sealed message.
+pub const SALT: usize = 24;
+/// Bytes of the key commitment that follows the salt.
+pub const COMMITMENT: usize = 32;

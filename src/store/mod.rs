@@ -1,1 +1,27 @@
-//! (skeleton)
+//! Where sealed objects live: one `object_store::ObjectStore` per concern, stacked.
+//!
+//! `sealed → cached → retry → s3 | file | memory`. Each layer is one wrapper in one file (or
+//! folder) and knows nothing of the others but the trait. Called by `stack/` (which builds the
+//! stack), `commit/` and `data/` (through [`SegmentStore`] and the key-value store). Never holds
+//! plaintext on disk; never names a FUSE or journal type.
+
+//CACHED pub mod cached;
+pub mod error;
+pub mod file;
+pub mod location;
+pub mod probe;
+pub mod retry;
+mod rope;
+pub mod sealed;
+pub mod segments;
+pub mod stats;
+
+//CACHED pub use cached::{CacheOptions, CacheRule, Cached};
+pub use error::{ErrorClass, StoreError, class};
+pub use file::FileStore;
+pub use location::{Location, LocationError};
+pub use probe::{ProbeError, probe};
+pub use retry::{Health, Retry, RetryOptions};
+pub use sealed::{Invalidate, Sealed};
+pub use segments::SegmentStore;
+pub use stats::{RequestSnapshot, RequestStats};

@@ -1,0 +1,83 @@
+//! What binds a sealed message to its place: the context string (FORMAT.md "Contexts").
+//!
+//! A context is a list of fields, each preceded by its length as four bytes, big-endian. A
+//! message opened under any other context fails at its commitment.
+
+use crate::base::{JournalId, VolumeId};
+
+/// First field of every context.
+pub const CONTEXT_MAGIC: &[u8] = b"sealfs";
+/// Second field: the version byte of the format this code writes and reads.
+pub const FORMAT_VERSION: u8 = 1;
+
+fn fields(kind: &[u8], rest: &[&[u8]]) -> Vec<u8> {
+    let head = [CONTEXT_MAGIC, &[FORMAT_VERSION], kind];
+    let len = head.iter().chain(rest).map(|field| 4 + field.len()).sum();
+    let mut out = Vec::with_capacity(len);
+    for field in head.iter().chain(rest) {
+        let len = u32::try_from(field.len()).expect("names are far below 4 GiB");
+        out.extend_from_slice(&len.to_be_bytes());
+        out.extend_from_slice(field);
+    }
+    out
+}
+
+/// Of an object of the bucket: `name` is its full name below the STORE prefix.
+pub(super) fn object(volume: VolumeId, epoch: u32, name: &str) -> Vec<u8> {
+    fields(b"object", &[&volume.0, &epoch.to_be_bytes(), name.as_bytes()])
+}
+
+/// Of a record of the local journal: `kind` says which sort of record, as `journal/` defines.
+pub(super) fn journal(volume: VolumeId, journal: JournalId, kind: u8, number: u64) -> Vec<u8> {
+    fields(b"journal", &[&volume.0, &journal.0, &[kind], &number.to_be_bytes()])
+}
+
+/// Of a file of local state: `file_name` is its name inside the state directory.
+pub(super) fn state(volume: VolumeId, file_name: &str) -> Vec<u8> {
+    fields(b"state", &[&volume.0, file_name.as_bytes()])
+}
+
+/// Of the root key wrapped in a slot of the keyring: `slot` is all of the slot before the wrap.
+pub(super) fn slot(volume: VolumeId, slot: &[u8]) -> Vec<u8> {
+    fields(b"slot", &[&volume.0, slot])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VOLUME: VolumeId = VolumeId([0xAB; 16]);
+
+    #[test]
+    fn the_context_of_an_object_is_as_the_format_page_shows() {
+        // Guards against a silent change of bytes at rest: the example of FORMAT.md.
+        let mut expected = b"\0\0\0\x06sealfs\0\0\0\x01\x01\0\0\0\x06object\0\0\0\x10".to_vec();
+        expected.extend_from_slice(&[0xAB; 16]);
+        expected.extend_from_slice(b"\0\0\0\x04\0\0\0\x01\0\0\0\x05seg/a");
+        assert_eq!(object(VOLUME, 1, "seg/a"), expected);
+    }
+
+    #[test]
+    fn no_two_places_share_a_context() {
+        // Guards against a message that is valid elsewhere: every field changed in turn, and a
+        // byte moved from one field to the next.
+        let id = JournalId([1; 16]);
+        let all = [
+            object(VOLUME, 1, "seg/a"),
+            object(VOLUME, 1, "seg/b"),
+            object(VOLUME, 2, "seg/a"),
+            object(VolumeId([0xAC; 16]), 1, "seg/a"),
+            journal(VOLUME, id, 1, 1),
+            journal(VOLUME, id, 2, 1),
+            journal(VOLUME, id, 1, 2),
+            journal(VOLUME, JournalId([2; 16]), 1, 1),
+            state(VOLUME, "seg/a"),
+            state(VOLUME, ""),
+            slot(VOLUME, b"seg/a"),
+            slot(VOLUME, b""),
+        ];
+        for (i, a) in all.iter().enumerate() {
+            assert!(all[i + 1..].iter().all(|b| a != b), "{i}");
+        }
+    }
+}

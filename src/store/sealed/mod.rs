@@ -1,0 +1,293 @@
+//! The layer above which objects are plaintext and below which they are sealed messages.
+//!
+//! Maps names, ranges and sizes between the two, seals what is put, opens what is read, and
+//! passes conditions and entity tags through. Every object is one message under a key and a
+//! context made of its full path, so an object that was altered, cut, or put under another name
+//! does not open: it is fetched once more (past the cache below), and then the read fails with
+//! [`ErrorClass::Corrupt`] and one log line. Never writes to disk, never hands out a byte it
+//! could not authenticate.
+//!
+//! What a reader may believe: every byte; and a *size* when the object's last chunk was opened,
+//! which `head`, whole reads, suffix and open-ended reads do. A bounded read that ends before
+//! the last chunk reports the size the store claims.
+
+mod damage;
+mod fetch;
+mod upload;
+
+use super::error::{ErrorClass, StoreError};
+use crate::seal::offsets::{HEADER, cipher_len, plain_len};
+use crate::seal::{Opener, VolumeKeys, seal_into};
+use async_trait::async_trait;
+use bytes::Bytes;
+use damage::Damage;
+use fetch::Fetched;
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use lru::LruCache;
+use object_store::path::Path;
+use object_store::{
+    CopyMode, CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult,
+    MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions,
+    PutOptions, PutPayload, PutResult, Result,
+};
+use parking_lot::Mutex;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+/// Objects whose opener is remembered, so that a ranged read need not fetch the header.
+/// At most about 1 KiB each.
+pub const OPENERS_MAX: usize = 8192;
+/// Sealing and opening more bytes than this moves to a blocking thread: below it the hand-over
+/// would cost as much as the work.
+const INLINE_MAX: usize = 512 << 10;
+
+/// Something below that keeps ciphertext and can be told that an object's is wrong.
+pub trait Invalidate: Send + Sync + 'static {
+    /// Drops whatever is kept of `location`; the next read comes from the store.
+    fn invalidate(&self, location: &Path);
+}
+
+/// The wrapper; see the module. Cloning shares everything.
+#[derive(Clone)]
+pub struct Sealed(Arc<Inner>);
+
+struct Inner {
+    store: Arc<dyn ObjectStore>,
+    keys: VolumeKeys,
+    known: Mutex<LruCache<Path, Known>>,
+    cache: Option<Arc<dyn Invalidate>>,
+    damage: Damage,
+}
+
+/// What is remembered of one version of an object.
+#[derive(Clone)]
+struct Known {
+    opener: Opener,
+    /// Of the version that carries this header; a different tag makes the opener void.
+    e_tag: Option<String>,
+    /// Ciphertext length, once the last chunk was opened (or sealed here).
+    size_proven: Option<u64>,
+}
+
+impl Sealed {
+    /// Wraps `store`; object names for keys and contexts are the paths given to this layer.
+    pub fn new(store: Arc<dyn ObjectStore>, keys: VolumeKeys) -> Sealed {
+        Sealed::with_cache(store, keys, None)
+    }
+
+    /// As [`Sealed::new`], over a `store` that contains `cache`: what does not open is dropped
+    /// there before it is fetched again.
+    pub fn with_cache(
+        store: Arc<dyn ObjectStore>,
+        keys: VolumeKeys,
+        cache: Option<Arc<dyn Invalidate>>,
+    ) -> Sealed {
+        let openers_max = NonZeroUsize::new(OPENERS_MAX).expect("not zero");
+        let known = Mutex::new(LruCache::new(openers_max));
+        Sealed(Arc::new(Inner { store, keys, known, cache, damage: Damage::default() }))
+    }
+
+    /// Names of objects that did not open since the mount began (bounded, oldest dropped). While
+    /// there is one, nothing may be deleted from the bucket.
+    pub fn damaged(&self) -> Vec<Path> {
+        self.0.damage.list()
+    }
+
+    /// The epochs an object may be sealed under, the current one first.
+    fn epochs(&self) -> impl Iterator<Item = u32> + use<> {
+        (crate::seal::FIRST_EPOCH..=self.0.keys.epoch()).rev()
+    }
+
+    fn opener(&self, location: &Path, header: &[u8; HEADER]) -> Option<Opener> {
+        self.epochs().find_map(|epoch| {
+            let key = self.0.keys.object_key(epoch, location.as_ref());
+            let context = self.0.keys.object_context(epoch, location.as_ref());
+            Opener::new(&key, &context, header).ok()
+        })
+    }
+
+    fn remember(&self, location: &Path, known: Known) {
+        self.0.known.lock().put(location.clone(), known);
+    }
+
+    fn forget(&self, location: &Path) {
+        self.0.known.lock().pop(location);
+    }
+
+    /// Seals a whole payload under the name `location`.
+    async fn seal(&self, location: &Path, payload: PutPayload) -> Result<Bytes> {
+        let (keys, name) = (self.0.keys.clone(), location.clone());
+        on_fitting_thread(payload.content_length(), move || {
+            let epoch = keys.epoch();
+            let key = keys.object_key(epoch, name.as_ref());
+            let context = keys.object_context(epoch, name.as_ref());
+            let parts: Vec<&[u8]> = payload.iter().map(|part| &part[..]).collect();
+            let len = cipher_len(payload.content_length() as u64) as usize;
+            let mut out = Vec::with_capacity(len);
+            seal_into(&key, &context, &parts, &mut out);
+            assert_eq!(out.len(), len, "a sealed message has its computed length");
+            Ok(Bytes::from(out))
+        })
+        .await
+    }
+
+    /// After our own put: its header is at hand, so the first read needs none.
+    fn remember_put(&self, location: &Path, header: &Bytes, len: u64, put: &PutResult) {
+        let header: Option<&[u8; HEADER]> = header.first_chunk();
+        match header.and_then(|header| self.opener(location, header)) {
+            Some(opener) => {
+                let e_tag = put.e_tag.clone();
+                self.remember(location, Known { opener, e_tag, size_proven: Some(len) });
+            }
+            None => self.forget(location),
+        }
+    }
+
+    fn to_result(&self, fetched: Fetched) -> GetResult {
+        let body = stream::iter(fetched.plain.map(Ok)).boxed();
+        GetResult {
+            payload: GetResultPayload::Stream(body),
+            meta: fetched.meta,
+            range: fetched.range,
+            attributes: Default::default(),
+            extensions: Default::default(),
+        }
+    }
+}
+
+/// Runs CPU work on `bytes` bytes here, or on a blocking thread if it is long.
+async fn on_fitting_thread<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    if bytes <= INLINE_MAX { work() } else { tokio::task::spawn_blocking(work).await? }
+}
+
+/// The listed size in plaintext. An object that no sealing could have made (the keyring, a
+/// stranger's, a cut one) lists as empty; reading it fails.
+fn listed(mut meta: ObjectMeta) -> ObjectMeta {
+    meta.size = plain_len(meta.size).unwrap_or(0);
+    meta
+}
+
+/// Attributes and tags would reach the bucket in the clear.
+fn refuse_clear(any: bool) -> Result<()> {
+    match any {
+        false => Ok(()),
+        true => Err(Error::NotImplemented {
+            operation: "attributes or tags (they cannot be sealed)".into(),
+            implementer: "Sealed".into(),
+        }),
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Sealed {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        opts: PutOptions,
+    ) -> Result<PutResult> {
+        refuse_clear(!opts.attributes.is_empty() || !opts.tags.is_empty())?;
+        let message = self.seal(location, payload).await?;
+        let len = message.len() as u64;
+        // A copy, so that the opener's memory does not hold on to the whole message.
+        let header = Bytes::copy_from_slice(&message[..HEADER]);
+        let outcome = self.0.store.put_opts(location, message.into(), opts).await;
+        match &outcome {
+            Ok(put) => self.remember_put(location, &header, len, put),
+            Err(_) => self.forget(location),
+        }
+        outcome
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        opts: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        refuse_clear(!opts.attributes.is_empty() || !opts.tags.is_empty())?;
+        let inner = self.0.store.put_multipart_opts(location, opts).await?;
+        Ok(upload::begin(self.clone(), location.clone(), inner))
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        match self.fetch(location, &options).await {
+            Ok(fetched) => Ok(self.to_result(fetched)),
+            Err(fetch::Failed::Store(e)) => Err(e),
+            Err(fetch::Failed::Damaged(_)) => {
+                // Once more, from the store itself: the damage may be the cache's.
+                self.forget(location);
+                if let Some(cache) = &self.0.cache {
+                    cache.invalidate(location);
+                }
+                match self.fetch(location, &options).await {
+                    Ok(fetched) => Ok(self.to_result(fetched)),
+                    Err(fetch::Failed::Store(e)) => Err(e),
+                    Err(fetch::Failed::Damaged(why)) => {
+                        self.forget(location);
+                        self.0.damage.report(location, &why);
+                        let message = format!("object {location} is damaged: {why}");
+                        Err(StoreError::new(ErrorClass::Corrupt, message).into_store("sealed"))
+                    }
+                }
+            }
+        }
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
+        let sealed = self.clone();
+        let forgetting = locations.inspect_ok(move |location| sealed.forget(location)).boxed();
+        self.0.store.delete_stream(forgetting)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.0.store.list(prefix).map_ok(listed).boxed()
+    }
+
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.0.store.list_with_offset(prefix, offset).map_ok(listed).boxed()
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        let mut result = self.0.store.list_with_delimiter(prefix).await?;
+        result.objects = result.objects.into_iter().map(listed).collect();
+        Ok(result)
+    }
+
+    /// The name is part of what authenticates an object, so a copy is read, sealed again under
+    /// the new name and put. It passes through this machine's memory whole.
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        let plain = self.get(from).await?.bytes().await?;
+        let mode = match options.mode {
+            CopyMode::Overwrite => PutMode::Overwrite,
+            CopyMode::Create => PutMode::Create,
+        };
+        self.put_opts(to, plain.into(), mode.into()).await.map(|_| ())
+    }
+}
+
+impl fmt::Display for Sealed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sealed({})", self.0.store)
+    }
+}
+
+impl fmt::Debug for Sealed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sealed({:?})", self.0.store)
+    }
+}
+
+#[cfg(test)]
+#[path = "sealed_tests.rs"]
+mod tests;

@@ -1,0 +1,83 @@
+//! Counters of what was asked of the store, for `sealfs status` and the benches.
+//!
+//! One [`RequestStats`] is shared by the layers of a mount. `retry` counts requests (each
+//! attempt is one), `cached` counts hits. Relaxed atomics: a snapshot is not a transaction.
+
+use serde::Serialize;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Live counters; see [`RequestSnapshot`] for what each one means.
+        #[derive(Debug, Default)]
+        pub struct RequestStats { $($(#[$doc])* pub $name: AtomicU64),* }
+
+        /// The counters at one moment, since the mount started.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+        pub struct RequestSnapshot { $($(#[$doc])* pub $name: u64),* }
+
+        impl RequestStats {
+            /// Reads every counter.
+            pub fn snapshot(&self) -> RequestSnapshot {
+                RequestSnapshot { $($name: self.$name.load(Relaxed)),* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// GET requests with a body, attempts included.
+    get,
+    /// HEAD requests.
+    head,
+    /// PUT requests of whole objects.
+    put,
+    /// Requests of multipart uploads: create, part, complete, abort.
+    multipart,
+    /// LIST requests (one per listing; pages are not visible here).
+    list,
+    /// Objects asked to be deleted.
+    delete,
+    /// Object bytes received.
+    bytes_down,
+    /// Object bytes sent.
+    bytes_up,
+    /// Attempts that failed, the final answers 404, 304 and 412 not counted.
+    errors,
+    /// Attempts that were repeated.
+    retries,
+    /// Reads answered wholly from the disk cache.
+    cache_hits,
+    /// Reads that needed the store.
+    cache_misses,
+    /// Ciphertext bytes answered from the disk cache.
+    cache_hit_bytes,
+    /// Ciphertext bytes fetched by the cache.
+    cache_miss_bytes,
+    /// Ciphertext bytes not written to the cache because its queue was full.
+    cache_skipped_bytes,
+    /// Cache entries dropped because they were torn or corrupt.
+    cache_corrupt,
+}
+
+impl RequestStats {
+    /// Adds `n` to a counter.
+    pub(crate) fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Relaxed);
+    }
+}
+
+impl RequestSnapshot {
+    /// Requests of every kind sent to the store.
+    pub fn requests(&self) -> u64 {
+        self.get + self.head + self.put + self.multipart + self.list + self.delete
+    }
+
+    /// Share of cacheable reads answered by the disk cache, 0 when there was none.
+    pub fn hit_ratio(&self) -> f64 {
+        match self.cache_hits + self.cache_misses {
+            0 => 0.0,
+            all => self.cache_hits as f64 / all as f64,
+        }
+    }
+}
