@@ -10,6 +10,8 @@ use super::dispatch::{Adapter, Interrupt, Request};
 use super::errno::Errno;
 use super::reply::Reply;
 
+/// `FUSE_WRITE_CACHE`: from the page cache, whose times the kernel sends itself.
+const WRITE_CACHE: u32 = 1 << 0;
 /// `FUSE_WRITE_KILL_SUIDGID`: the writer may not keep set-user and set-group bits.
 const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `FUSE_FSYNC_FDATASYNC`: data, and of the attributes only what is needed to read it.
@@ -47,7 +49,7 @@ impl Adapter {
         let flags = WriteFlags {
             kill_suidgid: write_flags & WRITE_KILL_SUIDGID != 0,
             sync: open_flags & (libc::O_SYNC | libc::O_DSYNC) != 0,
-            append_at_end: false,
+            cached: write_flags & WRITE_CACHE != 0,
         };
         match self.fs.write_now(rq.ino(), offset, data, flags) {
             Some(result) => answer_written(rq.reply, result),
