@@ -56,6 +56,12 @@ impl InputKey {
         }
     }
 
+    /// The first 32 bytes of HMAC-SHA512 of `data` under this key.
+    pub(super) fn mac(&self, data: &[u8]) -> [u8; KEY] {
+        let tag = hmac::sign(&self.0.mac, data);
+        *tag.as_ref().first_chunk().expect("HMAC-SHA512 gives 64 bytes")
+    }
+
     /// The input key derived from this one with `info`.
     pub(super) fn derive(&self, info: &[&[u8]]) -> InputKey {
         let mut bytes = Zeroizing::new([0u8; KEY]);

@@ -9,9 +9,11 @@ mod cipher;
 mod cobblestone;
 mod context;
 mod derive;
+mod keyring;
 mod keys;
 pub mod offsets;
 mod secret;
+mod slots;
 
 pub use cipher::Backend;
 pub use cobblestone::{
@@ -19,9 +21,11 @@ pub use cobblestone::{
 };
 pub use context::{CONTEXT_MAGIC, FORMAT_VERSION};
 pub use derive::{InputKey, KEY};
+pub use keyring::{KEYRING_MAX, Keyring, KeyringError, SLOTS_MAX, SlotInfo};
 pub use keys::{FIRST_EPOCH, RootKey, VolumeKeys};
 pub use offsets::{CHUNK_CIPHER, CHUNK_PLAIN, HEADER, TAG};
 pub use secret::{Locked, forbid_dumps};
+pub use slots::{KEY_FILE_MAX, KEY_FILE_MIN, KdfParams, LABEL_MAX, Secret, SlotKind};
 
 /// Bytes of the salt that opens every sealed message.
 pub const SALT: usize = 24;

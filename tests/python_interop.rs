@@ -1,0 +1,234 @@
+//! A second implementation reads what sealfs writes: Cobblestone-256 of the Python package
+//! `cryptography`, and `scripts/open-object`, which has only AES-GCM.
+//!
+//! The Python is the one in `SEALFS_TEST_PYTHON` (`scripts/test` sets it), else a virtual
+//! environment made here in `target/venv`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+use sealfs::seal::{
+    InputKey, KdfParams, Keyring, RootKey, Secret, VolumeKeys, offsets, open, seal,
+};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+const LENGTHS: [usize; 9] = [0, 1, 100, 16_383, 16_384, 16_385, 32_768, 100_000, 3_000_000];
+const NAME: &str = "seg/0a/0a0b0c0d0e0f000102030405060708090";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i % 253) as u8 ^ (i >> 13) as u8).collect()
+}
+
+/// Runs to the end or kills after `seconds`; the outputs go through files, so that neither can
+/// fill a pipe.
+fn run(command: &mut Command, seconds: u64) -> Output {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (out, err) = (dir.path().join("out"), dir.path().join("err"));
+    command.stdin(Stdio::null());
+    command.stdout(fs::File::create(&out).expect("a file"));
+    command.stderr(fs::File::create(&err).expect("a file"));
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    let status = loop {
+        match child.try_wait().expect("waiting for a child works") {
+            Some(status) => break status,
+            None if Instant::now() > deadline => {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("{command:?} did not end within {seconds} s");
+            }
+            None => thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    let read = |path| fs::read(path).expect("the output was written");
+    Output { status, stdout: read(out), stderr: read(err) }
+}
+
+fn succeed(command: &mut Command, seconds: u64) -> Vec<u8> {
+    let output = run(command, seconds);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}\n{stderr}", output.status);
+    output.stdout
+}
+
+/// A Python that has `cryptography` 50 or later.
+fn python() -> &'static Path {
+    static PYTHON: OnceLock<PathBuf> = OnceLock::new();
+    PYTHON.get_or_init(|| {
+        let given = env::var_os("SEALFS_TEST_PYTHON").map(PathBuf::from);
+        let python = given.unwrap_or_else(make_venv);
+        succeed(Command::new(&python).args(["-c", "import cryptography.cobblestone"]), 60);
+        python
+    })
+}
+
+/// `target/venv`, made in a temporary name and renamed, so that it is whole or absent.
+fn make_venv() -> PathBuf {
+    let (venv, ready) = (root().join("target/venv"), root().join("target/venv/.sealfs-ready"));
+    let python = venv.join("bin/python");
+    if !ready.exists() {
+        fs::create_dir_all(&venv).expect("target/ is writable");
+        succeed(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv), 120);
+        let pip = ["-m", "pip", "install", "-q", "--timeout", "60", "cryptography>=50"];
+        succeed(Command::new(&python).args(pip), 300);
+        fs::write(&ready, "").expect("the venv is ours");
+    }
+    python
+}
+
+/// One message to exchange: where it is bound to, and its files.
+struct Case {
+    key: InputKey,
+    context: Vec<u8>,
+    plain: PathBuf,
+    message: PathBuf,
+    len: usize,
+}
+
+fn cases(dir: &Path) -> Vec<Case> {
+    let keys = VolumeKeys::random_for_tests(4);
+    let case = |len: usize| {
+        let name = format!("{NAME}-{len}");
+        Case {
+            key: keys.object_key(1, &name),
+            context: keys.object_context(1, &name),
+            plain: dir.join(format!("plain-{len}")),
+            message: dir.join(format!("message-{len}")),
+            len,
+        }
+    };
+    LENGTHS.into_iter().map(case).collect()
+}
+
+fn interop(verb: &str, dir: &Path, cases: &[Case]) {
+    let list: Vec<_> = cases
+        .iter()
+        .map(|c| {
+            let (key, context) = (hex(c.key.expose()), hex(&c.context));
+            json!({"key": key, "context": context, "plain": c.plain, "message": c.message})
+        })
+        .collect();
+    let file = dir.join("cases.json");
+    fs::write(&file, serde_json::to_vec(&list).expect("JSON")).expect("writable");
+    let script = root().join("tests/python/interop.py");
+    succeed(Command::new(python()).arg(script).arg(verb).arg(file), 120);
+}
+
+#[test]
+fn python_cryptography_opens_what_sealfs_sealed() {
+    // Guards against a format only we can read: another implementation opens each length.
+    let dir = tempfile::tempdir().unwrap();
+    let cases = cases(dir.path());
+    for c in &cases {
+        fs::write(&c.message, seal(&c.key, &c.context, &bytes(c.len))).unwrap();
+    }
+    interop("open", dir.path(), &cases);
+    for c in &cases {
+        assert!(fs::read(&c.plain).unwrap() == bytes(c.len), "length {}", c.len);
+    }
+}
+
+#[test]
+fn sealfs_opens_what_python_cryptography_sealed() {
+    // Guards against a reader that accepts only our own writer's messages.
+    let dir = tempfile::tempdir().unwrap();
+    let cases = cases(dir.path());
+    for c in &cases {
+        fs::write(&c.plain, bytes(c.len)).unwrap();
+    }
+    interop("seal", dir.path(), &cases);
+    for c in &cases {
+        let message = fs::read(&c.message).unwrap();
+        assert_eq!(message.len() as u64, offsets::cipher_len(c.len as u64));
+        assert!(open(&c.key, &c.context, &message).unwrap() == bytes(c.len), "length {}", c.len);
+    }
+}
+
+/// A volume on disk as `scripts/open-object` gets it: keyring, secrets, keys, one object.
+struct Volume {
+    dir: tempfile::TempDir,
+    keys: VolumeKeys,
+}
+
+impl Volume {
+    fn new() -> Volume {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, data: &[u8]| fs::write(dir.path().join(name), data).unwrap();
+        let passphrase = Secret::Passphrase(Zeroizing::new("pass phrase ü".into()));
+        let (mut ring, keys) =
+            Keyring::create(RootKey::random(), &passphrase, "first", KdfParams::FLOOR).unwrap();
+        let key_file = vec![0xE7; 77];
+        write("key.bin", &key_file);
+        ring.add_slot(&keys, &Secret::KeyFile(Zeroizing::new(key_file)), "", KdfParams::FLOOR)
+            .unwrap();
+        write("keyring", &ring.to_bytes());
+        write("pass.txt", "pass phrase ü\n".as_bytes());
+        write("wrong.txt", b"pass phrase u\n");
+        write("root.hex", hex(keys.root().expose()).as_bytes());
+        write("one.bin", keys.object_key(1, NAME).expose());
+        let object = seal(&keys.object_key(1, NAME), &keys.object_context(1, NAME), &bytes(40_000));
+        write("object", &object);
+        let mut damaged = object;
+        damaged[30_000] ^= 1;
+        write("damaged", &damaged);
+        Volume { dir, keys }
+    }
+
+    fn open_object(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(python());
+        command.arg(root().join("scripts/open-object")).args(args).current_dir(self.dir.path());
+        run(&mut command, 60)
+    }
+}
+
+#[test]
+fn open_object_reads_an_object_with_any_of_its_keys() {
+    // Guards against a recovery script that does not work on the day it is needed.
+    let volume = Volume::new();
+    let id = volume.keys.volume_id().to_string();
+    let ways: [&[&str]; 4] = [
+        &["--keyring", "keyring", "--passphrase-file", "pass.txt"],
+        &["--keyring", "keyring", "--key-file", "key.bin"],
+        &["--root-key-file", "root.hex"],
+        &["--object-key-file", "one.bin", "--volume", &id],
+    ];
+    for way in ways {
+        let output = volume.open_object(&[way, &[NAME, "object"]].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{way:?}: {stderr}");
+        assert!(output.stdout == bytes(40_000), "{way:?}");
+    }
+}
+
+#[test]
+fn open_object_says_what_is_wrong_and_prints_no_contents() {
+    // Guards against a script that prints unauthenticated bytes or a Python traceback.
+    let volume = Volume::new();
+    let cases: [(&[&str], &str); 3] = [
+        (&["--root-key-file", "root.hex", "seg/other", "object"], "another key or name"),
+        (&["--root-key-file", "root.hex", NAME, "damaged"], "chunk 1 is damaged"),
+        (
+            &["--keyring", "keyring", "--passphrase-file", "wrong.txt", NAME, "object"],
+            "no slot of the keyring opens",
+        ),
+    ];
+    for (args, sentence) in cases {
+        let output = volume.open_object(args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains(sentence) && !stderr.contains("Traceback"), "{stderr}");
+        assert!(output.stdout.is_empty());
+    }
+}

@@ -1,0 +1,206 @@
+//! Known answers: the published vectors of C2SP `chunked-encryption` (Wycheproof), and our own
+//! of every version of docs/FORMAT.md ever released.
+
+use sealfs::base::{JournalId, VolumeId};
+use sealfs::seal::{
+    Backend, CHUNK_CIPHER, HEADER, InputKey, KdfParams, Keyring, OpenError, Opener, RootKey,
+    Secret, VolumeKeys, offsets, open_with, seal_with_salt,
+};
+use serde_json::Value;
+use sha2::{Digest, Sha256, Sha512};
+use zeroize::Zeroizing;
+
+const BACKENDS: [Backend; 2] = [Backend::Reference, Backend::Bulk];
+
+fn hex(text: &Value) -> Vec<u8> {
+    let text = text.as_str().expect("a hex string");
+    let byte = |i| u8::from_str_radix(&text[i..i + 2], 16).expect("hex digits");
+    (0..text.len()).step_by(2).map(byte).collect()
+}
+
+fn key(text: &Value) -> Option<InputKey> {
+    Some(InputKey::from_bytes(&hex(text).try_into().ok()?))
+}
+
+/// Opens as a streaming reader would, a chunk at a time: the plaintext before the first error.
+fn open_by_chunk(key: &InputKey, context: &[u8], message: &[u8]) -> (Vec<u8>, bool) {
+    let mut out = vec![];
+    let Some((header, body)) = message.split_first_chunk::<HEADER>() else { return (out, false) };
+    let Ok(opener) = Opener::new(key, context, header) else { return (out, false) };
+    let mut rest = body;
+    for number in 0.. {
+        let ends = rest.len() < CHUNK_CIPHER;
+        let (chunk, later) = rest.split_at(rest.len().min(CHUNK_CIPHER));
+        if opener.open_chunks(number, chunk, ends, &mut out).is_err() {
+            return (out, false);
+        }
+        if ends {
+            break;
+        }
+        rest = later;
+    }
+    (out, true)
+}
+
+/// Opens the last chunk only, as one does to learn a length that can be believed.
+fn open_last(key: &InputKey, context: &[u8], message: &[u8]) -> bool {
+    let Some(plain_len) = offsets::plain_len(message.len() as u64) else { return false };
+    let Ok(opener) = Opener::new(key, context, message.first_chunk().expect("long enough")) else {
+        return false;
+    };
+    let last = offsets::last_chunk(plain_len);
+    let cipher = &message[last.cipher.start as usize..last.cipher.end as usize];
+    opener.open_chunks(last.first_chunk, cipher, true, &mut vec![]).is_ok()
+}
+
+#[test]
+fn every_published_vector_gives_the_published_result() {
+    // Guards against a Cobblestone of our own: each of the 35 vectors, valid and invalid, with
+    // both backends, whole, chunk by chunk and from the end; valid ones are sealed again.
+    let text = include_str!("vectors/c2sp_chunked_encryption_aes_256_gcm_test.json");
+    let file: Value = serde_json::from_str(text).expect("the vector file is JSON");
+    let mut count = 0;
+    for group in file["testGroups"].as_array().expect("groups") {
+        assert_eq!(group["aead"], "AEAD_AES_256_GCM");
+        for test in group["tests"].as_array().expect("tests") {
+            count += 1;
+            check_published(test);
+        }
+    }
+    assert_eq!(count, file["numberOfTests"].as_u64().expect("a count"));
+}
+
+fn check_published(test: &Value) {
+    let id = &test["tcId"];
+    let flag = |name: &str| test["flags"].as_array().expect("flags").iter().any(|f| f == name);
+    let context = hex(&test["ctx"]);
+    let message = miniz_oxide::inflate::decompress_to_vec_zlib(&hex(&test["ct"])).expect("zlib");
+    let Some(key) = key(&test["key"]) else {
+        assert!(flag("InvalidKeySize"), "{id}: our keys have 32 bytes by type");
+        return;
+    };
+    let digest_fits = |plain: &[u8]| {
+        plain.len() as u64 == test["msgLength"].as_u64().expect("msgLength")
+            && Sha512::digest(plain)[..] == hex(&test["msgSha512"])
+    };
+    let valid = test["result"] == "valid";
+    for backend in BACKENDS {
+        let opened = open_with(backend, &key, &context, &message);
+        assert_eq!(opened.is_ok(), valid, "{id} with {backend:?}: {:?}", opened.err());
+        match opened {
+            Ok(plain) => {
+                assert!(digest_fits(&plain), "{id} with {backend:?}");
+                let salt = message.first_chunk().expect("a salt");
+                assert_eq!(seal_with_salt(backend, &key, &context, salt, &plain), message, "{id}");
+            }
+            Err(OpenError::TooShort(_) | OpenError::Commitment) => {
+                assert!(flag("HeaderFailure") || message.len() < HEADER + 16, "{id}");
+            }
+            Err(OpenError::BadLength(_)) => {
+                assert!(flag("Truncation") || flag("TrailingData"), "{id}");
+            }
+            Err(OpenError::Chunk(_)) => assert!(!flag("HeaderFailure"), "{id}"),
+        }
+    }
+    let (prefix, whole) = open_by_chunk(&key, &context, &message);
+    assert_eq!(whole, valid, "{id} chunk by chunk");
+    match valid || flag("PartialPlaintext") {
+        true => assert!(digest_fits(&prefix), "{id}: {} bytes", prefix.len()),
+        false => assert!(prefix.is_empty(), "{id}"),
+    }
+    let from_the_end = open_last(&key, &context, &message);
+    assert_eq!(from_the_end, valid || flag("ValidFinalChunk"), "{id} from the end");
+}
+
+fn plain_bytes(len: u64) -> Vec<u8> {
+    (0..len).map(|i| (i % 251) as u8).collect()
+}
+
+fn check_message(vector: &Value, key: &InputKey, context: &[u8]) {
+    assert_eq!(&key.expose()[..], hex(&vector["key"]), "{vector}");
+    assert_eq!(context, hex(&vector["context"]), "{vector}");
+    let plain = plain_bytes(vector["plain_len"].as_u64().expect("plain_len"));
+    let salt = hex(&vector["salt"]).try_into().expect("24 bytes");
+    for backend in BACKENDS {
+        let message = seal_with_salt(backend, key, context, &salt, &plain);
+        assert_eq!(message.len() as u64, vector["message_len"].as_u64().expect("message_len"));
+        assert_eq!(Sha256::digest(&message)[..], hex(&vector["message_sha256"]));
+        assert_eq!(open_with(backend, key, context, &message), Ok(plain.clone()));
+        if vector["message"].is_string() {
+            assert_eq!(message, hex(&vector["message"]));
+        }
+    }
+}
+
+#[test]
+fn format_version_1_is_what_the_format_page_says() {
+    // Guards against a change of any byte at rest: ids, keys, contexts, messages of objects,
+    // journal and state, as the independent Python implementation made them.
+    let v: Value = serde_json::from_str(include_str!("vectors/format_v1.json")).expect("JSON");
+    let root = RootKey::from_bytes(&hex(&v["root_key"]).try_into().expect("32 bytes"));
+    let keys = VolumeKeys::from_root(root, 1);
+    assert_eq!(keys.volume_id(), VolumeId(hex(&v["volume_id"]).try_into().expect("16 bytes")));
+    assert_eq!(&keys.name_hash_key()[..], hex(&v["name_hash_key"]));
+    for object in v["objects"].as_array().expect("objects") {
+        let epoch = object["epoch"].as_u64().expect("an epoch") as u32;
+        let name = object["name"].as_str().expect("a name");
+        check_message(object, &keys.object_key(epoch, name), &keys.object_context(epoch, name));
+    }
+    let j = &v["journal"];
+    let journal = JournalId(hex(&j["journal_id"]).try_into().expect("16 bytes"));
+    check_message(j, &keys.journal_key(), &keys.journal_context(journal, 1, 7));
+    let file_name = v["state"]["file_name"].as_str().expect("a name");
+    check_message(&v["state"], &keys.state_key(), &keys.state_context(file_name));
+}
+
+#[test]
+fn a_keyring_of_format_version_1_opens() {
+    // Guards against a keyring that an old release wrote no longer opening, and against reading
+    // it differently from the independent implementation that made this one.
+    let v: Value = serde_json::from_str(include_str!("vectors/format_v1.json")).expect("JSON");
+    let bytes = hex(&v["keyring"]["bytes"]);
+    let ring = Keyring::parse(&bytes).expect("it parses");
+    assert_eq!(ring.to_bytes(), bytes);
+    assert_eq!(ring.generation(), 2);
+    assert_eq!(ring.slots().expect("slots")[1].label, "kleiner Schlüssel");
+    let passphrase = v["keyring"]["passphrase"].as_str().expect("text").as_bytes().to_vec();
+    let secrets = [
+        Secret::Passphrase(Zeroizing::new(passphrase)),
+        Secret::KeyFile(Zeroizing::new(hex(&v["keyring"]["key_file"]))),
+    ];
+    for secret in secrets {
+        let keys = ring.unlock(&secret).expect("it unlocks");
+        assert_eq!(&keys.root().expose()[..], hex(&v["root_key"]));
+    }
+}
+
+#[test]
+fn the_numbers_on_the_format_page_are_right() {
+    // Guards against documentation that a stranger's reader would fail with: every row of the
+    // table of sizes, and the worked volume id, object key and keyring size.
+    let page = include_str!("../docs/FORMAT.md");
+    let number = |cell: &str| cell.replace(' ', "").parse::<u64>().ok();
+    let rows = page.lines().filter_map(|line| {
+        let mut cells = line.split('|').skip(1);
+        Some((number(cells.next()?)?, number(cells.next()?)?, cells.next()?))
+    });
+    let sizes: Vec<_> =
+        rows.filter(|row| row.2.contains("empty") || row.2.contains("byte")).collect();
+    assert_eq!(sizes.len(), 10);
+    for (plain, message, chunks) in sizes {
+        assert_eq!(offsets::cipher_len(plain), message);
+        assert_eq!(offsets::plain_len(message), Some(plain));
+        let count = number(chunks.split(',').next().expect("a count")).expect("a number");
+        assert_eq!(plain / 16_384 + 1, count);
+    }
+    let keys = VolumeKeys::from_root(RootKey::from_bytes(&std::array::from_fn(|i| i as u8)), 1);
+    let name = "seg/4f/4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f";
+    let key = keys.object_key(1, name);
+    let key: String = key.expose().iter().map(|b| format!("{b:02x}")).collect();
+    assert!(page.contains(&keys.volume_id().to_string()) && page.contains(name));
+    assert!(page.contains(&key));
+    let passphrase = Secret::Passphrase(Zeroizing::new(b"x".to_vec()));
+    let made = Keyring::create(keys.root().clone(), &passphrase, "first", KdfParams::FLOOR);
+    let len = made.expect("a keyring").0.to_bytes().len();
+    assert!(page.contains(&format!("named `first` has {len} bytes")), "{len}");
+}
