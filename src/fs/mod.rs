@@ -93,7 +93,7 @@ pub struct RenameFlags {
 pub struct WriteFlags {
     pub kill_suidgid: bool,
     pub sync: bool,
-    pub append_at_end: bool,
+    pub cached: bool,
 }
 #[derive(Clone, Debug)]
 pub enum FsError {
