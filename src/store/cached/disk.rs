@@ -41,6 +41,9 @@ pub(super) fn key(location: &Path) -> Key {
     *digest.first_chunk().expect("SHA-256 has 32 bytes")
 }
 
+/// What a read finds: the object's metadata and the whole granules, ascending.
+pub(super) type Found = (Arc<ObjectMeta>, Vec<(u64, Bytes)>);
+
 /// The directory and its index.
 pub(super) struct Disk {
     dir: PathBuf,
@@ -202,7 +205,7 @@ impl Disk {
         key: &Key,
         location: &Path,
         granules: Range<u64>,
-    ) -> Option<(Arc<ObjectMeta>, Vec<(u64, Bytes)>)> {
+    ) -> Option<Found> {
         let file = self.open_file(key, location)?;
         let meta = match self.peek(key)? {
             Some(meta) => meta,
