@@ -240,7 +240,7 @@ impl Cached {
                 let range = want.start..want.start + body.len();
                 Some(Ok(answer(&meta, range, body)))
             }
-            // Past the end, or an empty object: the store knows the right words.
+            // Past the end, an empty object, or one that keeps changing: the store knows.
             Err(e) if class(&e) == ErrorClass::Other => None,
             Err(e) => Some(Err(e)),
         }

@@ -73,7 +73,8 @@ impl Cached {
                 None => self.drop_object(location),
             }
         }
-        Err(broken(ErrorClass::Throttled, format!("{location} changed while it was read")))
+        // Not immutable after all: the caller asks the store itself.
+        Err(broken(ErrorClass::Other, format!("{location} changed while it was read")))
     }
 
     /// One try of [`Cached::read`]; `None` when pieces of different versions came together.
