@@ -55,10 +55,9 @@ pub async fn init(options: InitOptions) -> Result<VolumeId, StackError> {
 async fn refuse_if_not_empty(layers: &Layers, name: &str) -> Result<(), StackError> {
     match layers.retry.list(None).next().await {
         None => Ok(()),
-        Some(Ok(found)) => Err(StackError::NotEmpty {
-            store: name.into(),
-            example: found.location.to_string(),
-        }),
+        Some(Ok(found)) => {
+            Err(StackError::NotEmpty { store: name.into(), example: found.location.to_string() })
+        }
         Some(Err(e)) => Err(StackError::store(format!("listing {name}"), e)),
     }
 }

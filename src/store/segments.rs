@@ -109,7 +109,11 @@ impl SegmentStore {
                     log::warn!("{} is not a segment's name; ignored", meta.location);
                     return None;
                 };
-                Some(Ok(SegmentMeta { id, size: meta.size, last_modified: meta.last_modified.into() }))
+                Some(Ok(SegmentMeta {
+                    id,
+                    size: meta.size,
+                    last_modified: meta.last_modified.into(),
+                }))
             })
             .boxed()
     }
