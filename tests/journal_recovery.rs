@@ -149,6 +149,35 @@ fn journal_stride(disk: &SimDisk, path: &Path, records: usize) -> usize {
 }
 
 #[test]
+fn a_void_record_put_in_the_place_of_its_successor_does_not_open() {
+    // Guards against an attacker with the disk bringing a dropped record back: old record 3
+    // was sealed under the same number and key as new record 3, and only the file differs.
+    let disk = SimDisk::new();
+    let (journal, _) = open(&disk);
+    (1..=3).for_each(|n| drop(append(&journal, n, 600)));
+    drop(journal);
+    let old_path = log_path(&disk);
+    let stride = journal_stride(&disk, &old_path, 3);
+    let old = disk.content(&old_path).unwrap();
+    disk.damage(&old_path, |bytes| bytes[FILE_HEADER_BYTES + stride + 300] ^= 1);
+    disk.restart(Restart::Kill);
+    let (journal, recovery) = open(&disk);
+    assert_eq!((recovery.last, recovery.torn_tail), (JournalPos(1), true));
+    (2..=3).for_each(|n| drop(append(&journal, n, 600)));
+    drop(journal);
+    let new_path = disk.paths().into_iter().rfind(|p| p.to_str().unwrap().contains("/log-"));
+    let message = FILE_HEADER_BYTES + 2 * stride + 32..FILE_HEADER_BYTES + 3 * stride;
+    let new_start = FILE_HEADER_BYTES + stride + 32;
+    disk.damage(&new_path.unwrap(), |bytes| {
+        bytes[new_start..new_start + message.len()].copy_from_slice(&old[message]);
+    });
+    disk.restart(Restart::Kill);
+    let (journal, recovery) = open(&disk);
+    assert!(recovery.torn_tail);
+    assert_holds(&journal, &recovery, 1..=2);
+}
+
+#[test]
 fn a_flipped_bit_in_what_was_synced_is_corruption_and_nothing_is_touched() {
     // Guards against damage in the middle being taken for a torn tail, which would drop every
     // fsynced record behind it: record 6 testifies that 5 records were on stable storage.
