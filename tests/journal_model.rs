@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! The journal against a plain vector, on a disk that crashes at any request and loses, tears
 //! or reorders what was not synced.
 
@@ -263,3 +264,6 @@ fn a_crash_at_every_single_request_of_a_session_loses_nothing_synced() {
         }
     }
 }
+=======
+
+>>>>>>> main

@@ -264,7 +264,7 @@ impl BlockCache {
         let work = async move {
             let permit = cache.fetches.clone().acquire_owned().await;
             let _permit = permit.expect("the semaphore is never closed");
-            let got = cache.segments.get_range(id, start..run.end as u64 * BLOCK).await;
+            let got = cache.segments.get_up_to(id, start..run.end as u64 * BLOCK).await;
             let mut inner = cache.inner.lock();
             for b in run.clone() {
                 inner.running.remove(&(id, b));

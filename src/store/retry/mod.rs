@@ -525,3 +525,7 @@ impl fmt::Debug for Retry {
         write!(f, "Retry({:?})", self.inner)
     }
 }
+
+#[cfg(test)]
+#[path = "retry_tests.rs"]
+mod tests;

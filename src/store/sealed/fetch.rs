@@ -286,11 +286,11 @@ impl Take {
     fn of(wanted: &Wanted, plain_size: u64, raw: &Raw) -> Result<Take, Failed> {
         let plain = wanted.plain(plain_size)?;
         let first_chunk = plain.start / CHUNK_PLAIN as u64;
-        let ends_message = plain.end == plain_size && raw.range.end == raw.meta.size;
-        let end = match ends_message {
-            true => raw.meta.size,
-            false => cipher_range(plain.clone(), plain_size).cipher.end,
-        };
+        let touched = cipher_range(plain.clone(), plain_size);
+        // The last chunk is touched, or is empty and in the answer.
+        let ends_message =
+            touched.ends_message || (plain.end == plain_size && raw.range.end == raw.meta.size);
+        let end = if ends_message { raw.meta.size } else { touched.cipher.end };
         let cipher = chunk_start(first_chunk)..end;
         let covered = raw.range.start <= cipher.start && cipher.end <= raw.range.end;
         if !covered || cipher.start > cipher.end || (wanted.needs_end(plain_size) && !ends_message)
