@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! The journal against a plain vector, on a disk that crashes at any request and loses, tears
 //! or reorders what was not synced.
 
@@ -264,6 +263,3 @@ fn a_crash_at_every_single_request_of_a_session_loses_nothing_synced() {
         }
     }
 }
-=======
-
->>>>>>> main
