@@ -154,7 +154,7 @@ fn a_void_record_put_in_the_place_of_its_successor_does_not_open() {
     // was sealed under the same number and key as new record 3, and only the file differs.
     let disk = SimDisk::new();
     let (journal, _) = open(&disk);
-    (1..=3).for_each(|n| drop(append(&journal, n, 600)));
+    let _: Vec<_> = (1..=3).map(|n| append(&journal, n, 600)).collect();
     drop(journal);
     let old_path = log_path(&disk);
     let stride = journal_stride(&disk, &old_path, 3);
@@ -163,7 +163,7 @@ fn a_void_record_put_in_the_place_of_its_successor_does_not_open() {
     disk.restart(Restart::Kill);
     let (journal, recovery) = open(&disk);
     assert_eq!((recovery.last, recovery.torn_tail), (JournalPos(1), true));
-    (2..=3).for_each(|n| drop(append(&journal, n, 600)));
+    let _: Vec<_> = (2..=3).map(|n| append(&journal, n, 600)).collect();
     drop(journal);
     let new_path = disk.paths().into_iter().rfind(|p| p.to_str().unwrap().contains("/log-"));
     let message = FILE_HEADER_BYTES + 2 * stride + 32..FILE_HEADER_BYTES + 3 * stride;

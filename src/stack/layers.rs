@@ -46,13 +46,7 @@ impl Layers {
             (None, Location::Memory) => Arc::new(InMemory::new()),
             (None, Location::File(dir)) => {
                 let open = if create { FileStore::create(dir) } else { FileStore::open(dir) };
-<<<<<<< HEAD
-                Arc::new(
-                    open.map_err(|e| StackError::store(format!("opening {}", options.name), e))?,
-                )
-=======
                 Arc::new(open.map_err(opening)?)
->>>>>>> main
             }
             (None, Location::S3 { bucket, prefix }) => {
                 let connected = s3::connect(S3Options {

@@ -174,12 +174,7 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
             CommitOptions { interval: options.commit_interval, ..CommitOptions::default() };
         let damage = sealed.clone();
         let may_delete = Arc::new(move || damage.damaged().is_empty());
-<<<<<<< HEAD
-        let c =
-            Committer::new(view.clone(), opened.clone(), segments, row, options.commit, may_delete);
-=======
         let c = Committer::new(view.clone(), opened.clone(), segments, row, commit, may_delete);
->>>>>>> main
         (journal, committer) = (Some(opened), Some(c));
     }
     state.save(&remembered, true)?;
