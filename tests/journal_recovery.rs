@@ -323,7 +323,7 @@ fn a_full_disk_refuses_one_append_and_not_the_next() {
     let (journal, _) = open(&disk);
     append(&journal, 1, 40_000);
     disk.limit_bytes(Some(FILE_BYTES + 1000));
-    let e = journal.append(&[&content(2, 40_000)]).err().expect("no space");
+    let e = journal.append(&[&content(2, 40_000)]).expect_err("no space");
     assert!(matches!(e, JournalError::NoSpace(_)), "{e}");
     disk.limit_bytes(None);
     append(&journal, 2, 40_000);
@@ -413,7 +413,7 @@ fn damage_met_by_a_read_names_the_file_and_leaves_the_buffer_alone() {
     disk.damage(&path, |bytes| bytes[FILE_HEADER_BYTES + 30_000] ^= 1);
     assert_eq!(journal.read(loc, 0..16_000).unwrap(), content(1, 16_000));
     let mut out = b"kept".to_vec();
-    let e = journal.read_into(loc, 0..40_000, &mut out).err().expect("damaged");
+    let e = journal.read_into(loc, 0..40_000, &mut out).expect_err("damaged");
     assert!(matches!(&e, JournalError::Corrupt { file, .. } if *file == path), "{e}");
     assert_eq!(out, b"kept");
 }
