@@ -47,10 +47,7 @@ pub struct CommitOptions {
 
 impl Default for CommitOptions {
     fn default() -> Self {
-        CommitOptions {
-            interval: Duration::from_secs(2),
-            dead_grace: Duration::from_secs(300),
-        }
+        CommitOptions { interval: Duration::from_secs(2), dead_grace: Duration::from_secs(300) }
     }
 }
 
@@ -317,8 +314,7 @@ impl Committer {
             running.push(async move {
                 let id = plan.id;
                 let read = tokio::task::spawn_blocking(move || read_items(&journal, &plan));
-                let data =
-                    read.await.map_err(|e| CommitError::Internal(e.to_string()))??;
+                let data = read.await.map_err(|e| CommitError::Internal(e.to_string()))??;
                 let len = data.len() as u64;
                 store.put(id, vec![data.into()]).await.map_err(|e| CommitError::Upload(id, e))?;
                 self.uploaded.fetch_add(len, Ordering::Relaxed);
@@ -345,8 +341,7 @@ impl Committer {
         for file in &generation.dropped {
             resolve::drop_file(&self.view, &mut changes, *file).await?;
         }
-        let sizes: HashMap<SegmentId, u64> =
-            plan.segments.iter().map(|s| (s.id, s.len)).collect();
+        let sizes: HashMap<SegmentId, u64> = plan.segments.iter().map(|s| (s.id, s.len)).collect();
         resolve::settle_segments(&self.view, &mut changes, &sizes, unix_secs()).await?;
         let before = *self.committed.borrow();
         let row = CommitRow {

@@ -55,8 +55,7 @@ pub struct Plan {
 /// Packs the contents of `generation`, sorted by inode and offset, so that what is read
 /// together lies together. `new_id` names segments.
 pub fn pack(generation: &Generation, mut new_id: impl FnMut() -> SegmentId) -> Plan {
-    let mut files: Vec<_> =
-        generation.files.iter().filter(|(_, f)| !f.ranges.is_empty()).collect();
+    let mut files: Vec<_> = generation.files.iter().filter(|(_, f)| !f.ranges.is_empty()).collect();
     files.sort_unstable_by_key(|(key, _)| **key);
     let mut plan = Plan::default();
     for (key, file) in files {

@@ -104,8 +104,7 @@ pub async fn apply_file(
 /// Drops all committed extents of a data generation, if they are few; else leaves a `r` row.
 pub async fn drop_file(view: &View, out: &mut Changes, file: FileKey) -> Result<(), ViewError> {
     if file.1 != keys::RECLAIM_INODE {
-        let (extents, complete_to) =
-            view.scan_extents(file, 0, INLINE_DROP_EXTENTS + 1).await?;
+        let (extents, complete_to) = view.scan_extents(file, 0, INLINE_DROP_EXTENTS + 1).await?;
         if complete_to == u64::MAX {
             extents.iter().for_each(|e| out.delete_extent(file, e));
             return Ok(());

@@ -321,10 +321,12 @@ impl View {
         let mut pending: BTreeMap<Key, Option<Bytes>> = BTreeMap::new();
         {
             let layers = self.layers.read();
-            let range = || (
-                std::ops::Bound::Included(Key::from(start)),
-                std::ops::Bound::Excluded(Key::from(end)),
-            );
+            let range = || {
+                (
+                    std::ops::Bound::Included(Key::from(start)),
+                    std::ops::Bound::Excluded(Key::from(end)),
+                )
+            };
             for g in layers.newest_first() {
                 for (n, (key, row)) in g.rows.range::<Key, _>(range()).enumerate() {
                     if n == limit {
@@ -399,12 +401,7 @@ impl View {
 
     /// Fetches the committed extents of `start..end` of `file` (and what comes with them) into
     /// the cache.
-    pub async fn load_extents(
-        &self,
-        file: FileKey,
-        start: u64,
-        end: u64,
-    ) -> Result<(), ViewError> {
+    pub async fn load_extents(&self, file: FileKey, start: u64, end: u64) -> Result<(), ViewError> {
         let before = self.retired.load(Ordering::Acquire);
         let mut extents = Vec::new();
         let mut to = start;

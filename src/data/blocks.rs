@@ -141,7 +141,12 @@ impl BlockCache {
 
     /// The range to fetch for a miss on `range` of `id` by file `ino`; `small`: it is a file
     /// that lies whole in the segment, with others beside it.
-    fn window(inner: &mut Inner, id: SegmentId, range: &Range<u64>, small: Option<Ino>) -> Range<u64> {
+    fn window(
+        inner: &mut Inner,
+        id: SegmentId,
+        range: &Range<u64>,
+        small: Option<Ino>,
+    ) -> Range<u64> {
         let Some(ino) = small else { return range.clone() };
         let window = match inner.heat.get_mut(&id) {
             Some(heat) if heat.last != ino => {
@@ -228,17 +233,15 @@ impl BlockCache {
     /// Whether all of `range` is here or on its way.
     pub fn covered(&self, id: SegmentId, range: Range<u64>) -> bool {
         let inner = self.inner.lock();
-        blocks_of(&range).all(|b| {
-            inner.blocks.contains(&(id, b)) || inner.running.contains_key(&(id, b))
-        })
+        blocks_of(&range)
+            .all(|b| inner.blocks.contains(&(id, b)) || inner.running.contains_key(&(id, b)))
     }
 
     fn start_fetches(self: &Arc<Self>, inner: &mut Inner, id: SegmentId, range: Range<u64>) {
         let blocks_max = (FETCH_BYTES_MAX / BLOCK) as u32;
         let mut run: Option<Range<u32>> = None;
         for b in blocks_of(&range) {
-            let have =
-                inner.blocks.contains(&(id, b)) || inner.running.contains_key(&(id, b));
+            let have = inner.blocks.contains(&(id, b)) || inner.running.contains_key(&(id, b));
             match &mut run {
                 Some(r) if !have && r.end - r.start < blocks_max => r.end = b + 1,
                 _ => {
@@ -261,7 +264,7 @@ impl BlockCache {
         let work = async move {
             let permit = cache.fetches.clone().acquire_owned().await;
             let _permit = permit.expect("the semaphore is never closed");
-            let got = cache.segments.get_range(id, start..run.end as u64 * BLOCK).await;
+            let got = cache.segments.get_up_to(id, start..run.end as u64 * BLOCK).await;
             let mut inner = cache.inner.lock();
             for b in run.clone() {
                 inner.running.remove(&(id, b));

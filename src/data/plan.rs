@@ -113,7 +113,8 @@ impl Pending {
                 if at < start {
                     self.parts.push(Part { start: at, end: start, source: Source::Hole });
                 }
-                let source = Source::Segment { id: e.segment, offset: e.offset + (start - e.start) };
+                let source =
+                    Source::Segment { id: e.segment, offset: e.offset + (start - e.start) };
                 self.parts.push(Part { start, end, source });
                 at = end;
             }

@@ -214,9 +214,8 @@ impl Fs {
                         continue;
                     }
                 };
-                let wanted = |source: &Source| {
-                    matches!(source, Source::Hole) == (whence == Whence::Hole)
-                };
+                let wanted =
+                    |source: &Source| matches!(source, Source::Hole) == (whence == Whence::Hole);
                 if let Some(part) = parts.iter().find(|p| wanted(&p.source)) {
                     return Ok(part.start);
                 }

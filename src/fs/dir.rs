@@ -110,15 +110,10 @@ impl Fs {
     }
 
     /// Brings the inodes of `entries` into memory with as few requests as their numbers allow.
-    async fn fetch_inodes(
-        self: &Arc<Self>,
-        dir: Ino,
-        entries: &[DirEntry],
-    ) -> Result<(), FsError> {
+    async fn fetch_inodes(self: &Arc<Self>, dir: Ino, entries: &[DirEntry]) -> Result<(), FsError> {
         let missing = |entries: &[DirEntry]| -> Vec<Ino> {
-            let misses = |e: &&DirEntry| {
-                matches!(self.view.get_now(&keys::inode(e.ino)), Lookup::Miss)
-            };
+            let misses =
+                |e: &&DirEntry| matches!(self.view.get_now(&keys::inode(e.ino)), Lookup::Miss);
             entries.iter().filter(misses).map(|e| e.ino).collect()
         };
         let mut todo = missing(entries);

@@ -29,8 +29,8 @@ use crate::meta::{DirCookie, Dirent, Inode, Kind, NAME_MAX, keys};
 
 pub use crate::meta::Kind as FileKind;
 pub use error::FsError;
-pub(crate) use lifetime::decode_next_ino;
 use error::Step;
+pub(crate) use lifetime::decode_next_ino;
 pub use types::{
     Attr, Caller, DirEntry, RenameFlags, SetAttr, SetTime, StatFs, Whence, WriteFlags, XattrMode,
 };

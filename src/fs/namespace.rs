@@ -125,8 +125,7 @@ impl Fs {
         let mut batch = Batch::default();
         let new = NewInode { perm: acl.perm, target: new.target.clone(), ..*new };
         let nlink = if new.kind == Kind::Dir { 2 } else { 1 };
-        let (ino, mut inode) =
-            self.new_inode(state, &mut batch, caller, parent, &dir, &new, nlink);
+        let (ino, mut inode) = self.new_inode(state, &mut batch, caller, parent, &dir, &new, nlink);
         for (attr_name, value) in acl.xattrs {
             inode.xattrs += 1;
             batch.put_fresh(keys::xattr(ino, attr_name), value);
@@ -282,11 +281,9 @@ impl Fs {
             let dir = fs.directory(parent)?;
             let perm = (mode & 0o7777) as u16;
             let acl = fs.inherited_acl(parent, &dir, Kind::File, perm, umask)?;
-            let new =
-                NewInode { kind: Kind::File, perm: acl.perm, rdev: 0, target: Bytes::new() };
+            let new = NewInode { kind: Kind::File, perm: acl.perm, rdev: 0, target: Bytes::new() };
             let mut batch = Batch::default();
-            let (ino, mut inode) =
-                fs.new_inode(state, &mut batch, caller, parent, &dir, &new, 0);
+            let (ino, mut inode) = fs.new_inode(state, &mut batch, caller, parent, &dir, &new, 0);
             for (name, value) in acl.xattrs {
                 inode.xattrs += 1;
                 batch.put_fresh(keys::xattr(ino, name), value);
@@ -350,9 +347,7 @@ impl Fs {
             inode.nlink += 1;
             inode.ctime = fs.clock.now();
             batch.put(keys::inode(ino), inode.encode());
-            fs.add_entry(
-                &mut batch, new_parent, &mut dir, &new_name, ino, inode.kind, inode.ctime,
-            );
+            fs.add_entry(&mut batch, new_parent, &mut dir, &new_name, ino, inode.kind, inode.ctime);
             batch.put(keys::inode(new_parent), dir.encode());
             fs.submit(state, batch, &[])?;
             if was_orphan {
@@ -525,7 +520,14 @@ impl Fs {
                 (Kind::Dir, Kind::Dir) if victim.size > 0 => return Err(FsError::NotEmpty.into()),
                 (Kind::Dir, Kind::Dir) => {
                     victim.ctime = now;
-                    self.remove_entry(&mut batch, new_parent, &mut to_dir, new_name, Kind::Dir, now);
+                    self.remove_entry(
+                        &mut batch,
+                        new_parent,
+                        &mut to_dir,
+                        new_name,
+                        Kind::Dir,
+                        now,
+                    );
                     if self.unlinked(&mut batch, target.ino, &mut victim) {
                         orphan = Some(target.ino);
                     }
@@ -541,9 +543,7 @@ impl Fs {
                 }
             }
         }
-        self.add_entry(
-            &mut batch, new_parent, &mut to_dir, new_name, source.ino, source.kind, now,
-        );
+        self.add_entry(&mut batch, new_parent, &mut to_dir, new_name, source.ino, source.kind, now);
         let mut moved = self.inode(source.ino)?;
         moved.ctime = now;
         if moved.kind == Kind::Dir {

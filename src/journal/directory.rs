@@ -111,9 +111,8 @@ impl Directory {
         for seq in &seqs {
             let path = dir.join(log_name(*seq));
             let opened = io.open(&path).and_then(|handle| Ok((handle.len()?, handle)));
-            let (bytes, handle) = opened.map_err(|e| {
-                JournalError::io(format!("opening {}", path.display()), e)
-            })?;
+            let (bytes, handle) =
+                opened.map_err(|e| JournalError::io(format!("opening {}", path.display()), e))?;
             logs.push(LogFile { seq: *seq, handle, bytes });
         }
         let (free, names_max, seq_max) =
@@ -220,7 +219,11 @@ impl Directory {
     ///
     /// # Errors
     /// `NoSpace` or `Io`: the file is deleted and the directory is as before.
-    pub fn prewrite_one(&self, files: usize, may_go_on: &dyn Fn() -> bool) -> Result<bool, JournalError> {
+    pub fn prewrite_one(
+        &self,
+        files: usize,
+        may_go_on: &dyn Fn() -> bool,
+    ) -> Result<bool, JournalError> {
         let failed = |e| JournalError::io("writing a spare journal file", e);
         let spare = {
             let mut spares = self.spares.lock();
@@ -290,7 +293,11 @@ fn parent(dir: &Path) -> Option<&Path> {
     dir.parent().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p })
 }
 
-fn read_identity(dir: &Path, keys: &VolumeKeys, io: &dyn DiskIo) -> Result<JournalId, JournalError> {
+fn read_identity(
+    dir: &Path,
+    keys: &VolumeKeys,
+    io: &dyn DiskIo,
+) -> Result<JournalId, JournalError> {
     let path = dir.join(IDENTITY_NAME);
     let read = || {
         let file = io.open(&path)?;

@@ -110,12 +110,7 @@ impl DiskFile for RealFile {
         // The result does not matter: an error of the write itself is kept by the kernel for
         // the next fdatasync of this descriptor.
         unsafe {
-            libc::sync_file_range(
-                self.0.as_raw_fd(),
-                offset,
-                len,
-                libc::SYNC_FILE_RANGE_WRITE,
-            );
+            libc::sync_file_range(self.0.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE);
         }
     }
 }
@@ -168,7 +163,7 @@ impl DiskIo for RealDisk {
             Err(fs::TryLockError::WouldBlock) => {
                 let mut words = String::new();
                 // The holder may be about to write it: an unreadable id is not an error.
-                let read = Read::by_ref(&mut file).take(32).read_to_string(&mut words);
+                let read = file.take(32).read_to_string(&mut words);
                 Ok(LockAnswer::Busy(read.ok().and_then(|_| words.trim().parse().ok())))
             }
             Err(fs::TryLockError::Error(e)) => Err(e),

@@ -163,7 +163,11 @@ impl State {
         }
     }
 
-    fn change_names(&mut self, fault: Option<Fault>, change: impl FnOnce(&mut Names)) -> io::Result<()> {
+    fn change_names(
+        &mut self,
+        fault: Option<Fault>,
+        change: impl FnOnce(&mut Names),
+    ) -> io::Result<()> {
         if fault == Some(Fault::Io) {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
@@ -339,7 +343,12 @@ impl DiskFile for SimFile {
             let more = len.saturating_sub(inode.current.len() as u64);
             // `inode` is out of the map while it is borrowed here; it is counted by `more`
             // only when new, which is the one way the journal calls this.
-            let used: u64 = state.names.values().filter_map(|i| state.inodes.get(i)).map(|i| i.current.len() as u64).sum();
+            let used: u64 = state
+                .names
+                .values()
+                .filter_map(|i| state.inodes.get(i))
+                .map(|i| i.current.len() as u64)
+                .sum();
             if state.bytes_max.is_some_and(|max| used + more > max) {
                 return Err(io::Error::from_raw_os_error(libc::ENOSPC));
             }

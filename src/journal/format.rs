@@ -80,7 +80,9 @@ fn clear_from<'a>(magic: &[u8; 8], bytes: &'a [u8]) -> Option<(JournalId, u64, &
         && u32_at(clear, 40) == crc32fast::hash(&clear[..40]);
     let len = u32_at(clear, 36) as usize;
     let message = bytes[CLEAR_BYTES..].get(..len)?;
-    well.then(|| (JournalId(clear[12..28].try_into().expect("16 bytes")), u64_at(clear, 28), message))
+    well.then(|| {
+        (JournalId(clear[12..28].try_into().expect("16 bytes")), u64_at(clear, 28), message)
+    })
 }
 
 /// The identity file: which journal of which volume the directory is. The volume id stands in

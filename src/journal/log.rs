@@ -108,7 +108,9 @@ impl Tail {
         self.bytes += bytes;
         match self.marks.back_mut() {
             // The mark before the last stays, so the last may move on with the newest record.
-            Some(mark) if mark.1 / MARK_BYTES == self.bytes / MARK_BYTES => *mark = (pos, self.bytes),
+            Some(mark) if mark.1 / MARK_BYTES == self.bytes / MARK_BYTES => {
+                *mark = (pos, self.bytes)
+            }
             _ => self.marks.push_back((pos, self.bytes)),
         }
     }
@@ -217,9 +219,7 @@ impl Journal {
             space: Notify::new(),
             space_lock: Mutex::new(()),
             space_freed: Condvar::new(),
-            openers: Mutex::new(LruCache::new(
-                NonZeroUsize::new(OPENERS_MAX).expect("not zero"),
-            )),
+            openers: Mutex::new(LruCache::new(NonZeroUsize::new(OPENERS_MAX).expect("not zero"))),
             scratch: Mutex::new(Vec::new()),
             stop: AtomicBool::new(false),
             wake: Mutex::new(false),

@@ -36,10 +36,7 @@ impl Recovery {
     ///
     /// # Errors
     /// `Corrupt` if records between `committed` and the oldest held are missing.
-    pub fn after(
-        &self,
-        committed: JournalPos,
-    ) -> Result<&[(JournalPos, RecordLoc)], JournalError> {
+    pub fn after(&self, committed: JournalPos) -> Result<&[(JournalPos, RecordLoc)], JournalError> {
         if committed.0 + 1 < self.first.0 {
             let what = format!(
                 "records {} to {} are missing from the front",
@@ -139,7 +136,13 @@ fn walk(files: &[(FileHeader, FileScan)], first: u64) -> Walk {
 mod tests {
     use super::*;
 
-    fn file(seq: u64, first: u64, header_synced: u64, numbers: &[u64], synced: u64) -> (FileHeader, FileScan) {
+    fn file(
+        seq: u64,
+        first: u64,
+        header_synced: u64,
+        numbers: &[u64],
+        synced: u64,
+    ) -> (FileHeader, FileScan) {
         let header = FileHeader {
             seq,
             prev_seq: seq - 1,
@@ -179,7 +182,8 @@ mod tests {
         // mounting.
         let mut files = [file(1, 1, 0, &[1, 2, 4, 5, 6], 3), file(2, 7, 6, &[7, 8], 7)];
         files[1].1.released = 5;
-        let whole = Verdict::Survives { first: 6, last: 8, files_kept: 2, torn: false, released: 5 };
+        let whole =
+            Verdict::Survives { first: 6, last: 8, files_kept: 2, torn: false, released: 5 };
         assert_eq!(decide(&files), whole);
     }
 
@@ -191,7 +195,10 @@ mod tests {
         files[1].0.first = 10;
         files[1].0.released = 9;
         let v = decide(&files);
-        assert!(matches!(v, Verdict::Survives { last: 11, files_kept: 2, torn: false, .. }), "{v:?}");
+        assert!(
+            matches!(v, Verdict::Survives { last: 11, files_kept: 2, torn: false, .. }),
+            "{v:?}"
+        );
     }
 
     #[test]
@@ -207,7 +214,8 @@ mod tests {
     #[test]
     fn an_empty_journal_is_whole() {
         // Guards against a first mount that finds fault with nothing.
-        let whole = Verdict::Survives { first: 1, last: 0, files_kept: 0, torn: false, released: 0 };
+        let whole =
+            Verdict::Survives { first: 1, last: 0, files_kept: 0, torn: false, released: 0 };
         assert_eq!(decide(&[]), whole);
     }
 }

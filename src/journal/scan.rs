@@ -134,8 +134,8 @@ impl<'a> Window<'a> {
 
     /// `len` bytes at `offset`, which must lie in the file.
     fn at(&mut self, offset: u64, len: usize) -> Result<&[u8], JournalError> {
-        let inside = offset >= self.start
-            && offset + len as u64 <= self.start + self.bytes.len() as u64;
+        let inside =
+            offset >= self.start && offset + len as u64 <= self.start + self.bytes.len() as u64;
         if !inside {
             let wanted = len.max(WINDOW_BYTES) as u64;
             self.bytes.resize(wanted.min(self.file.bytes - offset) as usize, 0);

@@ -26,7 +26,9 @@ impl Journal {
         }
         let last = self.last_pos();
         if upto > last {
-            return Err(JournalError::Invalid(format!("sync of record {upto}, the last is {last}")));
+            return Err(JournalError::Invalid(format!(
+                "sync of record {upto}, the last is {last}"
+            )));
         }
         let deadline = Instant::now() + SYNC_WAIT_MAX;
         {

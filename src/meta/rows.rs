@@ -216,11 +216,8 @@ impl ExtentRow {
     pub fn decode(bytes: &[u8]) -> Result<ExtentRow, DecodeError> {
         let mut r = Reader::new(bytes);
         version(&mut r)?;
-        let row = ExtentRow {
-            segment: SegmentId(r.array()?),
-            segment_offset: r.u64()?,
-            len: r.u64()?,
-        };
+        let row =
+            ExtentRow { segment: SegmentId(r.array()?), segment_offset: r.u64()?, len: r.u64()? };
         r.end()?;
         if row.len == 0 || row.segment_offset.checked_add(row.len).is_none() {
             return Err(DecodeError("extent of impossible length"));

@@ -64,7 +64,9 @@ impl Layers {
             (None, Location::Memory) => Arc::new(InMemory::new()),
             (None, Location::File(dir)) => {
                 let open = if create { FileStore::create(dir) } else { FileStore::open(dir) };
-                Arc::new(open.map_err(|e| StackError::store(format!("opening {}", options.name), e))?)
+                Arc::new(
+                    open.map_err(|e| StackError::store(format!("opening {}", options.name), e))?,
+                )
             }
             (None, Location::S3 { .. }) => {
                 list_ordered = true;

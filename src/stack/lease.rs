@@ -121,7 +121,8 @@ async fn read(
         Err(e) if class(&e) == ErrorClass::NotFound => return Ok(None),
         Err(e) => return Err(e),
     };
-    let version = UpdateVersion { e_tag: got.meta.e_tag.clone(), version: got.meta.version.clone() };
+    let version =
+        UpdateVersion { e_tag: got.meta.e_tag.clone(), version: got.meta.version.clone() };
     let bytes = got.bytes().await?;
     let row = serde_json::from_slice(&bytes)
         .map_err(|e| object_store::Error::Generic { store: "lease", source: Box::new(e) })?;

@@ -182,22 +182,21 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
     let mut set_aside = None;
     let mut parts = None;
     if let Some((journal, recovery)) = local {
-        let (journal, base, todo) =
-            match lineage(&journal, &recovery, commit_row, &before)? {
-                Lineage::Continues(base, todo) => (journal, base, todo),
-                Lineage::Overtaken => {
-                    let aside = journal.set_aside(crate::base::Clock::now(&SystemClock))?;
-                    log::error!(
-                        "the local journal holds changes that another writer has overtaken; \
+        let (journal, base, todo) = match lineage(&journal, &recovery, commit_row, &before)? {
+            Lineage::Continues(base, todo) => (journal, base, todo),
+            Lineage::Overtaken => {
+                let aside = journal.set_aside(crate::base::Clock::now(&SystemClock))?;
+                log::error!(
+                    "the local journal holds changes that another writer has overtaken; \
                          it was set aside at {}",
-                        aside.display()
-                    );
-                    drop(journal);
-                    set_aside = Some(aside);
-                    let (journal, recovery) = open_journal(&options, &state_dir, &keys)?;
-                    (journal, JournalPos(recovery.first.0.saturating_sub(1)), Vec::new())
-                }
-            };
+                    aside.display()
+                );
+                drop(journal);
+                set_aside = Some(aside);
+                let (journal, recovery) = open_journal(&options, &state_dir, &keys)?;
+                (journal, JournalPos(recovery.first.0.saturating_sub(1)), Vec::new())
+            }
+        };
         parts = Some((Arc::new(journal), base, todo));
     }
     let base = parts.as_ref().map_or(JournalPos(0), |(_, base, _)| *base);
@@ -226,9 +225,8 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
         };
         let damage = sealed.clone();
         let may_delete = Arc::new(move || damage.damaged().is_empty());
-        let c = Committer::new(
-            view.clone(), opened.clone(), segments, row, options.commit, may_delete,
-        );
+        let c =
+            Committer::new(view.clone(), opened.clone(), segments, row, options.commit, may_delete);
         (journal, committer) = (Some(opened), Some(c));
     }
     state.save(&remembered, true)?;
@@ -306,7 +304,8 @@ fn lineage(
         }
         return Ok(Lineage::Continues(row.position, locs(recovery.after(row.position)?)));
     }
-    let known = if before.journal == recovery.id.to_string() { before.journal_committed } else { 0 };
+    let known =
+        if before.journal == recovery.id.to_string() { before.journal_committed } else { 0 };
     let committed = JournalPos(known.max(recovery.released.0));
     if recovery.last <= committed {
         return Ok(Lineage::Continues(recovery.last.max(committed), Vec::new()));

@@ -56,8 +56,7 @@ impl StateFile {
         };
         let bad = || StackError::State(self.path.clone());
         let context = self.keys.state_context(FILE_NAME);
-        let plain =
-            seal::open(&self.keys.state_key(), &context, &sealed).map_err(|_| bad())?;
+        let plain = seal::open(&self.keys.state_key(), &context, &sealed).map_err(|_| bad())?;
         serde_json::from_slice(&plain).map(Some).map_err(|_| bad())
     }
 

@@ -10,7 +10,7 @@ use super::keyring_object::create_keyring;
 use super::{Layers, StackError, StoreOptions};
 use crate::base::{Clock, SystemClock, VolumeId};
 use crate::fs::Fs;
-use crate::seal::{KdfParams, Keyring, Secret};
+use crate::seal::{KdfParams, Keyring, RootKey, Secret};
 use crate::store::kv::{Kv, KvOptions};
 use crate::store::probe;
 
@@ -41,7 +41,8 @@ pub async fn init(options: InitOptions) -> Result<VolumeId, StackError> {
     let layers = Layers::connect(&options.store, true).await?;
     refuse_if_not_empty(&layers, &name).await?;
     probe(&*layers.retry).await?;
-    let (keyring, keys) = Keyring::create(&options.secret, &options.label, options.kdf)?;
+    let (keyring, keys) =
+        Keyring::create(RootKey::random(), &options.secret, &options.label, options.kdf)?;
     let sealed = layers.sealed(&keys)?;
     let store: Arc<dyn ObjectStore> = sealed;
     let kv = Kv::open(store, KvOptions::default(), OPEN_TIMEOUT).await?;
@@ -55,10 +56,9 @@ pub async fn init(options: InitOptions) -> Result<VolumeId, StackError> {
 async fn refuse_if_not_empty(layers: &Layers, name: &str) -> Result<(), StackError> {
     match layers.retry.list(None).next().await {
         None => Ok(()),
-        Some(Ok(found)) => Err(StackError::NotEmpty {
-            store: name.into(),
-            example: found.location.to_string(),
-        }),
+        Some(Ok(found)) => {
+            Err(StackError::NotEmpty { store: name.into(), example: found.location.to_string() })
+        }
         Some(Err(e)) => Err(StackError::store(format!("listing {name}"), e)),
     }
 }

@@ -142,7 +142,7 @@ fn settings() -> Settings {
         manifest_update_timeout: Duration::from_secs(300),
         min_filter_keys: 256,
         l0_sst_size_bytes: 16 << 20,
-        max_wal_flushes_before_l0_flush: 1024,
+        max_wal_flushes_before_l0_flush: 4096,
         l0_max_ssts: L0_MAX,
         l0_max_ssts_per_key: L0_MAX,
         l0_flush_parallelism: 2,

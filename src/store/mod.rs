@@ -5,7 +5,7 @@
 //! stack), `commit/` and `data/` (through [`SegmentStore`] and the key-value store). Never holds
 //! plaintext on disk; never names a FUSE or journal type.
 
-//CACHED pub mod cached;
+pub mod cached;
 pub mod error;
 pub mod file;
 pub mod kv;
@@ -19,7 +19,7 @@ pub mod sealed;
 pub mod segments;
 pub mod stats;
 
-//CACHED pub use cached::{CacheOptions, CacheRule, Cached};
+pub use cached::{CacheOptions, CacheRule, Cached};
 pub use error::{ErrorClass, StoreError, class};
 pub use file::FileStore;
 pub use location::{Location, LocationError};
