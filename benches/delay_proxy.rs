@@ -50,7 +50,8 @@ fn main() -> std::io::Result<()> {
         });
     }
     let one_way = Duration::from_secs_f64(args.rtt_ms.max(0.0) / 2000.0);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async move {
         let listener = TcpListener::bind(("127.0.0.1", args.port)).await?;
         let mut out = std::io::stdout();

@@ -47,8 +47,7 @@ async fn exercise(store: &S3Store) -> Result<()> {
     let (put, created, uploaded, copied) =
         (Path::from("put"), Path::from("created"), Path::from("up"), Path::from("copied"));
     store.put(&put, "contents".into()).await?;
-    let version =
-        store.put_opts(&created, "created".into(), PutMode::Create.into()).await?;
+    let version = store.put_opts(&created, "created".into(), PutMode::Create.into()).await?;
     let update = PutMode::Update(version.into());
     store.put_opts(&created, "updated".into(), update.into()).await?;
     let mut upload = store.put_multipart(&uploaded).await?;
@@ -193,7 +192,8 @@ async fn an_alias_that_is_pointed_at_another_key_is_reported() {
 async fn another_customer_key_reads_nothing() {
     // Guards against the key not being sent at all: then every key would do.
     let server = S3Server::start();
-    let (right, wrong) = (s3_store(&server, customer(1)).await, s3_store(&server, customer(2)).await);
+    let (right, wrong) =
+        (s3_store(&server, customer(1)).await, s3_store(&server, customer(2)).await);
     let none = s3_store(&server, SseMode::Default).await;
     let path = Path::from("object");
     right.put(&path, "secret".into()).await.unwrap();

@@ -251,7 +251,9 @@ impl Intercept for HttpsOnly {
     ) -> Result<(), BoxError> {
         match context.request().uri().starts_with("https://") {
             true => Ok(()),
-            false => Err("the profile names a plain http endpoint; give it as --endpoint-url".into()),
+            false => {
+                Err("the profile names a plain http endpoint; give it as --endpoint-url".into())
+            }
         }
     }
 }
@@ -264,9 +266,7 @@ async fn region_chain(options: &S3Options) -> RegionProviderChain {
     if let Some(name) = &options.profile {
         profile = profile.profile_name(name);
     }
-    let chain = asked
-        .or_else(EnvironmentVariableRegionProvider::new())
-        .or_else(profile.build());
+    let chain = asked.or_else(EnvironmentVariableRegionProvider::new()).or_else(profile.build());
     let chain = match options.endpoint_url {
         Some(_) => chain,
         None => chain.or_else(aws_config::imds::region::ImdsRegionProvider::builder().build()),
@@ -335,7 +335,8 @@ mod tests {
             assert_eq!(wire(local, &options()).unwrap(), Wire::Private);
         }
         assert_eq!(wire("https://s3.example.org", &options()).unwrap(), Wire::Private);
-        for remote in ["http://10.0.0.1:9000", "http://minio:9000", "http://127.0.0.1.example.org"] {
+        for remote in ["http://10.0.0.1:9000", "http://minio:9000", "http://127.0.0.1.example.org"]
+        {
             let refused = wire(remote, &options());
             assert!(matches!(refused, Err(ConnectError::PlainHttp { .. })), "{remote}");
             let allowed = S3Options { allow_http: true, ..options() };

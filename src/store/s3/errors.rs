@@ -72,7 +72,12 @@ where
 }
 
 /// An error of one object inside a DeleteObjects answer, which has a code and no status.
-pub(super) fn from_code(code: &str, message: &str, action: &str, path: &str) -> object_store::Error {
+pub(super) fn from_code(
+    code: &str,
+    message: &str,
+    action: &str,
+    path: &str,
+) -> object_store::Error {
     let failure = Failure {
         code: Some(code.to_owned()),
         message: Some(message.to_owned()),
@@ -99,11 +104,7 @@ pub(super) fn is_unsupported<E: ProvideErrorMetadata>(error: &SdkError<E, HttpRe
         )
 }
 
-fn to_store_error(
-    verdict: Verdict,
-    path: &str,
-    message: String,
-) -> object_store::Error {
+fn to_store_error(verdict: Verdict, path: &str, message: String) -> object_store::Error {
     use object_store::Error as E;
     let class = match verdict {
         Verdict::NotModified => ErrorClass::Other,
@@ -132,7 +133,9 @@ fn classify(failure: &Failure, condition: Condition) -> (Verdict, Option<&'stati
         Some(CredentialTrouble::Missing) => {
             return (
                 Verdict::Unknown,
-                Some("set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or aws sso login"),
+                Some(
+                    "set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or aws sso login",
+                ),
             );
         }
         Some(CredentialTrouble::Unreachable) => return class(Transport),
@@ -143,13 +146,22 @@ fn classify(failure: &Failure, condition: Condition) -> (Verdict, Option<&'stati
     }
     match failure.code.as_deref().unwrap_or_default() {
         "NoSuchBucket" => {
-            return (Verdict::Class(Other), Some("create the bucket, or check its name and region"));
+            return (
+                Verdict::Class(Other),
+                Some("create the bucket, or check its name and region"),
+            );
         }
         "NoSuchUpload" => return class(Other),
         "NoSuchKey" | "NotFound" => return class(not_found(condition)),
         "PreconditionFailed" => return class(condition_failed(condition)),
-        "ConditionalRequestConflict" | "OperationAborted" | "SlowDown" | "ServiceUnavailable"
-        | "Throttling" | "ThrottlingException" | "RequestLimitExceeded" | "TooManyRequests"
+        "ConditionalRequestConflict"
+        | "OperationAborted"
+        | "SlowDown"
+        | "ServiceUnavailable"
+        | "Throttling"
+        | "ThrottlingException"
+        | "RequestLimitExceeded"
+        | "TooManyRequests"
         | "InternalError" => return class(Throttled),
         // The body did not arrive as it was sent.
         "RequestTimeout" | "IncompleteBody" | "BadDigest" | "XAmzContentChecksumMismatch" => {
@@ -159,12 +171,17 @@ fn classify(failure: &Failure, condition: Condition) -> (Verdict, Option<&'stati
             return (Verdict::Unknown, Some("refresh the credentials (aws sso login)"));
         }
         "RequestTimeTooSkewed" => {
-            return (Verdict::Forbidden, Some("set this machine's clock (timedatectl set-ntp true)"));
+            return (
+                Verdict::Forbidden,
+                Some("set this machine's clock (timedatectl set-ntp true)"),
+            );
         }
         "SignatureDoesNotMatch" => {
             return (Verdict::Forbidden, Some("check the secret access key and --endpoint-url"));
         }
-        "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException" => {
+        "AuthorizationHeaderMalformed"
+        | "PermanentRedirect"
+        | "IllegalLocationConstraintException" => {
             return (Verdict::Class(Other), Some("the bucket is in another region: set --region"));
         }
         _ => {}
@@ -215,10 +232,8 @@ where
 }
 
 fn facts_of_service<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Failure {
-    let mut failure = Failure {
-        status: error.raw_response().map(|r| r.status().as_u16()),
-        ..Failure::default()
-    };
+    let mut failure =
+        Failure { status: error.raw_response().map(|r| r.status().as_u16()), ..Failure::default() };
     match error {
         SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => failure.lost = true,
         // An answer that cannot be read. With a 2xx status the request may have taken effect.

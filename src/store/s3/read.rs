@@ -51,11 +51,8 @@ impl Inner {
         let length = content_length(answer.content_length, path)?;
         let (returned, size) = match &options.range {
             None => (0..length, length),
-            Some(asked) => {
-                partial(asked, answer.content_range.as_deref(), length).map_err(|problem| {
-                    own(ErrorClass::Transport, format!("get {path}: {problem}"))
-                })?
-            }
+            Some(asked) => partial(asked, answer.content_range.as_deref(), length)
+                .map_err(|problem| own(ErrorClass::Transport, format!("get {path}: {problem}")))?,
         };
         let meta = ObjectMeta {
             location: location.clone(),

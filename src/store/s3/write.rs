@@ -126,12 +126,8 @@ impl Inner {
             return created.await.map(drop);
         }
         let source = format!("{}/{}", self.bucket, percent_encoded(&self.key(from)));
-        let request = self
-            .client
-            .copy_object()
-            .bucket(&self.bucket)
-            .key(self.key(to))
-            .copy_source(source);
+        let request =
+            self.client.copy_object().bucket(&self.bucket).key(self.key(to)).copy_source(source);
         let mut request = with_sse!(request, self.sse.mode());
         if let SseMode::Customer { key } = self.sse.mode() {
             request = request
@@ -139,8 +135,10 @@ impl Inner {
                 .copy_source_sse_customer_key(key.base64())
                 .copy_source_sse_customer_key_md5(key.md5_base64());
         }
-        let answer =
-            request.send().await.map_err(|e| from_sdk(e, "copy", from.as_ref(), Condition::None))?;
+        let answer = request
+            .send()
+            .await
+            .map_err(|e| from_sdk(e, "copy", from.as_ref(), Condition::None))?;
         self.check_sse(Answer::Whole, applied!(answer), "copy to", to.as_ref())
     }
 

@@ -13,10 +13,10 @@
 //! | `POST /clear` | removes every fault and ends an outage |
 //! | `POST /behave?FIELD=VALUE` | `sse=honest,ignores,other_key` or an algorithm to claim; `ignores_if_none_match`, `ignores_if_match`, `no_delete_objects`, `ignores_ranges`, `denies_all`, `denies_writes` `=true,false`; `bucket_default=MODE` |
 
+use super::S3Server;
 use super::faults::{Fault, FaultKind, Faults, Outage, RequestKind};
 use super::memory::Memory;
 use super::sse::SseConduct;
-use super::S3Server;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -70,7 +70,13 @@ impl Control {
         Ok(response)
     }
 
-    fn act(&self, method: &str, path: &str, query: &HashMap<String, String>, body: Bytes) -> Answer {
+    fn act(
+        &self,
+        method: &str,
+        path: &str,
+        query: &HashMap<String, String>,
+        body: Bytes,
+    ) -> Answer {
         let done = Ok(Bytes::new());
         match (method, path.split_once('/').map_or("", |(_, rest)| rest)) {
             ("GET", "counts") => {

@@ -70,7 +70,12 @@ impl Bucket {
     }
 
     /// Checks the condition and stores the object, in one step.
-    pub fn put(&self, key: &str, object: Object, condition: &WriteCondition) -> Result<(), Refusal> {
+    pub fn put(
+        &self,
+        key: &str,
+        object: Object,
+        condition: &WriteCondition,
+    ) -> Result<(), Refusal> {
         let mut objects = self.objects.write();
         let present = objects.get(key).map(|o| o.e_tag.as_str());
         match (condition, present) {

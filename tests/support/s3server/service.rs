@@ -208,8 +208,7 @@ impl S3 for MemoryS3 {
     ) -> S3Result<S3Response<PutObjectOutput>> {
         let mut input = req.input;
         let body = input.body.take();
-        let bytes =
-            collect(body, input.content_length, input.checksum_crc32.as_deref()).await?;
+        let bytes = collect(body, input.content_length, input.checksum_crc32.as_deref()).await?;
         let sse = asked_sse!(input).resolve(&self.memory.behaviour.read())?;
         let condition = self.condition(input.if_match.take(), input.if_none_match.take())?;
         let context = sse.context.clone();
@@ -405,8 +404,7 @@ impl S3 for MemoryS3 {
     ) -> S3Result<S3Response<UploadPartOutput>> {
         let mut input = req.input;
         let body = input.body.take();
-        let bytes =
-            collect(body, input.content_length, input.checksum_crc32.as_deref()).await?;
+        let bytes = collect(body, input.content_length, input.checksum_crc32.as_deref()).await?;
         let e_tag = format!("{:032x}", self.memory.fresh());
         let mut uploads = self.writable(&input.bucket)?.uploads.lock();
         let upload = uploads
