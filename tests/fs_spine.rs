@@ -20,7 +20,7 @@ fn secret() -> Secret {
 }
 
 fn store(custom: &Arc<dyn ObjectStore>) -> StoreOptions {
-    let mut options = StoreOptions::new(Location::Memory, "memory:");
+    let mut options = StoreOptions::new(Location::Memory);
     options.custom = Some(custom.clone());
     options
 }
@@ -43,7 +43,7 @@ async fn open(bucket: &Arc<dyn ObjectStore>, local: &Path) -> Result<Mounted, St
     let mut options =
         MountOptions::new(store(bucket), secret(), local.join("cache"), local.join("state"));
     options.journal_bytes_max = 64 << 20;
-    options.commit.interval = Duration::from_millis(200);
+    options.commit_interval = Duration::from_millis(200);
     mount(options).await
 }
 
@@ -105,7 +105,7 @@ async fn a_mount_with_the_local_state_replays_what_the_bucket_does_not_have() {
             local.path().join("state"),
         );
         options.journal_bytes_max = 64 << 20;
-        options.commit.interval = Duration::from_secs(3600);
+        options.commit_interval = Duration::from_secs(3600);
         mount(options).await.expect("mount")
     };
     let fs = m.fs.clone();

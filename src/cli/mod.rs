@@ -1,6 +1,83 @@
-//! (skeleton)
+//! The command line: one file per command, and the mount process that `mount` becomes.
+//!
+//! Parses, asks for passphrases, prints, and turns every error into a sentence and an exit
+//! status. Does nothing to files or the store itself: that is `stack`.
 
-/// Runs the command line; returns the process's exit status.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+mod args;
+mod busy;
+mod client;
+mod daemon;
+mod demo;
+mod dirs;
+mod exit;
+mod init;
+mod logging;
+mod mount;
+mod progress;
+mod protocol;
+mod secret;
+mod serve;
+mod server;
+mod status;
+mod sync;
+mod umount;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use exit::{Exit, Failure, TABLE};
+
+/// Mount an S3 bucket as a directory; everything in it is sealed on this machine first
+#[derive(Parser, Debug)]
+#[command(name = "sealfs", version, after_help = help(), arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Make a volume in an empty bucket or prefix
+    Init(init::InitArgs),
+    /// Mount a volume on a directory
+    Mount(Box<mount::MountArgs>),
+    /// Upload what is pending and unmount
+    Umount(umount::UmountArgs),
+    /// Wait until everything is in the bucket
+    Sync(sync::SyncArgs),
+    /// Show how a mount is
+    Status(status::StatusArgs),
+    /// Make and mount a volume in a local directory, to look around
+    Demo(demo::DemoArgs),
+}
+
+fn help() -> String {
+    format!(
+        "\
+Examples:
+  sealfs init s3://my-bucket/data --passphrase-file ~/.sealfs.pass
+  sealfs mount s3://my-bucket/data ~/vault --passphrase-file ~/.sealfs.pass
+  sealfs status ~/vault
+  sealfs umount ~/vault
+
+{TABLE}"
+    )
+}
+
+/// Runs the command line; returns the process's exit status. Call it first in `main`: `mount`
+/// forks, which needs a process of one thread.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Init(args) => init::run(args),
+        Command::Mount(args) => mount::run(*args),
+        Command::Umount(args) => umount::run(args),
+        Command::Sync(args) => sync::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Demo(args) => demo::run(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
 }

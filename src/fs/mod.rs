@@ -25,9 +25,9 @@ use crate::base::{Clock, Ino, JournalPos};
 use crate::commit::{Batch, Committer, Lookup, View, WriterState};
 use crate::data::BlockCache;
 use crate::journal::{Journal, RecordLoc};
-use crate::meta::{DirCookie, Dirent, Inode, Kind, NAME_MAX, keys};
+use crate::meta::{DirCookie, Dirent, Inode, NAME_MAX, keys};
 
-pub use crate::meta::Kind as FileKind;
+pub use crate::meta::Kind;
 pub use error::FsError;
 use error::Step;
 pub(crate) use lifetime::decode_next_ino;

@@ -89,6 +89,12 @@ pub struct RecordLoc {
 }
 
 impl RecordLoc {
+    /// An address of nothing, for tests of what only carries addresses around.
+    #[cfg(test)]
+    pub(crate) fn for_tests(pos: u64) -> RecordLoc {
+        RecordLoc { pos: JournalPos(pos), file: 0, offset: 0, len: 1 << 20 }
+    }
+
     /// The record's position.
     pub fn pos(&self) -> JournalPos {
         self.pos

@@ -8,6 +8,23 @@ use crate::seal::KeyringError;
 use crate::store::kv::KvError;
 use crate::store::{LocationError, ProbeError};
 
+/// What kind of trouble it is; `cli` gives each its exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StackErrorKind {
+    /// The passphrase or key file does not open this volume.
+    Secret,
+    /// The store does not answer, or refuses these credentials.
+    Unreachable,
+    /// The store answers but cannot hold a volume, or holds something already, or no volume.
+    Unsuitable,
+    /// Another mount has the volume.
+    InUse,
+    /// Something in the bucket or the local state is damaged, tampered with or rolled back.
+    Corrupt,
+    /// Anything else: local directories, memory, bugs.
+    Other,
+}
+
 /// An error of `init` or `mount`. `Display` is one sentence; [`StackError::hint`] says what to
 /// do.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +102,38 @@ pub enum StackError {
 }
 
 impl StackError {
+    /// What kind of trouble it is.
+    pub fn kind(&self) -> StackErrorKind {
+        match self {
+            StackError::Keyring(
+                KeyringError::NotAKeyring
+                | KeyringError::Damaged(_)
+                | KeyringError::Altered
+                | KeyringError::Version(_)
+                | KeyringError::Suite(_)
+                | KeyringError::Kdf { .. }
+                | KeyringError::KdfOutOfBounds { .. },
+            ) => StackErrorKind::Corrupt,
+            StackError::Keyring(_) => StackErrorKind::Secret,
+            StackError::Store { .. } => StackErrorKind::Unreachable,
+            StackError::Metadata(KvError::Unavailable(_)) => StackErrorKind::Unreachable,
+            StackError::Location(_)
+            | StackError::Unsuitable(_)
+            | StackError::NoVolume(_)
+            | StackError::NotEmpty { .. } => StackErrorKind::Unsuitable,
+            StackError::InUse { .. }
+            | StackError::Metadata(KvError::Fenced)
+            | StackError::Journal(JournalError::InUse(_)) => StackErrorKind::InUse,
+            StackError::Rollback { .. }
+            | StackError::State(_)
+            | StackError::View(_)
+            | StackError::Metadata(KvError::Damaged(_))
+            | StackError::Journal(JournalError::Corrupt { .. } | JournalError::Foreign { .. })
+            | StackError::Replay(_) => StackErrorKind::Corrupt,
+            _ => StackErrorKind::Other,
+        }
+    }
+
     /// What to do next, if there is something.
     pub fn hint(&self) -> Option<String> {
         Some(match self {

@@ -5,21 +5,28 @@
 //! | --- | --- |
 //! | `layers` | STORE and flags → the stack of store wrappers |
 //! | `keyring_object` | reading and creating the keyring in the bucket |
+//! | `options`, `control` | what is asked for, and what a mount says: plain data |
+//! | `status` | the status of a running mount |
 //! | `volume` | `init` |
 //! | `mount` | a running mount and its background tasks, and its shutdown |
 //! | `lease` | who holds the volume read-write |
 //! | `state` | what this machine remembers of the volume |
 
+mod control;
 mod error;
 mod keyring_object;
 pub mod layers;
 mod lease;
 mod mount;
+mod options;
 mod state;
+mod status;
 mod volume;
 
-pub use error::StackError;
+pub use control::{Connection, Control, Progress, Requests, Status, resident_bytes};
+pub use error::{StackError, StackErrorKind};
 pub use keyring_object::{KEYRING_NAME, load_keyring};
-pub use layers::{Layers, StoreOptions};
-pub use mount::{MountOptions, Mounted, mount};
-pub use volume::{InitOptions, init};
+pub use layers::Layers;
+pub use mount::{Mounted, mount};
+pub use options::{InitOptions, MountOptions, StoreOptions};
+pub use volume::init;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use object_store::ObjectStore;
 use parking_lot::Mutex;
@@ -10,8 +10,9 @@ use tokio::task::JoinHandle;
 
 use super::lease::{Beat, HEARTBEAT, Lease};
 use super::state::{Remembered, StateFile};
+use super::status::Shared;
 use super::volume::OPEN_TIMEOUT;
-use super::{Layers, StackError, StoreOptions, load_keyring};
+use super::{Control, Layers, MountOptions, StackError, load_keyring};
 use crate::base::{JournalPos, SystemClock, VolumeId};
 use crate::commit::committer::replay;
 use crate::commit::view::ViewOptions;
@@ -20,62 +21,12 @@ use crate::data::{BlockCache, BlockCacheOptions};
 use crate::fs::{Fs, FsOptions, FsParts};
 use crate::journal::{Journal, JournalOptions, RecordLoc, Recovery};
 use crate::meta::{CommitRow, DecodeError, Stats, keys};
-use crate::seal::{Secret, VolumeKeys};
+use crate::seal::VolumeKeys;
 use crate::store::kv::{Kv, KvOptions};
-use crate::store::{Health, Sealed, SegmentStore, probe};
+use crate::store::{SegmentStore, probe};
 
 /// How often what this machine remembers is brought up to date, and how often durably.
 const REMEMBER_EVERY: Duration = Duration::from_secs(5);
-
-/// What is mounted, and how.
-pub struct MountOptions {
-    /// Where the volume is.
-    pub store: StoreOptions,
-    /// What unlocks it.
-    pub secret: Secret,
-    /// Cached objects live below it; may be deleted at any time while not mounted.
-    pub cache_dir: PathBuf,
-    /// Journal and remembered state live below it; must be kept.
-    pub state_dir: PathBuf,
-    /// Bytes of the disk cache; 0 turns it off.
-    pub cache_bytes_max: u64,
-    /// Bytes that the journal may hold.
-    pub journal_bytes_max: u64,
-    /// How the committer works.
-    pub commit: CommitOptions,
-    /// How files behave.
-    pub fs: FsOptions,
-    /// Take the volume over from whoever holds it.
-    pub takeover: bool,
-    /// Go on with a bucket that is older than this machine remembers.
-    pub accept_rollback: bool,
-    /// How often a read-only mount looks for newer state.
-    pub refresh: Duration,
-}
-
-impl MountOptions {
-    /// The defaults for a volume and its local directories.
-    pub fn new(
-        store: StoreOptions,
-        secret: Secret,
-        cache_dir: impl Into<PathBuf>,
-        state_dir: impl Into<PathBuf>,
-    ) -> MountOptions {
-        MountOptions {
-            store,
-            secret,
-            cache_dir: cache_dir.into(),
-            state_dir: state_dir.into(),
-            cache_bytes_max: 10 << 30,
-            journal_bytes_max: 8 << 30,
-            commit: CommitOptions::default(),
-            fs: FsOptions::default(),
-            takeover: false,
-            accept_rollback: false,
-            refresh: Duration::from_secs(5),
-        }
-    }
-}
 
 /// The writing half of a mount.
 struct Writer {
@@ -88,17 +39,13 @@ struct Writer {
 pub struct Mounted {
     /// The file system.
     pub fs: Arc<Fs>,
-    /// When it was mounted.
-    pub since: Instant,
+    /// Its status, and what it can be told.
+    pub control: Arc<dyn Control>,
     /// Its id.
     pub volume: VolumeId,
     /// Where a journal was set aside, if one had been overtaken.
     pub set_aside: Option<PathBuf>,
-    pub(super) layers: Layers,
-    pub(super) sealed: Arc<Sealed>,
-    pub(super) view: Arc<View>,
-    pub(super) blocks: Arc<BlockCache>,
-    pub(super) options_journal_max: u64,
+    shared: Arc<Shared>,
     writer: Option<Writer>,
     state: Arc<StateFile>,
     remembered: Arc<Mutex<Remembered>>,
@@ -120,12 +67,12 @@ fn make_dir(path: &PathBuf) -> Result<(), StackError> {
 /// # Errors
 /// See [`StackError`]; whatever fails, nothing of the volume has been changed but the lease.
 pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
-    let name = options.store.name.clone();
-    let layers = Layers::connect(&options.store, false).await?;
+    let name = options.store.location.to_string();
+    let layers = Layers::connect(&options.store, options.read_timeout, false).await?;
     let keyring = load_keyring(&layers, &name).await?;
     let keys = keyring.unlock(&options.secret)?;
     let volume = keys.volume_id();
-    let read_only = options.fs.read_only;
+    let read_only = options.read_only;
     if !read_only {
         probe(&*layers.retry).await?;
     }
@@ -154,7 +101,7 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
         false => Some(Lease::acquire(store.clone(), options.takeover).await?),
     };
     let kv_options = KvOptions {
-        read_timeout: options.store.read_timeout,
+        read_timeout: options.read_timeout,
         refresh: options.refresh,
         ..KvOptions::default()
     };
@@ -223,10 +170,11 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
             time_secs: commit_row.map_or(0, |row| row.time_secs),
             writer_epoch: kv.writer_epoch(),
         };
+        let commit =
+            CommitOptions { interval: options.commit_interval, ..CommitOptions::default() };
         let damage = sealed.clone();
         let may_delete = Arc::new(move || damage.damaged().is_empty());
-        let c =
-            Committer::new(view.clone(), opened.clone(), segments, row, options.commit, may_delete);
+        let c = Committer::new(view.clone(), opened.clone(), segments, row, commit, may_delete);
         (journal, committer) = (Some(opened), Some(c));
     }
     state.save(&remembered, true)?;
@@ -244,7 +192,12 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
             name_hash_key: keys.name_hash_key(),
             next_ino,
         },
-        options.fs.clone(),
+        FsOptions {
+            read_only,
+            fsync_remote: options.fsync_remote,
+            full_timeout: options.full_timeout,
+            ..FsOptions::default()
+        },
     );
     let writer = match (journal, committer, lease) {
         (Some(journal), Some(committer), Some(lease)) => {
@@ -252,16 +205,29 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
         }
         _ => None,
     };
-    let mounted = Mounted {
-        fs,
-        since: Instant::now(),
+    let shared = Arc::new(Shared {
         volume,
-        set_aside,
+        store: name,
+        mount_point: options.mount_point.clone(),
+        since: Instant::now(),
+        journal_bytes_max: options.journal_bytes_max,
+        cache_bytes_max: options.cache_bytes_max,
+        sse: options.store.sse.clone(),
+        set_aside: set_aside.clone(),
         layers,
         sealed,
         view,
         blocks,
-        options_journal_max: options.journal_bytes_max,
+        journal: writer.as_ref().map(|w| w.journal.clone()),
+        committer: writer.as_ref().map(|w| w.committer.clone()),
+        rate: Default::default(),
+    });
+    let mounted = Mounted {
+        fs,
+        control: shared.clone(),
+        volume,
+        set_aside,
+        shared,
         writer,
         state,
         remembered: Arc::new(Mutex::new(remembered)),
@@ -321,7 +287,7 @@ impl Mounted {
     fn start(&self, refresh: Duration) {
         let mut tasks = self.tasks.lock();
         let Some(writer) = &self.writer else {
-            let view = self.view.clone();
+            let view = self.shared.view.clone();
             tasks.push(tokio::spawn(async move {
                 loop {
                     tokio::time::sleep(refresh).await;
@@ -359,7 +325,7 @@ impl Mounted {
             }
         }));
         let (state, remembered) = (self.state.clone(), self.remembered.clone());
-        let (view, mut commits) = (self.view.clone(), writer.committer.commits());
+        let (view, mut commits) = (self.shared.view.clone(), writer.committer.commits());
         tasks.push(tokio::spawn(async move {
             let mut saves = 0u32;
             while commits.changed().await.is_ok() {
@@ -384,44 +350,9 @@ impl Mounted {
         }));
     }
 
-    /// The committer, on a read-write mount.
-    pub fn committer(&self) -> Option<&Arc<Committer>> {
-        self.writer.as_ref().map(|w| &w.committer)
-    }
-
-    /// The journal, on a read-write mount.
-    pub fn journal(&self) -> Option<&Arc<Journal>> {
-        self.writer.as_ref().map(|w| &w.journal)
-    }
-
-    /// Whether the store could be reached when last tried.
-    pub fn health(&self) -> Health {
-        self.layers.retry.health().borrow().clone()
-    }
-
     /// What was asked of the store so far.
     pub fn requests(&self) -> crate::store::RequestSnapshot {
-        self.layers.stats.snapshot()
-    }
-
-    /// Reads answered by the block cache in memory, and fetches made.
-    pub fn block_hits_and_misses(&self) -> (u64, u64) {
-        self.blocks.hits_and_misses()
-    }
-
-    /// Objects that did not open since the mount began.
-    pub fn damaged(&self) -> Vec<String> {
-        self.sealed.damaged().iter().map(|p| p.to_string()).collect()
-    }
-
-    /// The most bytes that the journal may hold.
-    pub fn journal_bytes_max(&self) -> u64 {
-        self.options_journal_max
-    }
-
-    /// Server-side encryption asked for and applied.
-    pub fn sse(&self) -> String {
-        (self.layers.sse)()
+        self.shared.layers.stats.snapshot()
     }
 
     /// Waits until the bucket has everything that was written before the call; true if it has.
@@ -452,7 +383,7 @@ impl Mounted {
                 abort.abort();
             }
         }
-        let close = self.view.kv().close(drained);
+        let close = self.shared.view.kv().close(drained);
         match tokio::time::timeout(Duration::from_secs(60), close).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => log::warn!("closing the metadata store: {e}"),
@@ -460,7 +391,7 @@ impl Mounted {
         }
         if let Some(writer) = &self.writer {
             let row = writer.committer.committed();
-            let now = note_commit(&self.remembered, row, self.view.kv().manifest_id());
+            let now = note_commit(&self.remembered, row, self.shared.view.kv().manifest_id());
             if let Err(e) = self.state.save(&now, true) {
                 log::warn!("what this machine remembers was not saved: {e}");
             }
@@ -474,11 +405,6 @@ impl Mounted {
             }
         }
         drained
-    }
-
-    /// When the mount began, by the system clock.
-    pub fn started(&self) -> SystemTime {
-        SystemTime::now() - self.since.elapsed()
     }
 }
 

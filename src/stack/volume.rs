@@ -7,29 +7,16 @@ use futures::StreamExt;
 use object_store::ObjectStore;
 
 use super::keyring_object::create_keyring;
-use super::{Layers, StackError, StoreOptions};
+use super::{InitOptions, Layers, StackError};
 use crate::base::{Clock, SystemClock, VolumeId};
 use crate::fs::Fs;
-use crate::seal::{KdfParams, Keyring, RootKey, Secret};
+use crate::seal::{Keyring, RootKey};
 use crate::store::kv::{Kv, KvOptions};
 use crate::store::probe;
 
 /// How long `init` and `mount` wait for the metadata store to open.
 pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// What `init` creates.
-pub struct InitOptions {
-    /// Where.
-    pub store: StoreOptions,
-    /// What unlocks it.
-    pub secret: Secret,
-    /// Name of the first key slot, for people.
-    pub label: String,
-    /// Cost of guessing the passphrase.
-    pub kdf: KdfParams,
-    /// Owner of the root directory.
-    pub owner: (u32, u32),
-}
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Creates a volume. The prefix must be empty and the server must honour conditional writes.
 /// The keyring is written last: a volume whose `init` was interrupted does not exist.
@@ -37,8 +24,8 @@ pub struct InitOptions {
 /// # Errors
 /// [`StackError::NotEmpty`], [`StackError::Unsuitable`], [`StackError::Store`].
 pub async fn init(options: InitOptions) -> Result<VolumeId, StackError> {
-    let name = options.store.name.clone();
-    let layers = Layers::connect(&options.store, true).await?;
+    let name = options.store.location.to_string();
+    let layers = Layers::connect(&options.store, READ_TIMEOUT, true).await?;
     refuse_if_not_empty(&layers, &name).await?;
     probe(&*layers.retry).await?;
     let (keyring, keys) =

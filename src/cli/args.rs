@@ -1,0 +1,126 @@
+//! Flags that several commands share, and how they are read: sizes, times, the store.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::stack::StoreOptions;
+use crate::store::Location;
+use crate::store::s3::SseFlags;
+
+use super::exit::{Exit, Failure, Outcome};
+
+/// How the store is reached.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Store")]
+pub struct StoreArgs {
+    /// S3 server other than AWS, such as https://minio.example:9000
+    #[arg(long, value_name = "URL", env = "AWS_ENDPOINT_URL_S3")]
+    pub endpoint_url: Option<String>,
+    /// AWS region [default: from the AWS configuration]
+    #[arg(long, value_name = "NAME")]
+    pub region: Option<String>,
+    /// Profile of the AWS configuration files
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// Allow plain http to another machine (the contents are sealed, the requests are not)
+    #[arg(long)]
+    pub allow_http: bool,
+    #[command(flatten)]
+    sse: SseFlags,
+}
+
+impl StoreArgs {
+    /// Checks the flags against each other and against the store.
+    pub fn resolve(&self, store: &str) -> Outcome<StoreOptions> {
+        let location: Location = store.parse().map_err(|e| Failure::new(Exit::Usage, e))?;
+        let sse = self.sse.resolve().map_err(|e| Failure::new(Exit::Usage, e))?;
+        let is_s3 = matches!(location, Location::S3 { .. });
+        let s3_flag = self.region.is_some() || self.profile.is_some() || self.sse.sse.is_some();
+        if !is_s3 && s3_flag {
+            return Err(Failure::new(Exit::Usage, format!("S3 flags make no sense for {store}")));
+        }
+        Ok(StoreOptions {
+            location,
+            endpoint_url: self.endpoint_url.clone().filter(|u| is_s3 && !u.is_empty()),
+            region: self.region.clone(),
+            profile: self.profile.clone(),
+            allow_http: self.allow_http,
+            sse,
+            custom: None,
+        })
+    }
+}
+
+/// What unlocks the volume. None of it may come from the command line itself, where every user
+/// of the machine could read it.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Key")]
+#[group(multiple = false)]
+pub struct SecretArgs {
+    /// Read the passphrase from a file (one line)
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+    /// Read the passphrase from an open file descriptor (one line)
+    #[arg(long, value_name = "N")]
+    pub passphrase_fd: Option<i32>,
+    /// Use a file of 32 bytes or more as the key
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+}
+
+/// Reads a size: bytes, or a number with K, M, G or T (powers of 1024; `GiB` works too).
+pub fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.strip_suffix("iB").unwrap_or(unit).to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err("a size is a number of bytes, or with K, M, G or T: 512M, 10G".into()),
+    };
+    let number: u64 = number.parse().map_err(|_| "a size starts with a number: 10G")?;
+    number.checked_mul(1 << shift).ok_or_else(|| "that size is too large".into())
+}
+
+/// Reads a time: seconds, or a number with ms, s, m or h.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit_ms = match unit {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("a time is a number of seconds, or with ms, s, m or h: 500ms, 2m".into()),
+    };
+    let number: u64 = number.parse().map_err(|_| "a time starts with a number: 30s")?;
+    let ms = number.checked_mul(unit_ms).ok_or("that time is too long")?;
+    Ok(Duration::from_millis(ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_are_read_with_their_units() {
+        // Guards against 10G read as 10 bytes, and against an overflow that gives a tiny cache.
+        assert_eq!(size("0"), Ok(0));
+        assert_eq!(size("10G"), Ok(10 << 30));
+        assert_eq!(size("512MiB"), Ok(512 << 20));
+        assert_eq!(size("3k"), Ok(3072));
+        assert_eq!(duration("2"), Ok(Duration::from_secs(2)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
+        for bad in ["", "G", "1X", "-1", "1.5G", "99999999999999999999", "99999999T"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "s", "1d", "-1s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

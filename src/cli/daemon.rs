@@ -1,0 +1,100 @@
+//! Going to the background: one fork, before any thread exists, and a pipe through which the
+//! parent learns whether the mount works.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use super::exit::{Exit, Failure, Outcome};
+
+/// The child's duty to tell the waiting parent how the start went. Dropped without a word, the
+/// parent reports that the process died.
+pub struct Starting(Option<File>);
+
+/// Which process one is after [`detach`].
+pub enum Detached {
+    /// The child: go on, and tell how it went.
+    Child(Starting),
+    /// The parent: the child has told.
+    Parent(Outcome),
+}
+
+/// Forks. The parent waits until the child reports or dies. Call only while the process has one
+/// thread: the child of a fork has only the calling one, and locks of the others stay locked.
+pub fn detach() -> io::Result<Detached> {
+    let mut ends = [0; 2];
+    // SAFETY: `ends` has room for the two descriptors.
+    if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: pipe2 has just made both descriptors, and nobody else owns them.
+    let (read, write) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
+    // SAFETY: this process has one thread (the caller's duty), so the child's memory is whole.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            drop(read);
+            // SAFETY: setsid has no preconditions; a fresh child never leads a group.
+            if unsafe { libc::setsid() } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(Detached::Child(Starting(Some(File::from(write)))))
+        }
+        pid => {
+            drop(write);
+            Ok(Detached::Parent(await_child(File::from(read), pid)))
+        }
+    }
+}
+
+fn await_child(mut pipe: File, pid: libc::pid_t) -> Outcome {
+    let mut report = Vec::new();
+    // Ends when the child reports or dies: it holds the only other end.
+    let read = pipe.read_to_end(&mut report);
+    if let (Ok(_), Ok(outcome)) = (read, serde_json::from_slice::<Outcome>(&report)) {
+        return outcome;
+    }
+    let mut status = 0;
+    // SAFETY: waitpid writes one int through the pointer.
+    unsafe { libc::waitpid(pid, &mut status, 0) };
+    Err(Failure::new(Exit::General, "the mount process died while it started")
+        .hint("run it again with --foreground --log-level debug"))
+}
+
+impl Starting {
+    /// For a mount that stays in the foreground: nobody waits.
+    pub fn foreground() -> Starting {
+        Starting(None)
+    }
+
+    /// Tells that the mount works, and lets go of the terminal.
+    pub fn ready(self) -> io::Result<()> {
+        if let Some(mut pipe) = self.0 {
+            let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+            for fd in 0..3 {
+                // SAFETY: both descriptors are open; dup2 replaces the standard one atomically.
+                if unsafe { libc::dup2(null.as_raw_fd(), fd) } < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            std::env::set_current_dir("/")?;
+            report(&mut pipe, &Ok(()))?;
+        }
+        Ok(())
+    }
+
+    /// Tells why there will be no mount. In the foreground the failure is left to the caller.
+    pub fn failed(self, failure: Failure) -> Outcome {
+        if let Some(mut pipe) = self.0 {
+            // If the parent is gone there is nobody left to tell but the log.
+            if let Err(e) = report(&mut pipe, &Err(failure.clone())) {
+                log::error!("{}; and nobody is there to hear it: {e}", failure.message);
+            }
+        }
+        Err(failure)
+    }
+}
+
+fn report(pipe: &mut File, outcome: &Outcome) -> io::Result<()> {
+    pipe.write_all(&serde_json::to_vec(outcome)?)
+}

@@ -1,0 +1,159 @@
+//! The exit statuses, and errors for people. The table is an interface: never renumbered.
+
+use std::fmt::Display;
+use std::process::ExitCode;
+
+use serde::{Deserialize, Serialize};
+
+use crate::stack::{StackError, StackErrorKind};
+
+/// What the process's exit status says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exit {
+    /// 1: anything without a number of its own.
+    General,
+    /// 2: the command line makes no sense.
+    Usage,
+    /// 3: wrong passphrase or key file.
+    Secret,
+    /// 4: the store cannot be reached, or refuses the credentials.
+    Unreachable,
+    /// 5: the store cannot hold a volume, holds one already, or holds none.
+    Unsuitable,
+    /// 6: another mount has the volume, or has taken it over.
+    InUse,
+    /// 7: damaged, tampered with or rolled back.
+    Corrupt,
+    /// 8: not everything is in the bucket; it is safe in the local journal.
+    Pending,
+    /// 9: the directory is not a sealfs mount.
+    NotMounted,
+    /// 10: the mount is in use.
+    Busy,
+}
+
+/// The table as `--help` shows it.
+pub const TABLE: &str = "\
+Exit status:
+   0  done
+   1  failed, for a reason that has no number of its own
+   2  the command line makes no sense
+   3  wrong passphrase or key file
+   4  the store cannot be reached, or refuses the credentials
+   5  the store cannot hold a volume, holds something already, or holds no volume
+   6  another mount has the volume
+   7  something is damaged, tampered with or rolled back
+   8  not everything is in the bucket yet; the rest is safe in the local journal
+   9  the directory is not a sealfs mount
+  10  the mount is in use";
+
+impl Exit {
+    /// The number of the table.
+    pub fn code(self) -> u8 {
+        match self {
+            Exit::General => 1,
+            Exit::Usage => 2,
+            Exit::Secret => 3,
+            Exit::Unreachable => 4,
+            Exit::Unsuitable => 5,
+            Exit::InUse => 6,
+            Exit::Corrupt => 7,
+            Exit::Pending => 8,
+            Exit::NotMounted => 9,
+            Exit::Busy => 10,
+        }
+    }
+}
+
+/// A command that failed: the status to exit with, what failed on what, and what to type next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The exit status.
+    pub exit: Exit,
+    /// A sentence in lower case.
+    pub message: String,
+    /// The next command to type.
+    pub hint: Option<String>,
+}
+
+/// What a command returns.
+pub type Outcome<T = ()> = Result<T, Failure>;
+
+impl Failure {
+    /// A failure without a hint. A message of two lines, the second being `hint: …`, is split.
+    pub fn new(exit: Exit, message: impl Display) -> Failure {
+        let text = message.to_string();
+        match text.split_once("\nhint: ") {
+            Some((message, hint)) => {
+                Failure { exit, message: message.into(), hint: Some(hint.into()) }
+            }
+            None => Failure { exit, message: text, hint: None },
+        }
+    }
+
+    /// Adds the next command to type.
+    pub fn hint(mut self, hint: impl Into<String>) -> Failure {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Prints it to standard error and returns its status.
+    pub fn report(&self) -> ExitCode {
+        eprintln!("sealfs: error: {}", self.message);
+        if let Some(hint) = &self.hint {
+            eprintln!("hint: {hint}");
+        }
+        ExitCode::from(self.exit.code())
+    }
+}
+
+impl From<StackError> for Failure {
+    fn from(e: StackError) -> Failure {
+        let exit = match e.kind() {
+            StackErrorKind::Secret => Exit::Secret,
+            StackErrorKind::Unreachable => Exit::Unreachable,
+            StackErrorKind::Unsuitable => Exit::Unsuitable,
+            StackErrorKind::InUse => Exit::InUse,
+            StackErrorKind::Corrupt => Exit::Corrupt,
+            StackErrorKind::Other => Exit::General,
+        };
+        Failure { exit, message: e.to_string(), hint: e.hint() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_help_names_every_status_once() {
+        // Guards against a status that is renumbered or missing from --help.
+        let all = [
+            Exit::General,
+            Exit::Usage,
+            Exit::Secret,
+            Exit::Unreachable,
+            Exit::Unsuitable,
+            Exit::InUse,
+            Exit::Corrupt,
+            Exit::Pending,
+            Exit::NotMounted,
+            Exit::Busy,
+        ];
+        for (i, exit) in all.iter().enumerate() {
+            assert_eq!(usize::from(exit.code()), i + 1);
+            assert_eq!(TABLE.matches(&format!("\n  {:>2}  ", exit.code())).count(), 1);
+        }
+    }
+
+    #[test]
+    fn a_hint_inside_a_message_becomes_the_hint() {
+        // Guards against "hint:" printed in the middle of an error line.
+        let f = Failure::new(Exit::Usage, "'x' is not a store\nhint: use s3://BUCKET");
+        assert_eq!(
+            (f.message.as_str(), f.hint.as_deref()),
+            ("'x' is not a store", Some("use s3://BUCKET"))
+        );
+    }
+}

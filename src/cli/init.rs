@@ -1,0 +1,53 @@
+//! `sealfs init`: makes a volume in an empty prefix.
+
+use clap::Args;
+
+use crate::seal::{KdfParams, forbid_dumps};
+use crate::stack::{self, InitOptions};
+
+use super::args::{SecretArgs, StoreArgs};
+use super::exit::{Exit, Failure, Outcome};
+
+/// Flags of `sealfs init`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  sealfs init s3://my-bucket/data --passphrase-file ~/.sealfs.pass
+  sealfs init s3://my-bucket/data --endpoint-url https://minio.example:9000
+  sealfs init file:///srv/store --key-file /root/volume.key
+
+Without a key flag it asks for a passphrase, twice. Keep the passphrase: without it, or
+another key that was added, nobody can ever read the volume, and nothing can reset it.")]
+pub struct InitArgs {
+    /// s3://BUCKET[/PREFIX] or file:///ABSOLUTE/DIRECTORY; nothing may be there yet
+    #[arg(value_name = "STORE")]
+    store: String,
+    #[command(flatten)]
+    access: StoreArgs,
+    #[command(flatten)]
+    secret: SecretArgs,
+    /// A name for this key
+    #[arg(long, value_name = "TEXT", default_value = "first")]
+    label: String,
+}
+
+/// Runs `sealfs init`.
+pub fn run(args: InitArgs) -> Outcome {
+    let store = args.access.resolve(&args.store)?;
+    if let Err(e) = forbid_dumps() {
+        eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
+    }
+    let secret = args.secret.read(true)?;
+    // SAFETY: these calls take nothing and cannot fail (getuid(2)).
+    let owner = unsafe { (libc::getuid(), libc::getgid()) };
+    let kdf = KdfParams::default();
+    let options = InitOptions { store, secret, label: args.label, kdf, owner };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Exit::General, format!("cannot start threads: {e}")))?;
+    let volume = runtime.block_on(stack::init(options))?;
+    println!("volume {volume} created in {}", args.store);
+    println!("mount it with: sealfs mount {} DIR", args.store);
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! Where log lines go: standard error in the foreground, the journal or syslog in the
+//! background, or a file of bounded size.
+//!
+//! Lines never hold keys, names or contents of files. Libraries are kept to warnings: fuser,
+//! for one, logs file names at its lower levels.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use parking_lot::Mutex;
+
+/// A log file is renamed to `….old` (replacing the one before) when it reaches this size.
+const FILE_BYTES_MAX: u64 = 8 << 20;
+
+/// Where the lines go.
+pub enum Target {
+    /// Standard error: with times on a terminal, with `<3>` priorities under systemd.
+    Stderr,
+    /// syslog(3), which systemd's journal also reads; `fallback` where there is none.
+    Syslog {
+        /// A file for machines without a syslog socket.
+        fallback: PathBuf,
+    },
+    /// A file, made readable by its owner only.
+    File(PathBuf),
+}
+
+/// Installs the logger and has panics logged. Call once, after going to the background.
+pub fn install(target: Target, level: LevelFilter) -> io::Result<()> {
+    let sink = match target {
+        Target::Stderr if std::env::var_os("JOURNAL_STREAM").is_some() => Sink::Priorities,
+        Target::Stderr => Sink::Stderr,
+        Target::File(path) => Sink::File(Mutex::new(LogFile::open(&path)?)),
+        Target::Syslog { fallback } => match syslog() {
+            Some(writer) => Sink::Syslog(Mutex::new(writer)),
+            None => Sink::File(Mutex::new(LogFile::open(&fallback)?)),
+        },
+    };
+    log::set_boxed_logger(Box::new(Logger { sink, level }))
+        .map_err(|_| io::Error::other("a logger is installed already"))?;
+    log::set_max_level(level);
+    std::panic::set_hook(Box::new(|panic| log::error!("bug: {panic}")));
+    Ok(())
+}
+
+type Syslog = syslog::Logger<syslog::LoggerBackend, syslog::Formatter3164>;
+
+fn syslog() -> Option<Syslog> {
+    syslog::unix(syslog::Formatter3164 {
+        facility: syslog::Facility::LOG_DAEMON,
+        hostname: None,
+        process: "sealfs".into(),
+        pid: std::process::id(),
+    })
+    .ok()
+}
+
+struct Logger {
+    sink: Sink,
+    level: LevelFilter,
+}
+
+enum Sink {
+    Stderr,
+    /// systemd's `<N>` prefixes (sd-daemon(3)), which adds the time itself.
+    Priorities,
+    Syslog(Mutex<Syslog>),
+    File(Mutex<LogFile>),
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        let ours = metadata.target().split("::").next() == Some("sealfs");
+        let level = if ours { self.level } else { self.level.min(LevelFilter::Warn) };
+        metadata.level() <= level
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let (level, text) = (record.level(), record.args());
+        // A log line that cannot be written has no better place to go.
+        let _ = match &self.sink {
+            Sink::Stderr => writeln!(io::stderr(), "{} {level:5} {text}", timestamp()),
+            Sink::Priorities => writeln!(io::stderr(), "<{}>{text}", priority(level)),
+            Sink::File(file) => file.lock().line(&format!("{} {level:5} {text}\n", timestamp())),
+            Sink::Syslog(log) => {
+                let mut log = log.lock();
+                let sent = match level {
+                    Level::Error => log.err(text),
+                    Level::Warn => log.warning(text),
+                    Level::Info => log.info(text),
+                    Level::Debug | Level::Trace => log.debug(text),
+                };
+                sent.map_err(io::Error::other)
+            }
+        };
+    }
+
+    fn flush(&self) {}
+}
+
+/// The severities of syslog(3).
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    }
+}
+
+struct LogFile {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl LogFile {
+    fn open(path: &Path) -> io::Result<LogFile> {
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+        let bytes = file.metadata()?.len();
+        Ok(LogFile { path: path.into(), file, bytes })
+    }
+
+    fn line(&mut self, line: &str) -> io::Result<()> {
+        if self.bytes + line.len() as u64 > FILE_BYTES_MAX {
+            let mut old = self.path.clone().into_os_string();
+            old.push(".old");
+            std::fs::rename(&self.path, old)?;
+            *self = LogFile::open(&self.path)?;
+        }
+        self.bytes += line.len() as u64;
+        self.file.write_all(line.as_bytes())
+    }
+}
+
+/// The time now as `2026-11-22T02:30:00.123Z`.
+fn timestamp() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (secs, ms) = (now.as_secs(), now.subsec_millis());
+    let (year, month, day) = date_of_day(secs / 86_400);
+    let (h, m, s) = (secs / 3600 % 24, secs / 60 % 60, secs % 60);
+    format!("{year}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{ms:03}Z")
+}
+
+/// The Gregorian date of a day counted from 1970-01-01 (Howard Hinnant, "chrono-Compatible
+/// Low-Level Date Algorithms", `civil_from_days`).
+pub fn date_of_day(day: u64) -> (u64, u64, u64) {
+    let z = day + 719_468;
+    let (era, day_of_era) = (z / 146_097, z % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * day_of_year + 2) / 153;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    (year, month, day_of_year - (153 * march_month + 2) / 5 + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_of_leap_years_are_right() {
+        // Guards against log lines a day off after February.
+        assert_eq!(date_of_day(0), (1970, 1, 1));
+        assert_eq!(date_of_day(11_016), (2000, 2, 29));
+        assert_eq!(date_of_day(11_017), (2000, 3, 1));
+        assert_eq!(date_of_day(20_779), (2026, 11, 22));
+    }
+
+    #[test]
+    fn a_log_file_never_grows_without_bound() {
+        // Guards against a daemon that fills the disk with its log.
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("log");
+        let mut file = LogFile::open(&path).expect("opens");
+        let line = format!("{}\n", "x".repeat(1 << 20));
+        for _ in 0..20 {
+            file.line(&line).expect("writes");
+        }
+        assert!(path.metadata().expect("exists").len() <= FILE_BYTES_MAX);
+        assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 2);
+    }
+
+    #[test]
+    fn libraries_are_kept_to_warnings() {
+        // Guards against fuser writing the names of files into the log at --log-level debug.
+        let logger = Logger { sink: Sink::Stderr, level: LevelFilter::Trace };
+        let enabled = |target, level| {
+            logger.enabled(&Metadata::builder().target(target).level(level).build())
+        };
+        assert!(enabled("sealfs::fuse", Level::Trace));
+        assert!(enabled("fuser::session", Level::Warn));
+        assert!(!enabled("fuser::request", Level::Debug));
+        assert!(!enabled("sealfs_other", Level::Info));
+    }
+}

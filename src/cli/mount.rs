@@ -1,0 +1,196 @@
+//! `sealfs mount`: checks everything that needs a person, goes to the background, serves.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use log::LevelFilter;
+
+use crate::fuse::{Options as FuseOptions, TTL_FOLLOWER};
+use crate::seal::forbid_dumps;
+use crate::stack::MountOptions;
+
+use super::args::{SecretArgs, StoreArgs, duration, size};
+use super::client::is_mounted;
+use super::daemon::{Detached, Starting, detach};
+use super::dirs;
+use super::exit::{Exit, Failure, Outcome};
+use super::logging::{self, Target};
+use super::serve::{Plan, serve};
+
+/// Flags of `sealfs mount`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  sealfs mount s3://my-bucket/data ~/vault --passphrase-file ~/.sealfs.pass
+  sealfs mount s3://my-bucket/data ~/vault --sse aws:kms --sse-kms-key-id alias/vault
+  sealfs mount file:///srv/store /mnt/vault --read-only --foreground
+  sealfs mount s3://my-bucket/data /mnt/vault -o allow_other,fsync=remote
+
+It returns when the mount works. `sealfs umount DIR` ends it.")]
+pub struct MountArgs {
+    /// s3://BUCKET[/PREFIX] or file:///ABSOLUTE/DIRECTORY
+    #[arg(value_name = "STORE")]
+    store: String,
+    /// The directory to mount on
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    #[command(flatten)]
+    access: StoreArgs,
+    #[command(flatten)]
+    secret: SecretArgs,
+    #[command(flatten)]
+    local: LocalArgs,
+    #[command(flatten)]
+    log: LogArgs,
+    /// Mount options: ro, allow_other, dev, suid, noexec, sync, fsync=remote|local
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Follow the volume without changing it (as -o ro)
+    #[arg(long)]
+    read_only: bool,
+    /// Stay in the foreground; log to standard error
+    #[arg(long, short)]
+    foreground: bool,
+    /// Take the volume from the mount that holds it; that one turns read-only
+    #[arg(long, conflicts_with = "read_only")]
+    takeover: bool,
+    /// Accept a bucket that is older than what this machine has seen of it
+    #[arg(long)]
+    accept_rollback: bool,
+}
+
+/// What a mount keeps on this machine, and how long it waits.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Local state")]
+struct LocalArgs {
+    /// Ciphertext cache; may be thrown away [default: ~/.cache/sealfs or /var/cache/sealfs]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Journal: what is not in the bucket yet [default: ~/.local/state/sealfs or /var/lib/sealfs]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Most bytes the cache may take
+    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = size)]
+    cache_size: u64,
+    /// Most bytes that may wait in the journal; then writers wait
+    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = size)]
+    journal_size: u64,
+    /// How far the bucket may be behind while it is reachable
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
+    commit_interval: Duration,
+    /// How long a read waits for an unreachable store before it fails
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    read_timeout: Duration,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Log")]
+struct LogArgs {
+    /// Log to a file [default: syslog or the journal; standard error in the foreground]
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+    /// error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: LevelFilter,
+}
+
+/// Runs `sealfs mount`. Called while the process has one thread.
+pub fn run(args: MountArgs) -> Outcome {
+    let general =
+        |what: &str, e: std::io::Error| Failure::new(Exit::General, format!("{what}: {e}"));
+    let plan = plan(&args)?;
+    let starting = if args.foreground {
+        Starting::foreground()
+    } else {
+        match detach().map_err(|e| general("cannot go to the background", e))? {
+            Detached::Parent(outcome) => return outcome,
+            Detached::Child(starting) => starting,
+        }
+    };
+    let started = run_plan(&args, &plan);
+    let runtime = match started {
+        Ok(runtime) => runtime,
+        Err(failure) => return starting.failed(failure),
+    };
+    let outcome = runtime.block_on(serve(plan, starting));
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    outcome
+}
+
+/// What the child does before it can start: its log, its privacy, its threads.
+fn run_plan(args: &MountArgs, plan: &Plan) -> Outcome<tokio::runtime::Runtime> {
+    let general =
+        |what: &str, e: std::io::Error| Failure::new(Exit::General, format!("{what}: {e}"));
+    // SAFETY: umask cannot fail; everything this process makes is its owner's alone.
+    unsafe { libc::umask(0o077) };
+    for dir in [&plan.volume.cache_dir, &plan.volume.state_dir] {
+        dirs::make_private(dir)
+            .map_err(|e| general(&format!("cannot use {}", dir.display()), e))?;
+    }
+    let target = match &args.log.log_file {
+        Some(path) => Target::File(path.clone()),
+        None if args.foreground => Target::Stderr,
+        None => Target::Syslog { fallback: plan.volume.state_dir.join("sealfs.log") },
+    };
+    logging::install(target, args.log.log_level).map_err(|e| general("cannot log", e))?;
+    if let Err(e) = forbid_dumps() {
+        log::warn!("core dumps of this process would hold keys: {e}");
+    }
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("sealfs")
+        .build()
+        .map_err(|e| general("cannot start threads", e))
+}
+
+/// Everything that can be wrong with the command line, and the passphrase: while the terminal
+/// is still there.
+fn plan(args: &MountArgs) -> Outcome<Plan> {
+    let store = args.access.resolve(&args.store)?;
+    let shown = args.dir.display();
+    let unusable = |e| {
+        Failure::new(Exit::General, format!("cannot mount on {shown}: {e}"))
+            .hint(format!("mkdir -p {shown}"))
+    };
+    let point = dirs::resolve(&args.dir).map_err(unusable)?;
+    if is_mounted(&point) {
+        return Err(Failure::new(Exit::Busy, format!("{shown} is a sealfs mount already"))
+            .hint(format!("sealfs status {shown}, or sealfs umount {shown}")));
+    }
+    if !point.is_dir() {
+        return Err(unusable(std::io::Error::from_raw_os_error(libc::ENOTDIR)));
+    }
+    let mut fuse = FuseOptions { fsname: store.location.to_string(), ..FuseOptions::default() };
+    for list in &args.options {
+        fuse.apply(list)
+            .map_err(|e| Failure::new(Exit::Usage, e).hint("sealfs mount --help lists them"))?;
+    }
+    fuse.read_only |= args.read_only;
+    if fuse.read_only {
+        fuse.ttl = TTL_FOLLOWER;
+    }
+    let absolute = |dir: &Option<PathBuf>, default: fn() -> Outcome<PathBuf>| match dir {
+        Some(dir) => std::path::absolute(dir)
+            .map_err(|e| Failure::new(Exit::General, format!("{}: {e}", dir.display()))),
+        None => default(),
+    };
+    let volume = MountOptions {
+        store,
+        cache_dir: absolute(&args.local.cache_dir, dirs::cache_dir)?,
+        state_dir: absolute(&args.local.state_dir, dirs::state_dir)?,
+        cache_bytes_max: args.local.cache_size,
+        journal_bytes_max: args.local.journal_size,
+        commit_interval: args.local.commit_interval,
+        read_timeout: args.local.read_timeout,
+        read_only: fuse.read_only,
+        takeover: args.takeover,
+        accept_rollback: args.accept_rollback,
+        fsync_remote: fuse.fsync_remote,
+        full_timeout: Duration::from_secs(60),
+        refresh: Duration::from_secs(5),
+        mount_point: point.clone(),
+        secret: args.secret.read(false)?, // last: nobody types it for a wrong flag
+    };
+    Ok(Plan { volume, fuse, point })
+}

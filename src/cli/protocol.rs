@@ -1,0 +1,57 @@
+//! What is said over the control socket: one JSON document per line, one request per
+//! connection, then messages until the last one.
+
+use serde::{Deserialize, Serialize};
+
+use crate::stack::{Progress, Status};
+
+use super::exit::Failure;
+
+/// What a command asks of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub enum Ask {
+    /// Answered with [`Say::Status`].
+    Status,
+    /// Answered with [`Say::Progress`] until [`Say::Done`] or [`Say::Failed`].
+    Sync {
+        /// Give up after this long without any progress.
+        stall_secs: u64,
+    },
+    /// As sync, then unmounts and ends the daemon.
+    Umount {
+        /// Give up after this long without any progress.
+        stall_secs: u64,
+        /// Detach even if files are open.
+        lazy: bool,
+        /// Do not upload what is pending; the next mount on this machine will.
+        force_local: bool,
+    },
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Say {
+    /// The state of the mount.
+    Status(Box<Status>),
+    /// How far the bucket is behind; a few times a second.
+    Progress(Progress),
+    /// The last message: it is done.
+    Done {
+        /// What stays in the local journal only.
+        pending_bytes: u64,
+    },
+    /// The last message: it is not done, and the mount is as before.
+    Failed(Failure),
+}
+
+/// Bytes of the longest request line the daemon reads.
+pub const LINE_BYTES_MAX: u64 = 4096;
+
+/// One message as it is sent.
+pub fn line(message: &impl Serialize) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec(message).expect("plain data has a JSON form");
+    bytes.push(b'\n');
+    bytes
+}

@@ -1,0 +1,121 @@
+//! Where a passphrase or key comes from: a prompt, a file, a descriptor. Never the arguments.
+
+use std::fs::File;
+use std::io::{IsTerminal, Read};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+use crate::seal::{KEY_FILE_MAX, Secret};
+
+use super::args::SecretArgs;
+use super::exit::{Exit, Failure, Outcome};
+
+/// Bytes of the longest passphrase that is read.
+const PASSPHRASE_MAX: usize = 4096;
+
+impl SecretArgs {
+    /// Reads the secret. `twice`: a new passphrase, which a prompt asks for a second time.
+    pub fn read(&self, twice: bool) -> Outcome<Secret> {
+        if let Some(path) = &self.key_file {
+            let bytes = read_file(path, KEY_FILE_MAX)?;
+            return Ok(Secret::KeyFile(bytes));
+        }
+        let line = if let Some(path) = &self.passphrase_file {
+            first_line(read_file(path, PASSPHRASE_MAX)?)
+        } else if let Some(fd) = self.passphrase_fd {
+            first_line(read_fd(fd)?)
+        } else {
+            prompt(twice)?
+        };
+        if line.is_empty() {
+            return Err(Failure::new(Exit::Usage, "the passphrase is empty"));
+        }
+        Ok(Secret::Passphrase(line))
+    }
+}
+
+fn read_file(path: &Path, bytes_max: usize) -> Outcome<Zeroizing<Vec<u8>>> {
+    let failed = |e| Failure::new(Exit::General, format!("cannot read {}: {e}", path.display()));
+    let mut file = File::open(path).map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.permissions().mode();
+    if mode & 0o077 != 0 && mode & libc::S_IFMT == libc::S_IFREG {
+        let path = path.display();
+        eprintln!("sealfs: warning: other users can read {path}");
+        eprintln!("hint: chmod 600 {path}");
+    }
+    read_bounded(&mut file, bytes_max).map_err(failed)
+}
+
+fn read_fd(fd: i32) -> Outcome<Zeroizing<Vec<u8>>> {
+    // SAFETY: F_GETFD only looks the number up; any number may be asked about.
+    if fd < 0 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+        return Err(Failure::new(Exit::Usage, format!("file descriptor {fd} is not open"))
+            .hint(format!("sealfs … --passphrase-fd {fd} {fd}<FILE")));
+    }
+    // SAFETY: the descriptor is open (above), was passed to us by number to be used up here,
+    // and nothing else in this process owns it.
+    let mut file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    read_bounded(&mut file, PASSPHRASE_MAX)
+        .map_err(|e| Failure::new(Exit::General, format!("cannot read descriptor {fd}: {e}")))
+}
+
+fn read_bounded(file: &mut File, bytes_max: usize) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    // Allocated once, so that growing leaves no copies of it in freed memory.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(bytes_max + 1));
+    file.take(bytes_max as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > bytes_max {
+        return Err(std::io::Error::other(format!("longer than {bytes_max} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Up to the first line end, so that files written with `echo` work.
+fn first_line(mut bytes: Zeroizing<Vec<u8>>) -> Zeroizing<Vec<u8>> {
+    if let Some(end) = bytes.iter().position(|&b| b == b'\n') {
+        bytes.truncate(end);
+    }
+    if bytes.last() == Some(&b'\r') {
+        bytes.pop();
+    }
+    bytes
+}
+
+fn prompt(twice: bool) -> Outcome<Zeroizing<Vec<u8>>> {
+    let no_terminal = || {
+        Failure::new(Exit::Usage, "no passphrase: there is no terminal to ask on")
+            .hint("use --passphrase-file FILE, --passphrase-fd N or --key-file FILE")
+    };
+    if !std::io::stdin().is_terminal() && File::open("/dev/tty").is_err() {
+        return Err(no_terminal());
+    }
+    let ask = |text: &str| {
+        rpassword::prompt_password(text)
+            .map(|line| Zeroizing::new(line.into_bytes()))
+            .map_err(|_| no_terminal())
+    };
+    let first = ask("passphrase: ")?;
+    if twice && *first != *ask("passphrase again: ")? {
+        return Err(Failure::new(Exit::Usage, "the two passphrases differ"));
+    }
+    Ok(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_passphrase_ends_at_its_line() {
+        // Guards against a passphrase file made by an editor (with a newline) that opens a
+        // volume made with printf (without), or not.
+        let line = |b: &[u8]| first_line(Zeroizing::new(b.to_vec())).to_vec();
+        assert_eq!(line(b"pass\n"), b"pass");
+        assert_eq!(line(b"pass\r\n"), b"pass");
+        assert_eq!(line(b"pass word "), b"pass word ");
+        assert_eq!(line(b"a\nb\n"), b"a");
+        assert_eq!(line(b""), b"");
+    }
+}

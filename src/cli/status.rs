@@ -1,0 +1,152 @@
+//! `sealfs status`: how a mount is, for people or (`--json`) for scripts.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use indicatif::{HumanBytes, HumanDuration};
+
+use crate::stack::{Connection, Status};
+
+use super::client::Client;
+use super::exit::{Exit, Failure, Outcome};
+use super::protocol::{Ask, Say};
+
+/// Flags of `sealfs status`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  sealfs status ~/vault
+  sealfs status --json ~/vault | jq .pending_bytes")]
+pub struct StatusArgs {
+    /// Where it is mounted, or any directory in it
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// One JSON object; its fields are never renamed
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `sealfs status`.
+pub fn run(args: StatusArgs) -> Outcome {
+    let client = Client::connect(&args.dir, true)?;
+    let Say::Status(status) = client.ask(&Ask::Status, |_| {})? else {
+        return Err(Failure::new(Exit::General, "the mount process answered something else"));
+    };
+    if args.json {
+        let json = serde_json::to_string_pretty(&status)
+            .map_err(|e| Failure::new(Exit::General, format!("cannot print the status: {e}")))?;
+        println!("{json}");
+    } else {
+        print!("{}", describe(&status, SystemTime::now()));
+    }
+    Ok(())
+}
+
+/// The status for people. Pure, so that it can be tested.
+fn describe(s: &Status, now: SystemTime) -> String {
+    let size = HumanBytes;
+    let p = &s.progress;
+    let mut out = String::new();
+    let mut line = |name: &str, text: String| {
+        writeln!(out, "{name:9} {text}").expect("a String takes everything");
+    };
+    line("volume", format!("{} in {}", s.volume_id, s.store));
+    let up = HumanDuration(Duration::from_secs(s.uptime_secs));
+    line("mounted", format!("{}, for {up} (sealfs {}, pid {})", s.mount_point, s.version, s.pid));
+    line("state", connection(&s.connection, now));
+    line(
+        "pending",
+        match s.oldest_pending_secs {
+            Some(age) if p.pending_bytes > 0 => format!(
+                "{} in {} files, the oldest for {age:.1} s; sending {}/s",
+                size(p.pending_bytes),
+                p.pending_files,
+                size(s.upload_bytes_per_sec)
+            ),
+            _ => "nothing; everything is in the bucket".into(),
+        },
+    );
+    line("journal", format!("{} of {}", size(s.journal_bytes), size(s.journal_bytes_max)));
+    let hits = s.cache_hit_ratio.map(|r| format!(", {:.0} % of reads hit", r * 100.0));
+    let hits = hits.unwrap_or_default();
+    line("cache", format!("{} of {}{hits}", size(s.cache_bytes), size(s.cache_bytes_max)));
+    let r = &s.requests;
+    line(
+        "requests",
+        format!(
+            "get {}, put {}, multipart {}, head {}, list {}, delete {}; {} failed, {} repeated",
+            r.get, r.put, r.multipart, r.head, r.list, r.delete, r.errors, r.retries
+        ),
+    );
+    line("traffic", format!("{} received, {} sent", size(r.bytes_down), size(r.bytes_up)));
+    let applied = s.sse_applied.as_ref().map(|a| format!(" (the server applied {a})"));
+    line("sse", format!("{}{}", s.sse, applied.unwrap_or_default()));
+    line("memory", size(s.resident_bytes).to_string());
+    for warning in &s.warnings {
+        line("warning", warning.clone());
+    }
+    out
+}
+
+fn connection(c: &Connection, now: SystemTime) -> String {
+    match c {
+        Connection::Online => "online".into(),
+        Connection::Offline { since_unix_secs, reason } => {
+            let since = UNIX_EPOCH + Duration::from_secs(*since_unix_secs);
+            let ago = HumanDuration(now.duration_since(since).unwrap_or_default());
+            format!("offline for {ago}: {reason}")
+        }
+        Connection::Fenced => "fenced: another mount has taken the volume; reading only".into(),
+        Connection::ReadOnly => "read-only".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stack::{Progress, Requests};
+
+    #[test]
+    fn an_offline_mount_says_since_when_and_what_is_pending() {
+        // Guards against a status that looks fine while nothing reaches the bucket.
+        let mut status = Status {
+            volume_id: "00ff".into(),
+            store: "s3://b/p".into(),
+            mount_point: "/mnt/v".into(),
+            pid: 7,
+            version: "0.1.0".into(),
+            uptime_secs: 3600,
+            connection: Connection::Offline { since_unix_secs: 1000, reason: "timed out".into() },
+            progress: Progress { pending_bytes: 2048, pending_files: 3, ..Progress::default() },
+            oldest_pending_secs: Some(61.24),
+            upload_bytes_per_sec: 0,
+            journal_bytes: 4096,
+            journal_bytes_max: 10 << 30,
+            cache_bytes: 0,
+            cache_bytes_max: 10 << 30,
+            cache_hit_ratio: Some(0.934),
+            requests: Requests::default(),
+            sse: "default".into(),
+            sse_applied: Some("AES256".into()),
+            resident_bytes: 80 << 20,
+            warnings: vec!["a journal was set aside".into()],
+        };
+        let now = UNIX_EPOCH + Duration::from_secs(1120);
+        let text = describe(&status, now);
+        for part in [
+            "offline for 2 minutes: timed out",
+            "2.00 KiB in 3 files, the oldest for 61.2 s",
+            "93 % of reads hit",
+            "default (the server applied AES256)",
+            "warning   a journal was set aside",
+        ] {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
+        status.connection = Connection::Online;
+        status.progress.pending_bytes = 0;
+        let text = describe(&status, now);
+        assert!(text.contains("state     online") && text.contains("everything is in the bucket"));
+    }
+}

@@ -1,0 +1,247 @@
+//! Routes each request to its operation, and answers it where it stands or from tokio.
+//!
+//! The pattern of every operation (DESIGN §7): decode, build the future from `fs`, poll it once
+//! on the request thread; what memory can answer is answered there. Only a future that is
+//! pending is handed to tokio and answered from a worker. Request threads therefore never wait
+//! for the network; the one thing they wait for is the local disk, in `fsync`.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+
+use crate::base::Ino;
+use crate::fs::{Attr, Caller, Fs, FsError};
+
+use super::abi::{self, Body, ENTRY_LEN, Header, Malformed, Out, TtlSecs, opcode as op};
+use super::device::Device;
+use super::errno::Errno;
+use super::reply::Reply;
+
+/// What all request threads of a mount share.
+pub struct Adapter {
+    pub(super) fs: Arc<Fs>,
+    /// How long the kernel may keep names and attributes.
+    pub(super) ttl: TtlSecs,
+    /// `-o fsync=remote`: `fsync` returns when the bucket has it.
+    pub(super) fsync_remote: bool,
+    /// The kernel sends the 16-byte SETXATTR header (`FUSE_SETXATTR_EXT`).
+    pub(super) setxattr_ext: bool,
+    runtime: Handle,
+    /// Requests handed to tokio that may be given up when their caller gets a signal. Bounded
+    /// by the requests the kernel has under way.
+    interruptible: Arc<Mutex<HashMap<u64, AbortHandle>>>,
+}
+
+/// One request on its way through its operation: who asks about what, and the answer due.
+pub(super) struct Request<'a> {
+    pub header: Header,
+    pub body: Body<'a>,
+    pub reply: Reply,
+}
+
+impl Request<'_> {
+    pub fn ino(&self) -> Ino {
+        Ino(self.header.nodeid)
+    }
+
+    pub fn caller(&self) -> Caller {
+        Caller { uid: self.header.uid, gid: self.header.gid, pid: self.header.pid }
+    }
+}
+
+/// Whether a pending operation may be dropped half-way when its caller is interrupted: only
+/// what changes nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Interrupt {
+    Allowed,
+    Never,
+}
+
+impl Adapter {
+    pub(super) fn new(
+        fs: Arc<Fs>,
+        ttl: TtlSecs,
+        fsync_remote: bool,
+        setxattr_ext: bool,
+        runtime: Handle,
+    ) -> Adapter {
+        let interruptible = Arc::default();
+        Adapter { fs, ttl, fsync_remote, setxattr_ext, runtime, interruptible }
+    }
+
+    /// Answers one request as it was read from `device`. Never panics: a bug in a handler is
+    /// logged and its request answered with `EIO`.
+    pub fn handle(&self, device: &Arc<Device>, request: &[u8]) {
+        let Ok((header, body)) = abi::split(request) else {
+            log::error!("a request of {} bytes has no valid header; ignored", request.len());
+            return;
+        };
+        let reply = Reply::new(device, header.unique);
+        let request = Request { header, body: Body::new(body), reply };
+        match catch_unwind(AssertUnwindSafe(|| self.route(request))) {
+            Ok(Ok(())) => {}
+            // The dropped reply has answered EIO in both cases.
+            Ok(Err(Malformed)) => {
+                log::error!("a request of type {} is malformed; refused", header.opcode);
+            }
+            Err(_) => log::error!("a request of type {} panicked; see above", header.opcode),
+        }
+    }
+
+    fn route(&self, rq: Request<'_>) -> Result<(), Malformed> {
+        match rq.header.opcode {
+            op::LOOKUP => self.lookup(rq),
+            op::FORGET => self.forget(rq),
+            op::BATCH_FORGET => self.batch_forget(rq),
+            op::MKNOD => self.mknod(rq),
+            op::MKDIR => self.mkdir(rq),
+            op::SYMLINK => self.symlink(rq),
+            op::READLINK => self.readlink(rq),
+            op::LINK => self.link(rq),
+            op::UNLINK => self.unlink(rq),
+            op::RMDIR => self.rmdir(rq),
+            op::RENAME => self.rename(rq),
+            op::RENAME2 => self.rename2(rq),
+            op::TMPFILE => self.tmpfile(rq),
+            op::GETATTR => self.getattr(rq),
+            op::STATX => self.statx(rq),
+            op::SETATTR => self.setattr(rq),
+            op::STATFS => self.statfs(rq),
+            op::READ => self.read(rq),
+            op::WRITE => self.write(rq),
+            op::FSYNC => self.fsync(rq),
+            op::FALLOCATE => self.fallocate(rq),
+            op::LSEEK => self.lseek(rq),
+            op::COPY_FILE_RANGE => self.copy_file_range(rq, false),
+            op::COPY_FILE_RANGE_64 => self.copy_file_range(rq, true),
+            op::READDIR => self.readdir(rq),
+            op::READDIRPLUS => self.readdirplus(rq),
+            op::FSYNCDIR => self.fsyncdir(rq),
+            op::SETXATTR => self.setxattr(rq),
+            op::GETXATTR => self.getxattr(rq),
+            op::LISTXATTR => self.listxattr(rq),
+            op::REMOVEXATTR => self.removexattr(rq),
+            op::INTERRUPT => self.interrupt(rq),
+            // Only files made by TMPFILE have a handle to release; nothing hangs on it.
+            op::RELEASE | op::RELEASEDIR | op::DESTROY => {
+                rq.reply.done();
+                Ok(())
+            }
+            op::IOCTL => {
+                rq.reply.error(Errno::NO_SUCH_IOCTL);
+                Ok(())
+            }
+            // Among them OPEN, OPENDIR, FLUSH, CREATE and ACCESS, which Linux then does itself
+            // and asks no more: an open file is only its inode (kept by lookup counts), a file
+            // is created with MKNOD, and `default_permissions` checks access. The kernel
+            // writes a file's dirty pages back before close returns, with or without FLUSH.
+            _ => {
+                rq.reply.error(Errno::NO_SUCH_OPERATION);
+                Ok(())
+            }
+        }
+    }
+
+    /// Runs an operation to its answer: polled once here, else on tokio.
+    pub(super) fn run_to<T, F, A>(&self, mut reply: Reply, interrupt: Interrupt, op: F, answer: A)
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, FsError>> + Send + 'static,
+        A: FnOnce(Reply, Result<T, FsError>) + Send + 'static,
+    {
+        let unique = reply.unique();
+        if interrupt == Interrupt::Allowed {
+            reply.set_interruptible();
+        }
+        let mut task = Box::pin(async move {
+            let result = op.await;
+            answer(reply, result);
+        });
+        if let Poll::Ready(()) = task.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return;
+        }
+        match interrupt {
+            Interrupt::Never => drop(self.runtime.spawn(task)),
+            Interrupt::Allowed => {
+                let table = Arc::clone(&self.interruptible);
+                // Held across the spawn, so that the task cannot leave the table before it
+                // has entered it.
+                let mut waiting = self.interruptible.lock();
+                let handle = self.runtime.spawn(async move {
+                    let _leave = Leave { table, unique };
+                    task.await;
+                });
+                waiting.insert(unique, handle.abort_handle());
+            }
+        }
+    }
+
+    /// [`Adapter::run_to`] for operations whose errors are answered as they are.
+    pub(super) fn run<T, F, A>(&self, reply: Reply, interrupt: Interrupt, op: F, answer: A)
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, FsError>> + Send + 'static,
+        A: FnOnce(Reply, T) + Send + 'static,
+    {
+        self.run_to(reply, interrupt, op, move |reply, result| match result {
+            Ok(value) => answer(reply, value),
+            Err(e) => reply.error(e),
+        });
+    }
+
+    /// An operation with nothing to report but success.
+    pub(super) fn run_unit<F>(&self, reply: Reply, op: F)
+    where
+        F: Future<Output = Result<(), FsError>> + Send + 'static,
+    {
+        self.run(reply, Interrupt::Never, op, |reply, ()| reply.done());
+    }
+
+    /// An operation that makes or finds a name and counts one lookup of its inode.
+    pub(super) fn run_entry<F>(&self, reply: Reply, op: F)
+    where
+        F: Future<Output = Result<Attr, FsError>> + Send + 'static,
+    {
+        let (fs, ttl) = (Arc::clone(&self.fs), self.ttl);
+        self.run(reply, Interrupt::Never, op, move |reply, attr| {
+            answer_entry(&fs, reply, &attr, ttl);
+        });
+    }
+
+    fn interrupt(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
+        let unique = rq.body.u64()?;
+        // Unknown: answered already, or one that must run to its end. No answer is due.
+        if let Some(task) = self.interruptible.lock().remove(&unique) {
+            task.abort();
+        }
+        rq.reply.none();
+        Ok(())
+    }
+}
+
+/// Answers with an entry, and takes the counted lookup back if the kernel did not want it.
+pub(super) fn answer_entry(fs: &Arc<Fs>, reply: Reply, attr: &Attr, ttl: TtlSecs) {
+    let mut out = Out::with_capacity(ENTRY_LEN);
+    out.entry(attr, ttl);
+    if !reply.out(&out) {
+        fs.forget(attr.ino, 1);
+    }
+}
+
+/// Takes a finished or aborted task out of the table of interruptible ones.
+struct Leave {
+    table: Arc<Mutex<HashMap<u64, AbortHandle>>>,
+    unique: u64,
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.table.lock().remove(&self.unique);
+    }
+}

@@ -1,0 +1,149 @@
+//! Operations on names: lookup and forget, making, linking, renaming and removing.
+
+use crate::base::Ino;
+use crate::fs::{FsError, RenameFlags};
+
+use super::abi::{ENTRY_LEN, Malformed, Out};
+use super::dispatch::{Adapter, Interrupt, Request, answer_entry};
+use super::errno::Errno;
+
+/// `FOPEN_KEEP_CACHE`: opening a file does not make its cached pages doubtful.
+const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+
+impl Adapter {
+    /// A name that does not exist is an answer too, and kept as long as any other: only this
+    /// mount makes names.
+    pub(super) fn lookup(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
+        let name = rq.body.name()?;
+        let found = self.fs.lookup(rq.ino(), name);
+        let (fs, ttl) = (self.fs.clone(), self.ttl);
+        // Not interruptible: a lookup that has counted must be answered.
+        self.run_to(rq.reply, Interrupt::Never, found, move |reply, result| match result {
+            Ok(attr) => answer_entry(&fs, reply, &attr, ttl),
+            Err(FsError::NotFound) => {
+                let mut out = Out::with_capacity(ENTRY_LEN);
+                out.negative_entry(ttl);
+                reply.out(&out);
+            }
+            Err(e) => reply.error(e),
+        });
+        Ok(())
+    }
+
+    pub(super) fn forget(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
+        let nlookup = rq.body.u64()?;
+        self.fs.forget(rq.ino(), nlookup);
+        rq.reply.none();
+        Ok(())
+    }
+
+    pub(super) fn batch_forget(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
+        let count = rq.body.u32()?;
+        rq.body.skip(4)?;
+        for _ in 0..count {
+            let (ino, nlookup) = (Ino(rq.body.u64()?), rq.body.u64()?);
+            self.fs.forget(ino, nlookup);
+        }
+        rq.reply.none();
+        Ok(())
+    }
+
+    pub(super) fn mknod(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
+        let (mode, rdev, umask) = (rq.body.u32()?, rq.body.u32()?, rq.body.u32()?);
+        rq.body.skip(4)?;
+        let name = rq.body.name()?;
+        let made = self.fs.mknod(rq.caller(), rq.ino(), name, mode, umask, rdev);
+        self.run_entry(rq.reply, made);
+        Ok(())
+    }
+
+    pub(super) fn mkdir(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
+        let (mode, umask) = (rq.body.u32()?, rq.body.u32()?);
+        let name = rq.body.name()?;
+        let made = self.fs.mkdir(rq.caller(), rq.ino(), name, mode, umask);
+        self.run_entry(rq.reply, made);
+        Ok(())
+    }
+
+    pub(super) fn symlink(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
+        let name = rq.body.name()?;
+        let target = rq.body.name()?;
+        let made = self.fs.symlink(rq.caller(), rq.ino(), name, target);
+        self.run_entry(rq.reply, made);
+        Ok(())
+    }
+
+    pub(super) fn readlink(&self, rq: Request<'_>) -> Result<(), Malformed> {
+        let target = self.fs.readlink(rq.ino());
+        self.run(rq.reply, Interrupt::Allowed, target, |reply, target| {
+            reply.data(&target);
+        });
+        Ok(())
+    }
+
+    pub(super) fn link(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
+        let ino = Ino(rq.body.u64()?);
+        let name = rq.body.name()?;
+        let made = self.fs.link(ino, rq.ino(), name);
+        self.run_entry(rq.reply, made);
+        Ok(())
+    }
+
+    pub(super) fn unlink(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
+        let name = rq.body.name()?;
+        let gone = self.fs.unlink(rq.ino(), name);
+        self.run_unit(rq.reply, gone);
+        Ok(())
+    }
+
+    pub(super) fn rmdir(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
+        let name = rq.body.name()?;
+        let gone = self.fs.rmdir(rq.ino(), name);
+        self.run_unit(rq.reply, gone);
+        Ok(())
+    }
+
+    pub(super) fn rename(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
+        let to = Ino(rq.body.u64()?);
+        self.rename_with(rq, to, 0)
+    }
+
+    pub(super) fn rename2(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
+        let (to, flags) = (Ino(rq.body.u64()?), rq.body.u32()?);
+        rq.body.skip(4)?;
+        self.rename_with(rq, to, flags)
+    }
+
+    fn rename_with(&self, mut rq: Request<'_>, to: Ino, flags: u32) -> Result<(), Malformed> {
+        let (name, new_name) = (rq.body.name()?, rq.body.name()?);
+        // RENAME_WHITEOUT is for overlay file systems; without it they refuse us as upper
+        // layer with a clear message, which is better than half of it.
+        if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) != 0 {
+            rq.reply.error(Errno::INVALID);
+            return Ok(());
+        }
+        let flags = RenameFlags {
+            no_replace: flags & libc::RENAME_NOREPLACE != 0,
+            exchange: flags & libc::RENAME_EXCHANGE != 0,
+        };
+        let moved = self.fs.rename(rq.ino(), name, to, new_name, flags);
+        self.run_unit(rq.reply, moved);
+        Ok(())
+    }
+
+    /// `open(dir, O_TMPFILE)`: a file without a name, which `linkat` may give it later.
+    pub(super) fn tmpfile(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
+        rq.body.skip(4)?; // open flags
+        let (mode, umask) = (rq.body.u32()?, rq.body.u32()?);
+        let made = self.fs.tmpfile(rq.caller(), rq.ino(), mode, umask);
+        let (fs, ttl) = (self.fs.clone(), self.ttl);
+        self.run(rq.reply, Interrupt::Never, made, move |reply, attr| {
+            let mut out = Out::with_capacity(ENTRY_LEN + 16);
+            out.entry(&attr, ttl).open(FOPEN_KEEP_CACHE);
+            if !reply.out(&out) {
+                fs.forget(attr.ino, 1);
+            }
+        });
+        Ok(())
+    }
+}

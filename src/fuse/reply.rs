@@ -1,0 +1,91 @@
+//! The answer to one request: given exactly once, even if its handler panics or is cancelled.
+
+use std::io;
+use std::sync::Arc;
+
+use super::abi::Out;
+use super::device::Device;
+use super::errno::Errno;
+
+/// The right and the duty to answer one request. Dropping it unanswered answers `EINTR` when
+/// the operation could be interrupted and was, else `EIO`.
+#[derive(Debug)]
+pub struct Reply {
+    device: Arc<Device>,
+    unique: u64,
+    answered: bool,
+    interruptible: bool,
+}
+
+impl Reply {
+    /// The answer to request `unique`, which was read from `device`.
+    pub fn new(device: &Arc<Device>, unique: u64) -> Reply {
+        Reply { device: Arc::clone(device), unique, answered: false, interruptible: false }
+    }
+
+    /// The number by which the kernel knows the request.
+    pub fn unique(&self) -> u64 {
+        self.unique
+    }
+
+    /// From now on, dropping this means that the operation was interrupted.
+    pub fn set_interruptible(&mut self) {
+        self.interruptible = true;
+    }
+
+    /// Answers with the bytes of `body`. False when the kernel did not take the answer (the
+    /// caller was killed meanwhile), so that a reference it carried must be taken back.
+    pub fn data(mut self, body: &[u8]) -> bool {
+        self.send(0, body)
+    }
+
+    /// Answers with an encoded structure; as [`Reply::data`].
+    pub fn out(self, body: &Out) -> bool {
+        self.data(&body.0)
+    }
+
+    /// Answers that it is done.
+    pub fn done(self) {
+        self.data(&[]);
+    }
+
+    /// Answers with an error.
+    pub fn error(mut self, errno: impl Into<Errno>) {
+        self.send(errno.into().0, &[]);
+    }
+
+    /// Says nothing: for the requests that take no answer.
+    pub fn none(mut self) {
+        self.answered = true;
+    }
+
+    fn send(&mut self, errno: i32, body: &[u8]) -> bool {
+        self.answered = true;
+        match self.device.send(self.unique, errno, body) {
+            Ok(()) => true,
+            Err(e) => {
+                log_unsent(self.unique, &e);
+                false
+            }
+        }
+    }
+}
+
+fn log_unsent(unique: u64, e: &io::Error) {
+    match e.raw_os_error() {
+        // The caller is gone, or the whole mount is.
+        Some(libc::ENOENT | libc::ENODEV | libc::ECONNABORTED) => {
+            log::debug!("request {unique}: the kernel no longer waits for the answer");
+        }
+        _ => log::error!("request {unique}: the kernel refused the answer: {e}"),
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if !self.answered {
+            let interrupted = self.interruptible && !std::thread::panicking();
+            self.send(if interrupted { Errno::INTERRUPTED } else { Errno::IO }.0, &[]);
+        }
+    }
+}

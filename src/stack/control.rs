@@ -1,0 +1,143 @@
+//! What a running mount says about itself and what it can be told: the structures of the
+//! control socket, and the trait that `stack` implements and `cli` serves.
+//!
+//! The field names are an interface: `sealfs status --json` prints them. Fields are added, never
+//! renamed. Nothing here holds a name, a key or contents of files.
+
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+/// Whether the store can be reached and written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum Connection {
+    /// The last request to the store succeeded.
+    Online,
+    /// Nothing has reached the store for a while; changes wait in the journal.
+    Offline {
+        /// Seconds since 1970 of the first failure in a row.
+        since_unix_secs: u64,
+        /// What the last attempt came to.
+        reason: String,
+    },
+    /// Another mount has taken the volume over; this one only reads, its journal is kept.
+    Fenced,
+    /// Mounted to read only.
+    ReadOnly,
+}
+
+/// How far the bucket is behind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Bytes of changes that are only in the local journal.
+    pub pending_bytes: u64,
+    /// Files with such changes.
+    pub pending_files: u64,
+    /// Bytes committed to the bucket since the mount started, so that a rate can be shown.
+    pub committed_bytes: u64,
+    /// The store cannot be reached at the moment.
+    pub offline: bool,
+}
+
+/// Requests to the store since the mount started, by kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Requests {
+    pub get: u64,
+    pub head: u64,
+    pub put: u64,
+    pub multipart: u64,
+    pub list: u64,
+    pub delete: u64,
+    /// Attempts that failed.
+    pub errors: u64,
+    /// Attempts that were repeated.
+    pub retries: u64,
+    /// Object bytes received.
+    pub bytes_down: u64,
+    /// Object bytes sent.
+    pub bytes_up: u64,
+}
+
+/// Everything `sealfs status` shows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The volume id, 32 hex digits.
+    pub volume_id: String,
+    /// The store, as it was given to `sealfs mount`.
+    pub store: String,
+    /// Where it is mounted.
+    pub mount_point: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Version of the daemon.
+    pub version: String,
+    /// Seconds since the mount started.
+    pub uptime_secs: u64,
+    /// Reachable, offline, fenced or read-only.
+    #[serde(flatten)]
+    pub connection: Connection,
+    /// How far the bucket is behind.
+    #[serde(flatten)]
+    pub progress: Progress,
+    /// Age of the oldest change that is not in the bucket; `None` when all is.
+    pub oldest_pending_secs: Option<f64>,
+    /// Bytes per second sent to the store, over the last ten seconds or so.
+    pub upload_bytes_per_sec: u64,
+    /// Bytes the journal takes on the local disk.
+    pub journal_bytes: u64,
+    /// Its limit, `--journal-size`.
+    pub journal_bytes_max: u64,
+    /// Bytes the ciphertext cache takes on the local disk.
+    pub cache_bytes: u64,
+    /// Its limit, `--cache-size`.
+    pub cache_bytes_max: u64,
+    /// Share of cacheable reads answered by it, 0 to 1; `None` before the first.
+    pub cache_hit_ratio: Option<f64>,
+    /// Requests to the store.
+    pub requests: Requests,
+    /// Server-side encryption asked for: `default`, `AES256`, `aws:kms`, `aws:kms:dsse`,
+    /// `customer`, or `none` for a store without it.
+    pub sse: String,
+    /// What the server last said it applied.
+    pub sse_applied: Option<String>,
+    /// Resident memory of the daemon in bytes.
+    pub resident_bytes: u64,
+    /// Things that need a person: corruption found, a journal set aside. Empty when well.
+    pub warnings: Vec<String>,
+}
+
+/// A running mount, as the control socket sees it. `stack` implements it.
+pub trait Control: Send + Sync + 'static {
+    /// What `sealfs status` shows. Never waits.
+    fn status(&self) -> Status;
+    /// How far the bucket is behind. Never waits; called a few times a second.
+    fn progress(&self) -> Progress;
+    /// Resolves when everything written before the call is in the bucket. Waits as long as the
+    /// store is unreachable; the caller drops it at its deadline. The error is a sentence.
+    fn sync(&self) -> BoxFuture<'static, Result<(), String>>;
+}
+
+/// Resident memory of this process in bytes, 0 where `/proc` does not say.
+pub fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or_default();
+    let kib = line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_json_is_flat_and_reads_back() {
+        // Guards against renamed or nested fields, which break every script on `--json`.
+        let since = Connection::Offline { since_unix_secs: 7, reason: "timed out".into() };
+        let json = serde_json::to_value(&since).expect("plain data");
+        assert_eq!(json["state"], "offline");
+        assert_eq!(json["since_unix_secs"], 7);
+        assert_eq!(serde_json::from_value::<Connection>(json).expect("reads back"), since);
+        assert!(resident_bytes() > 0);
+    }
+}
