@@ -11,6 +11,7 @@ pub mod file;
 pub mod location;
 pub mod probe;
 pub mod retry;
+pub mod s3;
 mod rope;
 pub mod sealed;
 pub mod segments;

@@ -1,0 +1,334 @@
+//! The `--sse…` flags: which combinations make sense, and the customer key file.
+//!
+//! Used by `cli/` (flattened into `init` and `mount`). Never talks to the store.
+
+use super::sse::{SecretKey32, SseMode};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use zeroize::{Zeroize, Zeroizing};
+
+/// Largest customer key file that is looked at, in bytes: 64 hex digits and a line end fit often.
+const KEY_FILE_BYTES_MAX: u64 = 1024;
+
+/// The values of `--sse`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SseKind {
+    /// Send nothing; the bucket's default encryption applies.
+    #[value(name = "default")]
+    Default,
+    /// SSE-S3.
+    #[value(name = "AES256")]
+    Aes256,
+    /// SSE-KMS.
+    #[value(name = "aws:kms")]
+    Kms,
+    /// DSSE-KMS.
+    #[value(name = "aws:kms:dsse")]
+    Dsse,
+    /// SSE-C with the key of `--sse-c-key-file`.
+    #[value(name = "customer")]
+    Customer,
+}
+
+/// The server-side encryption flags as typed.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct SseFlags {
+    /// Server-side encryption to ask for on every object (on top of sealing)
+    #[arg(long, value_name = "MODE", value_enum, help_heading = "Server-side encryption")]
+    pub sse: Option<SseKind>,
+    /// KMS key: id, key ARN, alias/NAME or alias ARN
+    #[arg(long, value_name = "KEY", help_heading = "Server-side encryption")]
+    pub sse_kms_key_id: Option<String>,
+    /// KMS encryption context pair; may be repeated
+    #[arg(long, value_name = "K=V", help_heading = "Server-side encryption")]
+    pub sse_kms_context: Vec<String>,
+    /// Use (or, with =false, do not use) an S3 bucket key with --sse aws:kms
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Server-side encryption"
+    )]
+    pub sse_bucket_key: Option<bool>,
+    /// File with the 32-byte customer key: raw, 64 hex digits, or base64
+    #[arg(long, value_name = "FILE", help_heading = "Server-side encryption")]
+    pub sse_c_key_file: Option<PathBuf>,
+}
+
+/// Flags that contradict each other or name something unusable.
+#[derive(Debug, thiserror::Error)]
+pub enum SseFlagError {
+    /// A KMS flag without a KMS mode.
+    #[error(
+        "{flag} has no meaning with --sse {mode}\nhint: add --sse aws:kms (or aws:kms:dsse), or drop {flag}"
+    )]
+    NotKms {
+        /// The flag.
+        flag: &'static str,
+        /// The mode given or implied.
+        mode: &'static str,
+    },
+    /// DSSE-KMS has no bucket keys.
+    #[error(
+        "--sse-bucket-key does not exist for --sse aws:kms:dsse\nhint: drop it, or use --sse aws:kms"
+    )]
+    DsseBucketKey,
+    /// A key file without the mode.
+    #[error(
+        "--sse-c-key-file has no meaning with --sse {mode}\nhint: add --sse customer, or drop --sse-c-key-file"
+    )]
+    NotCustomer {
+        /// The mode given or implied.
+        mode: &'static str,
+    },
+    /// The mode without a key file.
+    #[error(
+        "--sse customer needs a key\nhint: head -c 32 /dev/urandom > sse.key, then --sse-c-key-file sse.key; keep a copy, nothing can be read without it"
+    )]
+    NoCustomerKey,
+    /// `--sse-kms-context` is not `key=value`.
+    #[error("--sse-kms-context {given:?} is not KEY=VALUE\nhint: --sse-kms-context project=archive")]
+    BadContext {
+        /// The value as typed.
+        given: String,
+    },
+    /// One context key twice.
+    #[error("--sse-kms-context gives {key:?} twice\nhint: keep one of them")]
+    DuplicateContext {
+        /// The key.
+        key: String,
+    },
+    /// The key id is empty.
+    #[error("--sse-kms-key-id is empty\nhint: drop it to use the account's aws/s3 key")]
+    EmptyKeyId,
+    /// The key file cannot be read.
+    #[error("cannot read the customer key file {}\nhint: check --sse-c-key-file", path.display())]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The key file does not hold 32 bytes in any of the three forms.
+    #[error(
+        "{} is not a customer key\nhint: it must hold 32 raw bytes, 64 hex digits, or 44 characters of base64",
+        path.display()
+    )]
+    KeyFormat {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl SseKind {
+    fn name(self) -> &'static str {
+        match self {
+            SseKind::Default => "default",
+            SseKind::Aes256 => "AES256",
+            SseKind::Kms => "aws:kms",
+            SseKind::Dsse => "aws:kms:dsse",
+            SseKind::Customer => "customer",
+        }
+    }
+}
+
+impl SseFlags {
+    /// The mode these flags mean; reads the customer key file. Errors: [`SseFlagError`], each a
+    /// sentence with a hint. No flag at all is [`SseMode::Default`].
+    pub fn resolve(&self) -> Result<SseMode, SseFlagError> {
+        let kind = self.sse.unwrap_or(SseKind::Default);
+        if !matches!(kind, SseKind::Kms | SseKind::Dsse)
+            && let Some(flag) = self.first_kms_flag()
+        {
+            return Err(SseFlagError::NotKms { flag, mode: kind.name() });
+        }
+        if kind == SseKind::Dsse && self.sse_bucket_key.is_some() {
+            return Err(SseFlagError::DsseBucketKey);
+        }
+        if kind != SseKind::Customer && self.sse_c_key_file.is_some() {
+            return Err(SseFlagError::NotCustomer { mode: kind.name() });
+        }
+        if self.sse_kms_key_id.as_deref().is_some_and(|k| k.trim().is_empty()) {
+            return Err(SseFlagError::EmptyKeyId);
+        }
+        let key_id = self.sse_kms_key_id.as_deref().map(|k| k.trim().to_owned());
+        Ok(match kind {
+            SseKind::Default => SseMode::Default,
+            SseKind::Aes256 => SseMode::S3,
+            SseKind::Kms => SseMode::Kms {
+                key_id,
+                context: self.context()?,
+                bucket_key: self.sse_bucket_key,
+            },
+            SseKind::Dsse => SseMode::Dsse { key_id, context: self.context()? },
+            SseKind::Customer => {
+                let path = self.sse_c_key_file.as_deref().ok_or(SseFlagError::NoCustomerKey)?;
+                SseMode::Customer { key: read_key_file(path)? }
+            }
+        })
+    }
+
+    fn first_kms_flag(&self) -> Option<&'static str> {
+        if self.sse_kms_key_id.is_some() {
+            Some("--sse-kms-key-id")
+        } else if !self.sse_kms_context.is_empty() {
+            Some("--sse-kms-context")
+        } else if self.sse_bucket_key.is_some() {
+            Some("--sse-bucket-key")
+        } else {
+            None
+        }
+    }
+
+    fn context(&self) -> Result<BTreeMap<String, String>, SseFlagError> {
+        let mut context = BTreeMap::new();
+        for pair in &self.sse_kms_context {
+            let (key, value) = pair
+                .split_once('=')
+                .filter(|(key, _)| !key.is_empty())
+                .ok_or_else(|| SseFlagError::BadContext { given: pair.clone() })?;
+            if context.insert(key.to_owned(), value.to_owned()).is_some() {
+                return Err(SseFlagError::DuplicateContext { key: key.to_owned() });
+            }
+        }
+        Ok(context)
+    }
+}
+
+fn read_key_file(path: &Path) -> Result<SecretKey32, SseFlagError> {
+    let unreadable = |source| SseFlagError::KeyFile { path: path.to_owned(), source };
+    let bytes = {
+        use std::io::Read;
+        let file = std::fs::File::open(path).map_err(unreadable)?;
+        // Reserved in full, so that growing leaves no copy of the key behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_FILE_BYTES_MAX as usize + 1));
+        file.take(KEY_FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
+        bytes
+    };
+    let key = parse_key(&bytes).ok_or_else(|| SseFlagError::KeyFormat { path: path.to_owned() })?;
+    Ok(SecretKey32::new(key))
+}
+
+/// 32 raw bytes, else (white space around it ignored) 64 hex digits or 44 base64 characters.
+fn parse_key(bytes: &[u8]) -> Option<Zeroizing<[u8; 32]>> {
+    if let Ok(raw) = <[u8; 32]>::try_from(bytes) {
+        return Some(Zeroizing::new(raw));
+    }
+    let text = bytes.trim_ascii();
+    let mut key = Zeroizing::new([0u8; 32]);
+    match text.len() {
+        64 => {
+            for (byte, digits) in key.iter_mut().zip(text.chunks_exact(2)) {
+                let high = (digits[0] as char).to_digit(16)?;
+                let low = (digits[1] as char).to_digit(16)?;
+                *byte = (high * 16 + low) as u8;
+            }
+            Some(key)
+        }
+        44 => {
+            let mut decoded = STANDARD.decode(text).ok()?;
+            let fits = decoded.len() == 32;
+            if fits {
+                key.copy_from_slice(&decoded);
+            }
+            decoded.zeroize();
+            fits.then_some(key)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        sse: SseFlags,
+    }
+
+    fn parse(args: &[&str]) -> Result<SseMode, SseFlagError> {
+        let args = ["test"].iter().chain(args);
+        Cli::try_parse_from(args).expect("the flags themselves are well formed").sse.resolve()
+    }
+
+    #[test]
+    fn flags_that_agree_give_their_mode() {
+        // Guards against a mode being lost between the command line and the requests.
+        assert!(matches!(parse(&[]).unwrap(), SseMode::Default));
+        assert!(matches!(parse(&["--sse", "default"]).unwrap(), SseMode::Default));
+        assert!(matches!(parse(&["--sse", "AES256"]).unwrap(), SseMode::S3));
+        let kms = parse(&[
+            "--sse=aws:kms",
+            "--sse-kms-key-id=alias/a",
+            "--sse-kms-context=k=v=w",
+            "--sse-kms-context=e=",
+            "--sse-bucket-key",
+        ]);
+        let SseMode::Kms { key_id, context, bucket_key } = kms.unwrap() else { panic!("not kms") };
+        assert_eq!(key_id.as_deref(), Some("alias/a"));
+        assert_eq!(context["k"], "v=w");
+        assert_eq!(context["e"], "");
+        assert_eq!(bucket_key, Some(true));
+        let off = parse(&["--sse=aws:kms", "--sse-bucket-key=false"]).unwrap();
+        assert!(matches!(off, SseMode::Kms { bucket_key: Some(false), .. }));
+        assert!(matches!(parse(&["--sse=aws:kms:dsse"]).unwrap(), SseMode::Dsse { .. }));
+    }
+
+    #[test]
+    fn contradictory_flags_are_refused_with_a_hint() {
+        // Guards against a flag being ignored in silence, which would leave objects in another
+        // mode than the one the person believes in.
+        let refused: &[&[&str]] = &[
+            &["--sse-kms-key-id=k"],
+            &["--sse=AES256", "--sse-kms-key-id=k"],
+            &["--sse=AES256", "--sse-kms-context=a=b"],
+            &["--sse=default", "--sse-bucket-key"],
+            &["--sse=customer", "--sse-kms-key-id=k", "--sse-c-key-file=/dev/null"],
+            &["--sse=aws:kms:dsse", "--sse-bucket-key"],
+            &["--sse=aws:kms", "--sse-c-key-file=/dev/null"],
+            &["--sse-c-key-file=/dev/null"],
+            &["--sse=customer"],
+            &["--sse=customer", "--sse-c-key-file=/dev/null"],
+            &["--sse=customer", "--sse-c-key-file=/nonexistent/key"],
+            &["--sse=aws:kms", "--sse-kms-context=a"],
+            &["--sse=aws:kms", "--sse-kms-context==b"],
+            &["--sse=aws:kms", "--sse-kms-context=a=b", "--sse-kms-context=a=c"],
+            &["--sse=aws:kms", "--sse-kms-key-id="],
+        ];
+        for args in refused {
+            let error = parse(args).expect_err(&format!("{args:?} must be refused")).to_string();
+            assert!(error.contains("\nhint: "), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_three_forms_of_a_key_file_give_the_same_key() {
+        // Guards against a base64 or hex key being taken as text, which would make objects
+        // unreadable for every other tool that holds the key.
+        let raw: [u8; 32] = std::array::from_fn(|i| i as u8 + 1);
+        let hex: String = raw.iter().map(|b| format!("{b:02X}")).collect();
+        let forms: [Vec<u8>; 3] =
+            [raw.to_vec(), format!("{hex}\n").into(), format!(" {}\n", STANDARD.encode(raw)).into()];
+        for form in &forms {
+            assert_eq!(*parse_key(form).expect("a key"), raw);
+        }
+        for bad in [&raw[..31], b"", &[b'z'; 64], &[b'!'; 44], &[b'A'; 44]] {
+            assert!(parse_key(bad).is_none(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn debug_of_the_mode_does_not_print_the_customer_key() {
+        // Guards against the key reaching a log through a derived Debug.
+        let mode = SseMode::Customer { key: SecretKey32::new(Zeroizing::new([7; 32])) };
+        let text = format!("{mode:?} {mode}");
+        assert!(!text.contains(&STANDARD.encode([7; 32])), "{text}");
+    }
+}
