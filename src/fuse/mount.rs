@@ -148,8 +148,9 @@ pub(super) fn mount(
     config.mount_options = fuser_options(options);
     let kernel_error = |source| MountError::Kernel { path: point.clone(), source };
     let session = match mount_as_root(&point, options, allow_other, meta.permissions().mode()) {
-        Ok(device) => fuser::Session::from_fd(handshake, device, acl, config)
-            .inspect_err(|_| abandon(&point)),
+        Ok(device) => {
+            fuser::Session::from_fd(handshake, device, acl, config).inspect_err(|_| abandon(&point))
+        }
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
             fuser::Session::new(handshake, &point, &config)
         }

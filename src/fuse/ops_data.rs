@@ -115,11 +115,7 @@ impl Adapter {
     }
 
     /// `wide`: the 64-bit variant of Linux 6.18, whose answer has a 64-bit length.
-    pub(super) fn copy_file_range(
-        &self,
-        mut rq: Request<'_>,
-        wide: bool,
-    ) -> Result<(), Malformed> {
+    pub(super) fn copy_file_range(&self, mut rq: Request<'_>, wide: bool) -> Result<(), Malformed> {
         rq.body.skip(8)?; // file handle
         let (offset_in, to) = (rq.body.u64()?, Ino(rq.body.u64()?));
         rq.body.skip(8)?; // file handle
