@@ -54,7 +54,8 @@ fn retry(inner: Arc<dyn ObjectStore>) -> Retry {
 
 /// Caches every object whatever its name, so that the suite meets the cache at all.
 fn cached(inner: Arc<dyn ObjectStore>, dir: &std::path::Path) -> Arc<Cached> {
-    let rules = vec![CacheRule { applies: |_: &Path| true, fetch_min: 64 << 10, keep_uploads: true }];
+    let rules =
+        vec![CacheRule { applies: |_: &Path| true, fetch_min: 64 << 10, keep_uploads: true }];
     let options = CacheOptions { rules, ..CacheOptions::new(dir.to_path_buf()) };
     Arc::new(Cached::new(inner, options, Arc::new(RequestStats::default())).unwrap())
 }

@@ -48,6 +48,7 @@ impl StoreArgs {
             profile: self.profile.clone(),
             allow_http: self.allow_http,
             sse,
+            custom: None,
         })
     }
 }

@@ -28,8 +28,7 @@ pub fn detach() -> io::Result<Detached> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: pipe2 has just made both descriptors, and nobody else owns them.
-    let (read, write) =
-        unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
+    let (read, write) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
     // SAFETY: this process has one thread (the caller's duty), so the child's memory is whole.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),

@@ -32,7 +32,9 @@ pub fn run(args: DemoArgs) -> Outcome {
         Some(dir) => dir,
         None => match std::env::var_os("HOME") {
             Some(home) => PathBuf::from(home).join("sealfs-demo"),
-            None => return Err(Failure::new(Exit::Usage, "HOME is not set").hint("sealfs demo DIR")),
+            None => {
+                return Err(Failure::new(Exit::Usage, "HOME is not set").hint("sealfs demo DIR"));
+            }
         },
     };
     let failed = |what: &Path, e: std::io::Error| {

@@ -110,7 +110,7 @@ impl Failure {
 
 impl From<StackError> for Failure {
     fn from(e: StackError) -> Failure {
-        let exit = match e.kind {
+        let exit = match e.kind() {
             StackErrorKind::Secret => Exit::Secret,
             StackErrorKind::Unreachable => Exit::Unreachable,
             StackErrorKind::Unsuitable => Exit::Unsuitable,
@@ -118,7 +118,7 @@ impl From<StackError> for Failure {
             StackErrorKind::Corrupt => Exit::Corrupt,
             StackErrorKind::Other => Exit::General,
         };
-        Failure { exit, message: e.message, hint: e.hint }
+        Failure { exit, message: e.to_string(), hint: e.hint() }
     }
 }
 
@@ -151,9 +151,9 @@ mod tests {
     fn a_hint_inside_a_message_becomes_the_hint() {
         // Guards against "hint:" printed in the middle of an error line.
         let f = Failure::new(Exit::Usage, "'x' is not a store\nhint: use s3://BUCKET");
-        assert_eq!((f.message.as_str(), f.hint.as_deref()), (
-            "'x' is not a store",
-            Some("use s3://BUCKET")
-        ));
+        assert_eq!(
+            (f.message.as_str(), f.hint.as_deref()),
+            ("'x' is not a store", Some("use s3://BUCKET"))
+        );
     }
 }

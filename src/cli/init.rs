@@ -38,7 +38,10 @@ pub fn run(args: InitArgs) -> Outcome {
         eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
     }
     let secret = args.secret.read(true)?;
-    let options = InitOptions { store, secret, label: args.label, kdf: KdfParams::default() };
+    // SAFETY: these calls take nothing and cannot fail (getuid(2)).
+    let owner = unsafe { (libc::getuid(), libc::getgid()) };
+    let kdf = KdfParams::default();
+    let options = InitOptions { store, secret, label: args.label, kdf, owner };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

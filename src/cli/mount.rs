@@ -97,9 +97,8 @@ struct LogArgs {
 
 /// Runs `sealfs mount`. Called while the process has one thread.
 pub fn run(args: MountArgs) -> Outcome {
-    let general = |what: &str, e: std::io::Error| {
-        Failure::new(Exit::General, format!("{what}: {e}"))
-    };
+    let general =
+        |what: &str, e: std::io::Error| Failure::new(Exit::General, format!("{what}: {e}"));
     let plan = plan(&args)?;
     let starting = if args.foreground {
         Starting::foreground()
@@ -121,9 +120,8 @@ pub fn run(args: MountArgs) -> Outcome {
 
 /// What the child does before it can start: its log, its privacy, its threads.
 fn run_plan(args: &MountArgs, plan: &Plan) -> Outcome<tokio::runtime::Runtime> {
-    let general = |what: &str, e: std::io::Error| {
-        Failure::new(Exit::General, format!("{what}: {e}"))
-    };
+    let general =
+        |what: &str, e: std::io::Error| Failure::new(Exit::General, format!("{what}: {e}"));
     // SAFETY: umask cannot fail; everything this process makes is its owner's alone.
     unsafe { libc::umask(0o077) };
     for dir in [&plan.volume.cache_dir, &plan.volume.state_dir] {
@@ -165,9 +163,8 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
     }
     let mut fuse = FuseOptions { fsname: store.location.to_string(), ..FuseOptions::default() };
     for list in &args.options {
-        fuse.apply(list).map_err(|e| {
-            Failure::new(Exit::Usage, e).hint("sealfs mount --help lists them")
-        })?;
+        fuse.apply(list)
+            .map_err(|e| Failure::new(Exit::Usage, e).hint("sealfs mount --help lists them"))?;
     }
     fuse.read_only |= args.read_only;
     if fuse.read_only {
@@ -189,6 +186,9 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
         read_only: fuse.read_only,
         takeover: args.takeover,
         accept_rollback: args.accept_rollback,
+        fsync_remote: fuse.fsync_remote,
+        full_timeout: Duration::from_secs(60),
+        refresh: Duration::from_secs(5),
         mount_point: point.clone(),
         secret: args.secret.read(false)?, // last: nobody types it for a wrong flag
     };

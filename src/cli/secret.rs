@@ -38,8 +38,7 @@ impl SecretArgs {
 }
 
 fn read_file(path: &Path, bytes_max: usize) -> Outcome<Zeroizing<Vec<u8>>> {
-    let failed =
-        |e| Failure::new(Exit::General, format!("cannot read {}: {e}", path.display()));
+    let failed = |e| Failure::new(Exit::General, format!("cannot read {}: {e}", path.display()));
     let mut file = File::open(path).map_err(failed)?;
     let mode = file.metadata().map_err(failed)?.permissions().mode();
     if mode & 0o077 != 0 && mode & libc::S_IFMT == libc::S_IFREG {

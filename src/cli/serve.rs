@@ -65,8 +65,10 @@ pub async fn serve(plan: Plan, starting: Starting) -> Outcome {
 
 async fn start(plan: Plan) -> Outcome<Running> {
     let general = |what: &str, e: io::Error| Failure::new(Exit::General, format!("{what}: {e}"));
-    let terminate = signal(SignalKind::terminate()).map_err(|e| general("cannot catch SIGTERM", e))?;
-    let interrupt = signal(SignalKind::interrupt()).map_err(|e| general("cannot catch SIGINT", e))?;
+    let terminate =
+        signal(SignalKind::terminate()).map_err(|e| general("cannot catch SIGTERM", e))?;
+    let interrupt =
+        signal(SignalKind::interrupt()).map_err(|e| general("cannot catch SIGINT", e))?;
     let path = dirs::socket_path(&plan.point)?;
     let dir = path.parent().unwrap_or(&path);
     dirs::make_private(dir).map_err(|e| general(&format!("cannot use {}", dir.display()), e))?;
@@ -235,9 +237,9 @@ async fn unmount(point: PathBuf, lazy: bool) -> Outcome {
 
 /// Closes the volume, within bounds: what it had promised is on disk already.
 async fn close(mounted: Mounted) {
-    match timeout(CLOSE_TIMEOUT, mounted.shutdown()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(e)) => log::error!("closing the volume: {e}"),
+    // What could be drained has been: whatever is left stays in the journal.
+    match timeout(CLOSE_TIMEOUT * 2, mounted.shutdown(Duration::ZERO)).await {
+        Ok(_) => {}
         Err(_) => log::error!("closing the volume takes too long; ending without"),
     }
 }

@@ -133,11 +133,7 @@ async fn send(write: &mut OwnedWriteHalf, message: &Say) -> io::Result<()> {
 
 /// Waits until everything written before the call is in the bucket, reporting progress. Gives
 /// up with [`Exit::Pending`] after `stall` without any progress.
-pub async fn drain(
-    control: &dyn Control,
-    stall: Duration,
-    say: &mpsc::Sender<Say>,
-) -> Outcome {
+pub async fn drain(control: &dyn Control, stall: Duration, say: &mpsc::Sender<Say>) -> Outcome {
     let failed = |why: String| Err(Failure::new(Exit::Pending, why));
     let mut sync = control.sync();
     let mut tick = tokio::time::interval(PROGRESS_INTERVAL);

@@ -56,24 +56,30 @@ fn describe(s: &Status, now: SystemTime) -> String {
     let up = HumanDuration(Duration::from_secs(s.uptime_secs));
     line("mounted", format!("{}, for {up} (sealfs {}, pid {})", s.mount_point, s.version, s.pid));
     line("state", connection(&s.connection, now));
-    line("pending", match s.oldest_pending_secs {
-        Some(age) if p.pending_bytes > 0 => format!(
-            "{} in {} files, the oldest for {age:.1} s; sending {}/s",
-            size(p.pending_bytes),
-            p.pending_files,
-            size(s.upload_bytes_per_sec)
-        ),
-        _ => "nothing; everything is in the bucket".into(),
-    });
+    line(
+        "pending",
+        match s.oldest_pending_secs {
+            Some(age) if p.pending_bytes > 0 => format!(
+                "{} in {} files, the oldest for {age:.1} s; sending {}/s",
+                size(p.pending_bytes),
+                p.pending_files,
+                size(s.upload_bytes_per_sec)
+            ),
+            _ => "nothing; everything is in the bucket".into(),
+        },
+    );
     line("journal", format!("{} of {}", size(s.journal_bytes), size(s.journal_bytes_max)));
     let hits = s.cache_hit_ratio.map(|r| format!(", {:.0} % of reads hit", r * 100.0));
     let hits = hits.unwrap_or_default();
     line("cache", format!("{} of {}{hits}", size(s.cache_bytes), size(s.cache_bytes_max)));
     let r = &s.requests;
-    line("requests", format!(
-        "get {}, put {}, multipart {}, head {}, list {}, delete {}; {} failed, {} repeated",
-        r.get, r.put, r.multipart, r.head, r.list, r.delete, r.errors, r.retries
-    ));
+    line(
+        "requests",
+        format!(
+            "get {}, put {}, multipart {}, head {}, list {}, delete {}; {} failed, {} repeated",
+            r.get, r.put, r.multipart, r.head, r.list, r.delete, r.errors, r.retries
+        ),
+    );
     line("traffic", format!("{} received, {} sent", size(r.bytes_down), size(r.bytes_up)));
     let applied = s.sse_applied.as_ref().map(|a| format!(" (the server applied {a})"));
     line("sse", format!("{}{}", s.sse, applied.unwrap_or_default()));

@@ -1,1 +1,25 @@
-//! (skeleton)
+//! From a mutation to the bucket: batches, the pending view over the metadata store, and the
+//! committer that turns a prefix of history into segments and one atomic metadata batch.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `batch` | one mutation and its bytes in a journal record |
+//! | `pending` | the pending generations: what is in the journal and not yet in the bucket |
+//! | `view` | reads: pending generations over cached rows over the metadata store |
+//! | `pack` | which byte goes into which segment (pure) |
+//! | `resolve` | new extents over old ones, and segment accounting |
+//! | `committer` | the background task: freeze, pack, upload, commit, advance |
+//! | `reclaim` | deleted data: extents in bounded batches, then dead segments |
+
+pub mod batch;
+pub mod committer;
+pub mod pack;
+pub mod pending;
+pub mod reclaim;
+pub mod resolve;
+pub mod view;
+
+pub use batch::{Batch, DataOp, RowOp};
+pub use committer::{CommitError, CommitOptions, Committer, Progress, WriterState};
+pub use pending::Generation;
+pub use view::{Lookup, View, ViewError};

@@ -1,431 +1,359 @@
-//! STUB for the FUSE adapter's tests: the API of fs/ over maps in memory. Not the real one.
-#![allow(missing_docs)]
-use std::collections::BTreeMap;
-use std::future::Future;
+//! POSIX operations on a volume.
+//!
+//! Every mutation is one [`Batch`]: checked and built under one lock from what memory knows,
+//! journalled, then made visible. Where memory does not know, the try ends, the row is fetched
+//! without a lock, and the operation is tried again; so no lock is held across a round trip.
+//! Called by `fuse/`, and by tests without a mount.
+
+mod contents;
+mod dir;
+mod error;
+mod inode;
+mod lifetime;
+mod namespace;
+mod read;
+mod types;
+mod xattr;
+
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::base::{Clock, Ino, SystemClock, Timestamp};
+use crate::base::{Clock, Ino, JournalPos};
+use crate::commit::{Batch, Committer, Lookup, View, WriterState};
+use crate::data::BlockCache;
+use crate::journal::{Journal, RecordLoc};
+use crate::meta::{DirCookie, Dirent, Inode, NAME_MAX, keys};
 
-#[derive(Clone, Copy)]
-pub struct Caller {
-    pub uid: u32,
-    pub gid: u32,
-    pub pid: u32,
-}
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    File,
-    Dir,
-    Symlink,
-    Fifo,
-    Socket,
-    CharDev,
-    BlockDev,
-}
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attr {
-    pub ino: Ino,
-    pub kind: Kind,
-    pub perm: u16,
-    pub nlink: u32,
-    pub uid: u32,
-    pub gid: u32,
-    pub rdev: u32,
-    pub size: u64,
-    pub blocks: u64,
-    pub atime: Timestamp,
-    pub mtime: Timestamp,
-    pub ctime: Timestamp,
-    pub btime: Timestamp,
-}
-#[derive(Clone, Copy, Debug)]
-pub enum SetTime {
-    Now,
-    At(Timestamp),
-}
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SetAttr {
-    pub perm: Option<u16>,
-    pub uid: Option<u32>,
-    pub gid: Option<u32>,
-    pub size: Option<u64>,
-    pub atime: Option<SetTime>,
-    pub mtime: Option<SetTime>,
-    pub ctime: Option<Timestamp>,
-    pub kill_suidgid: bool,
-}
-pub struct DirEntry {
-    pub ino: Ino,
-    pub cookie: u64,
-    pub kind: Kind,
-    pub name: Vec<u8>,
-}
-pub struct StatFs {
-    pub blocks: u64,
-    pub bfree: u64,
-    pub bavail: u64,
-    pub files: u64,
-    pub ffree: u64,
-    pub bsize: u32,
-    pub namelen: u32,
-    pub frsize: u32,
-}
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum XattrMode {
-    Set,
-    Create,
-    Replace,
-}
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whence {
-    Data,
-    Hole,
-}
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RenameFlags {
-    pub no_replace: bool,
-    pub exchange: bool,
-}
-#[derive(Clone, Copy, Debug, Default)]
-pub struct WriteFlags {
-    pub kill_suidgid: bool,
-    pub sync: bool,
-    pub cached: bool,
-}
+pub use crate::meta::Kind;
+pub use error::FsError;
+use error::Step;
+pub(crate) use lifetime::decode_next_ino;
+pub use types::{
+    Attr, Caller, DirEntry, RenameFlags, SetAttr, SetTime, StatFs, Whence, WriteFlags, XattrMode,
+};
+
+/// Tries of one operation before it gives up: each loads a row, and a row may be evicted
+/// before the next try only under absurd pressure.
+const TRIES_MAX: usize = 10_000;
+
+/// How a volume is mounted.
 #[derive(Clone, Debug)]
-pub enum FsError {
-    NotFound,
-    Exists,
-    NotDir,
-    IsDir,
-    NotEmpty,
-    NotPermitted,
-    Access,
-    Invalid,
-    NameTooLong,
-    TooManyLinks,
-    NoSpace,
-    FileTooBig,
-    ReadOnly,
-    NoAttr,
-    Range,
-    NoSuchOffset,
-    Unsupported,
-    Stale,
-    Busy,
-    CrossDevice,
-    ArgListTooBig,
-    Io(String),
+pub struct FsOptions {
+    /// Refuse every mutation.
+    pub read_only: bool,
+    /// `fsync` waits for the bucket (`-o fsync=remote`).
+    pub fsync_remote: bool,
+    /// Bytes of pending rows in memory at which writers wait.
+    pub pending_rows_bytes_max: u64,
+    /// How long a writer waits for room before it gets `ENOSPC`.
+    pub full_timeout: Duration,
+    /// How long `fsync=remote` waits for the bucket.
+    pub sync_timeout: Duration,
 }
-type R<T> = Result<T, FsError>;
 
-struct Node {
-    attr: Attr,
-    data: Vec<u8>,
-    names: BTreeMap<Vec<u8>, Ino>,
-    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    lookups: u64,
-    parent: Ino,
+impl Default for FsOptions {
+    fn default() -> Self {
+        FsOptions {
+            read_only: false,
+            fsync_remote: false,
+            pending_rows_bytes_max: 64 << 20,
+            full_timeout: Duration::from_secs(60),
+            sync_timeout: Duration::from_secs(600),
+        }
+    }
 }
-#[derive(Default)]
+
+/// What an [`Fs`] is made of.
+pub struct FsParts {
+    /// Metadata.
+    pub view: Arc<View>,
+    /// Local write-back; `None` on a read-only mount.
+    pub journal: Option<Arc<Journal>>,
+    /// The way to the bucket; `None` on a read-only mount.
+    pub committer: Option<Arc<Committer>>,
+    /// File contents.
+    pub blocks: Arc<BlockCache>,
+    /// Time for inodes.
+    pub clock: Arc<dyn Clock>,
+    /// Key of the readdir cookies.
+    pub name_hash_key: [u8; 16],
+    /// First inode number never handed out.
+    pub next_ino: u64,
+}
+
+/// A mounted volume. Shared; operations run concurrently.
+pub struct Fs {
+    view: Arc<View>,
+    journal: Option<Arc<Journal>>,
+    committer: Option<Arc<Committer>>,
+    blocks: Arc<BlockCache>,
+    clock: Arc<dyn Clock>,
+    name_hash_key: [u8; 16],
+    options: FsOptions,
+    /// Held while a mutation is checked, journalled and made visible: the order of records is
+    /// the order of history.
+    state: Mutex<State>,
+    lookups: lifetime::Lookups,
+    streams: read::Streams,
+}
+
+/// What mutations share.
 struct State {
-    nodes: BTreeMap<u64, Node>,
-    next: u64,
-}
-#[derive(Default)]
-pub struct Fs(Mutex<State>);
-
-fn now() -> Timestamp {
-    SystemClock.now()
+    inos: lifetime::InoAllocator,
+    head: Vec<u8>,
 }
 
-impl State {
-    fn node(&mut self, ino: Ino) -> R<&mut Node> {
-        self.nodes.get_mut(&ino.0).ok_or(FsError::Stale)
-    }
-    fn make(&mut self, c: Caller, kind: Kind, perm: u32, rdev: u32, nlink: u32) -> Ino {
-        self.next += 1;
-        let ino = Ino(self.next);
-        let t = now();
-        let attr = Attr {
-            ino,
-            kind,
-            perm: (perm & 0o7777) as u16,
-            nlink,
-            uid: c.uid,
-            gid: c.gid,
-            rdev,
-            size: 0,
-            blocks: 0,
-            atime: t,
-            mtime: t,
-            ctime: t,
-            btime: t,
-        };
-        let node = Node {
-            attr,
-            data: vec![],
-            names: BTreeMap::new(),
-            xattrs: BTreeMap::new(),
-            lookups: 0,
-            parent: Ino::ROOT,
-        };
-        self.nodes.insert(ino.0, node);
-        ino
-    }
-    fn add(&mut self, parent: Ino, name: Vec<u8>, ino: Ino) -> R<Attr> {
-        if name.len() > 255 {
-            return Err(FsError::NameTooLong);
-        }
-        let dir = self.node(parent)?;
-        if dir.names.contains_key(&name) {
-            return Err(FsError::Exists);
-        }
-        dir.names.insert(name, ino);
-        dir.attr.mtime = now();
-        let n = self.node(ino)?;
-        n.parent = parent;
-        n.lookups += 1;
-        Ok(n.attr)
-    }
-    fn drop_if_unused(&mut self, ino: Ino) {
-        if let Some(n) = self.nodes.get(&ino.0)
-            && n.attr.nlink == 0
-            && n.lookups == 0
-        {
-            self.nodes.remove(&ino.0);
-        }
-    }
-    fn remove(&mut self, parent: Ino, name: &[u8], dir: bool) -> R<()> {
-        let ino = *self.node(parent)?.names.get(name).ok_or(FsError::NotFound)?;
-        let n = self.node(ino)?;
-        match (n.attr.kind == Kind::Dir, dir) {
-            (true, false) => return Err(FsError::IsDir),
-            (false, true) => return Err(FsError::NotDir),
-            _ => {}
-        }
-        if !n.names.is_empty() {
-            return Err(FsError::NotEmpty);
-        }
-        n.attr.nlink = if dir { 0 } else { n.attr.nlink - 1 };
-        self.node(parent)?.names.remove(name);
-        self.drop_if_unused(ino);
-        Ok(())
-    }
-    fn list(&mut self, ino: Ino, after: u64, max: usize) -> R<Vec<(DirEntry, Attr)>> {
-        let n = self.node(ino)?;
-        let (me, up) = (n.attr.ino, n.parent);
-        let mut all = vec![(b".".to_vec(), me), (b"..".to_vec(), up)];
-        all.extend(n.names.iter().map(|(k, v)| (k.clone(), *v)));
-        let mut out = vec![];
-        for (i, (name, ino)) in all.into_iter().enumerate().skip(after as usize).take(max) {
-            let attr = self.node(ino)?.attr;
-            out.push((DirEntry { ino, cookie: i as u64 + 1, kind: attr.kind, name }, attr));
-        }
-        Ok(out)
-    }
-}
-
-macro_rules! op {
-    ($name:ident($($a:ident: $t:ty),*) -> $r:ty, |$s:ident| $body:expr) => {
-        pub fn $name(self: &Arc<Self>, $($a: $t),*) -> impl Future<Output = R<$r>> + Send + 'static + use<> {
-            let fs = Arc::clone(self);
-            #[allow(unused_mut)]
-            async move {
-                // every second operation is made to wait, so that both paths are taken
-                if std::process::id() % 2 == 0 { tokio::task::yield_now().await; }
-                let mut $s = fs.0.lock();
-                (move || -> R<$r> { $body })()
-            }
-        }
-    };
-}
+type Attempt<T> = Result<T, Step>;
 
 impl Fs {
-    pub fn stub() -> Arc<Fs> {
-        let fs = Fs::default();
-        let c = Caller { uid: 0, gid: 0, pid: 0 };
-        fs.0.lock().make(c, Kind::Dir, 0o755, 0, 2);
-        Arc::new(fs)
+    /// Puts a volume together.
+    pub fn new(parts: FsParts, options: FsOptions) -> Arc<Fs> {
+        Arc::new(Fs {
+            view: parts.view,
+            journal: parts.journal,
+            committer: parts.committer,
+            blocks: parts.blocks,
+            clock: parts.clock,
+            name_hash_key: parts.name_hash_key,
+            options,
+            state: Mutex::new(State {
+                inos: lifetime::InoAllocator::new(parts.next_ino),
+                head: Vec::with_capacity(4096),
+            }),
+            lookups: lifetime::Lookups::default(),
+            streams: read::Streams::default(),
+        })
     }
-    op!(lookup(parent: Ino, name: Vec<u8>) -> Attr, |s| {
-        let ino = *s.node(parent)?.names.get(&name).ok_or(FsError::NotFound)?;
-        let n = s.node(ino)?;
-        n.lookups += 1;
-        Ok(n.attr)
-    });
-    op!(getattr(ino: Ino) -> Attr, |s| Ok(s.node(ino)?.attr));
-    op!(setattr(_c: Caller, ino: Ino, a: SetAttr) -> Attr, |s| {
-        let n = s.node(ino)?;
-        let t = |t| match t { SetTime::Now => now(), SetTime::At(t) => t };
-        if let Some(p) = a.perm { n.attr.perm = p; }
-        if let Some(u) = a.uid { n.attr.uid = u; }
-        if let Some(g) = a.gid { n.attr.gid = g; }
-        if let Some(z) = a.size { n.data.resize(z as usize, 0); n.attr.size = z; }
-        if let Some(x) = a.atime { n.attr.atime = t(x); }
-        if let Some(x) = a.mtime { n.attr.mtime = t(x); }
-        n.attr.ctime = a.ctime.unwrap_or_else(now);
-        if a.kill_suidgid && n.attr.kind == Kind::File && a.perm.is_none() { n.attr.perm &= !0o6000; }
-        Ok(n.attr)
-    });
-    op!(readlink(ino: Ino) -> Bytes, |s| Ok(s.node(ino)?.data.clone().into()));
-    op!(mknod(c: Caller, parent: Ino, name: Vec<u8>, mode: u32, umask: u32, rdev: u32) -> Attr, |s| {
-        let kind = match mode & libc::S_IFMT {
-            libc::S_IFREG => Kind::File,
-            libc::S_IFIFO => Kind::Fifo,
-            libc::S_IFSOCK => Kind::Socket,
-            libc::S_IFCHR => Kind::CharDev,
-            libc::S_IFBLK => Kind::BlockDev,
-            _ => return Err(FsError::Invalid),
+
+    /// The rows of the root directory and of a new volume, for `init`.
+    pub fn format_rows(
+        now: crate::base::Timestamp,
+        uid: u32,
+        gid: u32,
+    ) -> Vec<(Bytes, Option<Bytes>)> {
+        let root = Inode {
+            kind: Kind::Dir,
+            perm: 0o755,
+            nlink: 2,
+            uid,
+            gid,
+            rdev: 0,
+            size: 0,
+            allocated: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            btime: now,
+            generation: 0,
+            xattrs: 0,
+            parent: Ino::ROOT,
+            target: Bytes::new(),
         };
-        let ino = s.make(c, kind, mode & !umask, rdev, 1);
-        s.add(parent, name, ino)
-    });
-    op!(mkdir(c: Caller, parent: Ino, name: Vec<u8>, mode: u32, umask: u32) -> Attr, |s| {
-        let ino = s.make(c, Kind::Dir, mode & !umask, 0, 2);
-        s.add(parent, name, ino)
-    });
-    op!(unlink(parent: Ino, name: Vec<u8>) -> (), |s| s.remove(parent, &name, false));
-    op!(rmdir(parent: Ino, name: Vec<u8>) -> (), |s| s.remove(parent, &name, true));
-    op!(symlink(c: Caller, parent: Ino, name: Vec<u8>, target: Vec<u8>) -> Attr, |s| {
-        let ino = s.make(c, Kind::Symlink, 0o777, 0, 1);
-        let n = s.node(ino)?;
-        n.attr.size = target.len() as u64;
-        n.data = target;
-        s.add(parent, name, ino)
-    });
-    op!(link(ino: Ino, parent: Ino, name: Vec<u8>) -> Attr, |s| {
-        s.add(parent, name, ino)?;
-        let n = s.node(ino)?;
-        n.attr.nlink += 1;
-        Ok(n.attr)
-    });
-    op!(rename(from: Ino, name: Vec<u8>, to: Ino, new_name: Vec<u8>, f: RenameFlags) -> (), |s| {
-        let ino = *s.node(from)?.names.get(&name).ok_or(FsError::NotFound)?;
-        let old = s.node(to)?.names.get(&new_name).copied();
-        match old {
-            Some(_) if f.no_replace => return Err(FsError::Exists),
-            None if f.exchange => return Err(FsError::NotFound),
-            Some(old) if f.exchange => {
-                s.node(from)?.names.insert(name, old);
-                s.node(to)?.names.insert(new_name, ino);
-                return Ok(());
+        let row = |key: crate::meta::Key, value: Bytes| (Bytes::from(key.into_vec()), Some(value));
+        let volume = crate::meta::VolumeRow { created_secs: now.secs.max(0) as u64 };
+        let stats = crate::meta::Stats { inodes: 1, bytes: 0 };
+        vec![
+            row(keys::inode(Ino::ROOT), root.encode()),
+            row(keys::volume(), volume.encode()),
+            row(keys::stats(), stats.encode()),
+            row(keys::next_ino(), Bytes::copy_from_slice(&2u64.to_le_bytes())),
+        ]
+    }
+
+    /// Whether mutations are refused now.
+    pub fn is_read_only(&self) -> bool {
+        self.options.read_only
+            || self.committer.as_ref().is_none_or(|c| c.state() == WriterState::Fenced)
+    }
+
+    /// Runs `attempt` under the mutation lock until it succeeds or fails for good, fetching
+    /// rows and waiting for room in between.
+    async fn transact<T>(
+        self: Arc<Self>,
+        mut attempt: impl FnMut(&Fs, &mut State) -> Attempt<T> + Send,
+    ) -> Result<T, FsError> {
+        if self.is_read_only() {
+            return Err(FsError::ReadOnly);
+        }
+        let mut full_since: Option<Instant> = None;
+        for _ in 0..TRIES_MAX {
+            let step = {
+                let mut state = self.state.lock();
+                match attempt(&self, &mut state) {
+                    Ok(value) => return Ok(value),
+                    Err(step) => step,
+                }
+            };
+            match step {
+                Step::Fail(e) => return Err(e),
+                Step::Row(key) => {
+                    self.view.load(&key).await?;
+                }
+                Step::Full => {
+                    let since = *full_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= self.options.full_timeout {
+                        return Err(FsError::NoSpace);
+                    }
+                    if self.is_read_only() {
+                        return Err(FsError::ReadOnly);
+                    }
+                    let committer = self.committer.as_ref().ok_or(FsError::ReadOnly)?;
+                    let before = committer.committed().position;
+                    committer.make_room(Duration::from_secs(1)).await;
+                    if committer.committed().position != before {
+                        full_since = None;
+                    }
+                }
             }
-            Some(old) => {
-                let n = s.node(old)?;
-                if !n.names.is_empty() { return Err(FsError::NotEmpty); }
-                n.attr.nlink = 0;
-                s.drop_if_unused(old);
+        }
+        Err(FsError::Io("an operation could not get its rows into memory".into()))
+    }
+
+    /// Journals `batch` with `data` and makes it visible. The caller holds the mutation lock.
+    fn submit(&self, state: &mut State, batch: Batch, data: &[&[u8]]) -> Attempt<JournalPos> {
+        let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
+        if self.view.pending_bytes().0 >= self.options.pending_rows_bytes_max {
+            return Err(Step::Full);
+        }
+        batch.encode_head(&mut state.head);
+        debug_assert_eq!(batch.data_len(), data.iter().map(|d| d.len()).sum::<usize>());
+        let head_len = state.head.len() as u32;
+        let (pos, record): (JournalPos, RecordLoc) = match data {
+            [] => journal.append(&[&state.head])?,
+            [one] => journal.append(&[&state.head, one])?,
+            many => {
+                let mut parts: Vec<&[u8]> = vec![&state.head];
+                parts.extend_from_slice(many);
+                journal.append(&parts)?
             }
-            None => {}
-        }
-        s.node(from)?.names.remove(&name);
-        s.node(to)?.names.insert(new_name, ino);
-        s.node(ino)?.parent = to;
-        Ok(())
-    });
-    op!(tmpfile(c: Caller, parent: Ino, mode: u32, umask: u32) -> Attr, |s| {
-        s.node(parent)?;
-        let ino = s.make(c, Kind::File, mode & !umask, 0, 0);
-        let n = s.node(ino)?;
-        n.lookups = 1;
-        Ok(n.attr)
-    });
-    op!(read(ino: Ino, offset: u64, len: u32) -> Bytes, |s| {
-        let d = &s.node(ino)?.data;
-        let from = (offset as usize).min(d.len());
-        Ok(Bytes::copy_from_slice(&d[from..(from + len as usize).min(d.len())]))
-    });
-    op!(write(ino: Ino, offset: u64, data: Bytes, _f: WriteFlags) -> u32, |s| {
-        let n = s.node(ino)?;
-        let end = offset as usize + data.len();
-        if n.data.len() < end { n.data.resize(end, 0); }
-        n.data[offset as usize..end].copy_from_slice(&data);
-        n.attr.size = n.data.len() as u64;
-        n.attr.blocks = n.attr.size.div_ceil(512);
-        Ok(data.len() as u32)
-    });
-    op!(fallocate(ino: Ino, offset: u64, len: u64, mode: i32) -> (), |s| {
-        if mode != 0 { return Err(FsError::Unsupported); }
-        let n = s.node(ino)?;
-        let end = (offset + len) as usize;
-        if n.data.len() < end { n.data.resize(end, 0); n.attr.size = end as u64; }
-        Ok(())
-    });
-    op!(lseek(ino: Ino, offset: u64, w: Whence) -> u64, |s| {
-        let size = s.node(ino)?.attr.size;
-        if offset >= size { return Err(FsError::NoSuchOffset); }
-        Ok(if w == Whence::Data { offset } else { size })
-    });
-    op!(copy_file_range(a: Ino, off_in: u64, b: Ino, off_out: u64, len: u64) -> u64, |s| {
-        let d = s.node(a)?.data.clone();
-        let from = (off_in as usize).min(d.len());
-        let part = &d[from..(from + len as usize).min(d.len())];
-        let n = s.node(b)?;
-        let end = off_out as usize + part.len();
-        if n.data.len() < end { n.data.resize(end, 0); }
-        n.data[off_out as usize..end].copy_from_slice(part);
-        n.attr.size = n.data.len() as u64;
-        Ok(part.len() as u64)
-    });
-    op!(readdir(ino: Ino, after: u64, max: usize) -> Vec<DirEntry>, |s| {
-        Ok(s.list(ino, after, max)?.into_iter().map(|(e, _)| e).collect())
-    });
-    op!(readdirplus(ino: Ino, after: u64, max: usize) -> Vec<(DirEntry, Attr)>, |s| {
-        let page = s.list(ino, after, max)?;
-        for (e, _) in &page {
-            if e.name != b"." && e.name != b".." { s.node(e.ino)?.lookups += 1; }
-        }
-        Ok(page)
-    });
-    op!(setxattr(ino: Ino, name: Vec<u8>, value: Vec<u8>, m: XattrMode) -> (), |s| {
-        let x = &mut s.node(ino)?.xattrs;
-        match (x.contains_key(&name), m) {
-            (true, XattrMode::Create) => return Err(FsError::Exists),
-            (false, XattrMode::Replace) => return Err(FsError::NoAttr),
-            _ => {}
-        }
-        x.insert(name, value);
-        Ok(())
-    });
-    op!(getxattr(ino: Ino, name: Vec<u8>) -> Bytes, |s| {
-        s.node(ino)?.xattrs.get(&name).cloned().map(Bytes::from).ok_or(FsError::NoAttr)
-    });
-    op!(listxattr(ino: Ino) -> Vec<Vec<u8>>, |s| Ok(s.node(ino)?.xattrs.keys().cloned().collect()));
-    op!(removexattr(ino: Ino, name: Vec<u8>) -> (), |s| {
-        s.node(ino)?.xattrs.remove(&name).map(drop).ok_or(FsError::NoAttr)
-    });
-    op!(fsync(ino: Ino, _data_only: bool) -> (), |s| s.node(ino).map(drop));
-    op!(fsyncdir(ino: Ino) -> (), |s| s.node(ino).map(drop));
-    op!(statfs() -> StatFs, |s| {
-        let files = s.nodes.len() as u64;
-        Ok(StatFs { blocks: 1 << 30, bfree: 1 << 29, bavail: 1 << 29, files, ffree: 1 << 40,
-            bsize: 4096, namelen: 255, frsize: 4096 })
-    });
-    pub fn forget(&self, ino: Ino, nlookup: u64) {
-        let mut s = self.0.lock();
-        if let Some(n) = s.nodes.get_mut(&ino.0) {
-            n.lookups = n.lookups.checked_sub(nlookup).expect("lookup counts must balance");
-        }
-        s.drop_if_unused(ino);
+        };
+        self.view.apply(batch, record, head_len);
+        Ok(pos)
     }
-    pub fn write_now(&self, _: Ino, _: u64, data: &[u8], _: WriteFlags) -> Option<R<u32>> {
-        if data.len() > 4096 {
-            return None;
+
+    /// The inode, or `NotFound`.
+    fn inode(&self, ino: Ino) -> Attempt<Inode> {
+        match self.view.inode_now(ino)? {
+            Lookup::Hit(Some(inode)) => Ok(inode),
+            Lookup::Hit(None) => Err(FsError::NotFound.into()),
+            Lookup::Miss => Err(Step::Row(keys::inode(ino))),
         }
-        None
     }
-    pub fn read_now(&self, _: Ino, _: u64, _: u32) -> Option<R<Bytes>> {
-        None
+
+    /// The inode of a directory, or `NotDir`.
+    fn directory(&self, ino: Ino) -> Attempt<Inode> {
+        let inode = self.inode(ino)?;
+        if inode.kind == Kind::Dir { Ok(inode) } else { Err(FsError::NotDir.into()) }
     }
-    pub fn fsync_now(&self, _: Ino) -> R<()> {
-        Ok(())
+
+    fn dirent_key(&self, parent: Ino, name: &[u8]) -> crate::meta::Key {
+        keys::dirent(parent, DirCookie::of(&self.name_hash_key, name), name)
     }
-    /// Nodes kept although they have no name.
-    pub fn orphans(&self) -> usize {
-        self.0.lock().nodes.values().filter(|n| n.attr.nlink == 0).count()
+
+    /// The entry of `name` in `parent`, if there is one.
+    fn dirent(&self, parent: Ino, name: &[u8]) -> Attempt<Option<Dirent>> {
+        let key = self.dirent_key(parent, name);
+        match self.view.get_now(&key) {
+            Lookup::Hit(Some(row)) => Ok(Some(Dirent::decode(&row)?)),
+            Lookup::Hit(None) => Ok(None),
+            Lookup::Miss => Err(Step::Row(key)),
+        }
+    }
+
+    /// Like [`Fs::transact`] for reads: no lock, and allowed on a read-only mount.
+    async fn consult<T>(
+        self: Arc<Self>,
+        mut attempt: impl FnMut(&Fs) -> Attempt<T> + Send,
+    ) -> Result<T, FsError> {
+        for _ in 0..TRIES_MAX {
+            match attempt(&self) {
+                Ok(value) => return Ok(value),
+                Err(Step::Fail(e)) => return Err(e),
+                Err(Step::Row(key)) => {
+                    self.view.load(&key).await?;
+                }
+                Err(Step::Full) => unreachable!("reads need no room"),
+            }
+        }
+        Err(FsError::Io("an operation could not get its rows into memory".into()))
+    }
+
+    /// Brings everything that was journalled so far to stable storage of this machine.
+    /// Blocks on the local disk only.
+    pub fn fsync_now(&self, _ino: Ino) -> Result<(), FsError> {
+        match &self.journal {
+            Some(journal) => Ok(journal.sync(journal.last_pos())?),
+            None => Ok(()),
+        }
+    }
+
+    /// `fsync`, `fdatasync` and `fsync` of a directory: to stable storage of this machine, or
+    /// to the bucket under `fsync=remote`.
+    pub fn fsync(
+        self: &Arc<Self>,
+        ino: Ino,
+        _data_only: bool,
+    ) -> impl Future<Output = Result<(), FsError>> + Send + 'static {
+        let fs = self.clone();
+        async move {
+            fs.fsync_now(ino)?;
+            match &fs.committer {
+                Some(committer) if fs.options.fsync_remote => {
+                    if committer.sync(fs.options.sync_timeout).await {
+                        Ok(())
+                    } else {
+                        Err(FsError::Io("fsync=remote: the bucket does not have it yet".into()))
+                    }
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+
+    /// [`Fs::fsync`] of a directory.
+    pub fn fsyncdir(
+        self: &Arc<Self>,
+        ino: Ino,
+    ) -> impl Future<Output = Result<(), FsError>> + Send + 'static {
+        self.fsync(ino, false)
+    }
+
+    /// Whether `fsync` waits for the bucket.
+    pub fn fsync_is_remote(&self) -> bool {
+        self.options.fsync_remote
+    }
+
+    /// What `statfs` shows. S3 has no limit; 1 PiB is shown as free.
+    pub fn statfs(
+        self: &Arc<Self>,
+    ) -> impl Future<Output = Result<StatFs, FsError>> + Send + 'static {
+        let stats = self.view.stats();
+        async move {
+            const FRAGMENT: u64 = 4096;
+            const FREE: u64 = (1 << 50) / FRAGMENT;
+            const INODES_FREE: u64 = 1 << 40;
+            Ok(StatFs {
+                blocks: FREE + stats.bytes.div_ceil(FRAGMENT),
+                bfree: FREE,
+                bavail: FREE,
+                files: INODES_FREE + stats.inodes,
+                ffree: INODES_FREE,
+                bsize: 1 << 20,
+                namelen: NAME_MAX as u32,
+                frsize: FRAGMENT as u32,
+            })
+        }
+    }
+}
+
+fn check_name(name: &[u8]) -> Result<(), FsError> {
+    match name {
+        b"" | b"." | b".." => Err(FsError::Invalid),
+        _ if name.len() > NAME_MAX => Err(FsError::NameTooLong),
+        _ if name.contains(&b'/') || name.contains(&0) => Err(FsError::Invalid),
+        _ => Ok(()),
     }
 }

@@ -226,7 +226,7 @@ impl Adapter {
 }
 
 /// Answers with an entry, and takes the counted lookup back if the kernel did not want it.
-pub(super) fn answer_entry(fs: &Fs, reply: Reply, attr: &Attr, ttl: TtlSecs) {
+pub(super) fn answer_entry(fs: &Arc<Fs>, reply: Reply, attr: &Attr, ttl: TtlSecs) {
     let mut out = Out::with_capacity(ENTRY_LEN);
     out.entry(attr, ttl);
     if !reply.out(&out) {

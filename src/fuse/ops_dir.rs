@@ -1,5 +1,7 @@
 //! Listing directories: readdir, and readdirplus, which also counts a lookup of each entry.
 
+use std::sync::Arc;
+
 use crate::fs::{Attr, DirEntry, Fs};
 
 use super::abi::{ENTRY_LEN, Malformed, Out, TtlSecs, dirent_len};
@@ -49,7 +51,7 @@ fn is_dot(name: &[u8]) -> bool {
 }
 
 /// Takes back the lookups counted for entries the kernel does not get.
-fn forget(fs: &Fs, page: &[(DirEntry, Attr)]) {
+fn forget(fs: &Arc<Fs>, page: &[(DirEntry, Attr)]) {
     for (entry, attr) in page.iter().filter(|(e, _)| !is_dot(&e.name)) {
         debug_assert_eq!(entry.ino, attr.ino);
         fs.forget(attr.ino, 1);

@@ -1,4 +1,12 @@
-//! Why a volume could not be made or mounted, sorted by what a person does next.
+//! Why a volume could not be created or mounted, by what the user does next.
+
+use std::path::PathBuf;
+
+use crate::commit::{CommitError, ViewError};
+use crate::journal::JournalError;
+use crate::seal::KeyringError;
+use crate::store::kv::KvError;
+use crate::store::{LocationError, ProbeError};
 
 /// What kind of trouble it is; `cli` gives each its exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,8 +15,7 @@ pub enum StackErrorKind {
     Secret,
     /// The store does not answer, or refuses these credentials.
     Unreachable,
-    /// The store answers but cannot hold a volume (the probe says why), or holds something
-    /// already, or holds no volume.
+    /// The store answers but cannot hold a volume, or holds something already, or no volume.
     Unsuitable,
     /// Another mount has the volume.
     InUse,
@@ -18,27 +25,146 @@ pub enum StackErrorKind {
     Other,
 }
 
-/// An error for a person: a sentence in lower case, and what to type next.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct StackError {
-    /// What to do about it, by kind.
-    pub kind: StackErrorKind,
-    /// What failed on what.
-    pub message: String,
-    /// The next command to type, if there is one.
-    pub hint: Option<String>,
+/// An error of `init` or `mount`. `Display` is one sentence; [`StackError::hint`] says what to
+/// do.
+#[derive(Debug, thiserror::Error)]
+pub enum StackError {
+    /// The STORE argument.
+    #[error(transparent)]
+    Location(#[from] LocationError),
+    /// The store cannot be reached or refuses us.
+    #[error("{what}: {message}")]
+    Store {
+        /// What was tried.
+        what: String,
+        /// What the store said.
+        message: String,
+    },
+    /// The store does not do what a volume needs.
+    #[error(transparent)]
+    Unsuitable(#[from] ProbeError),
+    /// There is no volume.
+    #[error("there is no volume at {0}")]
+    NoVolume(String),
+    /// `init` on a prefix that holds something.
+    #[error("{store} is not empty: it holds {example}")]
+    NotEmpty {
+        /// The STORE.
+        store: String,
+        /// One of the objects.
+        example: String,
+    },
+    /// The keyring or the secret.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    /// Someone else has the volume mounted read-write.
+    #[error("the volume is mounted read-write by {holder}")]
+    InUse {
+        /// Host, process, since when, last heard.
+        holder: String,
+    },
+    /// The bucket is older than what this machine has seen.
+    #[error(
+        "the bucket is older than what this machine has seen: it is at commit {found}, \
+         this machine has seen {seen}"
+    )]
+    Rollback {
+        /// The bucket's commit number.
+        found: u64,
+        /// The highest that this machine remembers.
+        seen: u64,
+    },
+    /// Metadata.
+    #[error("metadata: {0}")]
+    Metadata(#[from] KvError),
+    /// Rows of the volume.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// The local journal.
+    #[error("local journal: {0}")]
+    Journal(#[from] JournalError),
+    /// Replaying the local journal.
+    #[error("replaying the local journal: {0}")]
+    Replay(#[from] CommitError),
+    /// A local file or directory.
+    #[error("{what} {}: {source}", path.display())]
+    Local {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// What this machine remembers of the volume does not authenticate.
+    #[error("local state {} is damaged or belongs to another volume", .0.display())]
+    State(PathBuf),
 }
 
 impl StackError {
-    /// An error without a hint.
-    pub fn new(kind: StackErrorKind, message: impl Into<String>) -> StackError {
-        StackError { kind, message: message.into(), hint: None }
+    /// What kind of trouble it is.
+    pub fn kind(&self) -> StackErrorKind {
+        match self {
+            StackError::Keyring(
+                KeyringError::NotAKeyring
+                | KeyringError::Damaged(_)
+                | KeyringError::Altered
+                | KeyringError::Version(_)
+                | KeyringError::Suite(_)
+                | KeyringError::Kdf { .. }
+                | KeyringError::KdfOutOfBounds { .. },
+            ) => StackErrorKind::Corrupt,
+            StackError::Keyring(_) => StackErrorKind::Secret,
+            StackError::Store { .. } => StackErrorKind::Unreachable,
+            StackError::Metadata(KvError::Unavailable(_)) => StackErrorKind::Unreachable,
+            StackError::Location(_)
+            | StackError::Unsuitable(_)
+            | StackError::NoVolume(_)
+            | StackError::NotEmpty { .. } => StackErrorKind::Unsuitable,
+            StackError::InUse { .. }
+            | StackError::Metadata(KvError::Fenced)
+            | StackError::Journal(JournalError::InUse(_)) => StackErrorKind::InUse,
+            StackError::Rollback { .. }
+            | StackError::State(_)
+            | StackError::View(_)
+            | StackError::Metadata(KvError::Damaged(_))
+            | StackError::Journal(JournalError::Corrupt { .. } | JournalError::Foreign { .. })
+            | StackError::Replay(_) => StackErrorKind::Corrupt,
+            _ => StackErrorKind::Other,
+        }
     }
 
-    /// Adds the next command to type.
-    pub fn hint(mut self, hint: impl Into<String>) -> StackError {
-        self.hint = Some(hint.into());
-        self
+    /// What to do next, if there is something.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            StackError::Store { .. } => {
+                "check the address, the credentials and the network, then try again".into()
+            }
+            StackError::NoVolume(store) => format!("create one: sealfs init {store}"),
+            StackError::NotEmpty { .. } => {
+                "choose an empty prefix: init never writes over anything".into()
+            }
+            StackError::Keyring(e) => e.hint()?.into(),
+            StackError::InUse { .. } => "unmount it there, or, if that machine is gone: \
+                 sealfs mount --takeover; to read along: sealfs mount --read-only"
+                .into(),
+            StackError::Rollback { .. } => "somebody put back an old copy of the bucket; if it \
+                 was you: sealfs mount --accept-rollback"
+                .into(),
+            StackError::Metadata(KvError::Fenced) => {
+                "another mount took over just now; look who: sealfs mount --read-only".into()
+            }
+            StackError::Journal(JournalError::InUse(_)) => {
+                "the volume is mounted on this machine already: sealfs status".into()
+            }
+            StackError::State(path) => {
+                format!("if it is beyond repair, move it away: mv {} /tmp/", path.display())
+            }
+            _ => return None,
+        })
+    }
+
+    pub(super) fn store(what: impl Into<String>, e: object_store::Error) -> StackError {
+        StackError::Store { what: what.into(), message: e.to_string() }
     }
 }

@@ -1,7 +1,10 @@
 //! What `stack` is asked for: plain data, filled in by `cli` from the command line.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use object_store::ObjectStore;
 
 use crate::seal::{KdfParams, Secret};
 use crate::store::Location;
@@ -22,6 +25,23 @@ pub struct StoreOptions {
     pub allow_http: bool,
     /// Server-side encryption of every object.
     pub sse: SseMode,
+    /// A store of the caller's own in place of what `location` names (tests).
+    pub custom: Option<Arc<dyn ObjectStore>>,
+}
+
+impl StoreOptions {
+    /// The defaults for `location`.
+    pub fn new(location: Location) -> StoreOptions {
+        StoreOptions {
+            location,
+            endpoint_url: None,
+            region: None,
+            profile: None,
+            allow_http: false,
+            sse: SseMode::Default,
+            custom: None,
+        }
+    }
 }
 
 /// What `sealfs init` does.
@@ -35,6 +55,8 @@ pub struct InitOptions {
     pub label: String,
     /// The cost of guessing the passphrase.
     pub kdf: KdfParams,
+    /// User and group id that own the root directory.
+    pub owner: (u32, u32),
 }
 
 /// What `sealfs mount` does, below the FUSE mount itself.
@@ -62,6 +84,40 @@ pub struct MountOptions {
     pub takeover: bool,
     /// Accept a bucket older than what this machine has seen.
     pub accept_rollback: bool,
+    /// `fsync` waits for the bucket.
+    pub fsync_remote: bool,
+    /// How long a writer waits for room in the journal before it gets `ENOSPC`.
+    pub full_timeout: Duration,
+    /// How often a read-only mount looks for newer state.
+    pub refresh: Duration,
     /// Where it will be mounted, for the lease and for `status`.
     pub mount_point: PathBuf,
+}
+
+impl MountOptions {
+    /// The defaults for a volume and its local directories.
+    pub fn new(
+        store: StoreOptions,
+        secret: Secret,
+        cache_dir: impl Into<PathBuf>,
+        state_dir: impl Into<PathBuf>,
+    ) -> MountOptions {
+        MountOptions {
+            store,
+            secret,
+            cache_dir: cache_dir.into(),
+            state_dir: state_dir.into(),
+            cache_bytes_max: 10 << 30,
+            journal_bytes_max: 8 << 30,
+            commit_interval: Duration::from_secs(2),
+            read_timeout: Duration::from_secs(30),
+            read_only: false,
+            takeover: false,
+            accept_rollback: false,
+            fsync_remote: false,
+            full_timeout: Duration::from_secs(60),
+            refresh: Duration::from_secs(5),
+            mount_point: PathBuf::new(),
+        }
+    }
 }

@@ -173,7 +173,8 @@ mod tests {
     #[test]
     fn class_survives_being_wrapped_by_other_layers() {
         // Guards against a wrapper hiding that a failure is permanent (a 403 retried for ever).
-        let inner = StoreError::new(ErrorClass::SseMismatch, "asked KMS, got none").into_store("s3");
+        let inner =
+            StoreError::new(ErrorClass::SseMismatch, "asked KMS, got none").into_store("s3");
         let outer = StoreError {
             class: ErrorClass::SseMismatch,
             message: "put".into(),

@@ -87,7 +87,12 @@ impl FileStore {
     }
 
     /// The blocking part of a put.
-    fn put(&self, target: &FsPath, payload: &PutPayload, mode: &PutMode) -> Result<PutResult> {
+    fn put_blocking(
+        &self,
+        target: &FsPath,
+        payload: &PutPayload,
+        mode: &PutMode,
+    ) -> Result<PutResult> {
         let staged = self.stage(target, payload).map_err(|e| failed("write", target, e))?;
         let lock = self.lock()?;
         let old = match fs::metadata(target) {
@@ -237,7 +242,8 @@ impl ObjectStore for FileStore {
         }
         let target = self.inner.path_to_filesystem(location)?;
         let store = self.clone();
-        tokio::task::spawn_blocking(move || store.put(&target, &payload, &opts.mode)).await?
+        tokio::task::spawn_blocking(move || store.put_blocking(&target, &payload, &opts.mode))
+            .await?
     }
 
     async fn put_multipart_opts(

@@ -25,9 +25,7 @@ pub enum Location {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum LocationError {
     /// Not one of the known schemes.
-    #[error(
-        "'{0}' is not a store\nhint: use s3://BUCKET[/PREFIX] or file:///ABSOLUTE/DIRECTORY"
-    )]
+    #[error("'{0}' is not a store\nhint: use s3://BUCKET[/PREFIX] or file:///ABSOLUTE/DIRECTORY")]
     Scheme(String),
     /// The bucket name is missing or is not one S3 could have.
     #[error(
@@ -148,9 +146,21 @@ mod tests {
     fn nonsense_is_refused_with_a_hint() {
         // Guards against a typo creating a volume somewhere unexpected.
         for text in [
-            "", "bucket", "http://x", "s3://", "s3://A", "s3://UPPER-case", "s3://ab", "s3://abc//x",
-            "s3://abc/../x", "s3://abc/a/./b", "file://relative/dir", "file://", "file:///a/../b",
-            "file:///a%zz", "s3:/abc",
+            "",
+            "bucket",
+            "http://x",
+            "s3://",
+            "s3://A",
+            "s3://UPPER-case",
+            "s3://ab",
+            "s3://abc//x",
+            "s3://abc/../x",
+            "s3://abc/a/./b",
+            "file://relative/dir",
+            "file://",
+            "file:///a/../b",
+            "file:///a%zz",
+            "s3:/abc",
         ] {
             let e = text.parse::<Location>().expect_err(text);
             assert!(e.to_string().contains("\nhint: "), "{text}: {e}");

@@ -5,19 +5,21 @@
 //! stack), `commit/` and `data/` (through [`SegmentStore`] and the key-value store). Never holds
 //! plaintext on disk; never names a FUSE or journal type.
 
-//CACHED pub mod cached;
+pub mod cached;
 pub mod error;
 pub mod file;
+pub mod kv;
+mod kv_store;
 pub mod location;
 pub mod probe;
 pub mod retry;
-pub mod s3;
 mod rope;
+pub mod s3;
 pub mod sealed;
 pub mod segments;
 pub mod stats;
 
-//CACHED pub use cached::{CacheOptions, CacheRule, Cached};
+pub use cached::{CacheOptions, CacheRule, Cached};
 pub use error::{ErrorClass, StoreError, class};
 pub use file::FileStore;
 pub use location::{Location, LocationError};

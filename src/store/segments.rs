@@ -87,6 +87,12 @@ impl SegmentStore {
         Ok(bytes)
     }
 
+    /// As [`SegmentStore::get_range`], but a range that reaches past the end of the segment
+    /// brings what there is: for a reader that fetches around what it needs.
+    pub async fn get_up_to(&self, id: SegmentId, range: Range<u64>) -> Result<Bytes> {
+        self.store.get_range(&SegmentStore::name(id), range).await
+    }
+
     /// Deletes a segment; one that is not there counts as deleted.
     pub async fn delete(&self, id: SegmentId) -> Result<()> {
         match self.store.delete(&SegmentStore::name(id)).await {
@@ -109,7 +115,11 @@ impl SegmentStore {
                     log::warn!("{} is not a segment's name; ignored", meta.location);
                     return None;
                 };
-                Some(Ok(SegmentMeta { id, size: meta.size, last_modified: meta.last_modified.into() }))
+                Some(Ok(SegmentMeta {
+                    id,
+                    size: meta.size,
+                    last_modified: meta.last_modified.into(),
+                }))
             })
             .boxed()
     }

@@ -139,8 +139,9 @@ impl Retry {
         let stats = self.attempts.stats();
         let head = options.head;
         RequestStats::add(if head { &stats.head } else { &stats.get }, 1);
-        let result =
-            budget.limit(0, "waiting for the answer", self.inner.get_opts(location, options)).await?;
+        let result = budget
+            .limit(0, "waiting for the answer", self.inner.get_opts(location, options))
+            .await?;
         let len = result.range.end.saturating_sub(result.range.start);
         let mut answer = Answer {
             meta: result.meta.clone(),
@@ -486,9 +487,7 @@ impl Listing {
             if self.inner.is_none() {
                 RequestStats::add(&attempts.stats().list, 1);
                 self.inner = Some(match &self.after {
-                    Some(after) => {
-                        self.retry.inner.list_with_offset(self.prefix.as_ref(), after)
-                    }
+                    Some(after) => self.retry.inner.list_with_offset(self.prefix.as_ref(), after),
                     None => self.retry.inner.list(self.prefix.as_ref()),
                 });
             }
@@ -526,3 +525,7 @@ impl fmt::Debug for Retry {
         write!(f, "Retry({:?})", self.inner)
     }
 }
+
+#[cfg(test)]
+#[path = "retry_tests.rs"]
+mod tests;

@@ -90,7 +90,9 @@ pub enum SseFlagError {
     )]
     NoCustomerKey,
     /// `--sse-kms-context` is not `key=value`.
-    #[error("--sse-kms-context {given:?} is not KEY=VALUE\nhint: --sse-kms-context project=archive")]
+    #[error(
+        "--sse-kms-context {given:?} is not KEY=VALUE\nhint: --sse-kms-context project=archive"
+    )]
     BadContext {
         /// The value as typed.
         given: String,
@@ -159,11 +161,9 @@ impl SseFlags {
         Ok(match kind {
             SseKind::Default => SseMode::Default,
             SseKind::Aes256 => SseMode::S3,
-            SseKind::Kms => SseMode::Kms {
-                key_id,
-                context: self.context()?,
-                bucket_key: self.sse_bucket_key,
-            },
+            SseKind::Kms => {
+                SseMode::Kms { key_id, context: self.context()?, bucket_key: self.sse_bucket_key }
+            }
             SseKind::Dsse => SseMode::Dsse { key_id, context: self.context()? },
             SseKind::Customer => {
                 let path = self.sse_c_key_file.as_deref().ok_or(SseFlagError::NoCustomerKey)?;
@@ -314,8 +314,11 @@ mod tests {
         // unreadable for every other tool that holds the key.
         let raw: [u8; 32] = std::array::from_fn(|i| i as u8 + 1);
         let hex: String = raw.iter().map(|b| format!("{b:02X}")).collect();
-        let forms: [Vec<u8>; 3] =
-            [raw.to_vec(), format!("{hex}\n").into(), format!(" {}\n", STANDARD.encode(raw)).into()];
+        let forms: [Vec<u8>; 3] = [
+            raw.to_vec(),
+            format!("{hex}\n").into(),
+            format!(" {}\n", STANDARD.encode(raw)).into(),
+        ];
         for form in &forms {
             assert_eq!(*parse_key(form).expect("a key"), raw);
         }

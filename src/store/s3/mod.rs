@@ -1,6 +1,142 @@
-//! STUB
-#![allow(missing_docs, dead_code)]
+//! S3 as an `object_store::ObjectStore`, on `aws-sdk-s3`, with server-side encryption checked.
+//!
+//! One request per call, no retries and no cache: those are `store/retry.rs` and
+//! `store/cached.rs`. Every failure carries a `StoreError` with its class. The only place of
+//! the crate that names `aws_*`. Used by `stack/`; `sse` and `flags` also by `cli/`.
+
+mod body;
+mod client;
+mod errors;
 mod flags;
+mod list;
+mod read;
 mod sse;
+mod upload;
+mod write;
+
+pub use client::{
+    ATTEMPT_TIMEOUT, CONNECT_TIMEOUT, ConnectError, S3Options, StaticCredentials, connect,
+};
 pub use flags::{SseFlagError, SseFlags, SseKind};
 pub use sse::{Applied, SecretKey32, SseMismatch, SseMode};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+use sse::SseCheck;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// A bucket, or what lies below a prefix of it. Clones share connections and state.
+#[derive(Clone)]
+pub struct S3Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: aws_sdk_s3::Client,
+    bucket: String,
+    /// Empty, or ends with a slash.
+    prefix: String,
+    sse: SseCheck,
+    /// Whether payloads are hashed into the signature; only over plain http to other machines.
+    sign_payload: bool,
+    /// Cleared by the first server that does not know DeleteObjects.
+    batch_delete: AtomicBool,
+}
+
+impl S3Store {
+    /// The server-side encryption asked for.
+    pub fn sse_mode(&self) -> &SseMode {
+        self.inner.sse.mode()
+    }
+
+    /// The server-side encryption that the last write's answer named; `None` before the first.
+    pub fn sse_applied(&self) -> Option<Applied> {
+        self.inner.sse.last_applied()
+    }
+
+    /// The bucket's name.
+    pub fn bucket(&self) -> &str {
+        &self.inner.bucket
+    }
+}
+
+impl Inner {
+    /// The full key of a path below the prefix.
+    fn key(&self, path: &Path) -> String {
+        format!("{}{}", self.prefix, path.as_ref())
+    }
+}
+
+impl fmt::Display for S3Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s3://{}/{}", self.inner.bucket, self.inner.prefix)
+    }
+}
+
+impl fmt::Debug for S3Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "S3Store({self}, sse: {})", self.inner.sse.mode())
+    }
+}
+
+#[async_trait]
+impl ObjectStore for S3Store {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        opts: PutOptions,
+    ) -> Result<PutResult> {
+        self.inner.put(location, payload, opts).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        opts: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        let upload = upload::S3Upload::create(self.inner.clone(), location, opts).await?;
+        Ok(Box::new(upload))
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        match options.head {
+            true => self.inner.head(location, options).await,
+            false => self.inner.get(location, options).await,
+        }
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
+        write::delete_stream(self.inner.clone(), locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        list::list(self.inner.clone(), prefix, None)
+    }
+
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
+        list::list(self.inner.clone(), prefix, Some(offset))
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        list::list_with_delimiter(&self.inner, prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy(from, to, options).await
+    }
+}

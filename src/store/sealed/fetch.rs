@@ -96,7 +96,9 @@ impl Wanted {
                 let past = ((r.end - 1) / CHUNK_PLAIN as u64).saturating_add(1);
                 (start, Some(GetRange::Bounded(start..chunk_start(past))))
             }
-            Wanted::Part(GetRange::Offset(o)) => (chunk_at(*o), Some(GetRange::Offset(chunk_at(*o)))),
+            Wanted::Part(GetRange::Offset(o)) => {
+                (chunk_at(*o), Some(GetRange::Offset(chunk_at(*o))))
+            }
             Wanted::Part(GetRange::Suffix(n)) => {
                 // One chunk for the unaligned start, one for the last.
                 let chunks = n / CHUNK_PLAIN as u64 + 2;
@@ -199,9 +201,11 @@ impl Sealed {
         };
 
         let take = Take::of(wanted, plain_size, &raw)?;
-        let size_proven = take.ends_message.then_some(claimed).or(known.and_then(|k| k.size_proven));
+        let size_proven =
+            take.ends_message.then_some(claimed).or(known.and_then(|k| k.size_proven));
         let meta = raw.meta.clone();
-        let body = raw.body.slice(take.cipher.start - raw.range.start..take.cipher.end - raw.range.start);
+        let body =
+            raw.body.slice(take.cipher.start - raw.range.start..take.cipher.end - raw.range.start);
         let chunks = opener.clone();
         let plain = on_fitting_thread(body.len() as usize, move || {
             Ok(open_rope(&chunks, take.first_chunk, &body, take.ends_message))
@@ -227,7 +231,9 @@ impl Sealed {
         let body = Rope::collect(result).await?;
         if range.start > range.end || body.len() != range.end - range.start {
             let message = format!("body of {location} has {} bytes, not {range:?}", body.len());
-            return Err(StoreError::new(ErrorClass::Transport, message).into_store("sealed").into());
+            return Err(StoreError::new(ErrorClass::Transport, message)
+                .into_store("sealed")
+                .into());
         }
         Ok(Raw { meta, range, body })
     }
@@ -280,14 +286,15 @@ impl Take {
     fn of(wanted: &Wanted, plain_size: u64, raw: &Raw) -> Result<Take, Failed> {
         let plain = wanted.plain(plain_size)?;
         let first_chunk = plain.start / CHUNK_PLAIN as u64;
-        let ends_message = plain.end == plain_size && raw.range.end == raw.meta.size;
-        let end = match ends_message {
-            true => raw.meta.size,
-            false => cipher_range(plain.clone(), plain_size).cipher.end,
-        };
+        let touched = cipher_range(plain.clone(), plain_size);
+        // The last chunk is touched, or is empty and in the answer.
+        let ends_message =
+            touched.ends_message || (plain.end == plain_size && raw.range.end == raw.meta.size);
+        let end = if ends_message { raw.meta.size } else { touched.cipher.end };
         let cipher = chunk_start(first_chunk)..end;
         let covered = raw.range.start <= cipher.start && cipher.end <= raw.range.end;
-        if !covered || cipher.start > cipher.end || (wanted.needs_end(plain_size) && !ends_message) {
+        if !covered || cipher.start > cipher.end || (wanted.needs_end(plain_size) && !ends_message)
+        {
             let message = format!(
                 "the store answered bytes {:?} of {} where {cipher:?} were needed",
                 raw.range, raw.meta.size

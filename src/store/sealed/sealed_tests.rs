@@ -126,7 +126,20 @@ async fn truncation_anywhere_is_noticed_by_whole_reads_and_by_head() {
     writer.put(&location, bytes(3 * P).into()).await.unwrap();
     let good = raw(&below, &location).await;
     let c = CHUNK_CIPHER;
-    for len in [0, 1, 55, 56, 57, 72, 56 + 16, 56 + c, 56 + c + 16, 56 + 2 * c + 40, 56 + 3 * c, 56 + 3 * c + 15] {
+    for len in [
+        0,
+        1,
+        55,
+        56,
+        57,
+        72,
+        56 + 16,
+        56 + c,
+        56 + c + 16,
+        56 + 2 * c + 40,
+        56 + 3 * c,
+        56 + 3 * c + 15,
+    ] {
         below.put(&location, good[..len].to_vec().into()).await.unwrap();
         let sealed = reader(&below);
         assert!(is_corrupt(&sealed, &location, 0..(3 * P) as u64).await, "cut to {len}");

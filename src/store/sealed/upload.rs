@@ -28,7 +28,15 @@ pub(super) fn begin(
     let mut gathered = Vec::with_capacity(PART);
     let sealer = Sealer::new(&key, &context, &mut gathered);
     let header = Bytes::copy_from_slice(&gathered[..HEADER]);
-    Box::new(SealedUpload { sealed, location, inner, sealer: Some(sealer), gathered, header, len: 0 })
+    Box::new(SealedUpload {
+        sealed,
+        location,
+        inner,
+        sealer: Some(sealer),
+        gathered,
+        header,
+        len: 0,
+    })
 }
 
 /// An upload in progress. Holds less than one part of ciphertext besides what `inner` holds.

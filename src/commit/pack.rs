@@ -1,0 +1,154 @@
+//! Which pending byte goes into which segment. Pure.
+
+use crate::base::SegmentId;
+use crate::data::Source;
+use crate::journal::RecordLoc;
+
+use super::pending::{FileKey, Generation};
+
+/// Plaintext bytes of a full segment (DESIGN §6: 8 to 32 MiB).
+pub const SEGMENT_BYTES_MAX: u64 = 16 << 20;
+
+/// A run of bytes of one journal record that goes into a segment.
+#[derive(Clone, Copy, Debug)]
+pub struct Item {
+    /// The record.
+    pub record: RecordLoc,
+    /// Plaintext offset in it.
+    pub skip: u32,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// One segment to upload: its items in order are its plaintext.
+#[derive(Clone, Debug)]
+pub struct SegmentPlan {
+    /// Its name.
+    pub id: SegmentId,
+    /// What it is made of.
+    pub items: Vec<Item>,
+    /// Plaintext bytes.
+    pub len: u64,
+}
+
+/// What a commit does to one range of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// First byte in the file.
+    pub start: u64,
+    /// End in the file (exclusive).
+    pub end: u64,
+    /// Where the bytes are now; `None`: a hole.
+    pub to: Option<(SegmentId, u64)>,
+}
+
+/// The whole plan of a commit.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Segments to upload.
+    pub segments: Vec<SegmentPlan>,
+    /// For each file with pending contents, its changes in file order, and whether nothing of
+    /// it is committed.
+    pub files: Vec<(FileKey, Vec<Change>, bool)>,
+}
+
+/// Packs the contents of `generation`, sorted by inode and offset, so that what is read
+/// together lies together. `new_id` names segments.
+pub fn pack(generation: &Generation, mut new_id: impl FnMut() -> SegmentId) -> Plan {
+    let mut files: Vec<_> = generation.files.iter().filter(|(_, f)| !f.ranges.is_empty()).collect();
+    files.sort_unstable_by_key(|(key, _)| **key);
+    let mut plan = Plan::default();
+    for (key, file) in files {
+        let mut changes: Vec<Change> = Vec::new();
+        for (start, end, source) in file.ranges.iter() {
+            match source {
+                Source::Record { record, skip } => {
+                    place(&mut plan.segments, &mut changes, &mut new_id, start, end, record, skip)
+                }
+                Source::Hole => changes.push(Change { start, end, to: None }),
+                Source::Segment { .. } => unreachable!("pending ranges are in the journal"),
+            }
+        }
+        plan.files.push((*key, changes, file.fresh));
+    }
+    plan
+}
+
+fn place(
+    segments: &mut Vec<SegmentPlan>,
+    changes: &mut Vec<Change>,
+    new_id: &mut impl FnMut() -> SegmentId,
+    mut start: u64,
+    end: u64,
+    record: RecordLoc,
+    mut skip: u32,
+) {
+    while start < end {
+        if segments.last().is_none_or(|s| s.len >= SEGMENT_BYTES_MAX) {
+            segments.push(SegmentPlan { id: new_id(), items: Vec::new(), len: 0 });
+        }
+        let segment = segments.last_mut().expect("one was just pushed");
+        let len = (end - start).min(SEGMENT_BYTES_MAX - segment.len) as u32;
+        let at = (segment.id, segment.len);
+        segment.items.push(Item { record, skip, len });
+        segment.len += len as u64;
+        match changes.last_mut() {
+            // Written in order: the extent of the former piece goes on.
+            Some(Change { end: last_end, to: Some((id, offset)), start: first })
+                if *last_end == start && *id == at.0 && *offset + (start - *first) == at.1 =>
+            {
+                *last_end = start + len as u64;
+            }
+            _ => changes.push(Change { start, end: start + len as u64, to: Some(at) }),
+        }
+        start += len as u64;
+        skip += len;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Ino, JournalPos};
+    use crate::commit::batch::{Batch, DataOp};
+
+    fn write(g: &mut Generation, ino: u64, offset: u64, len: u32) {
+        let mut batch = Batch::default();
+        batch.data.push(DataOp::Write { ino: Ino(ino), generation: 0, offset, len });
+        g.apply(batch, RecordLoc::for_tests(1), 40);
+    }
+
+    #[test]
+    fn a_file_written_in_order_costs_one_extent_a_segment() {
+        // Guards against a row per write: a gigabyte must cost a few dozen rows.
+        let mut g = Generation::new(JournalPos(0));
+        for i in 0..40 {
+            write(&mut g, 7, i << 20, 1 << 20);
+        }
+        let mut next = 0;
+        let plan = pack(&g, || {
+            next += 1;
+            SegmentId([next; 16])
+        });
+        let lens: Vec<_> = plan.segments.iter().map(|s| s.len >> 20).collect();
+        assert_eq!(lens, [16, 16, 8]);
+        assert_eq!(plan.files.len(), 1);
+        let (_, changes, _) = &plan.files[0];
+        let shape: Vec<_> = changes.iter().map(|c| (c.start >> 20, c.end >> 20)).collect();
+        assert_eq!(shape, [(0, 16), (16, 32), (32, 40)]);
+        assert_eq!(changes[1].to, Some((SegmentId([2; 16]), 0)));
+    }
+
+    #[test]
+    fn small_files_lie_side_by_side_in_inode_order() {
+        // Guards against the packing following hash-map order, which would scatter a tree.
+        let mut g = Generation::new(JournalPos(0));
+        for ino in [9, 3, 5] {
+            write(&mut g, ino, 0, 100);
+        }
+        let plan = pack(&g, || SegmentId([1; 16]));
+        let order: Vec<_> = plan.files.iter().map(|((ino, _), c, _)| (ino.0, c[0].to)).collect();
+        let at = |offset| Some((SegmentId([1; 16]), offset));
+        assert_eq!(order, [(3, at(0)), (5, at(100)), (9, at(200))]);
+    }
+}

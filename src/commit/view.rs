@@ -1,0 +1,444 @@
+//! What the volume looks like now: pending generations, newest first, over cached rows over
+//! the metadata store.
+//!
+//! Two kinds of reads. `*_now` answers from memory or says that it cannot; it never waits, so
+//! it may be called under a lock. `load_*` fetches what was missing and fills the caches; no
+//! lock is held while it waits.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::{Mutex, RwLock};
+
+use super::batch::Batch;
+use super::pending::{FileKey, Generation};
+use crate::base::{Ino, JournalPos};
+use crate::data::plan::Pending;
+use crate::data::{Extent, Part};
+use crate::journal::RecordLoc;
+use crate::meta::{DecodeError, ExtentRow, Inode, Key, Stats, keys};
+use crate::store::kv::{Kv, KvError};
+
+/// A generation with this much file data is closed, so that the committer works through a
+/// long write in pieces and frees the journal as it goes.
+const GENERATION_BYTES_MAX: u64 = 256 << 20;
+/// What one request for missing metadata fetches: rows that are read together lie together.
+pub const READ_AHEAD_BYTES: usize = 512 << 10;
+/// Extents that one scan loads.
+const EXTENTS_PER_LOAD: usize = 512;
+/// Extents kept in memory over all files.
+const EXTENTS_MAX: usize = 400_000;
+
+/// Why the view cannot say.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// The metadata store failed.
+    #[error(transparent)]
+    Store(#[from] KvError),
+    /// A row is not in the format.
+    #[error(transparent)]
+    Row(#[from] DecodeError),
+}
+
+/// The answer of a look-up that does not wait.
+#[derive(Clone, Debug)]
+pub enum Lookup<T> {
+    /// Known.
+    Hit(T),
+    /// Only the store knows: load it and ask again.
+    Miss,
+}
+
+struct Layers {
+    active: Generation,
+    /// Oldest first; the committer works on the first.
+    frozen: VecDeque<Arc<Generation>>,
+}
+
+impl Layers {
+    fn newest_first(&self) -> impl Iterator<Item = &Generation> {
+        std::iter::once(&self.active).chain(self.frozen.iter().rev().map(|g| &**g))
+    }
+}
+
+/// The committed extents of a file that end above `from` and start below `to`, completely.
+struct KnownExtents {
+    from: u64,
+    to: u64,
+    extents: Arc<Vec<Extent>>,
+}
+
+struct ExtentCache {
+    files: LruCache<FileKey, KnownExtents>,
+    extents: usize,
+}
+
+impl ExtentCache {
+    fn put(&mut self, file: FileKey, known: KnownExtents) {
+        self.extents += known.extents.len();
+        if let Some((_, old)) = self.files.push(file, known) {
+            self.extents -= old.extents.len();
+        }
+        while self.extents > EXTENTS_MAX {
+            let Some((_, old)) = self.files.pop_lru() else { break };
+            self.extents -= old.extents.len();
+        }
+    }
+
+    fn pop(&mut self, file: &FileKey) {
+        if let Some(old) = self.files.pop(file) {
+            self.extents -= old.extents.len();
+        }
+    }
+}
+
+/// Sizes of the view's caches.
+#[derive(Clone, Copy, Debug)]
+pub struct ViewOptions {
+    /// Rows kept in memory.
+    pub rows_max: usize,
+    /// Files whose extents are kept in memory.
+    pub files_max: usize,
+}
+
+impl Default for ViewOptions {
+    fn default() -> Self {
+        ViewOptions { rows_max: 65_536, files_max: 8_192 }
+    }
+}
+
+/// The volume's metadata as this mount sees it. Locks, in order: `layers`, then a cache.
+pub struct View {
+    kv: Arc<Kv>,
+    layers: RwLock<Layers>,
+    /// Committed rows; `None`: known to be absent.
+    rows: Mutex<LruCache<Key, Option<Bytes>>>,
+    extents: Mutex<ExtentCache>,
+    /// Raised when a generation retires: a row fetched before must not enter the cache after.
+    retired: AtomicU64,
+    stats: Mutex<Stats>,
+    pending_row_bytes: AtomicU64,
+    pending_data_bytes: AtomicU64,
+}
+
+/// Rows of a range, and where to go on if there may be more.
+pub struct Page {
+    /// Rows in key order.
+    pub rows: Vec<(Key, Bytes)>,
+    /// The first key not looked at, unless the range is done.
+    pub next: Option<Key>,
+}
+
+impl View {
+    /// A view of what `kv` holds, with records up to `last` committed and `stats` in use.
+    pub fn new(kv: Arc<Kv>, last: JournalPos, stats: Stats, options: ViewOptions) -> View {
+        let size = |n: usize| NonZeroUsize::new(n.max(1)).expect("at least one");
+        View {
+            kv,
+            layers: RwLock::new(Layers { active: Generation::new(last), frozen: VecDeque::new() }),
+            rows: Mutex::new(LruCache::new(size(options.rows_max))),
+            extents: Mutex::new(ExtentCache {
+                files: LruCache::new(size(options.files_max)),
+                extents: 0,
+            }),
+            retired: AtomicU64::new(0),
+            stats: Mutex::new(stats),
+            pending_row_bytes: AtomicU64::new(0),
+            pending_data_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// The metadata store beneath.
+    pub fn kv(&self) -> &Arc<Kv> {
+        &self.kv
+    }
+
+    /// Makes `batch` visible. The caller has journalled it at `record` and calls this in
+    /// journal order.
+    pub fn apply(&self, batch: Batch, record: RecordLoc, data_start: u32) {
+        let data = batch.data_len() as u64;
+        let mut layers = self.layers.write();
+        let before = layers.active.row_bytes;
+        layers.active.apply(batch, record, data_start);
+        let after = layers.active.row_bytes;
+        self.pending_row_bytes.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+        self.pending_data_bytes.fetch_add(data, Ordering::Relaxed);
+        if layers.active.data_bytes >= GENERATION_BYTES_MAX {
+            Self::rotate(&mut layers);
+        }
+    }
+
+    fn rotate(layers: &mut Layers) {
+        if layers.active.is_empty() {
+            return;
+        }
+        let next = Generation::new(layers.active.last);
+        let full = std::mem::replace(&mut layers.active, next);
+        layers.frozen.push_back(Arc::new(full));
+    }
+
+    /// The oldest pending generation, frozen. With `all` the newest changes are frozen too if
+    /// nothing older is waiting; else only a generation that is already full.
+    pub fn freeze(&self, all: bool) -> Option<Arc<Generation>> {
+        let mut layers = self.layers.write();
+        if layers.frozen.is_empty() && all {
+            Self::rotate(&mut layers);
+        }
+        layers.frozen.front().cloned()
+    }
+
+    /// Forgets the oldest frozen generation: the metadata store has it now, durably. `changed`
+    /// are the rows that the commit wrote.
+    pub fn retire(&self, generation: &Arc<Generation>, stats: Stats) {
+        let mut layers = self.layers.write();
+        let front = layers.frozen.pop_front();
+        assert!(
+            front.is_some_and(|front| Arc::ptr_eq(&front, generation)),
+            "generations retire in the order in which they were frozen"
+        );
+        self.retired.fetch_add(1, Ordering::AcqRel);
+        let mut rows = self.rows.lock();
+        for (key, row) in &generation.rows {
+            rows.put(key.clone(), row.value.clone());
+        }
+        drop(rows);
+        let mut extents = self.extents.lock();
+        for file in generation.files.keys().chain(&generation.dropped) {
+            extents.pop(file);
+        }
+        drop(extents);
+        *self.stats.lock() = stats;
+        self.pending_row_bytes.fetch_sub(generation.row_bytes, Ordering::Relaxed);
+        self.pending_data_bytes.fetch_sub(generation.data_bytes, Ordering::Relaxed);
+    }
+
+    /// Drops what is cached of the store (a follower saw a newer state).
+    pub fn invalidate(&self) {
+        self.retired.fetch_add(1, Ordering::AcqRel);
+        self.rows.lock().clear();
+        let mut extents = self.extents.lock();
+        extents.files.clear();
+        extents.extents = 0;
+    }
+
+    /// Bytes of memory in pending rows, and bytes of file data pending.
+    pub fn pending_bytes(&self) -> (u64, u64) {
+        (
+            self.pending_row_bytes.load(Ordering::Relaxed),
+            self.pending_data_bytes.load(Ordering::Relaxed),
+        )
+    }
+
+    /// The last record applied, the number of files with pending contents, and when the
+    /// oldest pending change was made.
+    pub fn pending_summary(&self) -> (JournalPos, u64, Option<std::time::Instant>) {
+        let layers = self.layers.read();
+        let files = layers.newest_first().map(|g| g.file_count()).sum();
+        let oldest = layers.newest_first().filter_map(|g| g.since).min();
+        (layers.active.last, files, oldest)
+    }
+
+    /// Inodes and bytes in use, pending changes included.
+    pub fn stats(&self) -> Stats {
+        let layers = self.layers.read();
+        let mut stats = *self.stats.lock();
+        for g in layers.newest_first() {
+            stats.inodes = stats.inodes.saturating_add_signed(g.inodes);
+            stats.bytes = stats.bytes.saturating_add_signed(g.bytes);
+        }
+        stats
+    }
+
+    /// Inodes and bytes in use as committed.
+    pub fn committed_stats(&self) -> Stats {
+        *self.stats.lock()
+    }
+
+    fn pending_row(&self, key: &[u8]) -> Option<Option<Bytes>> {
+        let layers = self.layers.read();
+        layers.newest_first().find_map(|g| g.rows.get(key)).map(|row| row.value.clone())
+    }
+
+    /// The row of `key` if memory can tell.
+    pub fn get_now(&self, key: &[u8]) -> Lookup<Option<Bytes>> {
+        if let Some(value) = self.pending_row(key) {
+            return Lookup::Hit(value);
+        }
+        match self.rows.lock().get(key) {
+            Some(value) => Lookup::Hit(value.clone()),
+            None => Lookup::Miss,
+        }
+    }
+
+    /// The row of `key`, from the store if need be.
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError> {
+        match self.get_now(key) {
+            Lookup::Hit(value) => Ok(value),
+            Lookup::Miss => self.load(key).await,
+        }
+    }
+
+    /// Fetches the committed row of `key` into the cache and returns it.
+    pub async fn load(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError> {
+        let before = self.retired.load(Ordering::Acquire);
+        // A copy: the store's value is a slice that would pin a whole block.
+        let value = self.kv.get(key).await?.map(|v| Bytes::copy_from_slice(&v));
+        let mut rows = self.rows.lock();
+        if self.retired.load(Ordering::Acquire) == before {
+            rows.put(key.into(), value.clone());
+        }
+        Ok(value)
+    }
+
+    /// The inode if memory can tell; `Hit(None)`: there is none.
+    pub fn inode_now(&self, ino: Ino) -> Result<Lookup<Option<Inode>>, ViewError> {
+        Ok(match self.get_now(&keys::inode(ino)) {
+            Lookup::Hit(Some(row)) => Lookup::Hit(Some(Inode::decode(&row)?)),
+            Lookup::Hit(None) => Lookup::Hit(None),
+            Lookup::Miss => Lookup::Miss,
+        })
+    }
+
+    /// Rows with `start <= key < end`, at least one page of about `limit` of them, merged from
+    /// all layers as of now. Rows that come from the store enter the row cache if `cache`.
+    pub async fn page(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+        cache: bool,
+    ) -> Result<Page, ViewError> {
+        let mut bound: Option<Key> = None;
+        let mut lower = |key: &[u8]| {
+            if bound.as_deref().is_none_or(|b| key < b) {
+                bound = Some(key.into());
+            }
+        };
+        let mut pending: BTreeMap<Key, Option<Bytes>> = BTreeMap::new();
+        {
+            let layers = self.layers.read();
+            let range = || {
+                (
+                    std::ops::Bound::Included(Key::from(start)),
+                    std::ops::Bound::Excluded(Key::from(end)),
+                )
+            };
+            for g in layers.newest_first() {
+                for (n, (key, row)) in g.rows.range::<Key, _>(range()).enumerate() {
+                    if n == limit {
+                        lower(key);
+                        break;
+                    }
+                    pending.entry(key.clone()).or_insert_with(|| row.value.clone());
+                }
+            }
+        }
+        let before = self.retired.load(Ordering::Acquire);
+        let base = self.kv.scan(start, end, limit, READ_AHEAD_BYTES).await?;
+        if base.len() == limit
+            && let Some((last, _)) = base.last()
+        {
+            let mut after = last.to_vec();
+            after.push(0);
+            lower(&after);
+        }
+        if cache {
+            let mut rows = self.rows.lock();
+            if self.retired.load(Ordering::Acquire) == before {
+                for (key, value) in &base {
+                    rows.put(key[..].into(), Some(Bytes::copy_from_slice(value)));
+                }
+            }
+        }
+        for (key, value) in base {
+            pending
+                .entry(Key::from(&key[..]))
+                .or_insert_with(|| Some(Bytes::copy_from_slice(&value)));
+        }
+        let below = |key: &Key| bound.as_ref().is_none_or(|b| key < b);
+        let rows = pending
+            .into_iter()
+            .filter(|(key, _)| below(key))
+            .filter_map(|(key, value)| Some((key, value?)))
+            .collect();
+        Ok(Page { rows, next: bound })
+    }
+
+    /// Where `start..end` of a file comes from, if memory can tell.
+    pub fn parts_now(&self, file: FileKey, start: u64, end: u64) -> Lookup<Vec<Part>> {
+        let pending = {
+            let layers = self.layers.read();
+            let mut fresh = false;
+            let mut found = Vec::new();
+            for g in layers.newest_first() {
+                if let Some(f) = g.files.get(&file) {
+                    found.push(&f.ranges);
+                    fresh = f.fresh;
+                    if fresh {
+                        break;
+                    }
+                }
+            }
+            let pending = Pending::resolve(start, end, found);
+            if fresh || pending.gaps().is_empty() {
+                return Lookup::Hit(pending.over(&[]));
+            }
+            pending
+        };
+        let mut cache = self.extents.lock();
+        let Some(known) = cache.files.get(&file) else { return Lookup::Miss };
+        if pending.gaps().iter().any(|&(from, to)| from < known.from || to > known.to) {
+            return Lookup::Miss;
+        }
+        let extents = known.extents.clone();
+        drop(cache);
+        Lookup::Hit(pending.over(&extents))
+    }
+
+    /// Fetches the committed extents of `start..end` of `file` (and what comes with them) into
+    /// the cache.
+    pub async fn load_extents(&self, file: FileKey, start: u64, end: u64) -> Result<(), ViewError> {
+        let before = self.retired.load(Ordering::Acquire);
+        let mut extents = Vec::new();
+        let mut to = start;
+        while to < end {
+            let (more, complete_to) = self.scan_extents(file, to, EXTENTS_PER_LOAD).await?;
+            extents.extend(more);
+            to = complete_to;
+        }
+        let mut cache = self.extents.lock();
+        if self.retired.load(Ordering::Acquire) == before {
+            let extents = Arc::new(extents);
+            cache.put(file, KnownExtents { from: start, to, extents });
+        }
+        Ok(())
+    }
+
+    /// Up to `limit` committed extents that end above `start`, and the position up to which
+    /// they are complete (`u64::MAX`: there are no more).
+    pub(super) async fn scan_extents(
+        &self,
+        (ino, generation): FileKey,
+        start: u64,
+        limit: usize,
+    ) -> Result<(Vec<Extent>, u64), ViewError> {
+        let (from, to) = keys::extents_above(ino, generation, start);
+        let rows = self.kv.scan(&from, &to, limit, READ_AHEAD_BYTES).await?;
+        let mut extents = Vec::with_capacity(rows.len());
+        for (key, value) in &rows {
+            let (_, _, end) = keys::extent_of(key).ok_or(DecodeError("extent key"))?;
+            let row = ExtentRow::decode(value)?;
+            let start = end.checked_sub(row.len).ok_or(DecodeError("extent before 0"))?;
+            extents.push(Extent { start, end, segment: row.segment, offset: row.segment_offset });
+        }
+        let complete_to = match extents.last() {
+            Some(last) if rows.len() == limit => last.end,
+            _ => u64::MAX,
+        };
+        Ok((extents, complete_to))
+    }
+}

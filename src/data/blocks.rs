@@ -1,0 +1,313 @@
+//! Reading segments through memory: a bounded cache of plaintext blocks, one fetch per range
+//! however many ask for it, and the decision how much to fetch at once.
+//!
+//! Random reads of a large file fetch the blocks they touch. Small files that are read one
+//! after the other are spatial locality (they were packed side by side), so the window that a
+//! miss fetches grows with every further file that misses in the same segment. Reads of a
+//! large file in order are prefetched by the caller, who knows where the file goes on.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use lru::LruCache;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use crate::base::{Ino, SegmentId};
+use crate::store::error::{ErrorClass, class};
+use crate::store::segments::SegmentStore;
+
+/// Plaintext bytes of a cached block: four sealed chunks.
+pub const BLOCK: u64 = 64 << 10;
+/// The most that one GET fetches.
+pub const FETCH_BYTES_MAX: u64 = 4 << 20;
+/// What the first small file of a segment fetches around itself.
+const WINDOW_FIRST: u64 = 256 << 10;
+/// Segments whose locality is remembered.
+const HEAT_SEGMENTS: usize = 1024;
+
+/// Sizes of the block cache.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockCacheOptions {
+    /// Plaintext bytes kept in memory.
+    pub bytes_max: usize,
+    /// GETs under way at once.
+    pub fetches_max: usize,
+}
+
+impl Default for BlockCacheOptions {
+    fn default() -> Self {
+        BlockCacheOptions { bytes_max: 64 << 20, fetches_max: 24 }
+    }
+}
+
+/// Why bytes of a segment cannot be had. One failed fetch fails all who waited for it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("segment {segment}: {message}")]
+pub struct ReadError {
+    /// The segment.
+    pub segment: SegmentId,
+    /// What kind of failure.
+    pub class: ErrorClass,
+    /// For people.
+    pub message: Arc<str>,
+}
+
+type BlockKey = (SegmentId, u32);
+type Fetch = Shared<BoxFuture<'static, Result<Bytes, ReadError>>>;
+
+/// A fetch under way: the first byte it brings, and its result.
+#[derive(Clone)]
+struct Running {
+    start: u64,
+    fetch: Fetch,
+}
+
+struct Heat {
+    window: u64,
+    last: Ino,
+}
+
+struct Inner {
+    blocks: LruCache<BlockKey, Bytes>,
+    bytes: usize,
+    running: HashMap<BlockKey, Running>,
+    heat: LruCache<SegmentId, Heat>,
+}
+
+/// The plaintext block cache of one mount.
+pub struct BlockCache {
+    segments: Arc<SegmentStore>,
+    inner: Mutex<Inner>,
+    fetches: Arc<Semaphore>,
+    options: BlockCacheOptions,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+fn blocks_of(range: &Range<u64>) -> Range<u32> {
+    (range.start / BLOCK) as u32..range.end.div_ceil(BLOCK) as u32
+}
+
+impl BlockCache {
+    /// An empty cache over `segments`.
+    pub fn new(segments: Arc<SegmentStore>, options: BlockCacheOptions) -> Arc<BlockCache> {
+        Arc::new(BlockCache {
+            segments,
+            inner: Mutex::new(Inner {
+                blocks: LruCache::unbounded(),
+                bytes: 0,
+                running: HashMap::new(),
+                heat: LruCache::new(NonZeroUsize::new(HEAT_SEGMENTS).expect("not zero")),
+            }),
+            fetches: Arc::new(Semaphore::new(options.fetches_max)),
+            options,
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        })
+    }
+
+    /// Appends `range` of segment `id` to `out` if memory has all of it.
+    pub fn read_now(&self, id: SegmentId, range: Range<u64>, out: &mut Vec<u8>) -> bool {
+        let mut inner = self.inner.lock();
+        let blocks = blocks_of(&range);
+        if !blocks.clone().all(|b| inner.blocks.contains(&(id, b))) {
+            return false;
+        }
+        let before = out.len();
+        for b in blocks {
+            let block = inner.blocks.get(&(id, b)).expect("looked up under the same lock");
+            let base = b as u64 * BLOCK;
+            let from = range.start.saturating_sub(base) as usize;
+            let to = (range.end - base).min(BLOCK) as usize;
+            match block.get(from..to) {
+                Some(piece) => out.extend_from_slice(piece),
+                None => {
+                    // The segment is shorter than an extent says: the slow path reports it.
+                    out.truncate(before);
+                    return false;
+                }
+            }
+        }
+        self.hits.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// The range to fetch for a miss on `range` of `id` by file `ino`; `small`: it is a file
+    /// that lies whole in the segment, with others beside it.
+    fn window(
+        inner: &mut Inner,
+        id: SegmentId,
+        range: &Range<u64>,
+        small: Option<Ino>,
+    ) -> Range<u64> {
+        let Some(ino) = small else { return range.clone() };
+        let window = match inner.heat.get_mut(&id) {
+            Some(heat) if heat.last != ino => {
+                heat.last = ino;
+                heat.window = (heat.window * 2).min(FETCH_BYTES_MAX);
+                heat.window
+            }
+            Some(heat) => heat.window,
+            None => {
+                inner.heat.put(id, Heat { window: WINDOW_FIRST, last: ino });
+                WINDOW_FIRST
+            }
+        };
+        let start = range.start / window * window;
+        start..(start + window).max(range.end)
+    }
+
+    /// Reads `range` of segment `id`, fetching what is missing, and appends it to `out`. `small` names the file
+    /// if it is a small one, whose neighbours are worth fetching with it.
+    ///
+    /// # Errors
+    /// The fetch failed, or the segment is shorter than `range`. Bounded by the store's own
+    /// deadline.
+    pub async fn read(
+        self: &Arc<Self>,
+        id: SegmentId,
+        range: Range<u64>,
+        small: Option<Ino>,
+    ) -> Result<Bytes, ReadError> {
+        let waits = {
+            let mut inner = self.inner.lock();
+            let missing = |inner: &Inner| {
+                blocks_of(&range).any(|b| {
+                    !inner.blocks.contains(&(id, b)) && !inner.running.contains_key(&(id, b))
+                })
+            };
+            if missing(&inner) {
+                self.misses.fetch_add(1, Ordering::Relaxed);
+                let window = Self::window(&mut inner, id, &range, small);
+                self.start_fetches(&mut inner, id, window);
+            }
+            let mut waits: Vec<(u64, Result<Bytes, Running>)> = Vec::new();
+            for b in blocks_of(&range) {
+                let base = b as u64 * BLOCK;
+                match inner.blocks.get(&(id, b)) {
+                    Some(block) => waits.push((base, Ok(block.clone()))),
+                    None => {
+                        let running = inner.running.get(&(id, b)).expect("started above").clone();
+                        waits.push((base, Err(running)));
+                    }
+                }
+            }
+            waits
+        };
+        let mut out = Vec::with_capacity((range.end - range.start) as usize);
+        for (base, wait) in waits {
+            let (start, data) = match wait {
+                Ok(block) => (base, block),
+                Err(running) => (running.start, running.fetch.await?),
+            };
+            let from = range.start.max(base) - start;
+            let to = range.end.min(base + BLOCK) - start;
+            match data.get(from as usize..to as usize) {
+                Some(piece) if range.end - range.start == piece.len() as u64 => {
+                    return Ok(data.slice(from as usize..to as usize));
+                }
+                Some(piece) => out.extend_from_slice(piece),
+                None => {
+                    let message = format!("ends before byte {}", range.end).into();
+                    let class = ErrorClass::Corrupt;
+                    return Err(ReadError { segment: id, class, message });
+                }
+            }
+        }
+        Ok(out.into())
+    }
+
+    /// Starts fetching what is missing of `range`, without waiting.
+    pub fn prefetch(self: &Arc<Self>, id: SegmentId, range: Range<u64>) {
+        let mut inner = self.inner.lock();
+        self.start_fetches(&mut inner, id, range);
+    }
+
+    /// Whether all of `range` is here or on its way.
+    pub fn covered(&self, id: SegmentId, range: Range<u64>) -> bool {
+        let inner = self.inner.lock();
+        blocks_of(&range)
+            .all(|b| inner.blocks.contains(&(id, b)) || inner.running.contains_key(&(id, b)))
+    }
+
+    fn start_fetches(self: &Arc<Self>, inner: &mut Inner, id: SegmentId, range: Range<u64>) {
+        let blocks_max = (FETCH_BYTES_MAX / BLOCK) as u32;
+        let mut run: Option<Range<u32>> = None;
+        for b in blocks_of(&range) {
+            let have = inner.blocks.contains(&(id, b)) || inner.running.contains_key(&(id, b));
+            match &mut run {
+                Some(r) if !have && r.end - r.start < blocks_max => r.end = b + 1,
+                _ => {
+                    if let Some(r) = run.take() {
+                        self.start_fetch(inner, id, r);
+                    }
+                    run = (!have).then_some(b..b + 1);
+                }
+            }
+        }
+        if let Some(r) = run {
+            self.start_fetch(inner, id, r);
+        }
+    }
+
+    fn start_fetch(self: &Arc<Self>, inner: &mut Inner, id: SegmentId, run: Range<u32>) {
+        let cache = self.clone();
+        let blocks = run.clone();
+        let start = run.start as u64 * BLOCK;
+        let work = async move {
+            let permit = cache.fetches.clone().acquire_owned().await;
+            let _permit = permit.expect("the semaphore is never closed");
+            let got = cache.segments.get_up_to(id, start..run.end as u64 * BLOCK).await;
+            let mut inner = cache.inner.lock();
+            for b in run.clone() {
+                inner.running.remove(&(id, b));
+            }
+            match got {
+                Ok(data) => {
+                    for b in run.clone() {
+                        let from = (b - run.start) as usize * BLOCK as usize;
+                        let to = data.len().min(from + BLOCK as usize);
+                        if from < to {
+                            // A copy: a slice would pin the whole fetch.
+                            let block = Bytes::copy_from_slice(&data[from..to]);
+                            cache.insert(&mut inner, (id, b), block);
+                        }
+                    }
+                    Ok(data)
+                }
+                Err(e) => {
+                    let message = e.to_string().into();
+                    Err(ReadError { segment: id, class: class(&e), message })
+                }
+            }
+        };
+        let fetch: Fetch = work.boxed().shared();
+        for b in blocks {
+            inner.running.insert((id, b), Running { start, fetch: fetch.clone() });
+        }
+        tokio::spawn(fetch);
+    }
+
+    fn insert(&self, inner: &mut Inner, key: BlockKey, block: Bytes) {
+        inner.bytes += block.len();
+        if let Some(old) = inner.blocks.put(key, block) {
+            inner.bytes -= old.len();
+        }
+        while inner.bytes > self.options.bytes_max {
+            let Some((_, old)) = inner.blocks.pop_lru() else { break };
+            inner.bytes -= old.len();
+        }
+    }
+
+    /// Reads answered from memory, and fetches that had to be made.
+    pub fn hits_and_misses(&self) -> (u64, u64) {
+        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
+    }
+}

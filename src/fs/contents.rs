@@ -1,0 +1,283 @@
+//! Changing contents: write, fallocate, copy; and finding data and holes.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::inode::{clear_set_id, now_into, whole_blocks};
+use super::{Attempt, Fs, FsError, State, Step, Whence, WriteFlags};
+use crate::base::{Ino, JournalPos};
+use crate::commit::{Batch, DataOp, Lookup};
+use crate::data::Source;
+use crate::meta::{FILE_SIZE_MAX, Inode, Kind, keys};
+
+/// The most that one journal record carries of file data.
+const WRITE_BYTES_MAX: usize = 1 << 20;
+/// The most that one `copy_file_range` copies; the caller asks again for the rest.
+const COPY_BYTES_MAX: u64 = 16 << 20;
+/// How much of a file `lseek` looks at first; it grows over holes.
+const SEEK_WINDOW: u64 = 64 << 20;
+
+impl Fs {
+    /// Writes `data` at `offset`. Returns the number of bytes, always all of them.
+    ///
+    /// # Errors
+    /// [`FsError::FileTooBig`], [`FsError::NoSpace`] if the journal stays full for
+    /// `full_timeout`, [`FsError::Io`] if the journal fails.
+    pub fn write(
+        self: &Arc<Self>,
+        ino: Ino,
+        offset: u64,
+        data: Bytes,
+        flags: WriteFlags,
+    ) -> impl Future<Output = Result<u32, FsError>> + Send + 'static {
+        let fs = self.clone();
+        async move {
+            let mut at = 0;
+            loop {
+                let piece = data.slice(at..data.len().min(at + WRITE_BYTES_MAX));
+                let to = offset.checked_add(at as u64).ok_or(FsError::FileTooBig)?;
+                let len = piece.len();
+                let pos = fs
+                    .clone()
+                    .transact(move |fs, state| fs.write_attempt(state, ino, to, &piece, flags))
+                    .await?;
+                at += len;
+                if at == data.len() {
+                    fs.settle(pos, flags)?;
+                    return Ok(at as u32);
+                }
+            }
+        }
+    }
+
+    /// [`Fs::write`] without waiting for anything but the local disk; `None`: it cannot.
+    pub fn write_now(
+        &self,
+        ino: Ino,
+        offset: u64,
+        data: &[u8],
+        flags: WriteFlags,
+    ) -> Option<Result<u32, FsError>> {
+        if data.len() > WRITE_BYTES_MAX || self.is_read_only() {
+            return None;
+        }
+        let written = {
+            let mut state = self.state.lock();
+            self.write_attempt(&mut state, ino, offset, data, flags)
+        };
+        match written {
+            Ok(pos) => Some(self.settle(pos, flags).map(|()| data.len() as u32)),
+            Err(Step::Fail(e)) => Some(Err(e)),
+            Err(Step::Row(_) | Step::Full) => None,
+        }
+    }
+
+    fn settle(&self, pos: JournalPos, flags: WriteFlags) -> Result<(), FsError> {
+        match &self.journal {
+            Some(journal) if flags.sync => Ok(journal.sync(pos)?),
+            _ => Ok(()),
+        }
+    }
+
+    /// The inode of a regular file, to change its contents.
+    fn file(&self, ino: Ino) -> Attempt<Inode> {
+        let inode = self.inode(ino)?;
+        match inode.kind {
+            Kind::File => Ok(inode),
+            Kind::Dir => Err(FsError::IsDir.into()),
+            _ => Err(FsError::Invalid.into()),
+        }
+    }
+
+    fn write_attempt(
+        &self,
+        state: &mut State,
+        ino: Ino,
+        offset: u64,
+        data: &[u8],
+        flags: WriteFlags,
+    ) -> Attempt<JournalPos> {
+        let mut inode = self.file(ino)?;
+        let end = match offset.checked_add(data.len() as u64) {
+            Some(end) if end <= FILE_SIZE_MAX => end,
+            _ => return Err(FsError::FileTooBig.into()),
+        };
+        if data.is_empty() {
+            return Ok(JournalPos(0));
+        }
+        let before = inode.clone();
+        let mut batch = Batch::default();
+        if flags.kill_suidgid {
+            clear_set_id(&mut inode);
+        }
+        self.drop_capability(&mut batch, ino, &mut inode)?;
+        grow_allocation(&mut inode, offset, end);
+        inode.size = inode.size.max(end);
+        if !flags.cached {
+            now_into(&mut inode, self.clock.now());
+        }
+        let (generation, len) = (inode.generation, data.len() as u32);
+        batch.data.push(DataOp::Write { ino, generation, offset, len });
+        if inode != before {
+            batch.bytes += inode.allocated as i64 - before.allocated as i64;
+            batch.put(keys::inode(ino), inode.encode());
+        }
+        self.submit(state, batch, &[data])
+    }
+
+    /// `fallocate(2)`: mode 0 (and `FALLOC_FL_KEEP_SIZE`), `FALLOC_FL_PUNCH_HOLE`,
+    /// `FALLOC_FL_ZERO_RANGE`. Space is never reserved: the bucket has no limit, and what the
+    /// journal takes is decided when it is written.
+    ///
+    /// # Errors
+    /// [`FsError::Unsupported`] for other modes, [`FsError::Invalid`] for an empty range,
+    /// [`FsError::FileTooBig`].
+    pub fn fallocate(
+        self: &Arc<Self>,
+        ino: Ino,
+        offset: u64,
+        len: u64,
+        mode: i32,
+    ) -> impl Future<Output = Result<(), FsError>> + Send + 'static {
+        self.clone().transact(move |fs, state| {
+            const KEEP: i32 = libc::FALLOC_FL_KEEP_SIZE;
+            const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE;
+            const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
+            if mode & !(KEEP | PUNCH | ZERO) != 0 || mode & PUNCH != 0 && mode & KEEP == 0 {
+                return Err(FsError::Unsupported.into());
+            }
+            if len == 0 {
+                return Err(FsError::Invalid.into());
+            }
+            let end = match offset.checked_add(len) {
+                Some(end) if end <= FILE_SIZE_MAX => end,
+                _ => return Err(FsError::FileTooBig.into()),
+            };
+            let mut inode = fs.file(ino)?;
+            let before = inode.allocated;
+            let mut batch = Batch::default();
+            clear_set_id(&mut inode);
+            fs.drop_capability(&mut batch, ino, &mut inode)?;
+            let old_size = inode.size;
+            if mode & KEEP == 0 {
+                inode.size = inode.size.max(end);
+            }
+            if mode & (PUNCH | ZERO) != 0 {
+                let generation = inode.generation;
+                let stop = end.min(old_size);
+                if offset < stop {
+                    batch.data.push(DataOp::Hole { ino, generation, start: offset, end: stop });
+                    // Only whole blocks come free, as on a disk.
+                    let (first, last) = (offset.next_multiple_of(4096), stop / 4096 * 4096);
+                    inode.allocated = inode.allocated.saturating_sub(last.saturating_sub(first));
+                }
+            }
+            if mode & PUNCH == 0 {
+                let stop = end.min(inode.size.max(offset));
+                grow_allocation(&mut inode, offset, stop);
+            }
+            now_into(&mut inode, fs.clock.now());
+            batch.bytes += inode.allocated as i64 - before as i64;
+            batch.put(keys::inode(ino), inode.encode());
+            fs.submit(state, batch, &[])?;
+            Ok(())
+        })
+    }
+
+    /// `lseek` with `SEEK_DATA` or `SEEK_HOLE`: the first position from `offset` on that is
+    /// data, or a hole (the end of the file is one).
+    ///
+    /// # Errors
+    /// [`FsError::NoSuchOffset`] at or behind the end, or if only a hole follows.
+    pub fn lseek(
+        self: &Arc<Self>,
+        ino: Ino,
+        offset: u64,
+        whence: Whence,
+    ) -> impl Future<Output = Result<u64, FsError>> + Send + 'static {
+        let fs = self.clone();
+        async move {
+            let inode = fs.clone().consult(move |fs| fs.file(ino)).await?;
+            let file = (ino, inode.generation);
+            if offset >= inode.size {
+                return Err(FsError::NoSuchOffset);
+            }
+            let (mut at, mut window) = (offset, SEEK_WINDOW);
+            while at < inode.size {
+                let end = inode.size.min(at.saturating_add(window));
+                let parts = match fs.view.parts_now(file, at, end) {
+                    Lookup::Hit(parts) => parts,
+                    Lookup::Miss => {
+                        fs.view.load_extents(file, at, end).await?;
+                        // A commit may retire the file's extents in between: look again.
+                        continue;
+                    }
+                };
+                let wanted =
+                    |source: &Source| matches!(source, Source::Hole) == (whence == Whence::Hole);
+                if let Some(part) = parts.iter().find(|p| wanted(&p.source)) {
+                    return Ok(part.start);
+                }
+                at = end;
+                window = window.saturating_mul(8);
+            }
+            match whence {
+                Whence::Hole => Ok(inode.size),
+                Whence::Data => Err(FsError::NoSuchOffset),
+            }
+        }
+    }
+
+    /// `copy_file_range(2)`: copies up to `len` bytes and returns how many, 0 at the end of
+    /// the source.
+    ///
+    /// # Errors
+    /// [`FsError::Invalid`] if the ranges overlap in one file.
+    pub fn copy_file_range(
+        self: &Arc<Self>,
+        ino_in: Ino,
+        offset_in: u64,
+        ino_out: Ino,
+        offset_out: u64,
+        len: u64,
+    ) -> impl Future<Output = Result<u64, FsError>> + Send + 'static {
+        let fs = self.clone();
+        async move {
+            let len = len.min(COPY_BYTES_MAX);
+            let overlaps = offset_in < offset_out.saturating_add(len)
+                && offset_out < offset_in.saturating_add(len);
+            if ino_in == ino_out && overlaps {
+                return Err(FsError::Invalid);
+            }
+            let mut copied = 0;
+            while copied < len {
+                let piece = (len - copied).min(WRITE_BYTES_MAX as u64) as u32;
+                let data = fs.read(ino_in, offset_in + copied, piece).await?;
+                if data.is_empty() {
+                    break;
+                }
+                let got = data.len() as u64;
+                let flags = WriteFlags { kill_suidgid: true, ..WriteFlags::default() };
+                fs.write(ino_out, offset_out + copied, data, flags).await?;
+                copied += got;
+            }
+            Ok(copied)
+        }
+    }
+}
+
+/// What writing `offset..end` adds to the blocks in use, as far as is known without looking at
+/// extents: everything behind the old end, and the rest if the file has holes to fill.
+fn grow_allocation(inode: &mut Inode, offset: u64, end: u64) {
+    if end <= offset {
+        return;
+    }
+    let size = inode.size.max(end);
+    let (first, last) = (offset / 4096 * 4096, whole_blocks(end));
+    let old_end = whole_blocks(inode.size);
+    let behind = last.saturating_sub(first.max(old_end));
+    let within = last.min(old_end).saturating_sub(first);
+    let filled = if inode.allocated < old_end { within } else { 0 };
+    inode.allocated = (inode.allocated + behind + filled).min(whole_blocks(size));
+}

@@ -1,0 +1,296 @@
+//! Reading contents: one plan over pending records and committed extents, answered from memory
+//! where possible, with prefetch for reads in order.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::{Fs, FsError, Step};
+use crate::base::Ino;
+use crate::commit::Lookup;
+use crate::data::{Part, Source};
+use crate::journal::JournalError;
+use crate::meta::{Inode, Kind};
+
+/// A file up to this size lies whole in one segment more often than not, beside others.
+const SMALL_FILE: u64 = 1 << 20;
+/// What is fetched ahead of a reader that reads in order: at first, and at most.
+const AHEAD_FIRST: u64 = 1 << 20;
+const AHEAD_MAX: u64 = 32 << 20;
+/// Requests of one sequential reader arrive out of order by at most this much.
+const REORDER: u64 = 4 << 20;
+/// Files whose reading position is remembered.
+const STREAMS: usize = 256;
+/// A plan may go stale (its record was committed and released) while it is carried out; it is
+/// made again. Each time takes a whole commit, so few suffice.
+const PLANS_MAX: usize = 64;
+
+struct Stream {
+    /// Highest end of a read so far.
+    next: u64,
+    /// How far ahead to fetch.
+    window: u64,
+    /// Fetched up to here.
+    ahead: u64,
+}
+
+/// Where files are being read in order.
+pub(super) struct Streams(Mutex<LruCache<Ino, Stream>>);
+
+impl Default for Streams {
+    fn default() -> Self {
+        Streams(Mutex::new(LruCache::new(NonZeroUsize::new(STREAMS).expect("not zero"))))
+    }
+}
+
+impl Streams {
+    /// Notes a read of `start..end` of a file of `size` bytes; returns what to fetch ahead.
+    fn note(&self, ino: Ino, start: u64, end: u64, size: u64) -> Option<(u64, u64)> {
+        let mut streams = self.0.lock();
+        let stream = match streams.get_mut(&ino) {
+            Some(s) if start <= s.next + REORDER && start + REORDER >= s.next => s,
+            _ => {
+                // The first read, or a jump: sequential only if it starts the file.
+                let window = if start == 0 { AHEAD_FIRST } else { 0 };
+                streams.put(ino, Stream { next: end, window, ahead: end });
+                streams.get_mut(&ino).expect("just put")
+            }
+        };
+        if end > stream.next {
+            let in_order = start <= stream.next + REORDER;
+            stream.next = end;
+            if in_order {
+                stream.window = (stream.window.max(AHEAD_FIRST / 2) * 2).min(AHEAD_MAX);
+            }
+        }
+        let (from, to) = (stream.ahead.max(end), (stream.next + stream.window).min(size));
+        // In pieces of at least a quarter window, so that each is a few large GETs.
+        if to <= from || (to - from < stream.window / 4 && to < size) {
+            return None;
+        }
+        stream.ahead = to;
+        Some((from, to))
+    }
+}
+
+enum Plan {
+    Done(Bytes),
+    Parts(Inode, u64, Vec<Part>),
+    Row(crate::meta::Key),
+    Extents((Ino, u32), u64, u64),
+}
+
+impl Fs {
+    /// Reads up to `len` bytes at `offset`; fewer only at the end of the file.
+    ///
+    /// # Errors
+    /// [`FsError::IsDir`], [`FsError::Io`] if what holds the bytes is damaged or cannot be
+    /// reached within the store's deadline.
+    pub fn read(
+        self: &Arc<Self>,
+        ino: Ino,
+        offset: u64,
+        len: u32,
+    ) -> impl Future<Output = Result<Bytes, FsError>> + Send + 'static {
+        let fs = self.clone();
+        async move {
+            for _ in 0..PLANS_MAX {
+                match fs.plan(ino, offset, len)? {
+                    Plan::Done(bytes) => return Ok(bytes),
+                    Plan::Row(key) => {
+                        fs.view.load(&key).await?;
+                    }
+                    Plan::Extents(file, start, end) => {
+                        fs.view.load_extents(file, start, end).await?;
+                    }
+                    Plan::Parts(inode, end, parts) => {
+                        fs.read_ahead(ino, &inode, offset, end);
+                        match fs.gather(ino, &inode, &parts).await? {
+                            Some(bytes) => return Ok(bytes),
+                            None => continue,
+                        }
+                    }
+                }
+            }
+            Err(FsError::Io(format!("reading inode {ino}: its data kept moving")))
+        }
+    }
+
+    /// [`Fs::read`] if memory and the journal can answer it.
+    pub fn read_now(
+        self: &Arc<Self>,
+        ino: Ino,
+        offset: u64,
+        len: u32,
+    ) -> Option<Result<Bytes, FsError>> {
+        let (inode, end, parts) = match self.plan(ino, offset, len) {
+            Ok(Plan::Done(bytes)) => return Some(Ok(bytes)),
+            Ok(Plan::Parts(inode, end, parts)) => (inode, end, parts),
+            Ok(Plan::Row(_) | Plan::Extents(..)) => return None,
+            Err(e) => return Some(Err(e)),
+        };
+        let mut out = Vec::with_capacity((end - offset) as usize);
+        for part in &parts {
+            match part.source {
+                Source::Segment { id, offset } => {
+                    let range = offset..offset + (part.end - part.start);
+                    if !self.blocks.read_now(id, range, &mut out) {
+                        return None;
+                    }
+                }
+                _ => match self.local_part(part, &mut out) {
+                    Ok(true) => {}
+                    Ok(false) => return None,
+                    Err(e) => return Some(Err(e)),
+                },
+            }
+        }
+        self.read_ahead(ino, &inode, offset, end);
+        Some(Ok(out.into()))
+    }
+
+    fn plan(&self, ino: Ino, offset: u64, len: u32) -> Result<Plan, FsError> {
+        let inode = match self.inode(ino) {
+            Ok(inode) => inode,
+            Err(Step::Row(key)) => return Ok(Plan::Row(key)),
+            Err(Step::Fail(e)) => return Err(e),
+            Err(Step::Full) => unreachable!("reads need no room"),
+        };
+        match inode.kind {
+            Kind::File => {}
+            Kind::Dir => return Err(FsError::IsDir),
+            _ => return Err(FsError::Invalid),
+        }
+        let end = inode.size.min(offset.saturating_add(len as u64));
+        if offset >= end {
+            return Ok(Plan::Done(Bytes::new()));
+        }
+        let file = (ino, inode.generation);
+        Ok(match self.view.parts_now(file, offset, end) {
+            Lookup::Hit(parts) => Plan::Parts(inode, end, parts),
+            Lookup::Miss if inode.size <= SMALL_FILE => Plan::Extents(file, 0, inode.size),
+            Lookup::Miss => Plan::Extents(file, offset, end),
+        })
+    }
+
+    /// Appends a hole or a piece of the journal; `Ok(false)`: the record is gone, plan again.
+    fn local_part(&self, part: &Part, out: &mut Vec<u8>) -> Result<bool, FsError> {
+        let len = (part.end - part.start) as usize;
+        match part.source {
+            Source::Hole => {
+                out.resize(out.len() + len, 0);
+                Ok(true)
+            }
+            Source::Record { record, skip } => {
+                let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
+                let before = out.len();
+                match journal.read_into(record, skip..skip + len as u32, out) {
+                    Ok(()) => Ok(true),
+                    Err(JournalError::Released(_)) => {
+                        out.truncate(before);
+                        Ok(false)
+                    }
+                    Err(e) => Err(e.into()),
+                }
+            }
+            Source::Segment { .. } => unreachable!("segments are the caller's"),
+        }
+    }
+
+    /// Carries a plan out; `None`: it has gone stale.
+    async fn gather(
+        self: &Arc<Self>,
+        ino: Ino,
+        inode: &Inode,
+        parts: &[Part],
+    ) -> Result<Option<Bytes>, FsError> {
+        let small = (inode.size <= SMALL_FILE).then_some(ino);
+        // Start every fetch before waiting for the first.
+        if parts.len() > 1 && small.is_none() {
+            for part in parts {
+                if let Source::Segment { id, offset } = part.source {
+                    self.blocks.prefetch(id, offset..offset + (part.end - part.start));
+                }
+            }
+        }
+        let len = parts.last().map_or(0, |p| p.end) - parts.first().map_or(0, |p| p.start);
+        let mut out = Vec::with_capacity(len as usize);
+        for part in parts {
+            match part.source {
+                Source::Segment { id, offset } => {
+                    let range = offset..offset + (part.end - part.start);
+                    let bytes = self.blocks.read(id, range, small).await?;
+                    if parts.len() == 1 {
+                        return Ok(Some(bytes));
+                    }
+                    out.extend_from_slice(&bytes);
+                }
+                _ => {
+                    if !self.local_part(part, &mut out)? {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+        Ok(Some(out.into()))
+    }
+
+    /// Starts fetching what a reader in order will want next.
+    fn read_ahead(self: &Arc<Self>, ino: Ino, inode: &Inode, start: u64, end: u64) {
+        if inode.size <= SMALL_FILE {
+            return;
+        }
+        let Some((from, to)) = self.streams.note(ino, start, end, inode.size) else { return };
+        let fs = self.clone();
+        let file = (ino, inode.generation);
+        let fetch = move |parts: &[Part]| {
+            for part in parts {
+                if let Source::Segment { id, offset } = part.source {
+                    fs.blocks.prefetch(id, offset..offset + (part.end - part.start));
+                }
+            }
+        };
+        match self.view.parts_now(file, from, to) {
+            Lookup::Hit(parts) => fetch(&parts),
+            Lookup::Miss => {
+                let view = self.view.clone();
+                tokio::spawn(async move {
+                    if view.load_extents(file, start, to).await.is_ok()
+                        && let Lookup::Hit(parts) = view.parts_now(file, from, to)
+                    {
+                        fetch(&parts);
+                    }
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_in_order_fetch_ahead_with_a_growing_window_and_jumps_do_not() {
+        // Guards against random 4 KiB reads of a large file fetching megabytes each.
+        let streams = Streams::default();
+        let size = 1 << 30;
+        let (mut at, mut fetched) = (0, 0);
+        for _ in 0..64 {
+            if let Some((from, to)) = streams.note(Ino(1), at, at + (128 << 10), size) {
+                assert!(from >= fetched && to > from);
+                fetched = to;
+            }
+            at += 128 << 10;
+        }
+        assert!(fetched >= at + (16 << 20), "the window has grown: {fetched} after {at}");
+        let streams = Streams::default();
+        for k in [500u64, 20, 900, 333] {
+            let at = k << 20;
+            assert_eq!(streams.note(Ino(1), at, at + 4096, size), None);
+        }
+    }
+}

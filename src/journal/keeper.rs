@@ -1,0 +1,127 @@
+//! The keeper: a thread that recycles released files and writes spare ones ahead of need, so
+//! that appending finds allocated blocks and never waits for a file to be made.
+
+use super::error::JournalError;
+use super::log::{Journal, Shared};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// After a failure (a full disk, mostly) the keeper rests this long.
+const REST: Duration = Duration::from_secs(10);
+/// Without being woken the keeper looks around this often.
+const IDLE: Duration = Duration::from_secs(30);
+/// Pause between two steps of writing spare files, in which appenders are watched.
+const PACE: Duration = Duration::from_millis(20);
+/// More bytes appended in one [`PACE`] than this, and the disk is left to the appenders:
+/// writing zeros first and records over them would only double their work.
+const BUSY_BYTES: u64 = 64 << 10;
+
+/// The running thread; dropping it stops and joins it (within one step of writing zeros).
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    pub fn start(shared: Arc<Shared>) -> Result<Keeper, JournalError> {
+        let its = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("journal-keeper".into())
+            .spawn(move || its.keep_until_stopped())
+            .map_err(|e| JournalError::io("starting the journal's keeper thread", e))?;
+        Ok(Keeper { shared, thread: Some(thread) })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.wake_keeper();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the journal's keeper thread panicked");
+        }
+    }
+}
+
+impl Journal {
+    /// Does what the keeper thread would: recycles released files and, if `prewrite`, makes
+    /// spare ones. For journals opened without the thread.
+    ///
+    /// # Errors
+    /// `NoSpace` (spare files could not be made; harmless), `Poisoned`.
+    pub fn keep(&self, prewrite: bool) -> Result<(), JournalError> {
+        while self.shared.keep_step(prewrite)? {}
+        Ok(())
+    }
+}
+
+impl Shared {
+    pub fn wake_keeper(&self) {
+        *self.wake.lock() = true;
+        self.woken.notify_one();
+    }
+
+    fn keep_until_stopped(&self) {
+        let stopped = || self.stop.load(Ordering::Acquire);
+        while !stopped() && self.poison.get().is_none() {
+            let rest = match self.keep_step(true) {
+                Ok(true) => continue,
+                Ok(false) => IDLE,
+                Err(e) => {
+                    log::warn!("the journal makes no spare files for now: {e}");
+                    REST
+                }
+            };
+            let mut woken = self.wake.lock();
+            if !*woken && !stopped() {
+                self.woken.wait_for(&mut woken, rest);
+            }
+            *woken = false;
+        }
+    }
+
+    /// One file recycled or made; false if there was nothing to do.
+    fn keep_step(&self, prewrite: bool) -> Result<bool, JournalError> {
+        self.check_poison()?;
+        match self.directory.recycle_one() {
+            Ok(true) => return Ok(true),
+            Ok(false) => {}
+            // Which files the directory shows after a crash is no longer known.
+            Err(e) => return Err(self.poison(&e.to_string())),
+        }
+        if !prewrite {
+            return Ok(false);
+        }
+        let files = self.options.prewrite_files();
+        match self.options.keeper {
+            true => self.directory.prewrite_one(files, &|| self.wait_until_quiet()),
+            false => self.directory.prewrite_one(files, &|| true),
+        }
+    }
+
+    /// Returns true when little has been appended for a moment, false when the keeper is to
+    /// stop. Goes on recycling meanwhile.
+    fn wait_until_quiet(&self) -> bool {
+        loop {
+            if self.stop.load(Ordering::Acquire) || self.poison.get().is_some() {
+                return false;
+            }
+            let before = self.tail.lock().bytes;
+            std::thread::sleep(PACE);
+            let appended = self.tail.lock().bytes - before;
+            match self.directory.recycle_one() {
+                Ok(true) => {}
+                Ok(false) if appended > BUSY_BYTES => {}
+                Ok(false) => return true,
+                Err(e) => {
+                    self.poison(&e.to_string());
+                    return false;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! From a STORE argument to the stack of store wrappers:
+//! `sealed → cached → retry → s3 | file | memory`.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+
+use super::{StackError, StoreOptions};
+use crate::seal::VolumeKeys;
+use crate::store::s3::{self, S3Options, S3Store};
+use crate::store::{
+    CacheOptions, Cached, FileStore, Location, RequestStats, Retry, RetryOptions, Sealed,
+};
+
+/// The store below sealing: what the bucket really holds.
+pub struct Layers {
+    /// Retrying, uncached, unsealed: for the keyring and the probe.
+    pub retry: Arc<Retry>,
+    /// What was asked of the store.
+    pub stats: Arc<RequestStats>,
+    /// The S3 adapter, if it is one.
+    pub s3: Option<Arc<S3Store>>,
+    cache: Option<(PathBuf, u64)>,
+    opened: OnceLock<Arc<Cached>>,
+}
+
+impl Layers {
+    /// Connects to the store; reads take at most `read_timeout` in all. `create`: make the
+    /// directory of a `file://` store.
+    ///
+    /// # Errors
+    /// [`StackError::Store`].
+    pub async fn connect(
+        options: &StoreOptions,
+        read_timeout: Duration,
+        create: bool,
+    ) -> Result<Layers, StackError> {
+        let stats = Arc::new(RequestStats::default());
+        let mut s3_store = None;
+        let opening = |e| StackError::store(format!("opening {}", options.location), e);
+        let bare: Arc<dyn ObjectStore> = match (&options.custom, &options.location) {
+            (Some(custom), _) => custom.clone(),
+            (None, Location::Memory) => Arc::new(InMemory::new()),
+            (None, Location::File(dir)) => {
+                let open = if create { FileStore::create(dir) } else { FileStore::open(dir) };
+                Arc::new(open.map_err(opening)?)
+            }
+            (None, Location::S3 { bucket, prefix }) => {
+                let connected = s3::connect(S3Options {
+                    endpoint_url: options.endpoint_url.clone(),
+                    region: options.region.clone(),
+                    profile: options.profile.clone(),
+                    allow_http: options.allow_http,
+                    sse: options.sse.clone(),
+                    ..S3Options::new(bucket, prefix)
+                })
+                .await
+                .map_err(|e| StackError::Store {
+                    what: format!("connecting to {}", options.location),
+                    message: e.to_string(),
+                })?;
+                let connected = Arc::new(connected);
+                s3_store = Some(connected.clone());
+                connected
+            }
+        };
+        let retry_options = RetryOptions {
+            read_timeout,
+            read_attempt_timeout: read_timeout.min(Duration::from_secs(15)),
+            list_ordered: s3_store.is_some(),
+            ..RetryOptions::default()
+        };
+        let retry = Arc::new(Retry::new(bare, retry_options, stats.clone()));
+        Ok(Layers { retry, stats, s3: s3_store, cache: None, opened: OnceLock::new() })
+    }
+
+    /// Puts a disk cache of at most `bytes_max` in `dir` between sealing and the store; 0
+    /// leaves it out.
+    pub fn with_cache(mut self, dir: PathBuf, bytes_max: u64) -> Layers {
+        self.cache = (bytes_max > 0).then_some((dir, bytes_max));
+        self
+    }
+
+    /// The whole stack. Blocks for the time it takes to list the cache directory.
+    ///
+    /// # Errors
+    /// [`StackError::Local`] if the cache directory cannot be used.
+    pub fn sealed(&self, keys: &VolumeKeys) -> Result<Arc<Sealed>, StackError> {
+        let Some((dir, bytes_max)) = &self.cache else {
+            return Ok(Arc::new(Sealed::new(self.retry.clone(), keys.clone())));
+        };
+        let options = CacheOptions { bytes_max: *bytes_max, ..CacheOptions::new(dir.clone()) };
+        let cached = Cached::new(self.retry.clone(), options, self.stats.clone());
+        let cached = Arc::new(cached.map_err(|source| {
+            let path = dir.clone();
+            StackError::Local { what: "opening the cache in", path, source }
+        })?);
+        let _ = self.opened.set(cached.clone()); // the first one is the mount's
+        Ok(Arc::new(Sealed::with_cache(cached.clone(), keys.clone(), Some(cached))))
+    }
+
+    /// Bytes that the disk cache takes.
+    pub fn cache_bytes(&self) -> u64 {
+        self.opened.get().map_or(0, |cached| cached.usage().0)
+    }
+}

@@ -1,0 +1,236 @@
+//! Who holds the volume read-write: one small sealed object, replaced conditionally.
+//!
+//! SlateDB's writer epoch is what keeps two writers apart; the lease is what lets a second
+//! mount refuse, with a name, before it would fence the first. An object rather than a row
+//! (DESIGN §8), because reading a row freshly takes opening the database.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion};
+use serde::{Deserialize, Serialize};
+
+use super::StackError;
+use crate::store::{ErrorClass, class};
+
+const LEASE_NAME: &str = "lease";
+/// How often the holder shows that it lives: 30 requests an hour.
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(120);
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Row {
+    /// Random, one for each mount.
+    mount: String,
+    host: String,
+    /// Which boot of which machine: a process id means something only there.
+    boot: String,
+    pid: u32,
+    /// Start time of the process in clock ticks since boot: pids are reused.
+    pid_start: u64,
+    since_secs: u64,
+    heartbeat_secs: u64,
+    released: bool,
+}
+
+/// The lease of this mount.
+pub(super) struct Lease {
+    store: Arc<dyn ObjectStore>,
+    row: Row,
+    version: UpdateVersion,
+}
+
+/// How a heartbeat ended.
+pub(super) enum Beat {
+    /// Still ours.
+    Held,
+    /// Somebody else's now; their name.
+    Lost(String),
+    /// The store did not say.
+    Unknown(String),
+}
+
+fn now_secs() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+fn read_line(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().trim().to_string()
+}
+
+/// Field 22 of `/proc/PID/stat` (`proc_pid_stat(5)`): 0 if there is no such process.
+fn start_of(pid: u32) -> u64 {
+    let stat = read_line(&format!("/proc/{pid}/stat"));
+    // The command name, field 2, may hold spaces; it ends at the last parenthesis.
+    let after = stat.rsplit(')').next().unwrap_or_default();
+    after.split_whitespace().nth(19).and_then(|f| f.parse().ok()).unwrap_or(0)
+}
+
+fn machine_boot() -> String {
+    let machine = read_line("/etc/machine-id");
+    format!("{machine}/{}", read_line("/proc/sys/kernel/random/boot_id"))
+}
+
+impl Row {
+    fn new() -> Row {
+        let mut id = [0u8; 16];
+        getrandom::fill(&mut id).expect("the operating system gives random bytes");
+        let pid = std::process::id();
+        Row {
+            mount: id.iter().map(|b| format!("{b:02x}")).collect(),
+            host: read_line("/proc/sys/kernel/hostname"),
+            boot: machine_boot(),
+            pid,
+            pid_start: start_of(pid),
+            since_secs: now_secs(),
+            heartbeat_secs: now_secs(),
+            released: false,
+        }
+    }
+
+    /// Whether the holder certainly does not run any more: released, or a process of this very
+    /// boot of this machine that is gone.
+    fn is_over(&self) -> bool {
+        self.released
+            || self.boot == machine_boot()
+                && self.boot.len() > 1
+                && start_of(self.pid) != self.pid_start
+    }
+
+    fn holder(&self) -> String {
+        let ago = |secs: u64| now_secs().saturating_sub(secs);
+        format!(
+            "{} (process {}), since {} s ago, last heard of {} s ago",
+            self.host,
+            self.pid,
+            ago(self.since_secs),
+            ago(self.heartbeat_secs)
+        )
+    }
+}
+
+fn path() -> Path {
+    Path::from(LEASE_NAME)
+}
+
+async fn read(
+    store: &Arc<dyn ObjectStore>,
+) -> Result<Option<(Row, UpdateVersion)>, object_store::Error> {
+    let got = match store.get(&path()).await {
+        Ok(got) => got,
+        Err(e) if class(&e) == ErrorClass::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let version =
+        UpdateVersion { e_tag: got.meta.e_tag.clone(), version: got.meta.version.clone() };
+    let bytes = got.bytes().await?;
+    let row = serde_json::from_slice(&bytes)
+        .map_err(|e| object_store::Error::Generic { store: "lease", source: Box::new(e) })?;
+    Ok(Some((row, version)))
+}
+
+async fn write(
+    store: &Arc<dyn ObjectStore>,
+    row: &Row,
+    mode: PutMode,
+) -> Result<UpdateVersion, object_store::Error> {
+    let bytes = serde_json::to_vec(row).expect("a struct of strings and numbers");
+    let options = PutOptions { mode, ..PutOptions::default() };
+    let put = store.put_opts(&path(), bytes.into(), options).await?;
+    Ok(UpdateVersion { e_tag: put.e_tag, version: put.version })
+}
+
+impl Lease {
+    /// Takes the lease, if it is free, or with `takeover`.
+    ///
+    /// # Errors
+    /// [`StackError::InUse`] naming the holder; [`StackError::Store`].
+    pub(super) async fn acquire(
+        store: Arc<dyn ObjectStore>,
+        takeover: bool,
+    ) -> Result<Lease, StackError> {
+        let fail = |e| StackError::store("reading who holds the volume", e);
+        let row = Row::new();
+        let mode = match read(&store).await.map_err(fail)? {
+            None => PutMode::Create,
+            Some((held, version)) if held.is_over() || takeover => {
+                if !held.is_over() {
+                    log::warn!("taking the volume over from {}", held.holder());
+                }
+                PutMode::Update(version)
+            }
+            Some((held, _)) => return Err(StackError::InUse { holder: held.holder() }),
+        };
+        match write(&store, &row, mode).await {
+            Ok(version) => Ok(Lease { store, row, version }),
+            Err(e) if matches!(class(&e), ErrorClass::Precondition | ErrorClass::AlreadyExists) => {
+                let holder = match read(&store).await.map_err(fail)? {
+                    Some((held, _)) => held.holder(),
+                    None => "a mount that came in between".into(),
+                };
+                Err(StackError::InUse { holder })
+            }
+            Err(e) => Err(StackError::store("recording who holds the volume", e)),
+        }
+    }
+
+    /// Shows that this mount lives.
+    pub(super) async fn beat(&mut self) -> Beat {
+        self.row.heartbeat_secs = now_secs();
+        self.update().await
+    }
+
+    async fn update(&mut self) -> Beat {
+        match write(&self.store, &self.row, PutMode::Update(self.version.clone())).await {
+            Ok(version) => {
+                self.version = version;
+                Beat::Held
+            }
+            Err(e) if class(&e) == ErrorClass::Precondition => match read(&self.store).await {
+                Ok(Some((row, version))) if row.mount == self.row.mount => {
+                    self.version = version;
+                    Beat::Held
+                }
+                Ok(Some((row, _))) => Beat::Lost(row.holder()),
+                Ok(None) => Beat::Unknown("the lease object is gone".into()),
+                Err(e) => Beat::Unknown(e.to_string()),
+            },
+            Err(e) => Beat::Unknown(e.to_string()),
+        }
+    }
+
+    /// Gives the lease back.
+    pub(super) async fn release(&mut self) -> Beat {
+        self.row.released = true;
+        self.beat().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object_store::memory::InMemory;
+
+    #[tokio::test]
+    async fn a_second_holder_is_refused_by_name_until_the_first_releases() {
+        // Guards against two mounts of one volume fencing each other back and forth.
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let mut first = Lease::acquire(store.clone(), false).await.expect("free");
+        let refused = Lease::acquire(store.clone(), false).await.err().expect("held");
+        assert!(matches!(&refused, StackError::InUse { holder } if holder.contains("process")));
+        assert!(matches!(first.beat().await, Beat::Held));
+        assert!(matches!(first.release().await, Beat::Held));
+        let second = Lease::acquire(store.clone(), false).await.expect("released");
+        assert!(matches!(first.beat().await, Beat::Lost(_)));
+        drop(second);
+    }
+
+    #[tokio::test]
+    async fn a_holder_that_died_on_this_machine_does_not_block_the_next_mount() {
+        // Guards against a kill -9 needing --takeover on the same machine.
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let dead = Row { pid_start: 1, ..Row::new() };
+        write(&store, &dead, PutMode::Create).await.expect("written");
+        Lease::acquire(store, false).await.expect("the holder is gone");
+    }
+}

@@ -1,0 +1,418 @@
+//! A running mount: opening a volume, its background tasks, and its orderly end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use object_store::ObjectStore;
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+
+use super::lease::{Beat, HEARTBEAT, Lease};
+use super::state::{Remembered, StateFile};
+use super::status::Shared;
+use super::volume::OPEN_TIMEOUT;
+use super::{Control, Layers, MountOptions, StackError, load_keyring};
+use crate::base::{JournalPos, SystemClock, VolumeId};
+use crate::commit::committer::replay;
+use crate::commit::view::ViewOptions;
+use crate::commit::{CommitOptions, Committer, View};
+use crate::data::{BlockCache, BlockCacheOptions};
+use crate::fs::{Fs, FsOptions, FsParts};
+use crate::journal::{Journal, JournalOptions, RecordLoc, Recovery};
+use crate::meta::{CommitRow, DecodeError, Stats, keys};
+use crate::seal::VolumeKeys;
+use crate::store::kv::{Kv, KvOptions};
+use crate::store::{SegmentStore, probe};
+
+/// How often what this machine remembers is brought up to date, and how often durably.
+const REMEMBER_EVERY: Duration = Duration::from_secs(5);
+
+/// The writing half of a mount.
+struct Writer {
+    journal: Arc<Journal>,
+    committer: Arc<Committer>,
+    lease: Arc<tokio::sync::Mutex<Lease>>,
+}
+
+/// A volume that is open. Serve it through `fuse/`, then call [`Mounted::shutdown`].
+pub struct Mounted {
+    /// The file system.
+    pub fs: Arc<Fs>,
+    /// Its status, and what it can be told.
+    pub control: Arc<dyn Control>,
+    /// Its id.
+    pub volume: VolumeId,
+    /// Where a journal was set aside, if one had been overtaken.
+    pub set_aside: Option<PathBuf>,
+    shared: Arc<Shared>,
+    writer: Option<Writer>,
+    state: Arc<StateFile>,
+    remembered: Arc<Mutex<Remembered>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+fn make_dir(path: &PathBuf) -> Result<(), StackError> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| StackError::Local { what: "creating", path: path.clone(), source })
+}
+
+/// Opens a volume: keyring, probe, lease, metadata, journal with its replay; then starts the
+/// background tasks. Must run inside a tokio runtime.
+///
+/// # Errors
+/// See [`StackError`]; whatever fails, nothing of the volume has been changed but the lease.
+pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
+    let name = options.store.location.to_string();
+    let layers = Layers::connect(&options.store, options.read_timeout, false).await?;
+    let keyring = load_keyring(&layers, &name).await?;
+    let keys = keyring.unlock(&options.secret)?;
+    let volume = keys.volume_id();
+    let read_only = options.read_only;
+    if !read_only {
+        probe(&*layers.retry).await?;
+    }
+    let state_dir = options.state_dir.join(volume.to_string());
+    let cache_dir = options.cache_dir.join(volume.to_string());
+    make_dir(&state_dir)?;
+    make_dir(&cache_dir)?;
+    let layers = layers.with_cache(cache_dir, options.cache_bytes_max);
+    let sealed = layers.sealed(&keys)?;
+    let store: Arc<dyn ObjectStore> = sealed.clone();
+    let state = Arc::new(StateFile::new(&state_dir, keys.clone()));
+    let before = state.load()?.unwrap_or_default();
+    if keyring.generation() < before.keyring_generation && !options.accept_rollback {
+        return Err(StackError::Rollback {
+            found: keyring.generation(),
+            seen: before.keyring_generation,
+        });
+    }
+    // Locked before anything remote is touched: a second mount of this machine stops here.
+    let local = match read_only {
+        true => None,
+        false => Some(open_journal(&options, &state_dir, &keys)?),
+    };
+    let lease = match read_only {
+        true => None,
+        false => Some(Lease::acquire(store.clone(), options.takeover).await?),
+    };
+    let kv_options = KvOptions {
+        read_timeout: options.read_timeout,
+        refresh: options.refresh,
+        ..KvOptions::default()
+    };
+    let kv = if read_only {
+        Kv::open_reader(store.clone(), kv_options, OPEN_TIMEOUT).await?
+    } else {
+        Kv::open(store.clone(), kv_options, OPEN_TIMEOUT).await?
+    };
+    let kv = Arc::new(kv);
+    let commit_row = match kv.get(&keys::commit()).await? {
+        Some(row) => Some(CommitRow::decode(&row).map_err(crate::commit::ViewError::from)?),
+        None => None,
+    };
+    let found = commit_row.map_or(0, |row| row.sequence);
+    if found < before.sequence && !options.accept_rollback {
+        let _ = kv.close(false).await;
+        return Err(StackError::Rollback { found, seen: before.sequence });
+    }
+    let stats = match kv.get(&keys::stats()).await? {
+        Some(row) => Stats::decode(&row).map_err(crate::commit::ViewError::from)?,
+        None => return Err(crate::commit::ViewError::from(DecodeError("no statistics")).into()),
+    };
+    let segments = Arc::new(SegmentStore::new(store.clone()));
+    let blocks = BlockCache::new(segments.clone(), BlockCacheOptions::default());
+    let mut set_aside = None;
+    let mut parts = None;
+    if let Some((journal, recovery)) = local {
+        let (journal, base, todo) = match lineage(&journal, &recovery, commit_row, &before)? {
+            Lineage::Continues(base, todo) => (journal, base, todo),
+            Lineage::Overtaken => {
+                let aside = journal.set_aside(crate::base::Clock::now(&SystemClock))?;
+                log::error!(
+                    "the local journal holds changes that another writer has overtaken; \
+                         it was set aside at {}",
+                    aside.display()
+                );
+                drop(journal);
+                set_aside = Some(aside);
+                let (journal, recovery) = open_journal(&options, &state_dir, &keys)?;
+                (journal, JournalPos(recovery.first.0.saturating_sub(1)), Vec::new())
+            }
+        };
+        parts = Some((Arc::new(journal), base, todo));
+    }
+    let base = parts.as_ref().map_or(JournalPos(0), |(_, base, _)| *base);
+    let view = Arc::new(View::new(kv.clone(), base, stats, ViewOptions::default()));
+    let mut remembered = Remembered {
+        sequence: found,
+        manifest: kv.manifest_id(),
+        keyring_generation: keyring.generation(),
+        ..before
+    };
+    let (mut journal, mut committer) = (None, None);
+    if let Some((opened, base, todo)) = parts {
+        let replayed = replay(&view, &opened, todo)?;
+        if replayed > 0 {
+            log::info!("replayed {replayed} records of the local journal");
+        }
+        remembered.journal = opened.id().to_string();
+        remembered.journal_committed = base.0;
+        remembered.lineage = found;
+        let row = CommitRow {
+            journal: opened.id(),
+            position: base,
+            sequence: found,
+            time_secs: commit_row.map_or(0, |row| row.time_secs),
+            writer_epoch: kv.writer_epoch(),
+        };
+        let commit =
+            CommitOptions { interval: options.commit_interval, ..CommitOptions::default() };
+        let damage = sealed.clone();
+        let may_delete = Arc::new(move || damage.damaged().is_empty());
+        let c = Committer::new(view.clone(), opened.clone(), segments, row, commit, may_delete);
+        (journal, committer) = (Some(opened), Some(c));
+    }
+    state.save(&remembered, true)?;
+    let next_ino = match view.get(&keys::next_ino()).await? {
+        Some(row) => crate::fs::decode_next_ino(&row).map_err(crate::commit::ViewError::from)?,
+        None => return Err(crate::commit::ViewError::from(DecodeError("no inode number")).into()),
+    };
+    let fs = Fs::new(
+        FsParts {
+            view: view.clone(),
+            journal: journal.clone(),
+            committer: committer.clone(),
+            blocks: blocks.clone(),
+            clock: Arc::new(SystemClock),
+            name_hash_key: keys.name_hash_key(),
+            next_ino,
+        },
+        FsOptions {
+            read_only,
+            fsync_remote: options.fsync_remote,
+            full_timeout: options.full_timeout,
+            ..FsOptions::default()
+        },
+    );
+    let writer = match (journal, committer, lease) {
+        (Some(journal), Some(committer), Some(lease)) => {
+            Some(Writer { journal, committer, lease: Arc::new(tokio::sync::Mutex::new(lease)) })
+        }
+        _ => None,
+    };
+    let shared = Arc::new(Shared {
+        volume,
+        store: name,
+        mount_point: options.mount_point.clone(),
+        since: Instant::now(),
+        journal_bytes_max: options.journal_bytes_max,
+        cache_bytes_max: options.cache_bytes_max,
+        sse: options.store.sse.clone(),
+        set_aside: set_aside.clone(),
+        layers,
+        sealed,
+        view,
+        blocks,
+        journal: writer.as_ref().map(|w| w.journal.clone()),
+        committer: writer.as_ref().map(|w| w.committer.clone()),
+        rate: Default::default(),
+    });
+    let mounted = Mounted {
+        fs,
+        control: shared.clone(),
+        volume,
+        set_aside,
+        shared,
+        writer,
+        state,
+        remembered: Arc::new(Mutex::new(remembered)),
+        tasks: Mutex::new(Vec::new()),
+    };
+    mounted.start(options.refresh);
+    Ok(mounted)
+}
+
+fn open_journal(
+    options: &MountOptions,
+    state_dir: &std::path::Path,
+    keys: &VolumeKeys,
+) -> Result<(Journal, Recovery), StackError> {
+    let journal = JournalOptions::new(state_dir.join("journal"), options.journal_bytes_max);
+    Ok(Journal::open(journal, keys.clone(), Arc::new(crate::journal::disk::RealDisk))?)
+}
+
+enum Lineage {
+    /// Records after this position are still to be committed: these.
+    Continues(JournalPos, Vec<RecordLoc>),
+    /// Another writer has committed since, and records here were never committed.
+    Overtaken,
+}
+
+/// Whether the local journal may be replayed over what the bucket has.
+fn lineage(
+    journal: &Journal,
+    recovery: &Recovery,
+    row: Option<CommitRow>,
+    before: &Remembered,
+) -> Result<Lineage, StackError> {
+    let locs = |records: &[(JournalPos, RecordLoc)]| records.iter().map(|(_, loc)| *loc).collect();
+    if let Some(row) = row
+        && row.journal == recovery.id
+    {
+        if row.position > recovery.last {
+            journal.start_after(row.position)?;
+            return Ok(Lineage::Continues(row.position, Vec::new()));
+        }
+        return Ok(Lineage::Continues(row.position, locs(recovery.after(row.position)?)));
+    }
+    let known =
+        if before.journal == recovery.id.to_string() { before.journal_committed } else { 0 };
+    let committed = JournalPos(known.max(recovery.released.0));
+    if recovery.last <= committed {
+        return Ok(Lineage::Continues(recovery.last.max(committed), Vec::new()));
+    }
+    let found = row.map_or(0, |row| row.sequence);
+    if before.journal == recovery.id.to_string() && before.lineage == found {
+        return Ok(Lineage::Continues(committed, locs(recovery.after(committed)?)));
+    }
+    Ok(Lineage::Overtaken)
+}
+
+impl Mounted {
+    fn start(&self, refresh: Duration) {
+        let mut tasks = self.tasks.lock();
+        let Some(writer) = &self.writer else {
+            let view = self.shared.view.clone();
+            tasks.push(tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(refresh).await;
+                    view.invalidate();
+                }
+            }));
+            return;
+        };
+        tasks.push(tokio::spawn(writer.committer.clone().run()));
+        let journal = writer.journal.clone();
+        tasks.push(tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                let journal = journal.clone();
+                let synced = tokio::task::spawn_blocking(move || journal.sync_tick()).await;
+                if let Ok(Err(e)) = synced {
+                    log::error!("the journal stops: {e}");
+                    return;
+                }
+            }
+        }));
+        let (lease, committer) = (writer.lease.clone(), writer.committer.clone());
+        tasks.push(tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(HEARTBEAT).await;
+                match lease.lock().await.beat().await {
+                    Beat::Held => {}
+                    Beat::Lost(holder) => {
+                        log::error!("the volume was taken over by {holder}: read-only from now on");
+                        committer.fence();
+                        return;
+                    }
+                    Beat::Unknown(e) => log::warn!("lease not renewed: {e}"),
+                }
+            }
+        }));
+        let (state, remembered) = (self.state.clone(), self.remembered.clone());
+        let (view, mut commits) = (self.shared.view.clone(), writer.committer.commits());
+        tasks.push(tokio::spawn(async move {
+            let mut saves = 0u32;
+            while commits.changed().await.is_ok() {
+                let row = *commits.borrow_and_update();
+                let now = note_commit(&remembered, row, view.kv().manifest_id());
+                saves += 1;
+                let (state, durably) = (state.clone(), saves % 6 == 0);
+                let saved = tokio::task::spawn_blocking(move || state.save(&now, durably)).await;
+                if let Ok(Err(e)) = saved {
+                    log::warn!("what this machine remembers was not brought up to date: {e}");
+                }
+                tokio::time::sleep(REMEMBER_EVERY).await;
+            }
+        }));
+        let fs = self.fs.clone();
+        tasks.push(tokio::spawn(async move {
+            match fs.reap_left_over().await {
+                Ok(0) => {}
+                Ok(n) => log::info!("removed {n} files that were unlinked before a crash"),
+                Err(e) => log::warn!("unlinked files of an earlier mount stay: {e}"),
+            }
+        }));
+    }
+
+    /// What was asked of the store so far.
+    pub fn requests(&self) -> crate::store::RequestSnapshot {
+        self.shared.layers.stats.snapshot()
+    }
+
+    /// Waits until the bucket has everything that was written before the call; true if it has.
+    pub async fn sync(&self, limit: Duration) -> bool {
+        match &self.writer {
+            Some(writer) => writer.committer.sync(limit).await,
+            None => true,
+        }
+    }
+
+    /// Ends the mount in order: drains to the bucket for at most `drain`, flushes metadata,
+    /// gives the lease back. True if everything is in the bucket; what is not stays in the
+    /// journal for the next mount.
+    pub async fn shutdown(self, drain: Duration) -> bool {
+        let drained = self.sync(drain).await;
+        if let Some(writer) = &self.writer {
+            if let Err(e) = writer.journal.sync(writer.journal.last_pos()) {
+                log::error!("the journal could not be synced: {e}");
+            }
+            writer.committer.stop();
+        }
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        for (n, task) in tasks.into_iter().enumerate() {
+            // The committer ends by itself after its step; the others hold nothing.
+            let grace = if n == 0 && drained { Duration::from_secs(30) } else { Duration::ZERO };
+            let abort = task.abort_handle();
+            if tokio::time::timeout(grace, task).await.is_err() {
+                abort.abort();
+            }
+        }
+        let close = self.shared.view.kv().close(drained);
+        match tokio::time::timeout(Duration::from_secs(60), close).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => log::warn!("closing the metadata store: {e}"),
+            Err(_) => log::warn!("closing the metadata store took too long, left as it is"),
+        }
+        if let Some(writer) = &self.writer {
+            let row = writer.committer.committed();
+            let now = note_commit(&self.remembered, row, self.shared.view.kv().manifest_id());
+            if let Err(e) = self.state.save(&now, true) {
+                log::warn!("what this machine remembers was not saved: {e}");
+            }
+            let mut lease = writer.lease.lock().await;
+            let release = tokio::time::timeout(Duration::from_secs(30), lease.release()).await;
+            match release {
+                Ok(Beat::Held) => {}
+                Ok(Beat::Lost(holder)) => log::warn!("the volume is held by {holder} now"),
+                Ok(Beat::Unknown(e)) => log::warn!("the lease was not given back: {e}"),
+                Err(_) => log::warn!("the lease was not given back in time"),
+            }
+        }
+        drained
+    }
+}
+
+fn note_commit(remembered: &Mutex<Remembered>, row: CommitRow, manifest: u64) -> Remembered {
+    let mut state = remembered.lock();
+    state.sequence = state.sequence.max(row.sequence);
+    state.manifest = state.manifest.max(manifest);
+    state.journal_committed = state.journal_committed.max(row.position.0);
+    state.lineage = state.lineage.max(row.sequence);
+    state.clone()
+}

@@ -1,0 +1,109 @@
+//! What this machine remembers of a volume, so that an older bucket is noticed (DESIGN §9).
+//! One sealed file outside the cache directory, replaced atomically.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::StackError;
+use crate::seal::{self, VolumeKeys};
+
+const FILE_NAME: &str = "state";
+
+/// What is remembered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Remembered {
+    /// The highest commit number seen.
+    pub sequence: u64,
+    /// The highest manifest number seen.
+    pub manifest: u64,
+    /// The highest keyring generation seen.
+    pub keyring_generation: u64,
+    /// The local journal, in hex.
+    pub journal: String,
+    /// The last record of it that was committed.
+    pub journal_committed: u64,
+    /// The commit number that records of the local journal apply on top of.
+    pub lineage: u64,
+}
+
+/// The file.
+pub(super) struct StateFile {
+    path: PathBuf,
+    keys: VolumeKeys,
+}
+
+impl StateFile {
+    /// The state file in `dir`.
+    pub(super) fn new(dir: &Path, keys: VolumeKeys) -> StateFile {
+        StateFile { path: dir.join(FILE_NAME), keys }
+    }
+
+    /// What is remembered; `None` on a machine that never saw the volume.
+    ///
+    /// # Errors
+    /// [`StackError::State`] if the file is not what this machine wrote.
+    pub(super) fn load(&self) -> Result<Option<Remembered>, StackError> {
+        let sealed = match fs::read(&self.path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                let path = self.path.clone();
+                return Err(StackError::Local { what: "reading", path, source });
+            }
+        };
+        let bad = || StackError::State(self.path.clone());
+        let context = self.keys.state_context(FILE_NAME);
+        let plain = seal::open(&self.keys.state_key(), &context, &sealed).map_err(|_| bad())?;
+        serde_json::from_slice(&plain).map(Some).map_err(|_| bad())
+    }
+
+    /// Replaces the file; durably if `sync`.
+    pub(super) fn save(&self, state: &Remembered, sync: bool) -> Result<(), StackError> {
+        let write = || -> std::io::Result<()> {
+            let plain = serde_json::to_vec(state)?;
+            let context = self.keys.state_context(FILE_NAME);
+            let sealed = seal::seal(&self.keys.state_key(), &context, &plain);
+            let dir = self.path.parent().expect("a file in a directory");
+            let mut file = tempfile::NamedTempFile::new_in(dir)?;
+            file.write_all(&sealed)?;
+            if sync {
+                file.as_file().sync_all()?;
+            }
+            file.persist(&self.path).map_err(|e| e.error)?;
+            if sync {
+                fs::File::open(dir)?.sync_all()?;
+            }
+            Ok(())
+        };
+        write().map_err(|source| {
+            let path = self.path.clone();
+            StackError::Local { what: "writing", path, source }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_of_another_volume_or_altered_is_refused() {
+        // Guards against rollback protection that an attacker with the disk can reset.
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let file = StateFile::new(dir.path(), VolumeKeys::random_for_tests(1));
+        assert_eq!(file.load().expect("absent is fine"), None);
+        let state = Remembered { sequence: 7, ..Remembered::default() };
+        file.save(&state, true).expect("saved");
+        assert_eq!(file.load().expect("own state"), Some(state));
+        let other = StateFile::new(dir.path(), VolumeKeys::random_for_tests(2));
+        assert!(matches!(other.load(), Err(StackError::State(_))));
+        let path = dir.path().join(FILE_NAME);
+        let mut bytes = fs::read(&path).expect("readable");
+        *bytes.last_mut().expect("not empty") ^= 1;
+        fs::write(&path, bytes).expect("writable");
+        assert!(matches!(file.load(), Err(StackError::State(_))));
+    }
+}

@@ -1,0 +1,187 @@
+//! The status of a running mount, put together from its parts.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::control::{Connection, Control, Progress, Requests, Status, resident_bytes};
+use super::layers::Layers;
+use crate::base::VolumeId;
+use crate::commit::{Committer, View, WriterState};
+use crate::data::BlockCache;
+use crate::journal::Journal;
+use crate::store::s3::SseMode;
+use crate::store::{Health, Sealed};
+
+/// Over how long the upload rate is averaged.
+const RATE_SPAN: Duration = Duration::from_secs(10);
+/// The longest that one `sync` waits; the caller asks again or gives up earlier.
+const SYNC_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// When the rate was last measured, the bytes up by then, and the rate since the time before.
+#[derive(Default)]
+pub(super) struct Rate(Mutex<Option<(Instant, u64, u64)>>);
+
+/// The parts of a mount that its status is read from.
+pub(super) struct Shared {
+    pub(super) volume: VolumeId,
+    pub(super) store: String,
+    pub(super) mount_point: PathBuf,
+    pub(super) since: Instant,
+    pub(super) journal_bytes_max: u64,
+    pub(super) cache_bytes_max: u64,
+    pub(super) sse: SseMode,
+    pub(super) set_aside: Option<PathBuf>,
+    pub(super) layers: Layers,
+    pub(super) sealed: Arc<Sealed>,
+    pub(super) view: Arc<View>,
+    pub(super) blocks: Arc<BlockCache>,
+    pub(super) journal: Option<Arc<Journal>>,
+    pub(super) committer: Option<Arc<Committer>>,
+    pub(super) rate: Rate,
+}
+
+fn unix_secs(t: SystemTime) -> u64 {
+    t.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+impl Shared {
+    fn connection(&self) -> Connection {
+        let Some(committer) = &self.committer else { return Connection::ReadOnly };
+        let state = committer.state();
+        if state == WriterState::Fenced {
+            return Connection::Fenced;
+        }
+        match self.layers.retry.health().borrow().clone() {
+            Health::OfflineSince(since, reason) => {
+                Connection::Offline { since_unix_secs: unix_secs(since), reason }
+            }
+            Health::Online => match state {
+                WriterState::Failing { since, reason } => {
+                    Connection::Offline { since_unix_secs: unix_secs(since), reason }
+                }
+                _ => Connection::Online,
+            },
+        }
+    }
+
+    fn upload_rate(&self, bytes_up: u64) -> u64 {
+        let mut rate = self.rate.0.lock();
+        let (at, bytes, last) = rate.unwrap_or((self.since, 0, 0));
+        let span = at.elapsed();
+        let now = ((bytes_up.saturating_sub(bytes)) as f64 / span.as_secs_f64().max(0.001)) as u64;
+        if span >= RATE_SPAN {
+            *rate = Some((Instant::now(), bytes_up, now));
+        }
+        if span < RATE_SPAN / 2 && last > 0 { last } else { now }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let damaged = self.sealed.damaged();
+        if !damaged.is_empty() {
+            let names: Vec<_> = damaged.iter().take(5).map(|p| p.to_string()).collect();
+            warnings.push(format!(
+                "{} objects in the bucket are damaged ({}{}); nothing is deleted meanwhile",
+                damaged.len(),
+                names.join(", "),
+                if damaged.len() > 5 { ", …" } else { "" }
+            ));
+        }
+        if let Some(aside) = &self.set_aside {
+            warnings.push(format!(
+                "a journal with changes that another writer has overtaken lies at {}",
+                aside.display()
+            ));
+        }
+        warnings
+    }
+}
+
+impl Control for Shared {
+    fn status(&self) -> Status {
+        let requests = self.layers.stats.snapshot();
+        let (hits, misses) = self.blocks.hits_and_misses();
+        let reads = hits + misses;
+        let oldest = self.committer.as_ref().and_then(|c| c.progress().oldest);
+        Status {
+            volume_id: self.volume.to_string(),
+            store: self.store.clone(),
+            mount_point: self.mount_point.display().to_string(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_secs: self.since.elapsed().as_secs(),
+            connection: self.connection(),
+            progress: self.progress(),
+            oldest_pending_secs: oldest.map(|d| d.as_secs_f64()),
+            upload_bytes_per_sec: self.upload_rate(requests.bytes_up),
+            journal_bytes: self.journal.as_ref().map_or(0, |j| j.used_bytes()),
+            journal_bytes_max: self.journal_bytes_max,
+            cache_bytes: self.layers.cache_bytes(),
+            cache_bytes_max: self.cache_bytes_max,
+            cache_hit_ratio: (reads > 0).then(|| hits as f64 / reads as f64),
+            requests: Requests {
+                get: requests.get,
+                head: requests.head,
+                put: requests.put,
+                multipart: requests.multipart,
+                list: requests.list,
+                delete: requests.delete,
+                errors: requests.errors,
+                retries: requests.retries,
+                bytes_down: requests.bytes_down,
+                bytes_up: requests.bytes_up,
+            },
+            sse: match self.layers.s3 {
+                Some(_) => self.sse.to_string(),
+                None => "none".into(),
+            },
+            sse_applied: self
+                .layers
+                .s3
+                .as_ref()
+                .and_then(|s3| s3.sse_applied())
+                .map(|applied| applied.to_string()),
+            resident_bytes: resident_bytes(),
+            warnings: self.warnings(),
+        }
+    }
+
+    fn progress(&self) -> Progress {
+        let Some(committer) = &self.committer else { return Progress::default() };
+        let progress = committer.progress();
+        // Metadata that waits counts too: something is pending until the bucket has all of it.
+        let rows = self.view.pending_bytes().0;
+        Progress {
+            pending_bytes: match (progress.pending_bytes, progress.oldest) {
+                (0, Some(_)) => rows.max(1),
+                (bytes, _) => bytes,
+            },
+            pending_files: progress.pending_files,
+            committed_bytes: progress.uploaded_bytes,
+            offline: matches!(self.connection(), Connection::Offline { .. }),
+        }
+    }
+
+    fn sync(&self) -> BoxFuture<'static, Result<(), String>> {
+        let committer = self.committer.clone();
+        Box::pin(async move {
+            match committer {
+                None => Ok(()),
+                Some(c) if c.sync(SYNC_MAX).await => Ok(()),
+                Some(c) => Err(match c.state() {
+                    WriterState::Fenced => {
+                        "another mount has taken the volume over; what is pending stays in the \
+                         local journal"
+                            .into()
+                    }
+                    WriterState::Failing { reason, .. } => reason,
+                    WriterState::Online => "the bucket does not have everything yet".into(),
+                }),
+            }
+        })
+    }
+}

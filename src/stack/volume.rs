@@ -1,0 +1,51 @@
+//! `init`: a new volume on an empty prefix.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use object_store::ObjectStore;
+
+use super::keyring_object::create_keyring;
+use super::{InitOptions, Layers, StackError};
+use crate::base::{Clock, SystemClock, VolumeId};
+use crate::fs::Fs;
+use crate::seal::{Keyring, RootKey};
+use crate::store::kv::{Kv, KvOptions};
+use crate::store::probe;
+
+/// How long `init` and `mount` wait for the metadata store to open.
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(120);
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Creates a volume. The prefix must be empty and the server must honour conditional writes.
+/// The keyring is written last: a volume whose `init` was interrupted does not exist.
+///
+/// # Errors
+/// [`StackError::NotEmpty`], [`StackError::Unsuitable`], [`StackError::Store`].
+pub async fn init(options: InitOptions) -> Result<VolumeId, StackError> {
+    let name = options.store.location.to_string();
+    let layers = Layers::connect(&options.store, READ_TIMEOUT, true).await?;
+    refuse_if_not_empty(&layers, &name).await?;
+    probe(&*layers.retry).await?;
+    let (keyring, keys) =
+        Keyring::create(RootKey::random(), &options.secret, &options.label, options.kdf)?;
+    let sealed = layers.sealed(&keys)?;
+    let store: Arc<dyn ObjectStore> = sealed;
+    let kv = Kv::open(store, KvOptions::default(), OPEN_TIMEOUT).await?;
+    let (uid, gid) = options.owner;
+    kv.commit(Fs::format_rows(SystemClock.now(), uid, gid)).await?;
+    kv.close(true).await?;
+    create_keyring(&layers, &name, &keyring).await?;
+    Ok(keys.volume_id())
+}
+
+async fn refuse_if_not_empty(layers: &Layers, name: &str) -> Result<(), StackError> {
+    match layers.retry.list(None).next().await {
+        None => Ok(()),
+        Some(Ok(found)) => {
+            Err(StackError::NotEmpty { store: name.into(), example: found.location.to_string() })
+        }
+        Some(Err(e)) => Err(StackError::store(format!("listing {name}"), e)),
+    }
+}

@@ -1,0 +1,539 @@
+//! The cache directory: one sparse file per object, least recently used objects leave first.
+//!
+//! `DIR/ab/cdef…` (32 hex digits of the name's SHA-256) holds a page that says which object it is
+//! and the granules fetched so far, each behind a mark with its length and CRC-32. Nothing is
+//! synced: after a crash a torn page or granule fails its checksum and is fetched again, so the
+//! files need no journal, and a restart finds the cache warm by listing names. The contents are
+//! ciphertext. All calls block; [`Disk::write`] is called by one thread only.
+
+use super::super::rope::Rope;
+use super::super::stats::RequestStats;
+use super::granule::{self, GRANULE, MARK, PAGE};
+use bytes::Bytes;
+use lru::LruCache;
+use object_store::ObjectMeta;
+use object_store::path::Path;
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, IoSlice, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Objects kept at most, whatever their size: bounds the index in memory (about 200 bytes each).
+pub(super) const OBJECTS_MAX: usize = 100_000;
+/// Freed at once when the disk is full, so that the journal gets room.
+const FREED_WHEN_FULL: u64 = 64 << 20;
+/// First bytes of a page; the digit is the layout's version.
+const MAGIC: &[u8; 8] = b"sealfsC1";
+/// First bytes of a mark.
+const MARK_MAGIC: u32 = 0x6752_4e31;
+
+/// Names an object on disk and in memory: 16 bytes of its path's SHA-256.
+pub(super) type Key = [u8; 16];
+
+/// The key of an object's path.
+pub(super) fn key(location: &Path) -> Key {
+    let digest = Sha256::digest(location.as_ref().as_bytes());
+    *digest.first_chunk().expect("SHA-256 has 32 bytes")
+}
+
+/// The directory and its index.
+pub(super) struct Disk {
+    dir: PathBuf,
+    bytes_max: u64,
+    index: Mutex<Index>,
+    /// Held while a file is changed or removed, so that a removal is not undone by a write.
+    changing: Mutex<()>,
+    stats: Arc<RequestStats>,
+    /// Keeps other processes out; released when dropped.
+    _lock: File,
+}
+
+struct Index {
+    entries: LruCache<Key, Entry>,
+    bytes: u64,
+}
+
+/// What is known of one file without looking into it.
+struct Entry {
+    bytes: u64,
+    meta: Option<Arc<ObjectMeta>>,
+    present: Presence,
+}
+
+/// Which granules a file may have.
+enum Presence {
+    /// Found at the start; any may be there.
+    Unknown,
+    /// One bit each; a set bit may still turn out to be torn.
+    Bits(Vec<u64>),
+}
+
+impl Presence {
+    fn may_have(&self, k: u64) -> bool {
+        match self {
+            Presence::Unknown => true,
+            Presence::Bits(bits) => {
+                bits.get((k / 64) as usize).is_some_and(|word| word >> (k % 64) & 1 == 1)
+            }
+        }
+    }
+
+    fn set(&mut self, k: u64, there: bool) {
+        let Presence::Bits(bits) = self else { return };
+        let word = (k / 64) as usize;
+        if bits.len() <= word {
+            bits.resize(word + 1, 0);
+        }
+        bits[word] = bits[word] & !(1 << (k % 64)) | u64::from(there) << (k % 64);
+    }
+
+    /// Turns "any of `count`" into bits.
+    fn settle(&mut self, count: u64) {
+        if let Presence::Unknown = self {
+            *self = Presence::Bits(vec![u64::MAX; count.div_ceil(64) as usize]);
+        }
+    }
+}
+
+impl Disk {
+    /// Opens (or makes) the directory and lists what it has, oldest first.
+    ///
+    /// # Errors
+    /// The directory cannot be made, listed or locked; `WouldBlock`: another process has it.
+    pub(super) fn open(dir: PathBuf, bytes_max: u64, stats: Arc<RequestStats>) -> io::Result<Disk> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        let lock =
+            OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("lock"))?;
+        lock.try_lock().map_err(|e| match e {
+            fs::TryLockError::WouldBlock => io::Error::new(
+                io::ErrorKind::WouldBlock,
+                format!("the cache directory {} is in use by another process", dir.display()),
+            ),
+            fs::TryLockError::Error(e) => e,
+        })?;
+        let mut index = Index { entries: LruCache::unbounded(), bytes: 0 };
+        for (key, bytes) in scan(&dir)? {
+            index.bytes += bytes;
+            index.entries.put(key, Entry { bytes, meta: None, present: Presence::Unknown });
+        }
+        let disk = Disk {
+            dir,
+            bytes_max,
+            index: Mutex::new(index),
+            changing: Mutex::new(()),
+            stats,
+            _lock: lock,
+        };
+        disk.evict_to(bytes_max);
+        Ok(disk)
+    }
+
+    /// Ciphertext bytes on disk, and objects.
+    pub(super) fn usage(&self) -> (u64, u64) {
+        let index = self.index.lock();
+        (index.bytes, index.entries.len() as u64)
+    }
+
+    fn file(&self, key: &Key) -> PathBuf {
+        let hex: String = key.iter().map(|b| format!("{b:02x}")).collect();
+        self.dir.join(&hex[..2]).join(&hex[2..])
+    }
+
+    /// Whether a [`Disk::read`] could find anything of the object; no I/O.
+    pub(super) fn may_have(&self, key: &Key, granules: &Range<u64>) -> bool {
+        let index = self.index.lock();
+        let entry = index.entries.peek(key);
+        entry.is_some_and(|entry| granules.clone().any(|k| entry.present.may_have(k)))
+    }
+
+    /// Whether there is a file for the object, and its metadata if that was read before; no I/O.
+    pub(super) fn peek(&self, key: &Key) -> Option<Option<Arc<ObjectMeta>>> {
+        self.index.lock().entries.peek(key).map(|entry| entry.meta.clone())
+    }
+
+    /// The metadata kept of an object.
+    pub(super) fn meta(&self, key: &Key, location: &Path) -> Option<Arc<ObjectMeta>> {
+        match self.peek(key)? {
+            Some(meta) => Some(meta),
+            None => self.load(key, location, &self.open_file(key, location)?),
+        }
+    }
+
+    fn open_file(&self, key: &Key, location: &Path) -> Option<File> {
+        match File::open(self.file(key)) {
+            Ok(file) => Some(file),
+            Err(e) => {
+                if e.kind() != io::ErrorKind::NotFound {
+                    log::warn!("cannot open the cache file of {location}: {e}");
+                }
+                self.remove(key);
+                None
+            }
+        }
+    }
+
+    /// Reads a file's page into the index; a bad one is removed.
+    fn load(&self, key: &Key, location: &Path, file: &File) -> Option<Arc<ObjectMeta>> {
+        let mut page = vec![0u8; PAGE as usize];
+        let meta = file.read_exact_at(&mut page, 0).ok().and_then(|()| page_to_meta(&page));
+        let Some(meta) = meta.filter(|meta| meta.location == *location) else {
+            RequestStats::add(&self.stats.cache_corrupt, 1);
+            log::warn!("the cache file of {location} is damaged; dropped");
+            self.remove(key);
+            return None;
+        };
+        let meta = Arc::new(meta);
+        if let Some(entry) = self.index.lock().entries.peek_mut(key) {
+            entry.present.settle(granule::touching(&(0..meta.size)).end);
+            entry.meta = Some(meta.clone());
+        }
+        Some(meta)
+    }
+
+    /// The granules among `granules` that are there and whole, in order, with the object's
+    /// metadata. One `pread` per run of neighbours.
+    pub(super) fn read(
+        &self,
+        key: &Key,
+        location: &Path,
+        granules: Range<u64>,
+    ) -> Option<(Arc<ObjectMeta>, Vec<(u64, Bytes)>)> {
+        let file = self.open_file(key, location)?;
+        let meta = match self.peek(key)? {
+            Some(meta) => meta,
+            None => self.load(key, location, &file)?,
+        };
+        let all = granule::touching(&(0..meta.size));
+        let wanted: Vec<u64> = {
+            let mut index = self.index.lock();
+            let entry = index.entries.get(key)?;
+            granules.filter(|k| all.contains(k) && entry.present.may_have(*k)).collect()
+        };
+        let mut found = Vec::with_capacity(wanted.len());
+        for run in granule::runs(wanted, u64::MAX) {
+            let before = found.len();
+            match read_run(&file, &run, meta.size, &mut found) {
+                Ok(torn) => RequestStats::add(&self.stats.cache_corrupt, torn),
+                Err(e) => log::warn!("cannot read the cache file of {location}: {e}"),
+            }
+            self.note_missing(key, &run, &found[before..]);
+        }
+        Some((meta, found))
+    }
+
+    fn note_missing(&self, key: &Key, run: &Range<u64>, found: &[(u64, Bytes)]) {
+        if found.len() as u64 == run.end - run.start {
+            return;
+        }
+        let mut index = self.index.lock();
+        if let Some(entry) = index.entries.peek_mut(key) {
+            let have: std::collections::HashSet<u64> = found.iter().map(|(k, _)| *k).collect();
+            run.clone().filter(|k| !have.contains(k)).for_each(|k| entry.present.set(k, false));
+        }
+    }
+
+    /// Adds the granules `first..` that `body` holds (it starts at granule `first`, and ends at
+    /// a granule's end or the object's).
+    ///
+    /// # Errors
+    /// The disk's; what was there of the object is then removed.
+    pub(super) fn write(
+        &self,
+        key: &Key,
+        meta: &ObjectMeta,
+        first: u64,
+        body: &Rope,
+    ) -> io::Result<()> {
+        let _changing = self.changing.lock();
+        let outcome = self.write_file(key, meta, first, body);
+        if let Err(e) = &outcome {
+            self.remove_file(key);
+            if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+                let used = self.usage().0;
+                self.evict_to(used.saturating_sub(FREED_WHEN_FULL));
+            }
+        }
+        outcome
+    }
+
+    fn write_file(&self, key: &Key, meta: &ObjectMeta, first: u64, body: &Rope) -> io::Result<()> {
+        let known = {
+            let index = self.index.lock();
+            index.entries.peek(key).map(|entry| entry.meta.clone())
+        };
+        let path = self.file(key);
+        let same = |m: &ObjectMeta| m.size == meta.size && m.e_tag == meta.e_tag;
+        let fresh = match known {
+            Some(Some(kept)) if same(&kept) => false,
+            None => true,
+            // Of another version, or not looked at since the start: begin again.
+            Some(_) => {
+                self.remove_file(key);
+                true
+            }
+        };
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(fresh).mode(0o600);
+        let mut file = match options.open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let parent = path.parent().expect("the file is in a subdirectory");
+                DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+                options.open(&path)?
+            }
+            opened => opened?,
+        };
+        if fresh {
+            let Some(page) = meta_to_page(meta) else { return Ok(()) };
+            file.write_all(&page)?;
+        }
+
+        let granules = granule::within(
+            &(granule::start(first)..granule::start(first) + body.len()),
+            meta.size,
+        );
+        let mut marks = Vec::with_capacity((granules.end - granules.start) as usize);
+        let mut pieces = Vec::new();
+        for k in granules.clone() {
+            let bytes = granule::bytes(&(k..k + 1), meta.size);
+            let at = granule::start(first);
+            let data = body.slice(bytes.start - at..bytes.end - at);
+            marks.push(mark(k, &data));
+            pieces.push(data);
+        }
+        file.seek(SeekFrom::Start(granule::file_start(granules.start)))?;
+        let slices = marks.iter().zip(&pieces).flat_map(|(mark, data)| {
+            std::iter::once(&mark[..]).chain(data.parts().iter().map(|part| &part[..]))
+        });
+        write_all_vectored(&mut file, slices)?;
+
+        let mut index = self.index.lock();
+        if fresh {
+            let entry = Entry {
+                bytes: PAGE,
+                meta: Some(Arc::new(meta.clone())),
+                present: Presence::Bits(vec![]),
+            };
+            index.bytes += PAGE;
+            index.entries.put(*key, entry);
+        }
+        let mut added = 0;
+        if let Some(entry) = index.entries.get_mut(key) {
+            for (k, data) in granules.zip(&pieces) {
+                if !entry.present.may_have(k) {
+                    added += MARK + data.len();
+                }
+                entry.present.set(k, true);
+            }
+            entry.bytes += added;
+        }
+        index.bytes += added;
+        drop(index);
+        self.evict_to(self.bytes_max);
+        Ok(())
+    }
+
+    /// Drops an object.
+    pub(super) fn remove(&self, key: &Key) {
+        let _changing = self.changing.lock();
+        self.remove_file(key);
+    }
+
+    fn remove_file(&self, key: &Key) {
+        let mut index = self.index.lock();
+        if let Some(entry) = index.entries.pop(key) {
+            index.bytes = index.bytes.saturating_sub(entry.bytes);
+        }
+        drop(index);
+        self.unlink(key);
+    }
+
+    fn unlink(&self, key: &Key) {
+        match fs::remove_file(self.file(key)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                log::warn!("cannot remove {}: {e}", self.file(key).display());
+            }
+            _ => {}
+        }
+    }
+
+    /// Removes the least recently used until `bytes_max` and [`OBJECTS_MAX`] hold.
+    fn evict_to(&self, bytes_max: u64) {
+        loop {
+            let victim = {
+                let mut index = self.index.lock();
+                if index.bytes <= bytes_max && index.entries.len() <= OBJECTS_MAX {
+                    return;
+                }
+                let Some((key, entry)) = index.entries.pop_lru() else { return };
+                index.bytes = index.bytes.saturating_sub(entry.bytes);
+                key
+            };
+            self.unlink(&victim);
+        }
+    }
+}
+
+/// The files of a cache directory with their sizes on disk, least recently written first.
+fn scan(dir: &std::path::Path) -> io::Result<Vec<(Key, u64)>> {
+    let mut found = Vec::new();
+    for sub in fs::read_dir(dir)? {
+        let sub = sub?;
+        if !sub.file_type()?.is_dir() {
+            continue;
+        }
+        for file in fs::read_dir(sub.path())? {
+            let file = file?;
+            let metadata = file.metadata()?;
+            let hex = [sub.file_name(), file.file_name()].map(|n| n.to_string_lossy().into_owned());
+            match hex_to_key(&hex.concat()) {
+                Some(key) => {
+                    let time = metadata.modified().unwrap_or(UNIX_EPOCH);
+                    found.push((time, key, metadata.blocks() * 512));
+                }
+                None => log::warn!("{} is not a cache file; left alone", file.path().display()),
+            }
+        }
+    }
+    found.sort_unstable();
+    Ok(found.into_iter().map(|(_, key, bytes)| (key, bytes)).collect())
+}
+
+fn hex_to_key(hex: &str) -> Option<Key> {
+    if hex.len() != 32 || !hex.is_ascii() {
+        return None;
+    }
+    let mut key = [0u8; 16];
+    for (byte, i) in key.iter_mut().zip((0..32).step_by(2)) {
+        *byte = u8::from_str_radix(&hex[i..i + 2], 16).ok()?;
+    }
+    Some(key)
+}
+
+/// What stands before a granule: magic, length, number, CRC-32 of the number and the data.
+fn mark(k: u64, data: &Rope) -> [u8; MARK as usize] {
+    let mut mark = [0u8; MARK as usize];
+    mark[..4].copy_from_slice(&MARK_MAGIC.to_le_bytes());
+    mark[4..8].copy_from_slice(&(data.len() as u32).to_le_bytes());
+    mark[8..12].copy_from_slice(&(k as u32).to_le_bytes());
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&mark[..12]);
+    data.parts().iter().for_each(|part| crc.update(part));
+    mark[12..].copy_from_slice(&crc.finalize().to_le_bytes());
+    mark
+}
+
+/// Reads the granules `run` and appends those whose marks fit. Returns how many had a mark that
+/// did not.
+fn read_run(
+    file: &File,
+    run: &Range<u64>,
+    size: u64,
+    found: &mut Vec<(u64, Bytes)>,
+) -> io::Result<u64> {
+    let mut torn = 0;
+    let bytes = granule::bytes(run, size);
+    let len = bytes.end - bytes.start + (run.end - run.start) * MARK;
+    let mut buffer = Vec::with_capacity(len as usize);
+    let mut reader = file;
+    reader.seek(SeekFrom::Start(granule::file_start(run.start)))?;
+    reader.take(len).read_to_end(&mut buffer)?;
+    let mut rest = Bytes::from(buffer);
+    for k in run.clone() {
+        let bytes = granule::bytes(&(k..k + 1), size);
+        let len = (bytes.end - bytes.start) as usize;
+        if rest.len() < MARK as usize + len {
+            break;
+        }
+        let stored = rest.split_to(MARK as usize);
+        let data = rest.split_to(len);
+        if stored[..4] != MARK_MAGIC.to_le_bytes() {
+            continue;
+        }
+        match stored[..] == mark(k, &data.clone().into()) {
+            true => found.push((k, data)),
+            false => torn += 1,
+        }
+    }
+    Ok(torn)
+}
+
+fn write_all_vectored<'a>(
+    file: &mut File,
+    parts: impl Iterator<Item = &'a [u8]>,
+) -> io::Result<()> {
+    /// `IOV_MAX` of Linux.
+    const SLICES_MAX: usize = 1024;
+    let mut slices: Vec<IoSlice<'a>> = parts.map(IoSlice::new).collect();
+    for batch in slices.chunks_mut(SLICES_MAX) {
+        let mut batch = batch;
+        while !batch.is_empty() {
+            match file.write_vectored(batch) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => IoSlice::advance_slices(&mut batch, n),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The page of an object: magic, CRC-32 of the rest, size, time, then path, tag and version as
+/// length-prefixed strings. `None` if they do not fit, and then the object is not cached.
+fn meta_to_page(meta: &ObjectMeta) -> Option<Vec<u8>> {
+    let mut page = Vec::with_capacity(PAGE as usize);
+    page.extend_from_slice(MAGIC);
+    page.extend_from_slice(&[0; 4]);
+    page.extend_from_slice(&(GRANULE as u32).to_le_bytes());
+    page.extend_from_slice(&meta.size.to_le_bytes());
+    let time = SystemTime::from(meta.last_modified).duration_since(UNIX_EPOCH).ok()?;
+    page.extend_from_slice(&(time.as_micros() as u64).to_le_bytes());
+    let location = Some(meta.location.as_ref());
+    for text in [location, meta.e_tag.as_deref(), meta.version.as_deref()] {
+        // 0xffff stands for none.
+        let len = text.map_or(Ok(u16::MAX), |t| u16::try_from(t.len())).ok()?;
+        page.extend_from_slice(&len.to_le_bytes());
+        page.extend_from_slice(text.unwrap_or_default().as_bytes());
+    }
+    if page.len() > PAGE as usize {
+        return None;
+    }
+    page.resize(PAGE as usize, 0);
+    let crc = crc32fast::hash(&page[12..]);
+    page[8..12].copy_from_slice(&crc.to_le_bytes());
+    Some(page)
+}
+
+fn page_to_meta(page: &[u8]) -> Option<ObjectMeta> {
+    let number = |at: usize| Some(u64::from_le_bytes(*page.get(at..)?.first_chunk()?));
+    let good = page.starts_with(MAGIC)
+        && page.get(8..12)? == crc32fast::hash(page.get(12..)?).to_le_bytes()
+        && page.get(12..16)? == (GRANULE as u32).to_le_bytes();
+    if !good {
+        return None;
+    }
+    let (size, micros) = (number(16)?, number(24)?);
+    let mut rest = page.get(32..)?;
+    let mut texts = [const { None }; 3];
+    for text in &mut texts {
+        let len = u16::from_le_bytes(*rest.first_chunk()?);
+        rest = &rest[2..];
+        if len != u16::MAX {
+            *text = Some(std::str::from_utf8(rest.get(..len as usize)?).ok()?.to_owned());
+            rest = &rest[len as usize..];
+        }
+    }
+    let [location, e_tag, version] = texts;
+    let time = UNIX_EPOCH.checked_add(Duration::from_micros(micros))?;
+    let location = Path::parse(location?).ok()?;
+    Some(ObjectMeta { location, last_modified: time.into(), size, e_tag, version })
+}
+
+#[cfg(test)]
+#[path = "disk_tests.rs"]
+mod tests;

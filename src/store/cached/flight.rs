@@ -1,0 +1,118 @@
+//! Single flight: a granule is fetched once, however many readers wait for it.
+//!
+//! A fetch makes progress while any of its readers does; when the last one gives up, the
+//! request is dropped and the next reader starts another.
+
+use super::super::rope::Rope;
+use super::disk::Key;
+use super::granule;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared, WeakShared};
+use object_store::{Error, ObjectMeta};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// What a fetch brought.
+pub(super) struct Fetched {
+    pub(super) meta: Arc<ObjectMeta>,
+    /// The bytes of the object that `body` is.
+    pub(super) range: Range<u64>,
+    pub(super) body: Rope,
+}
+
+/// Of a fetch with several waiters.
+pub(super) type Outcome = Result<Arc<Fetched>, Arc<Error>>;
+/// A fetch; clones wait for the same one.
+pub(super) type Flight = Shared<BoxFuture<'static, Outcome>>;
+
+struct Entry {
+    id: u64,
+    flight: WeakShared<BoxFuture<'static, Outcome>>,
+}
+
+/// The fetches under way.
+#[derive(Default)]
+pub(super) struct Flights {
+    board: Mutex<Board>,
+}
+
+#[derive(Default)]
+struct Board {
+    by_granule: HashMap<(Key, u64), Entry>,
+    next_id: u64,
+}
+
+/// Takes a fetch off the board when it ends or is given up.
+struct Landing {
+    flights: Arc<Flights>,
+    key: Key,
+    run: Range<u64>,
+    id: u64,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        let mut board = self.flights.board.lock();
+        for k in self.run.clone() {
+            if board.by_granule.get(&(self.key, k)).is_some_and(|entry| entry.id == self.id) {
+                board.by_granule.remove(&(self.key, k));
+            }
+        }
+    }
+}
+
+impl Flights {
+    /// Whether a fetch of this granule is under way.
+    pub(super) fn has(&self, key: &Key, k: u64) -> bool {
+        self.board.lock().by_granule.contains_key(&(*key, k))
+    }
+
+    /// The fetches to wait for to get all of `granules` (ascending): those under way, and new
+    /// ones, made by `fetch` for runs of at most `run_max` granules.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        key: Key,
+        granules: &[u64],
+        run_max: u64,
+        fetch: impl Fn(Range<u64>) -> BoxFuture<'static, Outcome>,
+    ) -> Vec<Flight> {
+        let mut flights: Vec<Flight> = Vec::new();
+        let mut joined = Vec::new();
+        let mut fresh = Vec::new();
+        let mut board = self.board.lock();
+        for &k in granules {
+            // No flight may be dropped here: the last handle's drop takes the lock.
+            match board.by_granule.get(&(key, k)) {
+                Some(entry) if joined.contains(&entry.id) => {}
+                Some(entry) => match entry.flight.upgrade() {
+                    Some(flight) => {
+                        joined.push(entry.id);
+                        flights.push(flight);
+                    }
+                    None => fresh.push(k),
+                },
+                None => fresh.push(k),
+            }
+        }
+        for run in granule::runs(fresh, run_max) {
+            let id = board.next_id;
+            board.next_id += 1;
+            let landing = Landing { flights: self.clone(), key, run: run.clone(), id };
+            let work = fetch(run.clone());
+            let flight = async move {
+                let _landing = landing;
+                work.await
+            }
+            .boxed()
+            .shared();
+            let weak = flight.downgrade().expect("not polled yet");
+            for k in run {
+                board.by_granule.insert((key, k), Entry { id, flight: weak.clone() });
+            }
+            flights.push(flight);
+        }
+        flights
+    }
+}

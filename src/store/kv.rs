@@ -1,0 +1,459 @@
+//! The metadata key-value store: SlateDB over the sealed store. The only file that names it.
+//!
+//! Owns the database handle, its settings, and when it compacts and collects garbage: on
+//! demand, so that an idle mount makes no requests (DESIGN §5). Only `commit/` writes through
+//! it. Keys and values are opaque here; `meta/` gives them their meaning.
+
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::ObjectStore;
+use object_store::path::Path;
+use parking_lot::RwLock;
+use slatedb::config::{
+    CloseOptions, CompactionWorkerOptions, CompactorOptions, DbReaderOptions, FlushOptions,
+    FlushType, GarbageCollectorDirectoryOptions, GarbageCollectorOptions, ReadOptions, ScanOptions,
+    Settings,
+};
+use slatedb::db_cache::SplitCache;
+use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
+use slatedb::{CloseReason, Db, DbReader, ErrorKind, WriteBatch};
+
+use super::kv_store::SlateStore;
+
+/// Where the database lives below the STORE prefix.
+pub const META_PREFIX: &str = "meta";
+
+/// Level-0 tables at which a compaction is started; half of the limit at which writes stall.
+const L0_COMPACT_AT: usize = 4;
+const L0_MAX: usize = 8;
+/// Objects of the database younger than this are never collected, so that a reader which
+/// still works from an older manifest finds them (seconds).
+const GC_AGE_MIN: Duration = Duration::from_secs(900);
+/// The poll intervals that SlateDB insists on; each poll is one or two requests.
+const POLL_IDLE: Duration = Duration::from_secs(1200);
+/// How long a compaction may run before its task is stopped and tried again later.
+const COMPACTION_DEADLINE: Duration = Duration::from_secs(900);
+
+/// How the database is opened.
+#[derive(Clone, Debug)]
+pub struct KvOptions {
+    /// Bytes of decoded data blocks kept in memory.
+    pub block_cache_bytes: u64,
+    /// Bytes of indexes and filters kept in memory.
+    pub meta_cache_bytes: u64,
+    /// How long one read may take before it fails with [`KvError::Unavailable`].
+    pub read_timeout: Duration,
+    /// How often a read-only handle looks for newer state.
+    pub refresh: Duration,
+}
+
+impl Default for KvOptions {
+    fn default() -> Self {
+        KvOptions {
+            block_cache_bytes: 24 << 20,
+            meta_cache_bytes: 8 << 20,
+            read_timeout: Duration::from_secs(30),
+            refresh: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why the database could not do it, by what the caller does next.
+#[derive(Debug, thiserror::Error)]
+pub enum KvError {
+    /// Another writer has taken the volume over: stop writing for good.
+    #[error("another mount has taken over this volume")]
+    Fenced,
+    /// The store did not answer in time or refused for now: try again later.
+    #[error("metadata store unavailable: {0}")]
+    Unavailable(String),
+    /// Something in the bucket is not what was written: fail what depends on it.
+    #[error("metadata damaged: {0}")]
+    Damaged(String),
+    /// The handle is closed (our own shutdown, or a background task died): reopen.
+    #[error("metadata store closed: {0}")]
+    Closed(String),
+    /// A write was attempted through a read-only handle.
+    #[error("metadata store is open read-only")]
+    ReadOnly,
+}
+
+impl From<slatedb::Error> for KvError {
+    fn from(e: slatedb::Error) -> Self {
+        // The message of a slatedb error carries its sources, which name the object.
+        let text = error_chain(&e);
+        match e.kind() {
+            ErrorKind::Closed(CloseReason::Fenced) => KvError::Fenced,
+            ErrorKind::Closed(_) => KvError::Closed(text),
+            ErrorKind::Data => KvError::Damaged(text),
+            _ => KvError::Unavailable(text),
+        }
+    }
+}
+
+fn error_chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut next = e.source();
+    while let Some(source) = next {
+        let part = source.to_string();
+        if !text.contains(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        next = source.source();
+    }
+    text
+}
+
+enum Handle {
+    Writer(Arc<Db>),
+    Reader(Arc<DbReader>),
+}
+
+impl Clone for Handle {
+    fn clone(&self) -> Self {
+        match self {
+            Handle::Writer(db) => Handle::Writer(db.clone()),
+            Handle::Reader(db) => Handle::Reader(db.clone()),
+        }
+    }
+}
+
+/// One row: key and value.
+pub type Row = (Bytes, Bytes);
+
+/// The metadata store of one volume. Shared; every method takes `&self`.
+pub struct Kv {
+    handle: RwLock<Handle>,
+    store: Arc<dyn ObjectStore>,
+    cache: Arc<SplitCache>,
+    options: KvOptions,
+    compacting: AtomicBool,
+}
+
+fn settings() -> Settings {
+    Settings {
+        flush_interval: None,
+        manifest_poll_interval: POLL_IDLE,
+        manifest_update_timeout: Duration::from_secs(300),
+        min_filter_keys: 256,
+        l0_sst_size_bytes: 16 << 20,
+        max_wal_flushes_before_l0_flush: 4096,
+        l0_max_ssts: L0_MAX,
+        l0_max_ssts_per_key: L0_MAX,
+        l0_flush_parallelism: 2,
+        max_unflushed_bytes: 64 << 20,
+        compactor_options: None,
+        compression_codec: None,
+        garbage_collector_options: None,
+        ..Settings::default()
+    }
+}
+
+async fn open_writer(
+    store: Arc<dyn ObjectStore>,
+    cache: Arc<SplitCache>,
+    expected_epoch: Option<u64>,
+) -> Result<Db, KvError> {
+    let mut builder = Db::builder(META_PREFIX, store)
+        .with_settings(settings())
+        .with_sst_block_size(slatedb::SstBlockSize::Block8Kib)
+        .with_db_cache(cache, 1);
+    if let Some(epoch) = expected_epoch {
+        builder = builder.with_expected_epoch(epoch);
+    }
+    Ok(builder.build().await?)
+}
+
+impl Kv {
+    /// Opens the database for writing and fences every earlier writer. Creates it if there is
+    /// none (only `init` calls it on an empty prefix).
+    ///
+    /// # Errors
+    /// [`KvError::Unavailable`] after `open_timeout`; [`KvError::Damaged`].
+    pub async fn open(
+        store: Arc<dyn ObjectStore>,
+        options: KvOptions,
+        open_timeout: Duration,
+    ) -> Result<Kv, KvError> {
+        let store: Arc<dyn ObjectStore> = Arc::new(SlateStore::new(store));
+        let cache = new_cache(&options);
+        let db = bounded(open_timeout, open_writer(store.clone(), cache.clone(), None)).await?;
+        Ok(Kv {
+            handle: RwLock::new(Handle::Writer(Arc::new(db))),
+            store,
+            cache,
+            options,
+            compacting: AtomicBool::new(false),
+        })
+    }
+
+    /// Opens the database read-only; it follows the writer every `options.refresh`.
+    pub async fn open_reader(
+        store: Arc<dyn ObjectStore>,
+        options: KvOptions,
+        open_timeout: Duration,
+    ) -> Result<Kv, KvError> {
+        let store: Arc<dyn ObjectStore> = Arc::new(SlateStore::new(store));
+        let cache = new_cache(&options);
+        let reader_options = DbReaderOptions {
+            manifest_poll_interval: options.refresh,
+            checkpoint_lifetime: Duration::from_secs(600).max(options.refresh * 4),
+            max_memtable_bytes: 32 << 20,
+            ..DbReaderOptions::default()
+        };
+        let build = DbReader::builder(META_PREFIX, store.clone())
+            .with_options(reader_options)
+            .with_db_cache(cache.clone(), 1)
+            .build();
+        let db = bounded(open_timeout, async { Ok(build.await?) }).await?;
+        Ok(Kv {
+            handle: RwLock::new(Handle::Reader(Arc::new(db))),
+            store,
+            cache,
+            options,
+            compacting: AtomicBool::new(false),
+        })
+    }
+
+    fn handle(&self) -> Handle {
+        self.handle.read().clone()
+    }
+
+    fn writer(&self) -> Result<Arc<Db>, KvError> {
+        match &*self.handle.read() {
+            Handle::Writer(db) => Ok(db.clone()),
+            Handle::Reader(_) => Err(KvError::ReadOnly),
+        }
+    }
+
+    /// The value of `key`, or `None`. Bounded by `read_timeout`.
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        let options = ReadOptions::default();
+        let read = async {
+            Ok(match self.handle() {
+                Handle::Writer(db) => db.get_with_options(key, &options).await?,
+                Handle::Reader(db) => db.get_with_options(key, &options).await?,
+            })
+        };
+        bounded(self.options.read_timeout, read).await
+    }
+
+    /// Up to `limit` rows with `start <= key < end`, in key order. Fewer than `limit` means
+    /// that there are no more. `read_ahead_bytes` is what one request fetches when blocks are
+    /// missing. Bounded by `read_timeout`.
+    pub async fn scan(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+        read_ahead_bytes: usize,
+    ) -> Result<Vec<Row>, KvError> {
+        let options = ScanOptions {
+            read_ahead_bytes,
+            cache_blocks: true,
+            max_fetch_tasks: 4,
+            ..ScanOptions::default()
+        };
+        let range = (Bound::Included(start.to_vec()), Bound::Excluded(end.to_vec()));
+        let read = async {
+            let mut rows = Vec::new();
+            let mut iter = match self.handle() {
+                Handle::Writer(db) => db.scan_with_options(range, &options).await?,
+                Handle::Reader(db) => db.scan_with_options(range, &options).await?,
+            };
+            while rows.len() < limit {
+                match iter.next().await? {
+                    Some(row) => rows.push((row.key, row.value)),
+                    None => break,
+                }
+            }
+            Ok(rows)
+        };
+        bounded(self.options.read_timeout, read).await
+    }
+
+    /// Writes all of `rows` (`None` deletes) as one atomic batch and returns when the bucket
+    /// has it. It may take as long as the store is away: only the committer calls it.
+    ///
+    /// # Errors
+    /// On any error the batch may or may not be there; the committed position inside it tells.
+    pub async fn commit<I>(&self, rows: I) -> Result<(), KvError>
+    where
+        I: IntoIterator<Item = (Bytes, Option<Bytes>)>,
+    {
+        let db = self.writer()?;
+        let mut batch = WriteBatch::new();
+        for (key, value) in rows {
+            match value {
+                Some(value) => batch.put_bytes(key, value),
+                None => batch.delete(key),
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let handle = db.write(batch).await?;
+        db.flush().await?;
+        // `flush` returning is not the promise; the write's own durability is.
+        handle.await_durable().await?;
+        Ok(())
+    }
+
+    /// Puts the memtable into level 0, where followers that skip the WAL see it, and where
+    /// the next mount need not replay it.
+    pub async fn flush_memtable(&self) -> Result<(), KvError> {
+        let db = self.writer()?;
+        Ok(db.flush_with_options(FlushOptions { flush_type: FlushType::MemTable }).await?)
+    }
+
+    /// The epoch under which this handle writes; a later writer has a higher one.
+    pub fn writer_epoch(&self) -> u64 {
+        match self.handle() {
+            Handle::Writer(db) => db.manifest().writer_epoch(),
+            Handle::Reader(db) => db.manifest().writer_epoch(),
+        }
+    }
+
+    /// The number of the newest manifest that this handle has seen.
+    pub fn manifest_id(&self) -> u64 {
+        match self.handle() {
+            Handle::Writer(db) => db.manifest().id(),
+            Handle::Reader(db) => db.manifest().id(),
+        }
+    }
+
+    /// Opens a new handle after a background task of the old one died, provided no other
+    /// writer has come in between ([`KvError::Fenced`] if one has).
+    pub async fn reopen(&self) -> Result<(), KvError> {
+        let old = self.writer()?;
+        let epoch = old.manifest().writer_epoch();
+        let _ = old.close_with_options(CloseOptions { flush_type: None }).await;
+        let db = open_writer(self.store.clone(), self.cache.clone(), Some(epoch)).await?;
+        *self.handle.write() = Handle::Writer(Arc::new(db));
+        Ok(())
+    }
+
+    /// Starts a compaction in the background when level 0 has grown, then collects what it
+    /// made superfluous. Returns at once. At most one runs at a time.
+    pub fn compact_if_needed(self: &Arc<Self>) {
+        let Ok(db) = self.writer() else { return };
+        if db.manifest().l0().len() < L0_COMPACT_AT {
+            return;
+        }
+        if self.compacting.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let kv = self.clone();
+        tokio::spawn(async move {
+            if let Err(e) = kv.compact(&db).await {
+                log::warn!("compaction of metadata stopped, will be tried again: {e}");
+            }
+            kv.compacting.store(false, Ordering::Release);
+        });
+    }
+
+    async fn compact(&self, db: &Arc<Db>) -> Result<(), KvError> {
+        let tick = Duration::from_millis(250);
+        let options = CompactorOptions {
+            poll_interval: tick,
+            commit_compacted_interval: tick,
+            max_concurrent_compactions: 1,
+            worker: Some(CompactionWorkerOptions {
+                max_concurrent_compactions: 1,
+                compactions_poll_interval: tick,
+                max_sst_size: 16 << 20,
+                max_fetch_tasks: 2,
+                bytes_to_fetch: 1 << 20,
+                max_subcompactions: 1,
+                min_filter_keys: 256,
+                ..CompactionWorkerOptions::default()
+            }),
+            ..CompactorOptions::default()
+        };
+        let compactor = slatedb::CompactorBuilder::new(META_PREFIX, self.store.clone())
+            .with_options(options)
+            .with_sst_block_size(slatedb::SstBlockSize::Block8Kib)
+            .build();
+        let compactor = Arc::new(compactor);
+        let runner = compactor.clone();
+        let running = tokio::spawn(async move { runner.run().await });
+        let deadline = tokio::time::Instant::now() + COMPACTION_DEADLINE;
+        while tokio::time::Instant::now() < deadline && !running.is_finished() {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            db.refresh_manifest().await?;
+            if db.manifest().l0().len() < L0_COMPACT_AT {
+                break;
+            }
+        }
+        compactor.stop().await?;
+        match tokio::time::timeout(Duration::from_secs(60), running).await {
+            Ok(Ok(result)) => result?,
+            Ok(Err(join)) => return Err(KvError::Closed(join.to_string())),
+            Err(_) => return Err(KvError::Unavailable("the compactor did not stop".into())),
+        }
+        self.collect_garbage().await
+    }
+
+    /// Deletes objects of the database that nothing refers to and that are older than
+    /// `GC_AGE_MIN`.
+    pub async fn collect_garbage(&self) -> Result<(), KvError> {
+        self.writer()?;
+        let directory =
+            Some(GarbageCollectorDirectoryOptions { min_age: GC_AGE_MIN, ..Default::default() });
+        let options = GarbageCollectorOptions {
+            manifest_options: directory,
+            wal_options: directory,
+            wal_fence_options: directory,
+            compacted_options: directory,
+            compactions_options: directory,
+            ..GarbageCollectorOptions::default()
+        };
+        let admin = slatedb::admin::Admin::builder(META_PREFIX, self.store.clone()).build();
+        Ok(admin.run_gc_once(options).await?)
+    }
+
+    /// Flushes and closes. With `flush` the memtable goes to level 0 first, so that the next
+    /// mount starts without replaying the WAL.
+    pub async fn close(&self, flush: bool) -> Result<(), KvError> {
+        match self.handle() {
+            Handle::Writer(db) => {
+                let flush_type = flush.then_some(FlushType::MemTable);
+                Ok(db.close_with_options(CloseOptions { flush_type }).await?)
+            }
+            Handle::Reader(db) => Ok(db.close().await?),
+        }
+    }
+}
+
+fn new_cache(options: &KvOptions) -> Arc<SplitCache> {
+    let moka = |max_capacity| {
+        let options = MokaCacheOptions { max_capacity, ..MokaCacheOptions::default() };
+        Arc::new(MokaCache::new_with_opts(options)) as Arc<dyn slatedb::db_cache::DbCache>
+    };
+    Arc::new(
+        SplitCache::new()
+            .with_block_cache(Some(moka(options.block_cache_bytes)))
+            .with_meta_cache(Some(moka(options.meta_cache_bytes)))
+            .build(),
+    )
+}
+
+async fn bounded<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, KvError>>,
+) -> Result<T, KvError> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(result) => result,
+        Err(_) => Err(KvError::Unavailable(format!("no answer in {} s", limit.as_secs()))),
+    }
+}
+
+/// The path of the database, for those that list the bucket.
+pub fn meta_path() -> Path {
+    Path::from(META_PREFIX)
+}

@@ -1,0 +1,388 @@
+//! Builds the S3 client: credentials, region, endpoint, TLS roots, timeouts, connection reuse.
+//!
+//! Never retries: retries belong to `store/retry.rs`, so the client's own are off. Called once
+//! per mount by [`connect`].
+
+use super::sse::{SseCheck, SseMode};
+use super::{Inner, S3Store};
+use aws_config::BehaviorVersion;
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::retry::RetryConfig;
+use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
+use aws_sdk_s3::config::{
+    ConfigBag, Credentials, Intercept, Region, RequestChecksumCalculation,
+    ResponseChecksumValidation, RuntimeComponents, SharedHttpClient,
+};
+use aws_sdk_s3::error::BoxError;
+use aws_smithy_http_client::tls::{self, TlsContext, TrustStore, rustls_provider::CryptoMode};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+use url::{Host, Url};
+use zeroize::Zeroizing;
+
+/// Time to open a connection, TLS included.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for one attempt of one request up to the first byte of its answer's body.
+pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
+/// A body that moves less than a byte a second for this long is an error.
+const STALL_GRACE: Duration = Duration::from_secs(20);
+/// Idle connections kept; more may be open at once. Above the parallel requests of one mount.
+const IDLE_CONNECTIONS_MAX: usize = 128;
+/// How long an idle connection is kept; below the idle limits of servers and load balancers.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// Region to sign for when nothing names one: what most other servers expect.
+const REGION_FALLBACK: &str = "us-east-1";
+
+/// Where the bucket is and how to talk to it.
+#[derive(Clone, Debug)]
+pub struct S3Options {
+    /// Bucket name.
+    pub bucket: String,
+    /// Key prefix without leading or trailing slash; empty for the whole bucket.
+    pub prefix: String,
+    /// Server other than AWS, as `https://host[:port]`; addressed path-style. `None` takes
+    /// `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL` or the profile's, else AWS itself.
+    pub endpoint_url: Option<String>,
+    /// Region; `None` takes the AWS defaults.
+    pub region: Option<String>,
+    /// Profile of the AWS configuration files; `None` takes `AWS_PROFILE` or `default`.
+    pub profile: Option<String>,
+    /// Allows `http://` to a host that is not this machine.
+    pub allow_http: bool,
+    /// Server-side encryption of everything written.
+    pub sse: SseMode,
+    /// Fixed credentials instead of the AWS chain; for tests and embedding.
+    pub credentials: Option<StaticCredentials>,
+    /// Time for one attempt of one request, [`ATTEMPT_TIMEOUT`] by default.
+    pub attempt_timeout: Duration,
+}
+
+impl S3Options {
+    /// AWS defaults for everything but the bucket and prefix.
+    pub fn new(bucket: impl Into<String>, prefix: impl Into<String>) -> S3Options {
+        S3Options {
+            bucket: bucket.into(),
+            prefix: prefix.into(),
+            endpoint_url: None,
+            region: None,
+            profile: None,
+            allow_http: false,
+            sse: SseMode::Default,
+            credentials: None,
+            attempt_timeout: ATTEMPT_TIMEOUT,
+        }
+    }
+}
+
+/// An access key that is known beforehand.
+#[derive(Clone)]
+pub struct StaticCredentials {
+    /// Access key id; not a secret.
+    pub access_key_id: String,
+    /// Secret access key.
+    pub secret_access_key: Zeroizing<String>,
+}
+
+impl fmt::Debug for StaticCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.secret_access_key.len();
+        write!(f, "StaticCredentials({}, {bytes} bytes)", self.access_key_id)
+    }
+}
+
+/// The options cannot be used as they are.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The endpoint is not a URL of a server.
+    #[error("{endpoint:?} is not an endpoint\nhint: --endpoint-url https://host[:port]")]
+    Endpoint {
+        /// As given.
+        endpoint: String,
+    },
+    /// Plain http to another machine.
+    #[error(
+        "{endpoint} would carry requests unencrypted over the network\nhint: use https, or --allow-http if the network is yours"
+    )]
+    PlainHttp {
+        /// As given.
+        endpoint: String,
+    },
+    /// A customer key over plain http to another machine.
+    #[error(
+        "--sse customer would send its key unencrypted to {endpoint}\nhint: SSE-C needs an https endpoint"
+    )]
+    CustomerKeyOverHttp {
+        /// As given.
+        endpoint: String,
+    },
+    /// The file named by `AWS_CA_BUNDLE` is unreadable.
+    #[error("cannot read the certificates of AWS_CA_BUNDLE ({})", path.display())]
+    CaBundle {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file named by `AWS_CA_BUNDLE` holds no PEM certificates.
+    #[error("AWS_CA_BUNDLE ({}) is not a file of PEM certificates", path.display())]
+    CaBundleFormat {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The TLS library refused the certificates.
+    #[error("cannot set up TLS")]
+    Tls(#[source] aws_smithy_http_client::HttpClientError),
+}
+
+/// How the requests of an endpoint may travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wire {
+    /// TLS, or this machine: payloads need no signature of their own.
+    Private,
+    /// Plain http to another machine, allowed by flag: payloads are signed.
+    Open,
+}
+
+/// Builds a store from `options`. Reads the environment and AWS configuration files; makes no
+/// request to the bucket (credentials are fetched with the first). Errors: [`ConnectError`].
+pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
+    if let Some(endpoint) = &options.endpoint_url {
+        wire(endpoint, &options)?;
+    }
+    let http = http_client()?;
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(options.attempt_timeout)
+        .operation_attempt_timeout(options.attempt_timeout)
+        .build();
+    let stall = StalledStreamProtectionConfig::enabled().grace_period(STALL_GRACE).build();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http)
+        .region(region_chain(&options).await)
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(timeouts)
+        .stalled_stream_protection(stall)
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+    if let Some(profile) = &options.profile {
+        loader = loader.profile_name(profile);
+    }
+    if let Some(fixed) = &options.credentials {
+        let (id, secret) = (fixed.access_key_id.as_str(), fixed.secret_access_key.as_str());
+        loader = loader.credentials_provider(Credentials::new(id, secret, None, None, "sealfs"));
+    }
+    let shared = loader.load().await;
+
+    let endpoint = options
+        .endpoint_url
+        .clone()
+        .or_else(|| std::env::var("AWS_ENDPOINT_URL_S3").ok().filter(|e| !e.is_empty()))
+        .or_else(|| shared.endpoint_url().map(str::to_owned));
+    let mut config = aws_sdk_s3::config::Builder::from(&shared);
+    let mut sign_payload = false;
+    if let Some(endpoint) = &endpoint {
+        sign_payload = wire(endpoint, &options)? == Wire::Open;
+        config = config.endpoint_url(endpoint).force_path_style(true);
+    } else {
+        // The `services` section of a profile can still name an endpoint, unseen by us.
+        config = config.interceptor(HttpsOnly);
+    }
+    let prefix = match options.prefix.trim_matches('/') {
+        "" => String::new(),
+        prefix => format!("{prefix}/"),
+    };
+    Ok(S3Store {
+        inner: Arc::new(Inner {
+            client: aws_sdk_s3::Client::from_conf(config.build()),
+            bucket: options.bucket,
+            prefix,
+            sse: SseCheck::new(options.sse),
+            sign_payload,
+            batch_delete: AtomicBool::new(true),
+        }),
+    })
+}
+
+/// Checks an endpoint against what the options allow.
+fn wire(endpoint: &str, options: &S3Options) -> Result<Wire, ConnectError> {
+    let endpoint = endpoint.to_owned();
+    let Ok(url) = Url::parse(&endpoint) else { return Err(ConnectError::Endpoint { endpoint }) };
+    let local = match url.host() {
+        None => return Err(ConnectError::Endpoint { endpoint }),
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+    };
+    match url.scheme() {
+        "https" => Ok(Wire::Private),
+        "http" if local => Ok(Wire::Private),
+        "http" if options.sse.customer_key().is_some() => {
+            Err(ConnectError::CustomerKeyOverHttp { endpoint })
+        }
+        "http" if options.allow_http => Ok(Wire::Open),
+        "http" => Err(ConnectError::PlainHttp { endpoint }),
+        _ => Err(ConnectError::Endpoint { endpoint }),
+    }
+}
+
+/// Refuses to send a request to an endpoint that was not checked beforehand, unless by TLS.
+#[derive(Debug)]
+struct HttpsOnly;
+
+impl Intercept for HttpsOnly {
+    fn name(&self) -> &'static str {
+        "HttpsOnly"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        match context.request().uri().starts_with("https://") {
+            true => Ok(()),
+            false => {
+                Err("the profile names a plain http endpoint; give it as --endpoint-url".into())
+            }
+        }
+    }
+}
+
+/// Flag, environment, profile, and, unless another server than AWS is named, the instance
+/// metadata service (asking it from elsewhere costs seconds).
+async fn region_chain(options: &S3Options) -> RegionProviderChain {
+    let asked = RegionProviderChain::first_try(options.region.clone().map(Region::new));
+    let mut profile = ProfileFileRegionProvider::builder();
+    if let Some(name) = &options.profile {
+        profile = profile.profile_name(name);
+    }
+    let chain = asked.or_else(EnvironmentVariableRegionProvider::new()).or_else(profile.build());
+    let chain = match options.endpoint_url {
+        Some(_) => chain,
+        None => chain.or_else(aws_config::imds::region::ImdsRegionProvider::builder().build()),
+    };
+    chain.or_else(Region::new(REGION_FALLBACK))
+}
+
+/// One connection pool for all requests; TLS trusts the system's roots, or only the bundle of
+/// `AWS_CA_BUNDLE` where that is set (as the AWS tools do).
+fn http_client() -> Result<SharedHttpClient, ConnectError> {
+    let trust = match std::env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty()) {
+        Some(path) => TrustStore::empty().with_pem_certificate(read_bundle(Path::new(&path))?),
+        None => TrustStore::default(),
+    };
+    let context =
+        TlsContext::builder().with_trust_store(trust).build().map_err(ConnectError::Tls)?;
+    Ok(aws_smithy_http_client::Builder::new()
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+        .tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc))
+        .tls_context(context)
+        .build_https())
+}
+
+fn read_bundle(path: &Path) -> Result<Vec<u8>, ConnectError> {
+    let pem = std::fs::read(path)
+        .map_err(|source| ConnectError::CaBundle { path: path.to_owned(), source })?;
+    // The TLS library panics on a bundle it cannot parse, so it is looked at first.
+    match is_certificate_bundle(&pem) {
+        true => Ok(pem),
+        false => Err(ConnectError::CaBundleFormat { path: path.to_owned() }),
+    }
+}
+
+/// Whether `pem` holds at least one certificate block and each is base64 of one DER sequence.
+fn is_certificate_bundle(pem: &[u8]) -> bool {
+    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+    const END: &str = "-----END CERTIFICATE-----";
+    let Ok(text) = std::str::from_utf8(pem) else { return false };
+    let blocks: Vec<&str> = text.split(BEGIN).skip(1).collect();
+    !blocks.is_empty()
+        && blocks.iter().all(|block| {
+            let Some((body, _)) = block.split_once(END) else { return false };
+            let body: String = body.split_whitespace().collect();
+            let Ok(der) = STANDARD.decode(body) else { return false };
+            // SEQUENCE with a two-byte length: every X.509 certificate is 256 to 65,535 bytes.
+            matches!(der.as_slice(), [0x30, 0x82, high, low, rest @ ..]
+                if rest.len() == usize::from(*high) << 8 | usize::from(*low))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sse::SecretKey32;
+    use super::*;
+
+    fn options() -> S3Options {
+        S3Options::new("bucket", "")
+    }
+
+    #[test]
+    fn plain_http_is_refused_except_to_this_machine() {
+        // Guards against object names and sizes (and an SSE-C key) crossing a network in the
+        // clear because of a mistyped scheme.
+        for local in ["http://127.0.0.1:9000", "http://[::1]:9000", "http://localhost:80"] {
+            assert_eq!(wire(local, &options()).unwrap(), Wire::Private);
+        }
+        assert_eq!(wire("https://s3.example.org", &options()).unwrap(), Wire::Private);
+        for remote in ["http://10.0.0.1:9000", "http://minio:9000", "http://127.0.0.1.example.org"]
+        {
+            let refused = wire(remote, &options());
+            assert!(matches!(refused, Err(ConnectError::PlainHttp { .. })), "{remote}");
+            let allowed = S3Options { allow_http: true, ..options() };
+            assert_eq!(wire(remote, &allowed).unwrap(), Wire::Open);
+            let key = SecretKey32::new(Zeroizing::new([0; 32]));
+            let customer = S3Options { sse: SseMode::Customer { key }, ..allowed };
+            let refused = wire(remote, &customer);
+            assert!(matches!(refused, Err(ConnectError::CustomerKeyOverHttp { .. })), "{remote}");
+        }
+        for nonsense in ["", "host", "ftp://host", "http://", "/path"] {
+            let refused = wire(nonsense, &options());
+            assert!(matches!(refused, Err(ConnectError::Endpoint { .. })), "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn a_broken_certificate_bundle_is_an_error_and_not_a_panic() {
+        // Guards against the TLS library's panic on a bundle that it cannot parse.
+        let der = [&[0x30, 0x82, 0x01, 0x00][..], &[0; 256]].concat();
+        let block = |der: &[u8]| {
+            let body = STANDARD.encode(der);
+            format!("# a comment\n-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
+        };
+        assert!(is_certificate_bundle(block(&der).as_bytes()));
+        assert!(is_certificate_bundle(format!("{0}{0}", block(&der)).as_bytes()));
+        for bad in [
+            String::new(),
+            "not a certificate".into(),
+            block(&der[..100]),
+            block(b"text"),
+            format!("{}{}", block(&der), block(b"text")),
+            "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n".into(),
+            "-----BEGIN CERTIFICATE-----\nAAAA".into(),
+        ] {
+            assert!(!is_certificate_bundle(bad.as_bytes()), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn debug_of_options_does_not_print_the_secret_key() {
+        // Guards against credentials reaching a log through a derived Debug.
+        let credentials = StaticCredentials {
+            access_key_id: "AK".into(),
+            secret_access_key: Zeroizing::new("very-secret".into()),
+        };
+        let options = S3Options { credentials: Some(credentials), ..options() };
+        assert!(!format!("{options:?}").contains("very-secret"));
+    }
+}

@@ -1,0 +1,408 @@
+//! What an answer or its absence means: S3 failures to `object_store::Error`.
+//!
+//! `classify` is pure; the rest collects facts out of the client's error types. Called by every
+//! operation of the adapter. Source: S3 API Reference, "Error responses".
+
+use crate::store::error::{ErrorClass, StoreError};
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use std::error::Error;
+
+/// The store's name in `object_store::Error::Generic`.
+pub(super) const STORE: &str = "S3";
+
+/// The condition a request carried: the same status means different things under each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// None, or a condition on a read.
+    None,
+    /// `If-None-Match: *` on a write.
+    Create,
+    /// `If-Match` on a write.
+    Update,
+}
+
+/// What is known about a failed request.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Failure {
+    status: Option<u16>,
+    code: Option<String>,
+    message: Option<String>,
+    lost: bool,
+    credentials: Option<CredentialTrouble>,
+}
+
+/// Why there is no signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CredentialTrouble {
+    /// No source has any, or their configuration is wrong: waiting does not help.
+    Missing,
+    /// Their source could not be reached.
+    Unreachable,
+}
+
+/// Whether and how a failed request is reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    NotModified,
+    /// 403: known, and not allowed.
+    Forbidden,
+    /// 401 and its relatives: not known, or expired.
+    Unknown,
+    Class(ErrorClass),
+}
+
+/// Turns a failed call into the error of the store trait. `action` is what failed, as in "put";
+/// `path` is the object below the prefix.
+pub(super) fn from_sdk<E>(
+    error: SdkError<E, HttpResponse>,
+    action: &'static str,
+    path: &str,
+    condition: Condition,
+) -> object_store::Error
+where
+    E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+{
+    let failure = facts(&error);
+    let (verdict, hint) = classify(&failure, condition);
+    // The sentence holds the code or the innermost cause; what surrounds it helps only us.
+    log::debug!("{action} {path}: {}", DisplayErrorContext(&error));
+    to_store_error(verdict, path, sentence(&failure, action, path, hint, &error))
+}
+
+/// An error of one object inside a DeleteObjects answer, which has a code and no status.
+pub(super) fn from_code(
+    code: &str,
+    message: &str,
+    action: &str,
+    path: &str,
+) -> object_store::Error {
+    let failure = Failure {
+        code: Some(code.to_owned()),
+        message: Some(message.to_owned()),
+        ..Failure::default()
+    };
+    let (verdict, hint) = classify(&failure, Condition::None);
+    let text = format!("{action} {path}: {code}: {message}{}", hint_line(hint));
+    to_store_error(verdict, path, text)
+}
+
+/// A failure this adapter found itself.
+pub(super) fn own(class: ErrorClass, message: String) -> object_store::Error {
+    StoreError::new(class, message).into_store(STORE)
+}
+
+/// Whether a server refused the call itself rather than its arguments, so that another call
+/// that does the same is worth trying.
+pub(super) fn is_unsupported<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> bool {
+    let failure = facts_of_service(error);
+    matches!(failure.status, Some(405 | 501))
+        || matches!(
+            failure.code.as_deref(),
+            Some("NotImplemented" | "MethodNotAllowed" | "MissingContentMD5" | "InvalidDigest")
+        )
+}
+
+fn to_store_error(verdict: Verdict, path: &str, message: String) -> object_store::Error {
+    use object_store::Error as E;
+    let class = match verdict {
+        Verdict::NotModified => ErrorClass::Other,
+        Verdict::Forbidden | Verdict::Unknown => ErrorClass::Auth,
+        Verdict::Class(class) => class,
+    };
+    let path = path.to_owned();
+    let boxed = Box::new(StoreError::new(class, message));
+    match verdict {
+        Verdict::NotModified => E::NotModified { path, source: boxed },
+        Verdict::Forbidden => E::PermissionDenied { path, source: boxed },
+        Verdict::Unknown => E::Unauthenticated { path, source: boxed },
+        Verdict::Class(ErrorClass::NotFound) => E::NotFound { path, source: boxed },
+        Verdict::Class(ErrorClass::Precondition) => E::Precondition { path, source: boxed },
+        Verdict::Class(ErrorClass::AlreadyExists) => E::AlreadyExists { path, source: boxed },
+        Verdict::Class(_) => E::Generic { store: STORE, source: boxed },
+    }
+}
+
+/// The table of statuses and codes. A code decides before the status does, because proxies and
+/// some servers send the right code under a general status.
+fn classify(failure: &Failure, condition: Condition) -> (Verdict, Option<&'static str>) {
+    use ErrorClass::*;
+    let class = |c| (Verdict::Class(c), None);
+    match failure.credentials {
+        Some(CredentialTrouble::Missing) => {
+            return (
+                Verdict::Unknown,
+                Some(
+                    "set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or aws sso login",
+                ),
+            );
+        }
+        Some(CredentialTrouble::Unreachable) => return class(Transport),
+        None => {}
+    }
+    if failure.lost {
+        return class(Transport);
+    }
+    match failure.code.as_deref().unwrap_or_default() {
+        "NoSuchBucket" => {
+            return (
+                Verdict::Class(Other),
+                Some("create the bucket, or check its name and region"),
+            );
+        }
+        "NoSuchUpload" => return class(Other),
+        "NoSuchKey" | "NotFound" => return class(not_found(condition)),
+        "PreconditionFailed" => return class(condition_failed(condition)),
+        "ConditionalRequestConflict"
+        | "OperationAborted"
+        | "SlowDown"
+        | "ServiceUnavailable"
+        | "Throttling"
+        | "ThrottlingException"
+        | "RequestLimitExceeded"
+        | "TooManyRequests"
+        | "InternalError" => return class(Throttled),
+        // The body did not arrive as it was sent.
+        "RequestTimeout" | "IncompleteBody" | "BadDigest" | "XAmzContentChecksumMismatch" => {
+            return class(Transport);
+        }
+        "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "InvalidToken" => {
+            return (Verdict::Unknown, Some("refresh the credentials (aws sso login)"));
+        }
+        "RequestTimeTooSkewed" => {
+            return (
+                Verdict::Forbidden,
+                Some("set this machine's clock (timedatectl set-ntp true)"),
+            );
+        }
+        "SignatureDoesNotMatch" => {
+            return (Verdict::Forbidden, Some("check the secret access key and --endpoint-url"));
+        }
+        "AuthorizationHeaderMalformed"
+        | "PermanentRedirect"
+        | "IllegalLocationConstraintException" => {
+            return (Verdict::Class(Other), Some("the bucket is in another region: set --region"));
+        }
+        _ => {}
+    }
+    match failure.status {
+        Some(304) => (Verdict::NotModified, None),
+        Some(301 | 307 | 308) => {
+            (Verdict::Class(Other), Some("the bucket is in another region: set --region"))
+        }
+        Some(401) => (Verdict::Unknown, Some("check the credentials")),
+        Some(403) => (Verdict::Forbidden, Some("check what the credentials may do in this bucket")),
+        Some(404) => class(not_found(condition)),
+        // Only conditional writes answer 409 here: two of them met. It says nothing about which
+        // of them won, so it must never be taken for "already exists".
+        Some(409) => class(Throttled),
+        Some(412) => class(condition_failed(condition)),
+        Some(429 | 500 | 503) => class(Throttled),
+        // Words of a proxy that could not reach the store.
+        Some(408 | 502 | 504) => class(Transport),
+        _ => class(Other),
+    }
+}
+
+/// Updating what is not there is a lost update, as `object_store` has it.
+fn not_found(condition: Condition) -> ErrorClass {
+    match condition {
+        Condition::Update => ErrorClass::Precondition,
+        Condition::None | Condition::Create => ErrorClass::NotFound,
+    }
+}
+
+fn condition_failed(condition: Condition) -> ErrorClass {
+    match condition {
+        Condition::Create => ErrorClass::AlreadyExists,
+        Condition::None | Condition::Update => ErrorClass::Precondition,
+    }
+}
+
+fn facts<E>(error: &SdkError<E, HttpResponse>) -> Failure
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    let mut failure = facts_of_service(error);
+    if matches!(error, SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_)) {
+        failure.credentials = credential_trouble(error);
+    }
+    failure
+}
+
+fn facts_of_service<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Failure {
+    let mut failure =
+        Failure { status: error.raw_response().map(|r| r.status().as_u16()), ..Failure::default() };
+    match error {
+        SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => failure.lost = true,
+        // An answer that cannot be read. With a 2xx status the request may have taken effect.
+        SdkError::ResponseError(_) => {
+            failure.lost = failure.status.is_none_or(|s| (200..300).contains(&s));
+        }
+        SdkError::ServiceError(service) => {
+            failure.code = service.err().code().map(str::to_owned);
+            failure.message = service.err().message().map(str::to_owned);
+            // S3 may begin with 200 and then report an error in the body (CopyObject,
+            // CompleteMultipartUpload); without a code nothing is known about the outcome.
+            failure.lost =
+                failure.code.is_none() && failure.status.is_some_and(|s| (200..300).contains(&s));
+        }
+        _ => {}
+    }
+    failure
+}
+
+fn credential_trouble(error: &(dyn Error + 'static)) -> Option<CredentialTrouble> {
+    let mut cause = Some(error);
+    while let Some(e) = cause {
+        if let Some(credentials) = e.downcast_ref::<CredentialsError>() {
+            return Some(match credentials {
+                CredentialsError::CredentialsNotLoaded(_)
+                | CredentialsError::InvalidConfiguration(_) => CredentialTrouble::Missing,
+                _ => CredentialTrouble::Unreachable,
+            });
+        }
+        cause = e.source();
+    }
+    None
+}
+
+fn sentence<E>(
+    failure: &Failure,
+    action: &str,
+    path: &str,
+    hint: Option<&str>,
+    error: &SdkError<E, HttpResponse>,
+) -> String
+where
+    E: Error + 'static,
+{
+    let what = match (&failure.code, &failure.message, failure.status) {
+        (Some(code), Some(message), _) => format!("{code}: {message}"),
+        (Some(code), None, _) => code.clone(),
+        (None, _, Some(status)) => format!("the server answered status {status}"),
+        (None, _, None) => root_cause(error),
+    };
+    format!("{action} {path}: {what}{}", hint_line(hint))
+}
+
+fn hint_line(hint: Option<&str>) -> String {
+    hint.map(|h| format!("\nhint: {h}")).unwrap_or_default()
+}
+
+/// The innermost error: "connection refused" rather than "dispatch failure".
+pub(super) fn root_cause(error: &dyn Error) -> String {
+    let mut last = error.to_string();
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        last = e.to_string();
+        cause = e.source();
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(status: u16) -> Failure {
+        Failure { status: Some(status), ..Failure::default() }
+    }
+
+    fn coded(status: u16, code: &str) -> Failure {
+        Failure { status: Some(status), code: Some(code.into()), ..Failure::default() }
+    }
+
+    fn class(failure: Failure, condition: Condition) -> Verdict {
+        classify(&failure, condition).0
+    }
+
+    #[test]
+    fn a_conflict_is_never_taken_for_already_exists() {
+        // Guards against a create that merely raced being reported as lost: the caller would
+        // believe that another writer holds the name.
+        for condition in [Condition::Create, Condition::Update, Condition::None] {
+            for failure in [
+                status(409),
+                coded(409, "ConditionalRequestConflict"),
+                coded(409, "OperationAborted"),
+                coded(409, "SomethingNew"),
+            ] {
+                assert_eq!(class(failure, condition), Verdict::Class(ErrorClass::Throttled));
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_status_is_read_under_the_condition_that_was_sent() {
+        // Guards against a failed create and a stale update being confused.
+        use ErrorClass::*;
+        for (failure, condition, expected) in [
+            (status(412), Condition::Create, AlreadyExists),
+            (coded(412, "PreconditionFailed"), Condition::Create, AlreadyExists),
+            (status(412), Condition::Update, Precondition),
+            (status(412), Condition::None, Precondition),
+            (status(404), Condition::None, NotFound),
+            (coded(404, "NoSuchKey"), Condition::None, NotFound),
+            (coded(404, "NoSuchKey"), Condition::Update, Precondition),
+            (status(404), Condition::Update, Precondition),
+        ] {
+            assert_eq!(class(failure, condition), Verdict::Class(expected));
+        }
+    }
+
+    #[test]
+    fn a_missing_bucket_is_not_a_missing_object() {
+        // Guards against a mistyped bucket looking like an empty volume.
+        for condition in [Condition::None, Condition::Create, Condition::Update] {
+            let (verdict, hint) = classify(&coded(404, "NoSuchBucket"), condition);
+            assert_eq!(verdict, Verdict::Class(ErrorClass::Other));
+            assert!(hint.is_some());
+        }
+    }
+
+    #[test]
+    fn refusals_are_told_from_troubles_that_pass() {
+        // Guards against a 403 retried for ever, and against an outage reported as a refusal.
+        use ErrorClass::*;
+        for (failure, expected) in [
+            (status(403), Verdict::Forbidden),
+            (coded(403, "AccessDenied"), Verdict::Forbidden),
+            (coded(403, "RequestTimeTooSkewed"), Verdict::Forbidden),
+            (status(401), Verdict::Unknown),
+            (coded(400, "ExpiredToken"), Verdict::Unknown),
+            (coded(503, "SlowDown"), Verdict::Class(Throttled)),
+            (status(503), Verdict::Class(Throttled)),
+            (status(429), Verdict::Class(Throttled)),
+            (status(500), Verdict::Class(Throttled)),
+            (coded(500, "InternalError"), Verdict::Class(Throttled)),
+            (coded(200, "InternalError"), Verdict::Class(Throttled)),
+            (coded(400, "RequestTimeout"), Verdict::Class(Transport)),
+            (status(502), Verdict::Class(Transport)),
+            (status(400), Verdict::Class(Other)),
+            (status(416), Verdict::Class(Other)),
+            (status(301), Verdict::Class(Other)),
+            (status(304), Verdict::NotModified),
+            (Failure { lost: true, ..Failure::default() }, Verdict::Class(Transport)),
+            (
+                Failure {
+                    credentials: Some(CredentialTrouble::Missing),
+                    lost: true,
+                    ..Failure::default()
+                },
+                Verdict::Unknown,
+            ),
+            (
+                Failure {
+                    credentials: Some(CredentialTrouble::Unreachable),
+                    lost: true,
+                    ..Failure::default()
+                },
+                Verdict::Class(Transport),
+            ),
+        ] {
+            assert_eq!(class(failure.clone(), Condition::None), expected, "{failure:?}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The spine without a kernel: `init`, `mount`, operations, commit, crash, remount.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+use sealfs::base::Ino;
+use sealfs::fs::{Caller, Fs, FsError, RenameFlags, SetAttr, WriteFlags};
+use sealfs::seal::{KdfParams, Secret};
+use sealfs::stack::{InitOptions, MountOptions, Mounted, StackError, StoreOptions, init, mount};
+use sealfs::store::Location;
+
+const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+
+fn secret() -> Secret {
+    Secret::Passphrase(b"correct horse".to_vec().into())
+}
+
+fn store(custom: &Arc<dyn ObjectStore>) -> StoreOptions {
+    let mut options = StoreOptions::new(Location::Memory);
+    options.custom = Some(custom.clone());
+    options
+}
+
+async fn new_volume() -> Arc<dyn ObjectStore> {
+    let bucket: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    init(InitOptions {
+        store: store(&bucket),
+        secret: secret(),
+        label: "test".into(),
+        kdf: KdfParams::FLOOR,
+        owner: (0, 0),
+    })
+    .await
+    .expect("init");
+    bucket
+}
+
+async fn open(bucket: &Arc<dyn ObjectStore>, local: &Path) -> Result<Mounted, StackError> {
+    let mut options =
+        MountOptions::new(store(bucket), secret(), local.join("cache"), local.join("state"));
+    options.journal_bytes_max = 64 << 20;
+    options.commit_interval = Duration::from_millis(200);
+    mount(options).await
+}
+
+async fn write(fs: &Arc<Fs>, ino: Ino, offset: u64, data: &[u8]) {
+    let data = Bytes::copy_from_slice(data);
+    fs.write(ino, offset, data, WriteFlags::default()).await.expect("write");
+}
+
+async fn read(fs: &Arc<Fs>, ino: Ino) -> Vec<u8> {
+    let size = fs.getattr(ino).await.expect("getattr").size;
+    fs.read(ino, 0, size as u32).await.expect("read").to_vec()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_written_is_there_after_an_unmount_and_a_mount_elsewhere() {
+    // Guards against anything that lives only in this machine's memory or journal.
+    let bucket = new_volume().await;
+    let local = tempfile::tempdir().expect("tempdir");
+    let m = open(&bucket, local.path()).await.expect("mount");
+    let fs = m.fs.clone();
+    let dir = fs.mkdir(ROOT, Ino::ROOT, b"dir".to_vec(), 0o755, 0).await.expect("mkdir");
+    let file = fs.create(ROOT, dir.ino, b"file".to_vec(), 0o644, 0).await.expect("create");
+    write(&fs, file.ino, 0, b"hello, world").await;
+    write(&fs, file.ino, 100_000, b"far").await;
+    assert!(m.sync(Duration::from_secs(20)).await, "synced");
+    write(&fs, file.ino, 7, b"bucket").await;
+    fs.link(file.ino, Ino::ROOT, b"hard".to_vec()).await.expect("link");
+    fs.symlink(ROOT, dir.ino, b"soft".to_vec(), b"file".to_vec()).await.expect("symlink");
+    let before = read(&fs, file.ino).await;
+    assert!(m.shutdown(Duration::from_secs(20)).await, "drained");
+
+    let elsewhere = tempfile::tempdir().expect("tempdir");
+    let m = open(&bucket, elsewhere.path()).await.expect("mount elsewhere");
+    let fs = m.fs.clone();
+    let dir = fs.lookup(Ino::ROOT, b"dir".to_vec()).await.expect("dir");
+    let file = fs.lookup(dir.ino, b"file".to_vec()).await.expect("file");
+    assert_eq!((file.size, file.nlink), (100_003, 2));
+    let after = read(&fs, file.ino).await;
+    assert_eq!(after, before);
+    assert_eq!(&after[..13], b"hello, bucket");
+    assert!(after[13..100_000].iter().all(|b| *b == 0));
+    let soft = fs.lookup(dir.ino, b"soft".to_vec()).await.expect("soft");
+    assert_eq!(&fs.readlink(soft.ino).await.expect("readlink")[..], b"file");
+    let names: Vec<_> = fs.readdir(Ino::ROOT, 0, 100).await.expect("readdir");
+    assert_eq!(names.len(), 4, "., .., dir, hard");
+    m.shutdown(Duration::from_secs(20)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_with_the_local_state_replays_what_the_bucket_does_not_have() {
+    // Guards against losing journalled changes when the daemon dies before the commit.
+    let bucket = new_volume().await;
+    let local = tempfile::tempdir().expect("tempdir");
+    let m = {
+        let mut options = MountOptions::new(
+            store(&bucket),
+            secret(),
+            local.path().join("cache"),
+            local.path().join("state"),
+        );
+        options.journal_bytes_max = 64 << 20;
+        options.commit_interval = Duration::from_secs(3600);
+        mount(options).await.expect("mount")
+    };
+    let fs = m.fs.clone();
+    let f = fs.create(ROOT, Ino::ROOT, b"f".to_vec(), 0o600, 0).await.expect("create");
+    write(&fs, f.ino, 0, &vec![7; 300_000]).await;
+    fs.rename(Ino::ROOT, b"f".to_vec(), Ino::ROOT, b"g".to_vec(), RenameFlags::default())
+        .await
+        .expect("rename");
+    // A drain of no time at all leaves everything in the journal.
+    assert!(!m.shutdown(Duration::ZERO).await);
+    drop(fs);
+    let m = open(&bucket, local.path()).await.expect("mount again");
+    let fs = m.fs.clone();
+    assert_eq!(fs.lookup(Ino::ROOT, b"f".to_vec()).await, Err(FsError::NotFound));
+    let g = fs.lookup(Ino::ROOT, b"g".to_vec()).await.expect("g");
+    assert_eq!(read(&fs, g.ino).await, vec![7; 300_000]);
+    assert!(m.shutdown(Duration::from_secs(20)).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shrinking_and_growing_again_shows_zeros() {
+    // Guards against old extents showing through, in each state: pending, committed, both.
+    let bucket = new_volume().await;
+    let local = tempfile::tempdir().expect("tempdir");
+    let m = open(&bucket, local.path()).await.expect("mount");
+    let fs = m.fs.clone();
+    let f = fs.create(ROOT, Ino::ROOT, b"f".to_vec(), 0o600, 0).await.expect("create");
+    for round in 0..4 {
+        write(&fs, f.ino, 0, &[9; 10_000]).await;
+        if round % 2 == 1 {
+            assert!(m.sync(Duration::from_secs(20)).await);
+        }
+        let size = |size| SetAttr { size: Some(size), ..SetAttr::default() };
+        let small = if round < 2 { 100 } else { 0 };
+        fs.setattr(ROOT, f.ino, size(small)).await.expect("shrink");
+        fs.setattr(ROOT, f.ino, size(10_000)).await.expect("grow");
+        if round == 3 {
+            assert!(m.sync(Duration::from_secs(20)).await);
+        }
+        let data = read(&fs, f.ino).await;
+        assert!(data[..small as usize].iter().all(|b| *b == 9));
+        assert!(data[small as usize..].iter().all(|b| *b == 0), "round {round}");
+    }
+    m.shutdown(Duration::from_secs(20)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_mount_is_refused_by_the_name_of_the_holder() {
+    // Guards against two writers: refused without disturbing the first.
+    let bucket = new_volume().await;
+    let (a, b) = (tempfile::tempdir().expect("a"), tempfile::tempdir().expect("b"));
+    let first = open(&bucket, a.path()).await.expect("mount");
+    let refused = open(&bucket, b.path()).await.err().expect("refused");
+    assert!(matches!(refused, StackError::InUse { .. }), "{refused}");
+    let fs = first.fs.clone();
+    fs.create(ROOT, Ino::ROOT, b"still".to_vec(), 0o600, 0).await.expect("still writable");
+    assert!(first.shutdown(Duration::from_secs(20)).await);
+    open(&bucket, b.path()).await.expect("free now");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_small_files_make_few_objects() {
+    // Guards against a PUT per file (DESIGN §10).
+    let bucket = new_volume().await;
+    let local = tempfile::tempdir().expect("tempdir");
+    let m = open(&bucket, local.path()).await.expect("mount");
+    let fs = m.fs.clone();
+    let t = std::time::Instant::now();
+    for i in 0..10_000u32 {
+        let name = format!("file-{i}").into_bytes();
+        let f = fs.create(ROOT, Ino::ROOT, name, 0o644, 0).await.expect("create");
+        write(&fs, f.ino, 0, &[i as u8; 4096]).await;
+    }
+    eprintln!("created in {:?}", t.elapsed());
+    assert!(m.sync(Duration::from_secs(60)).await);
+    eprintln!("synced in {:?}, {:?}", t.elapsed(), m.requests());
+    let entries = fs.readdirplus(Ino::ROOT, 0, 20_000).await.expect("readdirplus");
+    assert_eq!(entries.len(), 10_002);
+    m.shutdown(Duration::from_secs(20)).await;
+    let elsewhere = tempfile::tempdir().expect("tempdir");
+    let m = open(&bucket, elsewhere.path()).await.expect("mount elsewhere");
+    let t = std::time::Instant::now();
+    let entries = m.fs.readdirplus(Ino::ROOT, 0, 20_000).await.expect("readdirplus");
+    eprintln!("cold readdirplus in {:?}", t.elapsed());
+    assert_eq!(entries.len(), 10_002);
+    let t = std::time::Instant::now();
+    for (entry, attr) in entries.iter().filter(|(e, _)| e.name.starts_with(b"file-")) {
+        let i: u32 = std::str::from_utf8(&entry.name[5..]).unwrap().parse().unwrap();
+        let data = m.fs.read(attr.ino, 0, 8192).await.expect("read");
+        assert_eq!(&data[..], &[i as u8; 4096]);
+    }
+    eprintln!("cold reads in {:?} {:?}", t.elapsed(), m.requests());
+    m.shutdown(Duration::from_secs(20)).await;
+}

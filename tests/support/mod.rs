@@ -1,0 +1,28 @@
+//! What the tests in this directory share.
+
+// Each test file that includes this module uses another part of it.
+#![allow(dead_code)]
+
+pub mod s3server;
+
+use s3server::{ACCESS_KEY, BUCKET, REGION, S3Server, SECRET_KEY};
+use sealfs::store::s3::{S3Options, S3Store, SseMode, StaticCredentials, connect};
+
+/// How to reach an in-process server, at the root of its bucket.
+pub fn s3_options(endpoint: &str) -> S3Options {
+    S3Options {
+        endpoint_url: Some(endpoint.to_owned()),
+        region: Some(REGION.into()),
+        credentials: Some(StaticCredentials {
+            access_key_id: ACCESS_KEY.into(),
+            secret_access_key: SECRET_KEY.to_owned().into(),
+        }),
+        ..S3Options::new(BUCKET, "")
+    }
+}
+
+/// A store on an in-process server with this encryption.
+pub async fn s3_store(server: &S3Server, sse: SseMode) -> S3Store {
+    let options = S3Options { sse, ..s3_options(&server.endpoint()) };
+    connect(options).await.expect("the options of a test are good")
+}
