@@ -151,6 +151,9 @@ fn help_has_examples_and_the_exit_statuses() {
     assert!(help.contains("Exit status:") && help.contains("Examples:"));
     for command in ["init", "mount", "umount", "sync", "status", "demo"] {
         let help = v.ok(&[command, "--help"]);
-        assert!(help.contains("Examples:") && help.contains(&format!("sealfs {command}")), "{help}");
+        assert!(
+            help.contains("Examples:") && help.contains(&format!("sealfs {command}")),
+            "{help}"
+        );
     }
 }

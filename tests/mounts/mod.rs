@@ -115,9 +115,11 @@ impl Volume {
     /// The arguments of `sealfs mount` for this volume.
     pub fn mount_args(&self, more: &[&str]) -> Vec<String> {
         let mut args = vec!["mount".into(), self.url(), self.text("vault")];
-        for (flag, name) in
-            [("--passphrase-file", "passphrase"), ("--cache-dir", "cache"), ("--state-dir", "state")]
-        {
+        for (flag, name) in [
+            ("--passphrase-file", "passphrase"),
+            ("--cache-dir", "cache"),
+            ("--state-dir", "state"),
+        ] {
             args.extend([flag.into(), self.text(name)]);
         }
         args.extend(["--log-file".into(), self.text("log")]);
