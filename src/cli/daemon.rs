@@ -83,15 +83,16 @@ impl Starting {
         Ok(())
     }
 
-    /// Tells why there will be no mount. In the foreground the failure is left to the caller.
+    /// Tells why there will be no mount. In the foreground the failure is left to the caller;
+    /// in the background this ends the process, since the parent prints it and exits with it.
     pub fn failed(self, failure: Failure) -> Outcome {
-        if let Some(mut pipe) = self.0 {
-            // If the parent is gone there is nobody left to tell but the log.
-            if let Err(e) = report(&mut pipe, &Err(failure.clone())) {
-                log::error!("{}; and nobody is there to hear it: {e}", failure.message);
-            }
+        let Some(mut pipe) = self.0 else { return Err(failure) };
+        let status = failure.exit.code();
+        if let Err(e) = report(&mut pipe, &Err(failure.clone())) {
+            // The parent is gone; nobody is left to tell but the log.
+            log::error!("{} ({e})", failure.message);
         }
-        Err(failure)
+        std::process::exit(status.into());
     }
 }
 

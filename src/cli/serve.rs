@@ -151,7 +151,10 @@ impl Running {
             Err(failure) => log::error!("{}", failure.message),
         }
         // The unmount itself is done: what is left pending is its result, not a failure.
-        let _ = end.say.send(Say::Done { pending_bytes }).await; // nobody may be waiting
+        if end.say.send(Say::Done { pending_bytes }).await.is_ok() {
+            // The process ends next: give the message the time to arrive.
+            let _ = timeout(Duration::from_secs(5), end.say.closed()).await;
+        }
         outcome
     }
 

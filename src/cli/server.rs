@@ -120,6 +120,9 @@ async fn client(
     }
     while let Some(message) = messages.recv().await {
         send(&mut write, &message).await?;
+        if matches!(message, Say::Done { .. } | Say::Failed(_)) {
+            break; // drops the channel, which tells the sender that it has arrived
+        }
     }
     Ok(())
 }

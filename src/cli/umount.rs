@@ -89,8 +89,7 @@ fn explain_busy(failure: Failure, client: &Client, args: &UmountArgs) -> Failure
 /// Waits until the process is gone, so that the next mount finds its journal free.
 fn await_exit(pid: libc::pid_t) -> Outcome {
     let begun = Instant::now();
-    // SAFETY: signal 0 only asks whether the process exists.
-    while unsafe { libc::kill(pid, 0) } == 0 {
+    while is_alive(pid) {
         if begun.elapsed() > EXIT_TIMEOUT {
             return Err(Failure::new(Exit::General, format!("process {pid} does not end"))
                 .hint(format!("look at it: ps {pid}")));
@@ -98,4 +97,12 @@ fn await_exit(pid: libc::pid_t) -> Outcome {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+/// Whether the process still has its files open: a zombie, which only waits for its parent to
+/// notice, has not.
+fn is_alive(pid: libc::pid_t) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !"ZX".contains(state))
 }

@@ -93,11 +93,18 @@ impl Layers {
             return Ok(Arc::new(Sealed::new(self.retry.clone(), keys.clone())));
         };
         let options = CacheOptions { bytes_max: *bytes_max, ..CacheOptions::new(dir.clone()) };
-        let cached = Cached::new(self.retry.clone(), options, self.stats.clone());
-        let cached = Arc::new(cached.map_err(|source| {
-            let path = dir.clone();
-            StackError::Local { what: "opening the cache in", path, source }
-        })?);
+        let cached = match Cached::new(self.retry.clone(), options, self.stats.clone()) {
+            Ok(cached) => Arc::new(cached),
+            // A follower beside the writer; a second writer is refused by the journal's lock.
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                log::warn!("another mount uses {}; going on without a cache", dir.display());
+                return Ok(Arc::new(Sealed::new(self.retry.clone(), keys.clone())));
+            }
+            Err(source) => {
+                let path = dir.clone();
+                return Err(StackError::Local { what: "opening the cache in", path, source });
+            }
+        };
         let _ = self.opened.set(cached.clone()); // the first one is the mount's
         Ok(Arc::new(Sealed::with_cache(cached.clone(), keys.clone(), Some(cached))))
     }

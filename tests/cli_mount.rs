@@ -1,0 +1,221 @@
+//! The commands on a real mount over a `file://` store: from `init` to an empty machine that
+//! mounts the same bucket.
+
+mod mounts;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use mounts::{Holder, Volume, is_alive, wait_until};
+
+#[test]
+fn what_was_written_is_there_for_a_machine_that_has_only_the_bucket() {
+    // Guards against anything that lives in local state only. Everything local is thrown away
+    // between the two mounts.
+    needs_fuse!();
+    let v = Volume::mounted();
+    fs::create_dir(v.at("dir")).expect("makes a directory");
+    fs::write(v.at("dir/a"), b"some text").expect("writes");
+    let big: Vec<u8> = (0..3_000_000u32).flat_map(|n| n.to_le_bytes()).collect();
+    fs::write(v.at("big"), &big).expect("writes");
+    v.ok(&["sync", &v.text("vault")]);
+    assert_eq!(v.status("pending_bytes"), 0);
+    fs::write(v.at("after the sync"), b"x").expect("writes");
+    v.umount();
+    assert!(!v.is_mounted());
+    v.forget_local_state();
+    v.mount(&[]);
+    assert_eq!(fs::read(v.at("dir/a")).expect("reads"), b"some text");
+    assert!(fs::read(v.at("big")).expect("reads") == big);
+    assert_eq!(fs::read(v.at("after the sync")).expect("reads"), b"x");
+    v.umount();
+}
+
+#[test]
+fn status_says_what_a_mount_is() {
+    // Guards against fields that are missing, renamed or nested.
+    needs_fuse!();
+    let v = Volume::mounted();
+    assert_eq!(v.status("state"), "online");
+    assert_eq!(v.status("store"), v.url());
+    assert_eq!(v.status("mount_point"), v.text("vault"));
+    assert_eq!(v.status("volume_id").as_str().map(str::len), Some(32));
+    for field in ["pending_bytes", "pending_files", "uptime_secs", "resident_bytes"] {
+        assert!(v.status(field).is_u64(), "{field}");
+    }
+    // From a directory inside, too; and for people.
+    fs::create_dir(v.at("inside")).expect("makes a directory");
+    let text = v.ok(&["status", &v.at("inside").display().to_string()]);
+    assert!(text.contains("state     online"), "{text}");
+    v.umount();
+}
+
+#[test]
+fn a_second_init_and_a_wrong_passphrase_are_refused() {
+    // Guards against a volume that is made over another one, and lost with its keys.
+    needs_fuse!();
+    let v = Volume::create();
+    v.fails(&["init", &v.url(), "--passphrase-file", &v.text("passphrase")], 5);
+    fs::write(v.path("passphrase"), "wrong\n").expect("writes");
+    let args = v.mount_args(&[]);
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let stderr = v.fails(&args, 3);
+    assert!(stderr.starts_with("sealfs: error: wrong passphrase\n"), "{stderr}");
+    assert!(!v.is_mounted());
+}
+
+#[test]
+fn a_busy_mount_stays_and_its_user_is_named() {
+    // Guards against an umount that fails without saying who is in the way, or that tears the
+    // directory from under a running program.
+    needs_fuse!();
+    let v = Volume::mounted();
+    let vault = v.text("vault");
+    let sleep = Command::new("sleep").arg("60").current_dir(v.vault()).spawn();
+    let holder = Holder(sleep.expect("sleep runs"));
+    let pid = holder.0.id();
+    assert_eq!(
+        v.fails(&["umount", &vault], 10),
+        format!(
+            "sealfs: error: {vault} is in use by sleep ({pid})\n\
+             hint: close them, or: sealfs umount --lazy {vault}\n"
+        )
+    );
+    fs::write(v.at("still works"), b"yes").expect("still mounted");
+    drop(holder);
+    v.umount();
+}
+
+#[test]
+fn a_lazy_umount_serves_open_files_to_their_end() {
+    // Guards against writes after a lazy umount that are lost, or a daemon that never ends.
+    needs_fuse!();
+    let v = Volume::mounted();
+    let daemon = v.daemon();
+    let mut open = File::create(v.at("open")).expect("creates");
+    v.ok(&["umount", "--lazy", &v.text("vault")]);
+    assert!(!v.is_mounted());
+    open.write_all(b"written after the umount").expect("still served");
+    open.sync_all().expect("still served");
+    drop(open);
+    wait_until("the daemon ends", || !is_alive(daemon));
+    v.mount(&[]);
+    assert_eq!(fs::read(v.at("open")).expect("reads"), b"written after the umount");
+    v.umount();
+}
+
+#[test]
+fn sigterm_drains_and_unmounts() {
+    // Guards against `systemctl stop` leaving a dead mount, or data only in the journal.
+    needs_fuse!();
+    let v = Volume::mounted();
+    let daemon = v.daemon();
+    fs::write(v.at("f"), vec![7; 1 << 20]).expect("writes");
+    // SAFETY: the process is this test's own daemon.
+    unsafe { libc::kill(daemon, libc::SIGTERM) };
+    wait_until("the daemon ends", || !is_alive(daemon));
+    assert!(!v.is_mounted());
+    v.forget_local_state();
+    v.mount(&[]);
+    assert_eq!(fs::read(v.at("f")).expect("reads"), vec![7; 1 << 20]);
+    v.umount();
+}
+
+#[test]
+fn an_umount_by_somebody_else_is_an_orderly_end_too() {
+    // Guards against data that stays behind when people type umount or fusermount3 -u.
+    needs_fuse!();
+    let v = Volume::create();
+    let mut args = v.mount_args(&["--foreground"]);
+    let child = v
+        .command(&args.drain(..).collect::<Vec<_>>().iter().map(String::as_str).collect::<Vec<_>>())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("runs");
+    let mut daemon = Holder(child);
+    wait_until("it is mounted", || v.is_mounted() && fs::metadata(v.at(".")).is_ok());
+    fs::write(v.at("f"), b"content").expect("writes");
+    let umount = Command::new("umount").arg(v.vault()).status();
+    if !umount.is_ok_and(|s| s.success()) {
+        let status = Command::new("fusermount3").arg("-u").arg(v.vault()).status();
+        assert!(status.expect("fusermount3 runs").success());
+    }
+    let status = daemon.0.wait().expect("ends");
+    assert_eq!(status.code(), Some(0), "{}", v.log());
+    v.forget_local_state();
+    v.mount(&[]);
+    assert_eq!(fs::read(v.at("f")).expect("reads"), b"content");
+    v.umount();
+}
+
+#[test]
+fn after_a_crash_closed_and_synced_files_are_there() {
+    // Guards against data that `close` had promised, lost by kill -9; and against a dead mount
+    // that cannot be understood or replaced.
+    needs_fuse!();
+    let v = Volume::mounted();
+    fs::write(v.at("closed"), b"closed").expect("writes");
+    let mut synced = File::create(v.at("synced")).expect("creates");
+    synced.write_all(b"synced").expect("writes");
+    synced.sync_all().expect("syncs");
+    let pid = v.daemon();
+    // SAFETY: the process is this test's own daemon.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    wait_until("the daemon is gone", || !is_alive(pid));
+    let stderr = v.fails(&["status", &v.text("vault")], 9);
+    assert!(stderr.contains("is gone\nhint: "), "{stderr}");
+    drop(synced);
+    v.detach();
+    v.mount(&[]);
+    assert_eq!(fs::read(v.at("closed")).expect("reads"), b"closed");
+    assert_eq!(fs::read(v.at("synced")).expect("reads"), b"synced");
+    v.umount();
+}
+
+#[test]
+fn a_second_mount_of_the_volume_is_refused() {
+    // Guards against two writers of one volume.
+    needs_fuse!();
+    let v = Volume::mounted();
+    fs::create_dir(v.path("second")).expect("makes a directory");
+    let mut args = v.mount_args(&[]);
+    args[2] = v.text("second");
+    let second: Vec<_> = args.iter().map(String::as_str).collect();
+    let stderr = v.fails(&second, 6);
+    assert!(stderr.contains("mounted"), "{stderr}");
+    let same = v.mount_args(&[]);
+    let same: Vec<_> = same.iter().map(String::as_str).collect();
+    assert!(v.fails(&same, 10).contains("is a sealfs mount already"));
+    v.umount();
+}
+
+#[test]
+fn a_read_only_mount_reads_and_refuses_every_change() {
+    // Guards against a follower that writes, or that needs write access to the store.
+    needs_fuse!();
+    let v = Volume::mounted();
+    fs::write(v.at("f"), b"content").expect("writes");
+    v.umount();
+    v.mount(&["--read-only"]);
+    assert_eq!(v.status("state"), "read-only");
+    assert_eq!(fs::read(v.at("f")).expect("reads"), b"content");
+    let error = fs::write(v.at("g"), b"x").expect_err("refused");
+    assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+    v.umount();
+}
+
+#[test]
+fn mount_returns_only_when_the_mount_works() {
+    // Guards against scripts that write into the bare directory below a late mount.
+    needs_fuse!();
+    let v = Volume::create();
+    let begun = Instant::now();
+    v.mount(&[]);
+    assert!(v.is_mounted(), "returned without a mount");
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    fs::write(v.at("at once"), b"x").expect("works at once");
+    v.umount();
+    assert_eq!(fs::read_dir(v.vault()).expect("the bare directory").count(), 0);
+}
