@@ -298,22 +298,13 @@ impl Committer {
     }
 
     async fn upload(&self, segments: &[SegmentPlan]) -> Result<(), CommitError> {
-        let uploads = segments.iter().map(|plan| {
-            let (journal, plan) = (self.journal.clone(), plan.clone());
-            async move {
-                let id = plan.id;
-                let read = tokio::task::spawn_blocking(move || read_items(&journal, &plan));
-                let data = read.await.map_err(|e| CommitError::Internal(e.to_string()))??;
-                let len = data.len() as u64;
-                let put = self.segments.put(id, vec![data.into()]).await;
-                put.map_err(|e| CommitError::Upload(id, e))?;
-                self.uploaded.fetch_add(len, Ordering::Relaxed);
-                Ok::<(), CommitError>(())
-            }
-        });
+        let uploads: Vec<_> = segments
+            .iter()
+            .map(|plan| upload_one(self.journal.clone(), self.segments.clone(), plan.clone()))
+            .collect();
         let mut running = futures::stream::iter(uploads).buffer_unordered(UPLOADS_MAX);
         while let Some(done) = running.next().await {
-            done?;
+            self.uploaded.fetch_add(done?, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -422,6 +413,19 @@ impl Committer {
             uploaded_bytes: self.uploaded.load(Ordering::Relaxed),
         }
     }
+}
+
+/// Uploads one segment; returns its plaintext bytes.
+async fn upload_one(
+    journal: Arc<Journal>,
+    store: Arc<SegmentStore>,
+    plan: SegmentPlan,
+) -> Result<u64, CommitError> {
+    let (id, len) = (plan.id, plan.len);
+    let read = tokio::task::spawn_blocking(move || read_items(&journal, &plan));
+    let data = read.await.map_err(|e| CommitError::Internal(e.to_string()))??;
+    store.put(id, vec![data.into()]).await.map_err(|e| CommitError::Upload(id, e))?;
+    Ok(len)
 }
 
 /// Reads the plaintext of a segment from the journal. Blocks on the local disk.
