@@ -382,7 +382,9 @@ impl Mounted {
         let tasks = std::mem::take(&mut *self.tasks.lock());
         for (n, task) in tasks.into_iter().enumerate() {
             // The committer ends by itself after its step; the others hold nothing.
-            let grace = if n == 0 && drained { Duration::from_secs(30) } else { Duration::ZERO };
+            // A read-only mount has no committer: its task would never end.
+            let ends = n == 0 && self.writer.is_some();
+            let grace = if ends && drained { Duration::from_secs(30) } else { Duration::ZERO };
             let abort = task.abort_handle();
             if tokio::time::timeout(grace, task).await.is_err() {
                 abort.abort();
