@@ -28,6 +28,12 @@ use crate::store::{SegmentStore, probe};
 /// How often what this machine remembers is brought up to date, and how often durably.
 const REMEMBER_EVERY: Duration = Duration::from_secs(5);
 
+/// How long closing the metadata store, and giving the lease back, may take each.
+const CLOSE_MAX: Duration = Duration::from_secs(30);
+/// The same when something is left to the journal: the store is likely to be away, and whoever
+/// asked for `umount --force-local` waits. The next mount here needs neither.
+const CLOSE_PENDING_MAX: Duration = Duration::from_secs(5);
+
 /// The writing half of a mount.
 struct Writer {
     journal: Arc<Journal>,
@@ -391,7 +397,8 @@ impl Mounted {
             }
         }
         let close = self.shared.view.kv().close(drained);
-        match tokio::time::timeout(Duration::from_secs(60), close).await {
+        let limit = if drained { CLOSE_MAX } else { CLOSE_PENDING_MAX };
+        match tokio::time::timeout(limit, close).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => log::warn!("closing the metadata store: {e}"),
             Err(_) => log::warn!("closing the metadata store took too long, left as it is"),
@@ -403,7 +410,7 @@ impl Mounted {
                 log::warn!("what this machine remembers was not saved: {e}");
             }
             let mut lease = writer.lease.lock().await;
-            let release = tokio::time::timeout(Duration::from_secs(30), lease.release()).await;
+            let release = tokio::time::timeout(limit, lease.release()).await;
             match release {
                 Ok(Beat::Held) => {}
                 Ok(Beat::Lost(holder)) => log::warn!("the volume is held by {holder} now"),
