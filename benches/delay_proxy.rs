@@ -5,24 +5,20 @@
 //!
 //! Every byte is forwarded half a round trip after it was read, in order, in each direction; any
 //! amount may be under way, so the bandwidth is not limited. A connection costs one round trip
-//! before its first byte, as a TCP handshake would.
+//! before its first byte, as a TCP handshake would. Two threads a direction, because the sleep of
+//! a thread is exact to 0.1 ms where timers of a runtime count in milliseconds.
 
 use clap::Parser;
 use std::io::{Read, Write};
-use std::net::SocketAddr;
-use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Bytes of one read; a piece is forwarded whole.
 const PIECE_BYTES: usize = 256 << 10;
 /// Pieces under way in one direction of one connection: 1 GiB at most, so that it never limits.
 const PIECES_MAX: usize = 4096;
-/// The runtime's timer rounds up to whole milliseconds, half of one on average.
-const TIMER_LATENESS: Duration = Duration::from_micros(500);
 
 #[derive(Parser)]
 struct Args {
@@ -43,76 +39,64 @@ struct Args {
 fn main() -> std::io::Result<()> {
     let args = Args::parse();
     if !args.forever {
-        std::thread::spawn(|| {
+        thread::spawn(|| {
             // The end of input and a broken input mean the same: nobody is left to serve.
             let _ = std::io::stdin().read_to_end(&mut Vec::new());
             std::process::exit(0);
         });
     }
     let one_way = Duration::from_secs_f64(args.rtt_ms.max(0.0) / 2000.0);
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async move {
-        let listener = TcpListener::bind(("127.0.0.1", args.port)).await?;
-        let mut out = std::io::stdout();
-        writeln!(out, "listen={}", listener.local_addr()?)?;
-        out.flush()?;
-        loop {
-            let (client, _) = listener.accept().await?;
-            tokio::spawn(async move {
-                if let Err(error) = connect(client, args.to, one_way).await {
-                    eprintln!("delay_proxy: {error}");
-                }
-            });
-        }
-    })
-}
-
-/// Forwards one connection both ways until both ends are done.
-async fn connect(client: TcpStream, to: SocketAddr, one_way: Duration) -> std::io::Result<()> {
-    tokio::time::sleep(2 * one_way).await;
-    let server = TcpStream::connect(to).await?;
-    client.set_nodelay(true)?;
-    server.set_nodelay(true)?;
-    let (from_client, to_client) = client.into_split();
-    let (from_server, to_server) = server.into_split();
-    tokio::join!(
-        direction(from_client, to_server, one_way),
-        direction(from_server, to_client, one_way)
-    );
+    let listener = TcpListener::bind(("127.0.0.1", args.port))?;
+    let mut out = std::io::stdout();
+    writeln!(out, "listen={}", listener.local_addr()?)?;
+    out.flush()?;
+    for client in listener.incoming() {
+        let client = client?;
+        thread::spawn(move || {
+            if let Err(error) = forward(client, args.to, one_way) {
+                eprintln!("delay_proxy: {error}");
+            }
+        });
+    }
     Ok(())
 }
 
-/// Forwards one direction. A broken side ends it, which closes the other side in turn.
-async fn direction(from: OwnedReadHalf, to: OwnedWriteHalf, one_way: Duration) {
-    let (queue, pieces) = mpsc::channel(PIECES_MAX);
-    let reader = tokio::spawn(read(from, queue, one_way));
-    write(to, pieces).await;
-    // The writer has ended, so nobody waits for what the reader might still bring.
-    reader.abort();
+/// Forwards one connection both ways; returns when the threads that do it are started.
+fn forward(client: TcpStream, to: SocketAddr, one_way: Duration) -> std::io::Result<()> {
+    thread::sleep(2 * one_way);
+    let server = TcpStream::connect(to)?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    direction(client.try_clone()?, server.try_clone()?, one_way);
+    direction(server, client, one_way);
+    Ok(())
 }
 
-async fn read(mut from: OwnedReadHalf, queue: mpsc::Sender<(Instant, Vec<u8>)>, one_way: Duration) {
-    loop {
-        let mut piece = Vec::with_capacity(PIECE_BYTES);
-        match from.read_buf(&mut piece).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {
-                if queue.send((Instant::now() + one_way, piece)).await.is_err() {
-                    return;
-                }
+/// Forwards one direction. When either side ends or breaks, so does the other.
+fn direction(mut from: TcpStream, mut to: TcpStream, one_way: Duration) {
+    let (queue, pieces) = mpsc::sync_channel::<(Instant, Vec<u8>)>(PIECES_MAX);
+    let mut buffer = vec![0; PIECE_BYTES];
+    thread::spawn(move || {
+        // A broken connection is forwarded as its end.
+        while let Ok(length) = from.read(&mut buffer)
+            && length > 0
+        {
+            let due = Instant::now() + one_way;
+            if queue.send((due, buffer[..length].to_vec())).is_err() {
+                // Nobody takes what this side still says.
+                let _ = from.shutdown(Shutdown::Read);
+                return;
             }
         }
-    }
-}
-
-async fn write(mut to: OwnedWriteHalf, mut pieces: mpsc::Receiver<(Instant, Vec<u8>)>) {
-    while let Some((when, piece)) = pieces.recv().await {
-        sleep_until(when - TIMER_LATENESS).await;
-        if to.write_all(&piece).await.is_err() {
-            return;
+    });
+    thread::spawn(move || {
+        for (due, piece) in pieces {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            if to.write_all(&piece).is_err() {
+                break;
+            }
         }
-    }
-    // The other side may already have closed.
-    let _ = to.shutdown().await;
+        // The other side may already have closed.
+        let _ = to.shutdown(Shutdown::Write);
+    });
 }

@@ -13,9 +13,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 
 use super::pack::{Plan, SegmentPlan, pack};
 use super::pending::Generation;
@@ -128,7 +127,6 @@ pub struct Committer {
     journal: Arc<Journal>,
     segments: Arc<SegmentStore>,
     options: CommitOptions,
-    uploads: Arc<Semaphore>,
     wake: Notify,
     wanted: AtomicU64,
     committed: watch::Sender<CommitRow>,
@@ -168,7 +166,6 @@ impl Committer {
             journal,
             segments,
             options,
-            uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
             wake: Notify::new(),
             wanted: AtomicU64::new(0),
             committed: watch::Sender::new(committed),
@@ -301,29 +298,13 @@ impl Committer {
     }
 
     async fn upload(&self, segments: &[SegmentPlan]) -> Result<(), CommitError> {
-        let mut running = FuturesUnordered::new();
-        for plan in segments {
-            let permit = self.uploads.clone().acquire_owned().await;
-            let permit = permit.expect("the semaphore is never closed");
-            // Collect finished ones early, so that the first failure stops the rest.
-            while let Some(Some(done)) = futures::FutureExt::now_or_never(running.next()) {
-                let () = done?;
-            }
-            let (journal, store, plan) =
-                (self.journal.clone(), self.segments.clone(), plan.clone());
-            running.push(async move {
-                let id = plan.id;
-                let read = tokio::task::spawn_blocking(move || read_items(&journal, &plan));
-                let data = read.await.map_err(|e| CommitError::Internal(e.to_string()))??;
-                let len = data.len() as u64;
-                store.put(id, vec![data.into()]).await.map_err(|e| CommitError::Upload(id, e))?;
-                self.uploaded.fetch_add(len, Ordering::Relaxed);
-                drop(permit);
-                Ok::<(), CommitError>(())
-            });
-        }
+        let uploads: Vec<_> = segments
+            .iter()
+            .map(|plan| upload_one(self.journal.clone(), self.segments.clone(), plan.clone()))
+            .collect();
+        let mut running = futures::stream::iter(uploads).buffer_unordered(UPLOADS_MAX);
         while let Some(done) = running.next().await {
-            done?;
+            self.uploaded.fetch_add(done?, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -432,6 +413,19 @@ impl Committer {
             uploaded_bytes: self.uploaded.load(Ordering::Relaxed),
         }
     }
+}
+
+/// Uploads one segment; returns its plaintext bytes.
+async fn upload_one(
+    journal: Arc<Journal>,
+    store: Arc<SegmentStore>,
+    plan: SegmentPlan,
+) -> Result<u64, CommitError> {
+    let (id, len) = (plan.id, plan.len);
+    let read = tokio::task::spawn_blocking(move || read_items(&journal, &plan));
+    let data = read.await.map_err(|e| CommitError::Internal(e.to_string()))??;
+    store.put(id, vec![data.into()]).await.map_err(|e| CommitError::Upload(id, e))?;
+    Ok(len)
 }
 
 /// Reads the plaintext of a segment from the journal. Blocks on the local disk.

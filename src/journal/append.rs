@@ -103,8 +103,7 @@ impl Shared {
         Err(self.poison(&format!("writing {} failed: {e}", path.display())))
     }
 
-    /// Makes another file the one being written: its header is on stable storage when this
-    /// returns, and so is its name. Two syncs.
+    /// [`Shared::start_file`], if the limit allows one more.
     fn begin_file(&self, writer: &mut Writer) -> Result<Arc<LogFile>, JournalError> {
         let (files, files_max) = (self.live.read().len(), self.options.files_max());
         if files >= files_max {
@@ -112,6 +111,12 @@ impl Shared {
                 (files as u64 * self.options.file_bytes, self.options.bytes_max);
             return Err(JournalError::Full { used, bytes_max });
         }
+        self.start_file(writer)
+    }
+
+    /// Makes another file the one being written: its header is on stable storage when this
+    /// returns, and so is its name. Two syncs.
+    pub(super) fn start_file(&self, writer: &mut Writer) -> Result<Arc<LogFile>, JournalError> {
         let seq = writer.next_seq;
         let file = match self.directory.claim(seq) {
             Ok(file) => Arc::new(file),

@@ -23,8 +23,9 @@ const IDENTITY_NAME: &str = "journal.id";
 const IDENTITY_TEMP_NAME: &str = "journal.id.new";
 /// Far above the size of an identity file (about 150 bytes).
 const IDENTITY_BYTES_MAX: u64 = 4096;
-/// Zeros are written, and synced, in steps of this, so that stopping never waits long.
-const ZERO_STEP: usize = 4 << 20;
+/// Zeros are written, and synced, in steps of this, so that neither stopping nor
+/// a caller's sync waits long for them.
+const ZERO_STEP: usize = 1 << 20;
 
 /// One file of the log.
 pub(crate) struct LogFile {

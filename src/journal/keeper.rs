@@ -3,6 +3,7 @@
 
 use super::error::JournalError;
 use super::log::{Journal, Shared};
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -12,11 +13,14 @@ use std::time::Duration;
 const REST: Duration = Duration::from_secs(10);
 /// Without being woken the keeper looks around this often.
 const IDLE: Duration = Duration::from_secs(30);
-/// Pause between two steps of writing spare files, in which appenders are watched.
-const PACE: Duration = Duration::from_millis(20);
-/// More bytes appended in one [`PACE`] than this, and the disk is left to the appenders:
-/// writing zeros first and records over them would only double their work.
-const BUSY_BYTES: u64 = 64 << 10;
+/// How long the journal must have been quiet before spare files are written.
+const CALM: Duration = Duration::from_millis(100);
+/// Pause between two steps of writing them while it stays so.
+const PACE: Duration = Duration::from_millis(5);
+/// The journal is quiet while nobody syncs and no more than this is appended between two
+/// looks. Otherwise the disk is left to the callers: zeros in its queue would delay their
+/// syncs, and zeros first and records over them only double the work.
+const QUIET_BYTES: u64 = 64 << 10;
 
 /// The running thread; dropping it stops and joins it (within one step of writing zeros).
 pub(super) struct Keeper {
@@ -97,26 +101,33 @@ impl Shared {
             return Ok(false);
         }
         let files = self.options.prewrite_files();
+        let pause = Cell::new(CALM);
         match self.options.keeper {
-            true => self.directory.prewrite_one(files, &|| self.wait_until_quiet()),
+            true => self.directory.prewrite_one(files, &|| self.wait_until_quiet(&pause)),
             false => self.directory.prewrite_one(files, &|| true),
         }
     }
 
-    /// Returns true when little has been appended for a moment, false when the keeper is to
-    /// stop. Goes on recycling meanwhile.
-    fn wait_until_quiet(&self) -> bool {
+    /// Returns true when the journal has been quiet for `pause` (which is then short, until it
+    /// is not), false when the keeper is to stop. Goes on recycling meanwhile.
+    fn wait_until_quiet(&self, pause: &Cell<Duration>) -> bool {
+        let seen = || (self.tail.lock().bytes, self.syncs.load(Ordering::Relaxed));
         loop {
             if self.stop.load(Ordering::Acquire) || self.poison.get().is_some() {
                 return false;
             }
-            let before = self.tail.lock().bytes;
-            std::thread::sleep(PACE);
-            let appended = self.tail.lock().bytes - before;
+            let before = seen();
+            std::thread::sleep(pause.get());
+            let after = seen();
             match self.directory.recycle_one() {
                 Ok(true) => {}
-                Ok(false) if appended > BUSY_BYTES => {}
-                Ok(false) => return true,
+                Ok(false) if after.1 > before.1 || after.0 - before.0 > QUIET_BYTES => {
+                    pause.set(CALM);
+                }
+                Ok(false) => {
+                    pause.set(PACE);
+                    return true;
+                }
                 Err(e) => {
                     self.poison(&e.to_string());
                     return false;

@@ -172,7 +172,7 @@ impl Journal {
         let next_seq = found.next_seq;
         let scanner = Scanner { keys: &keys, key: &key, id };
         let survivors = Survivors::find(&scanner, &directory, found)?;
-        let recovery = survivors.settle(&directory, id)?;
+        let recovery = survivors.sync(&directory, id)?;
 
         let mut tail = Tail::default();
         for (pos, loc) in &recovery.records {
@@ -195,7 +195,8 @@ impl Journal {
             let last = Some(next.map_or(recovery.last.0, |n| n.header.prev_last));
             live.insert(kept.file.seq, Live { file: kept.file.clone(), last });
         }
-        if let Some(kept) = survivors.kept.last().filter(|_| !recovery.torn_tail) {
+        let whole = |kept: &&Kept| !recovery.torn_tail && !kept.scan.resumed;
+        if let Some(kept) = survivors.kept.last().filter(whole) {
             // Ended between two records and nothing of it lies behind: go on in it.
             writer.file = Some(kept.file.clone());
             writer.offset = kept.scan.end;
@@ -226,6 +227,14 @@ impl Journal {
             woken: Condvar::new(),
             options,
         });
+        if survivors.skipped {
+            // That the missing records were released may be known only from files that are
+            // about to be void: it must be told by a file that stays, before they go.
+            let mut writer = shared.writer.lock();
+            shared.start_file(&mut writer)?;
+        }
+        shared.directory.retire(survivors.void);
+        while shared.directory.recycle_one()? {}
         let keeper = match shared.options.keeper {
             true => Some(Keeper::start(shared.clone())?),
             false => None,
@@ -429,6 +438,8 @@ struct Survivors {
     first: u64,
     last: u64,
     torn: bool,
+    /// Records before `first` that should be there are not; they had been released.
+    skipped: bool,
     released: u64,
 }
 
@@ -477,24 +488,23 @@ impl Survivors {
                 what: format!("record {missing}, which had been on stable storage, does not open"),
             }),
             Verdict::Survives { first, last, files_kept, torn, released } => {
+                let skipped = scans.first().is_some_and(|(header, _)| header.first < first);
                 void.extend(logs.drain(files_kept..).map(|(file, _)| file));
                 let kept = logs.into_iter().zip(scans);
                 let kept = kept.map(|((file, _), (header, scan))| Kept { file, header, scan });
-                Ok(Survivors { kept: kept.collect(), void, first, last, torn, released })
+                Ok(Survivors { kept: kept.collect(), void, first, last, torn, skipped, released })
             }
         }
     }
 
-    /// Makes what survives durable, and what is void spare files.
-    fn settle(&self, directory: &Directory, id: JournalId) -> Result<Recovery, JournalError> {
+    /// Makes what survives durable.
+    fn sync(&self, directory: &Directory, id: JournalId) -> Result<Recovery, JournalError> {
         for kept in &self.kept {
             kept.file.handle.datasync().map_err(|e| {
                 let path = directory.log_path(kept.file.seq);
                 JournalError::io(format!("syncing {}", path.display()), e)
             })?;
         }
-        directory.retire(self.void.iter().cloned());
-        while directory.recycle_one()? {}
         if self.torn {
             log::warn!(
                 "the journal ends at record {}: what was begun after it had not been synced",

@@ -15,6 +15,7 @@ pub struct JournalOptions {
     /// Bytes of one log file; lowered to a quarter of `bytes_max` and to whole pages.
     pub file_bytes: u64,
     /// The most bytes of spare (released or pre-written) files to keep; the rest is deleted.
+    /// At most `bytes_max`.
     pub pool_bytes_max: u64,
     /// Bytes of spare files that the keeper thread writes ahead of need, so that appends
     /// overwrite allocated blocks and a sync changes no metadata. At most `pool_bytes_max`.
@@ -54,6 +55,8 @@ impl JournalOptions {
         self.file_bytes = self.file_bytes.min(quarter).clamp(FILE_BYTES_MIN, FILE_BYTES_MAX);
         self.file_bytes -= self.file_bytes % PAGE as u64;
         self.bytes_max = self.bytes_max.max(2 * self.file_bytes);
+        // More spare files than may ever be in use at once would never be used.
+        self.pool_bytes_max = self.pool_bytes_max.min(self.bytes_max);
         self.prewrite_bytes = self.prewrite_bytes.min(self.pool_bytes_max);
         self
     }
@@ -122,6 +125,7 @@ mod tests {
         let options = JournalOptions::new("/x", 64 << 20).fitted();
         assert_eq!(options.file_bytes, 16 << 20);
         assert_eq!(options.files_max(), 4);
+        assert_eq!(options.pool_bytes_max, 64 << 20);
         let tiny = JournalOptions::new("/x", 1).fitted();
         assert!(tiny.files_max() >= 2 && tiny.record_max() > 4096);
     }

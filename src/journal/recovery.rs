@@ -153,7 +153,7 @@ mod tests {
         };
         let loc = |n| RecordLoc { pos: JournalPos(n), file: seq, offset: 0, len: 0 };
         let records = numbers.iter().map(|&n| (JournalPos(n), loc(n))).collect();
-        (header, FileScan { records, synced, released: 0, end: 7, torn: false })
+        (header, FileScan { records, synced, released: 0, end: 7, torn: false, resumed: false })
     }
 
     #[test]

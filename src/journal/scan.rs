@@ -35,6 +35,8 @@ pub(crate) struct FileScan {
     pub end: u64,
     /// At `end` lies the frame of a record that does not open.
     pub torn: bool,
+    /// Behind `end` lie records that open: it is no place to go on writing.
+    pub resumed: bool,
 }
 
 impl Scanner<'_> {
@@ -84,8 +86,9 @@ impl Scanner<'_> {
                     scan.released = scan.released.max(prelude.released);
                     next = frame.number + 1;
                     at = offset + frame.stride() as u64;
-                    if !broken {
-                        scan.end = at;
+                    match broken {
+                        false => scan.end = at,
+                        true => scan.resumed = true,
                     }
                     continue;
                 }

@@ -156,6 +156,7 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
     };
     let (mut journal, mut committer) = (None, None);
     if let Some((opened, base, todo)) = parts {
+        opened.release(base);
         let replayed = replay(&view, &opened, todo)?;
         if replayed > 0 {
             log::info!("replayed {replayed} records of the local journal");
@@ -274,6 +275,10 @@ fn lineage(
         if before.journal == recovery.id.to_string() { before.journal_committed } else { 0 };
     let committed = JournalPos(known.max(recovery.released.0));
     if recovery.last <= committed {
+        if recovery.last < committed {
+            // A power loss took records that were committed: their numbers are used up.
+            journal.start_after(committed)?;
+        }
         return Ok(Lineage::Continues(recovery.last.max(committed), Vec::new()));
     }
     let found = row.map_or(0, |row| row.sequence);

@@ -9,7 +9,7 @@
 
 use super::error::{ErrorClass, StoreError};
 use async_trait::async_trait;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream, StreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
@@ -37,6 +37,8 @@ const LOCK_NAME: &str = "lock#0";
 pub struct FileStore {
     inner: Arc<LocalFileSystem>,
     root: Arc<PathBuf>,
+    /// Device and inode of the root, by which its absence is noticed.
+    identity: (u64, u64),
     staged: Arc<AtomicU64>,
 }
 
@@ -48,8 +50,10 @@ impl FileStore {
     pub fn open(root: impl AsRef<FsPath>) -> Result<FileStore> {
         let inner = LocalFileSystem::new_with_prefix(root.as_ref())?.with_fsync(true);
         let root = fs::canonicalize(root.as_ref()).map_err(|e| failed("open", root.as_ref(), e))?;
+        let metadata = fs::metadata(&root).map_err(|e| failed("open", &root, e))?;
+        let identity = (metadata.dev(), metadata.ino());
         let staged = Arc::new(AtomicU64::new(0));
-        Ok(FileStore { inner: Arc::new(inner), root: Arc::new(root), staged })
+        Ok(FileStore { inner: Arc::new(inner), root: Arc::new(root), identity, staged })
     }
 
     /// Opens the store in `root`, creating the directory and its parents if need be.
@@ -57,6 +61,39 @@ impl FileStore {
         let root = root.as_ref();
         create_dirs(root).map_err(|e| failed("create", root, e))?;
         FileStore::open(root)
+    }
+
+    /// Fails, as a failure of transport, when the directory that was opened is not there: its
+    /// file system was unmounted or it was moved away. Without this its objects would seem lost
+    /// and puts would go to whatever lies beneath the mount point.
+    fn reachable(&self) -> Result<()> {
+        match fs::metadata(self.root.as_path()) {
+            Ok(now) if (now.dev(), now.ino()) == self.identity => Ok(()),
+            _ => {
+                let message = format!("the directory {} is gone", self.root.display());
+                Err(StoreError::new(ErrorClass::Transport, message).into_store("file"))
+            }
+        }
+    }
+
+    /// The outcome of an operation, unless it failed for want of the directory itself.
+    fn told_apart<T>(&self, outcome: Result<T>) -> Result<T> {
+        if outcome.is_err() {
+            self.reachable()?;
+        }
+        outcome
+    }
+
+    /// A listing that is not taken for an empty store when the directory is gone.
+    fn listing(
+        &self,
+        entries: BoxStream<'static, Result<ObjectMeta>>,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
+        let store = self.clone();
+        // At the end, when an absent directory has listed as nothing.
+        let end = stream::once(async move { store.reachable() })
+            .filter_map(|end| async move { end.err().map(Err) });
+        entries.chain(end).boxed()
     }
 
     /// Writes and syncs the bytes under a staging name beside `target`.
@@ -93,6 +130,7 @@ impl FileStore {
         payload: &PutPayload,
         mode: &PutMode,
     ) -> Result<PutResult> {
+        self.reachable()?;
         let staged = self.stage(target, payload).map_err(|e| failed("write", target, e))?;
         let lock = self.lock()?;
         let old = match fs::metadata(target) {
@@ -242,8 +280,8 @@ impl ObjectStore for FileStore {
         }
         let target = self.inner.path_to_filesystem(location)?;
         let store = self.clone();
-        tokio::task::spawn_blocking(move || store.put_blocking(&target, &payload, &opts.mode))
-            .await?
+        let put = move || store.told_apart(store.put_blocking(&target, &payload, &opts.mode));
+        tokio::task::spawn_blocking(put).await?
     }
 
     async fn put_multipart_opts(
@@ -251,11 +289,12 @@ impl ObjectStore for FileStore {
         location: &Path,
         opts: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
+        self.reachable()?;
         self.inner.put_multipart_opts(location, opts).await
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.inner.get_opts(location, options).await
+        self.told_apart(self.inner.get_opts(location, options).await)
     }
 
     async fn get_ranges(
@@ -263,18 +302,19 @@ impl ObjectStore for FileStore {
         location: &Path,
         ranges: &[Range<u64>],
     ) -> Result<Vec<bytes::Bytes>> {
-        self.inner.get_ranges(location, ranges).await
+        self.told_apart(self.inner.get_ranges(location, ranges).await)
     }
 
     fn delete_stream(
         &self,
         locations: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(locations)
+        let store = self.clone();
+        self.inner.delete_stream(locations).map(move |o| store.told_apart(o)).boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        self.listing(self.inner.list(prefix))
     }
 
     fn list_with_offset(
@@ -282,18 +322,21 @@ impl ObjectStore for FileStore {
         prefix: Option<&Path>,
         offset: &Path,
     ) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list_with_offset(prefix, offset)
+        self.listing(self.inner.list_with_offset(prefix, offset))
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.reachable()?;
         self.inner.list_with_delimiter(prefix).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.reachable()?;
         self.inner.copy_opts(from, to, options).await
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
+        self.reachable()?;
         self.inner.rename_opts(from, to, options).await
     }
 }
@@ -334,6 +377,33 @@ mod tests {
         store.put(&Path::from("y"), "1".into()).await.unwrap();
         let names: Vec<_> = store.list(None).map_ok(|m| m.location).try_collect().await.unwrap();
         assert_eq!(names, [Path::from("y")]);
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_is_gone_is_unreachable_not_empty() {
+        // Guards against an unmounted disk looking like a store that lost everything, and
+        // against puts into the empty mount point.
+        use futures::TryStreamExt;
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("store");
+        let store = FileStore::create(&root).unwrap();
+        let path = Path::from("seg/ab/x");
+        store.put(&path, "1".into()).await.unwrap();
+        let moved = dir.path().join("moved");
+        fs::rename(&root, &moved).unwrap();
+        for empty_mount_point in [false, true] {
+            if empty_mount_point {
+                fs::create_dir(&root).unwrap();
+            }
+            let offline = |e: Error| assert_eq!(super::super::class(&e), ErrorClass::Transport);
+            offline(store.get(&path).await.unwrap_err());
+            offline(store.put(&path, "2".into()).await.unwrap_err());
+            offline(store.delete(&path).await.unwrap_err());
+            offline(store.list(None).try_collect::<Vec<_>>().await.unwrap_err());
+        }
+        fs::remove_dir(&root).unwrap();
+        fs::rename(&moved, &root).unwrap();
+        assert_eq!(store.get(&path).await.unwrap().bytes().await.unwrap(), "1");
     }
 
     #[tokio::test]

@@ -8,7 +8,8 @@
 
 use super::super::rope::Rope;
 use super::super::stats::RequestStats;
-use super::granule::{self, GRANULE, MARK, PAGE};
+use super::granule::{self, MARK, PAGE};
+use super::page;
 use bytes::Bytes;
 use lru::LruCache;
 use object_store::ObjectMeta;
@@ -21,17 +22,12 @@ use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 /// Objects kept at most, whatever their size: bounds the index in memory (about 200 bytes each).
 pub(super) const OBJECTS_MAX: usize = 100_000;
 /// Freed at once when the disk is full, so that the journal gets room.
 const FREED_WHEN_FULL: u64 = 64 << 20;
-/// First bytes of a page; the digit is the layout's version.
-const MAGIC: &[u8; 8] = b"sealfsC1";
-/// First bytes of a mark.
-const MARK_MAGIC: u32 = 0x6752_4e31;
-
 /// Names an object on disk and in memory: 16 bytes of its path's SHA-256.
 pub(super) type Key = [u8; 16];
 
@@ -40,6 +36,9 @@ pub(super) fn key(location: &Path) -> Key {
     let digest = Sha256::digest(location.as_ref().as_bytes());
     *digest.first_chunk().expect("SHA-256 has 32 bytes")
 }
+
+/// What a read finds: the object's metadata and the whole granules, ascending.
+pub(super) type Found = (Arc<ObjectMeta>, Vec<(u64, Bytes)>);
 
 /// The directory and its index.
 pub(super) struct Disk {
@@ -180,7 +179,7 @@ impl Disk {
     /// Reads a file's page into the index; a bad one is removed.
     fn load(&self, key: &Key, location: &Path, file: &File) -> Option<Arc<ObjectMeta>> {
         let mut page = vec![0u8; PAGE as usize];
-        let meta = file.read_exact_at(&mut page, 0).ok().and_then(|()| page_to_meta(&page));
+        let meta = file.read_exact_at(&mut page, 0).ok().and_then(|()| page::to_meta(&page));
         let Some(meta) = meta.filter(|meta| meta.location == *location) else {
             RequestStats::add(&self.stats.cache_corrupt, 1);
             log::warn!("the cache file of {location} is damaged; dropped");
@@ -197,12 +196,7 @@ impl Disk {
 
     /// The granules among `granules` that are there and whole, in order, with the object's
     /// metadata. One `pread` per run of neighbours.
-    pub(super) fn read(
-        &self,
-        key: &Key,
-        location: &Path,
-        granules: Range<u64>,
-    ) -> Option<(Arc<ObjectMeta>, Vec<(u64, Bytes)>)> {
+    pub(super) fn read(&self, key: &Key, location: &Path, granules: Range<u64>) -> Option<Found> {
         let file = self.open_file(key, location)?;
         let meta = match self.peek(key)? {
             Some(meta) => meta,
@@ -288,7 +282,7 @@ impl Disk {
             opened => opened?,
         };
         if fresh {
-            let Some(page) = meta_to_page(meta) else { return Ok(()) };
+            let Some(page) = page::of_meta(meta) else { return Ok(()) };
             file.write_all(&page)?;
         }
 
@@ -302,7 +296,7 @@ impl Disk {
             let bytes = granule::bytes(&(k..k + 1), meta.size);
             let at = granule::start(first);
             let data = body.slice(bytes.start - at..bytes.end - at);
-            marks.push(mark(k, &data));
+            marks.push(page::mark(k, &data));
             pieces.push(data);
         }
         file.seek(SeekFrom::Start(granule::file_start(granules.start)))?;
@@ -414,19 +408,6 @@ fn hex_to_key(hex: &str) -> Option<Key> {
     Some(key)
 }
 
-/// What stands before a granule: magic, length, number, CRC-32 of the number and the data.
-fn mark(k: u64, data: &Rope) -> [u8; MARK as usize] {
-    let mut mark = [0u8; MARK as usize];
-    mark[..4].copy_from_slice(&MARK_MAGIC.to_le_bytes());
-    mark[4..8].copy_from_slice(&(data.len() as u32).to_le_bytes());
-    mark[8..12].copy_from_slice(&(k as u32).to_le_bytes());
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&mark[..12]);
-    data.parts().iter().for_each(|part| crc.update(part));
-    mark[12..].copy_from_slice(&crc.finalize().to_le_bytes());
-    mark
-}
-
 /// Reads the granules `run` and appends those whose marks fit. Returns how many had a mark that
 /// did not.
 fn read_run(
@@ -451,10 +432,10 @@ fn read_run(
         }
         let stored = rest.split_to(MARK as usize);
         let data = rest.split_to(len);
-        if stored[..4] != MARK_MAGIC.to_le_bytes() {
+        if !page::is_mark(&stored) {
             continue;
         }
-        match stored[..] == mark(k, &data.clone().into()) {
+        match stored[..] == page::mark(k, &data.clone().into()) {
             true => found.push((k, data)),
             false => torn += 1,
         }
@@ -481,57 +462,6 @@ fn write_all_vectored<'a>(
         }
     }
     Ok(())
-}
-
-/// The page of an object: magic, CRC-32 of the rest, size, time, then path, tag and version as
-/// length-prefixed strings. `None` if they do not fit, and then the object is not cached.
-fn meta_to_page(meta: &ObjectMeta) -> Option<Vec<u8>> {
-    let mut page = Vec::with_capacity(PAGE as usize);
-    page.extend_from_slice(MAGIC);
-    page.extend_from_slice(&[0; 4]);
-    page.extend_from_slice(&(GRANULE as u32).to_le_bytes());
-    page.extend_from_slice(&meta.size.to_le_bytes());
-    let time = SystemTime::from(meta.last_modified).duration_since(UNIX_EPOCH).ok()?;
-    page.extend_from_slice(&(time.as_micros() as u64).to_le_bytes());
-    let location = Some(meta.location.as_ref());
-    for text in [location, meta.e_tag.as_deref(), meta.version.as_deref()] {
-        // 0xffff stands for none.
-        let len = text.map_or(Ok(u16::MAX), |t| u16::try_from(t.len())).ok()?;
-        page.extend_from_slice(&len.to_le_bytes());
-        page.extend_from_slice(text.unwrap_or_default().as_bytes());
-    }
-    if page.len() > PAGE as usize {
-        return None;
-    }
-    page.resize(PAGE as usize, 0);
-    let crc = crc32fast::hash(&page[12..]);
-    page[8..12].copy_from_slice(&crc.to_le_bytes());
-    Some(page)
-}
-
-fn page_to_meta(page: &[u8]) -> Option<ObjectMeta> {
-    let number = |at: usize| Some(u64::from_le_bytes(*page.get(at..)?.first_chunk()?));
-    let good = page.starts_with(MAGIC)
-        && page.get(8..12)? == crc32fast::hash(page.get(12..)?).to_le_bytes()
-        && page.get(12..16)? == (GRANULE as u32).to_le_bytes();
-    if !good {
-        return None;
-    }
-    let (size, micros) = (number(16)?, number(24)?);
-    let mut rest = page.get(32..)?;
-    let mut texts = [const { None }; 3];
-    for text in &mut texts {
-        let len = u16::from_le_bytes(*rest.first_chunk()?);
-        rest = &rest[2..];
-        if len != u16::MAX {
-            *text = Some(std::str::from_utf8(rest.get(..len as usize)?).ok()?.to_owned());
-            rest = &rest[len as usize..];
-        }
-    }
-    let [location, e_tag, version] = texts;
-    let time = UNIX_EPOCH.checked_add(Duration::from_micros(micros))?;
-    let location = Path::parse(location?).ok()?;
-    Some(ObjectMeta { location, last_modified: time.into(), size, e_tag, version })
 }
 
 #[cfg(test)]

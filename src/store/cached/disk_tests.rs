@@ -1,6 +1,8 @@
 //! The cache directory under crashes, damage and pressure.
 
+use super::super::granule::GRANULE;
 use super::*;
+use std::time::Duration;
 
 fn open(dir: &std::path::Path, bytes_max: u64) -> Disk {
     Disk::open(dir.to_path_buf(), bytes_max, Arc::default()).unwrap()

@@ -14,7 +14,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use object_store::path::Path;
 use object_store::{
-    CopyMode, CopyOptions, Error, PutMode, PutOptions, PutPayload, PutResult, Result,
+    CopyMode, CopyOptions, Error, GetOptions, PutMode, PutOptions, PutPayload, PutResult, Result,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,6 +22,8 @@ use std::sync::atomic::Ordering;
 
 /// Keys of one DeleteObjects request (S3 API Reference, "DeleteObjects").
 const DELETE_BATCH_MAX: usize = 1000;
+/// Largest object that is copied through this machine, in bytes.
+const COPY_CREATE_MAX: u64 = 64 << 20;
 /// Parallel DeleteObject requests where DeleteObjects is not known.
 const DELETE_PARALLEL_MAX: usize = 16;
 
@@ -109,11 +111,19 @@ impl Inner {
         })
     }
 
-    /// One CopyObject inside the bucket, up to 5 GiB. `CopyMode::Create` is refused: servers
-    /// that ignore the condition would overwrite, and nothing here needs it.
+    /// One CopyObject inside the bucket, up to 5 GiB. `CopyMode::Create` reads the object and
+    /// creates it under the other name, because few servers know a condition on CopyObject and
+    /// the others would overwrite; up to [`COPY_CREATE_MAX`] bytes.
     pub(super) async fn copy(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         if options.mode == CopyMode::Create {
-            return Err(Error::NotSupported { source: "copy if not exists, on S3".into() });
+            let found = self.get(from, GetOptions::default()).await?;
+            if found.meta.size > COPY_CREATE_MAX {
+                let source = format!("copy if not exists of {from}: it is too large").into();
+                return Err(Error::NotSupported { source });
+            }
+            let contents = found.bytes().await?;
+            let created = self.put(to, contents.into(), PutMode::Create.into());
+            return created.await.map(drop);
         }
         let source = format!("{}/{}", self.bucket, percent_encoded(&self.key(from)));
         let request =

@@ -5,7 +5,7 @@ use super::memory::Memory;
 use super::service::MemoryS3;
 use super::{ACCESS_KEY, SECRET_KEY};
 use bytes::Bytes;
-use futures::stream;
+use futures::{StreamExt, stream};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
@@ -144,7 +144,7 @@ async fn refuse(
     code: &str,
 ) -> Result<Response<Body>, HttpError> {
     let has_body = request.method() != hyper::Method::HEAD;
-    request.into_body().collect().await.map_err(|e| HttpError::new(Box::new(e)))?;
+    BodyExt::collect(request.into_body()).await.map_err(|e| HttpError::new(Box::new(e)))?;
     let xml = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code><Message>injected</Message></Error>"
     );
@@ -157,7 +157,7 @@ async fn halved(
     answer: Response<Body>,
 ) -> Result<(hyper::http::response::Parts, Bytes, u64), HttpError> {
     let (parts, body) = answer.into_parts();
-    let whole = body.collect().await.map_err(HttpError::new)?.to_bytes();
+    let whole = BodyExt::collect(body).await.map_err(HttpError::new)?.to_bytes();
     let length = whole.len() as u64;
     Ok((parts, whole.slice(..whole.len() / 2), length))
 }
@@ -166,10 +166,12 @@ async fn halved(
 async fn cut_body(answer: Response<Body>) -> Result<Response<Body>, HttpError> {
     let (mut parts, half, length) = halved(answer).await?;
     parts.headers.insert(header::CONTENT_LENGTH, length.into());
-    let frames = stream::iter([
-        Ok(Frame::data(half)),
-        Err(std::io::Error::new(std::io::ErrorKind::ConnectionReset, "cut")),
-    ]);
+    // The pause lets the head and the half go out before the connection is closed.
+    let cut = async {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        Err(std::io::Error::new(std::io::ErrorKind::ConnectionReset, "cut"))
+    };
+    let frames = stream::once(async { Ok(Frame::data(half)) }).chain(stream::once(cut));
     Ok(Response::from_parts(parts, Body::http_body_unsync(StreamBody::new(frames))))
 }
 
