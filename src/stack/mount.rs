@@ -343,7 +343,7 @@ impl Mounted {
                 let row = *commits.borrow_and_update();
                 let now = note_commit(&remembered, row, view.kv().manifest_id());
                 saves += 1;
-                let (state, durably) = (state.clone(), saves % 6 == 0);
+                let (state, durably) = (state.clone(), saves.is_multiple_of(6));
                 let saved = tokio::task::spawn_blocking(move || state.save(&now, durably)).await;
                 if let Ok(Err(e)) = saved {
                     log::warn!("what this machine remembers was not brought up to date: {e}");
