@@ -35,6 +35,8 @@ pub struct Upload {
 pub struct Bucket {
     objects: RwLock<BTreeMap<String, Arc<Object>>>,
     pub uploads: Mutex<HashMap<String, Upload>>,
+    /// Finished uploads by id, with the key and ETag they became: finishing is idempotent.
+    pub finished: Mutex<HashMap<String, (String, String)>>,
 }
 
 /// Why a conditional write did not happen.
