@@ -248,11 +248,12 @@ impl Committer {
         }
     }
 
-    /// Time until the oldest pending change is due, at most a minute.
+    /// Time until the oldest pending change is due. Looking costs nothing, so an idle mount
+    /// looks once an interval; that bounds how late a first change is noticed.
     fn next_due(&self) -> Duration {
         let (_, _, oldest) = self.view.pending_summary();
-        let idle = Duration::from_secs(60);
-        oldest.map_or(idle, |since| self.options.interval.saturating_sub(since.elapsed()))
+        let interval = self.options.interval;
+        oldest.map_or(interval, |since| interval.saturating_sub(since.elapsed()))
     }
 
     fn is_due(&self) -> bool {
