@@ -96,6 +96,27 @@ async fn the_suite_passes_on_s3s_fs() {
     serving.abort();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_suite_passes_on_the_server_named_by_the_environment() {
+    // Guards against servers that differ from ours (radosgw, garage, minio, moto, AWS itself).
+    // SEALFS_TEST_S3_ENDPOINT names one; the bucket of SEALFS_TEST_S3_BUCKET must exist, what is
+    // below `sealfs-test` in it is deleted, and the credentials are those of the environment.
+    let Ok(endpoint) = std::env::var("SEALFS_TEST_S3_ENDPOINT") else {
+        eprintln!("SEALFS_TEST_S3_ENDPOINT is not set: no external server is tested");
+        return;
+    };
+    let bucket = std::env::var("SEALFS_TEST_S3_BUCKET").unwrap_or(BUCKET.into());
+    let mut options = s3_options(&endpoint);
+    options.bucket = bucket;
+    options.prefix = "sealfs-test".into();
+    options.credentials = None;
+    let store = connect(options).await.unwrap();
+    delete_all(&store).await;
+    sealfs::store::probe(&store).await.unwrap();
+    everything(&store).await;
+    delete_all(&store).await;
+}
+
 #[tokio::test]
 async fn long_listings_and_large_batches_are_paged() {
     // Guards against the second page being dropped, in listing and in deleting: 2,100 objects
