@@ -28,6 +28,12 @@ use crate::store::{SegmentStore, probe};
 /// How often what this machine remembers is brought up to date, and how often durably.
 const REMEMBER_EVERY: Duration = Duration::from_secs(5);
 
+/// How long closing the metadata store, and giving the lease back, may take each.
+const CLOSE_MAX: Duration = Duration::from_secs(30);
+/// The same when something is left to the journal: the store is likely to be away, and whoever
+/// asked for `umount --force-local` waits. The next mount here needs neither.
+const CLOSE_PENDING_MAX: Duration = Duration::from_secs(5);
+
 /// The writing half of a mount.
 struct Writer {
     journal: Arc<Journal>,
@@ -337,7 +343,7 @@ impl Mounted {
                 let row = *commits.borrow_and_update();
                 let now = note_commit(&remembered, row, view.kv().manifest_id());
                 saves += 1;
-                let (state, durably) = (state.clone(), saves % 6 == 0);
+                let (state, durably) = (state.clone(), saves.is_multiple_of(6));
                 let saved = tokio::task::spawn_blocking(move || state.save(&now, durably)).await;
                 if let Ok(Err(e)) = saved {
                     log::warn!("what this machine remembers was not brought up to date: {e}");
@@ -382,14 +388,17 @@ impl Mounted {
         let tasks = std::mem::take(&mut *self.tasks.lock());
         for (n, task) in tasks.into_iter().enumerate() {
             // The committer ends by itself after its step; the others hold nothing.
-            let grace = if n == 0 && drained { Duration::from_secs(30) } else { Duration::ZERO };
+            // A read-only mount has no committer: its task would never end.
+            let ends = n == 0 && self.writer.is_some();
+            let grace = if ends && drained { Duration::from_secs(30) } else { Duration::ZERO };
             let abort = task.abort_handle();
             if tokio::time::timeout(grace, task).await.is_err() {
                 abort.abort();
             }
         }
         let close = self.shared.view.kv().close(drained);
-        match tokio::time::timeout(Duration::from_secs(60), close).await {
+        let limit = if drained { CLOSE_MAX } else { CLOSE_PENDING_MAX };
+        match tokio::time::timeout(limit, close).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => log::warn!("closing the metadata store: {e}"),
             Err(_) => log::warn!("closing the metadata store took too long, left as it is"),
@@ -401,7 +410,7 @@ impl Mounted {
                 log::warn!("what this machine remembers was not saved: {e}");
             }
             let mut lease = writer.lease.lock().await;
-            let release = tokio::time::timeout(Duration::from_secs(30), lease.release()).await;
+            let release = tokio::time::timeout(limit, lease.release()).await;
             match release {
                 Ok(Beat::Held) => {}
                 Ok(Beat::Lost(holder)) => log::warn!("the volume is held by {holder} now"),
