@@ -58,12 +58,18 @@ fn read_line(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default().trim().to_string()
 }
 
-/// Field 22 of `/proc/PID/stat` (`proc_pid_stat(5)`): 0 if there is no such process.
+/// Field 22 of `/proc/PID/stat` (`proc_pid_stat(5)`): 0 if there is no such process, or only
+/// its remains, which stay where nobody reaps them (a container without an init).
 fn start_of(pid: u32) -> u64 {
     let stat = read_line(&format!("/proc/{pid}/stat"));
     // The command name, field 2, may hold spaces; it ends at the last parenthesis.
-    let after = stat.rsplit(')').next().unwrap_or_default();
-    after.split_whitespace().nth(19).and_then(|f| f.parse().ok()).unwrap_or(0)
+    let mut after = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    match after.next() {
+        Some(state) if !matches!(state, "Z" | "X") => {
+            after.nth(18).and_then(|f| f.parse().ok()).unwrap_or(0)
+        }
+        _ => 0,
+    }
 }
 
 fn machine_boot() -> String {
@@ -232,5 +238,18 @@ mod tests {
         let dead = Row { pid_start: 1, ..Row::new() };
         write(&store, &dead, PutMode::Create).await.expect("written");
         Lease::acquire(store, false).await.expect("the holder is gone");
+    }
+
+    #[test]
+    fn a_zombie_does_not_count_as_alive() {
+        // Guards against a killed daemon that nobody reaps holding the volume for ever. The
+        // child has ended and is not waited for.
+        let mut child = std::process::Command::new("true").spawn().expect("runs");
+        let gone = (0..500).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            start_of(child.id()) == 0
+        });
+        assert!(gone && start_of(std::process::id()) > 0);
+        child.wait().expect("it has ended");
     }
 }
