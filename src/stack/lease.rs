@@ -59,16 +59,14 @@ fn read_line(path: &str) -> String {
 }
 
 /// Field 22 of `/proc/PID/stat` (`proc_pid_stat(5)`): 0 if there is no such process, or only
-/// its remains, which stay where nobody reaps them (a container without an init).
+/// what is left of it until its parent takes notice (state `Z` or `X`).
 fn start_of(pid: u32) -> u64 {
     let stat = read_line(&format!("/proc/{pid}/stat"));
     // The command name, field 2, may hold spaces; it ends at the last parenthesis.
     let mut after = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
     match after.next() {
-        Some(state) if !matches!(state, "Z" | "X") => {
-            after.nth(18).and_then(|f| f.parse().ok()).unwrap_or(0)
-        }
-        _ => 0,
+        None | Some("Z" | "X") => 0,
+        Some(_) => after.nth(18).and_then(|f| f.parse().ok()).unwrap_or(0),
     }
 }
 
@@ -241,15 +239,17 @@ mod tests {
     }
 
     #[test]
-    fn a_zombie_does_not_count_as_alive() {
-        // Guards against a killed daemon that nobody reaps holding the volume for ever. The
-        // child has ended and is not waited for.
-        let mut child = std::process::Command::new("true").spawn().expect("runs");
-        let gone = (0..500).any(|_| {
-            std::thread::sleep(Duration::from_millis(10));
-            start_of(child.id()) == 0
-        });
-        assert!(gone && start_of(std::process::id()) > 0);
-        child.wait().expect("it has ended");
+    fn a_killed_process_that_nobody_has_reaped_yet_is_gone() {
+        // Guards against "mounted by process N" right after kill -9, where the parent (init in a
+        // container, often) is slow to reap.
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("runs");
+        assert!(start_of(child.id()) > 0);
+        child.kill().expect("kills");
+        let begun = std::time::Instant::now();
+        while start_of(child.id()) != 0 {
+            assert!(begun.elapsed().as_secs() < 10, "a zombie counts as alive");
+            std::thread::yield_now();
+        }
+        child.wait().expect("reaped");
     }
 }
