@@ -29,7 +29,7 @@ use crate::store::kv::KvError;
 use crate::store::segments::SegmentStore;
 
 /// Segments that are uploaded at once.
-const UPLOADS_MAX: usize = 4;
+const UPLOADS_MAX: usize = 3;
 /// The longest pause between two tries of a failed commit.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(15);
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(250);

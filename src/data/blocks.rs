@@ -43,7 +43,7 @@ pub struct BlockCacheOptions {
 
 impl Default for BlockCacheOptions {
     fn default() -> Self {
-        BlockCacheOptions { bytes_max: 64 << 20, fetches_max: 24 }
+        BlockCacheOptions { bytes_max: 48 << 20, fetches_max: 10 }
     }
 }
 
