@@ -140,6 +140,28 @@ fn every_command_and_flag_that_is_named_exists() {
     assert!(wrong.is_empty(), "not in --help: {wrong:?}");
 }
 
+#[test]
+fn every_constant_that_the_architecture_names_exists() {
+    // Guards against a map that points at what was renamed. Constants are the words in capitals
+    // between backticks.
+    let mut code = String::new();
+    for entry in walkdir::WalkDir::new(root().join("src")) {
+        let entry = entry.expect("the source tree can be listed");
+        if entry.path().extension().is_some_and(|e| e == "rs") {
+            code += &fs::read_to_string(entry.path()).expect("a source file");
+        }
+    }
+    let constant = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    let named: Vec<_> = code_of(&page("docs/ARCHITECTURE.md"))
+        .into_iter()
+        .filter(|span| span.contains('_') && span.chars().all(constant) && span != "O_TMPFILE")
+        .collect();
+    assert!(named.len() > 5, "found {named:?}");
+    for name in named {
+        assert!(code.contains(&format!("const {name}: ")), "{name} is nowhere in src/");
+    }
+}
+
 /// The name that a heading can be linked by.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -".contains(*c));
