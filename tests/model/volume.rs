@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use sealfs::commit::check::{Report, check};
 use sealfs::fs::{Attr, Fs, Kind};
 use sealfs::meta::{CommitRow, keys};
@@ -33,15 +34,27 @@ pub struct World {
     /// Commits in the life of the volume when the journal began.
     begun: u64,
     counter: u8,
+    /// Requests take time, so that commits are under way while operations go on.
+    slow: bool,
 }
 
 fn secret() -> Secret {
     Secret::KeyFile(vec![7; 64].into())
 }
 
-fn store(bucket: &Arc<InMemory>) -> StoreOptions {
+fn store(bucket: &Arc<InMemory>, slow: bool) -> StoreOptions {
     let mut options = StoreOptions::new(Location::Memory);
-    options.custom = Some(bucket.clone() as Arc<dyn ObjectStore>);
+    let bucket = bucket.clone() as Arc<dyn ObjectStore>;
+    let (wait_put, wait_get) = (Duration::from_millis(4), Duration::from_millis(1));
+    let config = ThrottleConfig {
+        wait_put_per_call: wait_put,
+        wait_get_per_call: wait_get,
+        ..ThrottleConfig::default()
+    };
+    options.custom = Some(match slow {
+        true => Arc::new(ThrottledStore::new(bucket, config)),
+        false => bucket,
+    });
     options
 }
 
@@ -55,7 +68,7 @@ async fn new_volume() -> Arc<InMemory> {
     static VOLUME: OnceLock<Arc<InMemory>> = OnceLock::new();
     if VOLUME.get().is_none() {
         let bucket = Arc::new(InMemory::new());
-        let (store, label) = (store(&bucket), "model".into());
+        let (store, label) = (store(&bucket, false), "model".into());
         let options =
             InitOptions { store, secret: secret(), label, kdf: KdfParams::FLOOR, owner: (0, 0) };
         init(options).await.expect("init");
@@ -64,11 +77,11 @@ async fn new_volume() -> Arc<InMemory> {
     Arc::new(VOLUME.get().expect("set above").fork())
 }
 
-async fn open(bucket: &Arc<InMemory>, local: &TempDir) -> Checked<Mounted> {
+async fn open(bucket: &Arc<InMemory>, slow: bool, local: &TempDir) -> Checked<Mounted> {
     let mut failed = String::new();
     for _ in 0..100 {
         let (cache, state) = (local.path().join("cache"), local.path().join("state"));
-        let mut options = MountOptions::new(store(bucket), secret(), cache, state);
+        let mut options = MountOptions::new(store(bucket, slow), secret(), cache, state);
         options.journal_bytes_max = JOURNAL_BYTES;
         options.cache_bytes_max = 64 << 20;
         // Commits are where the script says.
@@ -85,14 +98,14 @@ async fn open(bucket: &Arc<InMemory>, local: &TempDir) -> Checked<Mounted> {
 }
 
 impl World {
-    /// A new volume, mounted.
-    pub async fn new() -> World {
+    /// A new volume, mounted; `slow`: on a store that takes its time.
+    pub async fn new(slow: bool) -> World {
         let (bucket, local) = (new_volume().await, local());
-        let mounted = open(&bucket, &local).await.expect("mounts");
+        let mounted = open(&bucket, slow, &local).await.expect("mounts");
         let model = Reference::new();
         let history = vec![(0, model.clone())];
         let mounted = Some(mounted);
-        World { model, bucket, local, mounted, history, begun: 0, counter: 0 }
+        World { model, bucket, local, mounted, history, begun: 0, counter: 0, slow }
     }
 
     pub fn fs(&self) -> &Arc<Fs> {
@@ -191,7 +204,7 @@ impl World {
                 same("drained", drained, true)?;
                 self.local = local();
                 self.find_again(before).await?;
-                self.begun = self.committed().await?.sequence;
+                self.begun = self.committed().await?.map_or(0, |row| row.sequence);
                 self.history = vec![(0, self.model.clone())];
             }
             _ => unreachable!("no point"),
@@ -215,7 +228,7 @@ impl World {
 
     /// Mounts again: what has a name is as it was, what has none goes.
     async fn find_again(&mut self, before: Vec<Attr>) -> Checked {
-        self.mounted = Some(open(&self.bucket, &self.local).await?);
+        self.mounted = Some(open(&self.bucket, self.slow, &self.local).await?);
         self.model.remounted();
         self.await_reaped().await?;
         for attr in before {
@@ -236,12 +249,10 @@ impl World {
         Err("inodes without a name were not removed".into())
     }
 
-    async fn committed(&self) -> Checked<CommitRow> {
+    async fn committed(&self) -> Checked<Option<CommitRow>> {
         let row = self.mounted().view().kv().get(&keys::commit()).await;
-        match row.map_err(|e| e.to_string())? {
-            Some(row) => CommitRow::decode(&row).map_err(|e| e.to_string()),
-            None => Err("nothing was ever committed".into()),
-        }
+        let row = row.map_err(|e| e.to_string())?;
+        row.map(|row| CommitRow::decode(&row).map_err(|e| e.to_string())).transpose()
     }
 
     /// The end of a script: everything is compared here and on another machine.
@@ -259,14 +270,14 @@ impl World {
     pub async fn lose(&mut self) -> Checked {
         self.unmount(Duration::ZERO).await;
         self.local = local();
-        self.mounted = Some(open(&self.bucket, &self.local).await?);
-        let found = match self.committed().await {
-            Ok(row) if row.sequence == self.begun => Some(self.history[0].1.clone()),
-            Ok(row) => {
+        self.mounted = Some(open(&self.bucket, self.slow, &self.local).await?);
+        let row = self.committed().await?;
+        let found = match row {
+            Some(row) if row.sequence != self.begun => {
                 let at = |(pos, _): &&(u64, Reference)| *pos == row.position.0;
                 self.history.iter().find(at).map(|(_, model)| model.clone())
             }
-            Err(_) => Some(Reference::new()),
+            _ => Some(self.history[0].1.clone()),
         };
         // Otherwise in the middle of an operation of several records.
         if let Some(found) = found {
