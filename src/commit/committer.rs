@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -132,6 +132,9 @@ pub struct Committer {
     committed: watch::Sender<CommitRow>,
     state: watch::Sender<WriterState>,
     uploaded: AtomicU64,
+    /// A metadata batch failed and may be there all the same: what its retry calls fresh may
+    /// have extents, in segments of the failed try.
+    doubtful: AtomicBool,
     reclaim: Mutex<reclaim::State>,
     stop: watch::Sender<bool>,
     may_delete: MayDelete,
@@ -171,6 +174,7 @@ impl Committer {
             committed: watch::Sender::new(committed),
             state: watch::Sender::new(WriterState::Online),
             uploaded: AtomicU64::new(0),
+            doubtful: AtomicBool::new(false),
             reclaim: Mutex::new(reclaim::State::default()),
             stop: watch::Sender::new(false),
             may_delete,
@@ -288,7 +292,9 @@ impl Committer {
         let plan = pack(generation, new_segment_id);
         self.upload(&plan.segments).await?;
         let (rows, row, stats) = self.rows(generation, &plan).await?;
-        self.view.kv().commit(rows).await?;
+        let committed = self.view.kv().commit(rows).await;
+        self.doubtful.store(committed.is_err(), Ordering::Release);
+        committed?;
         self.view.retire(generation, stats);
         self.journal.release(row.position);
         if !generation.dropped.is_empty() {
@@ -317,8 +323,10 @@ impl Committer {
         plan: &Plan,
     ) -> Result<(Vec<(Bytes, Option<Bytes>)>, CommitRow, Stats), CommitError> {
         let mut changes = Changes::default();
+        let doubtful = self.doubtful.load(Ordering::Acquire);
         for (file, ranges, fresh) in &plan.files {
-            resolve::apply_file(&self.view, &mut changes, *file, ranges, *fresh).await?;
+            let fresh = *fresh && !doubtful;
+            resolve::apply_file(&self.view, &mut changes, *file, ranges, fresh).await?;
         }
         for file in &generation.dropped {
             resolve::drop_file(&self.view, &mut changes, *file).await?;

@@ -9,9 +9,11 @@
 //! | `pack` | which byte goes into which segment (pure) |
 //! | `resolve` | new extents over old ones, and segment accounting |
 //! | `committer` | the background task: freeze, pack, upload, commit, advance |
+//! | `check` | whether committed rows keep the rules among each other |
 //! | `reclaim` | deleted data: extents in bounded batches, then dead segments |
 
 pub mod batch;
+pub mod check;
 pub mod committer;
 pub mod pack;
 pub mod pending;

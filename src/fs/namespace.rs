@@ -296,7 +296,7 @@ impl Fs {
             batch.put_fresh(keys::orphan(ino), crate::meta::OrphanData::encode());
             fs.submit(state, batch, &[])?;
             fs.lookups.add(ino);
-            fs.orphaned(ino);
+            fs.orphaned(state, ino);
             Ok(Attr::of(ino, &inode))
         })
     }
@@ -386,7 +386,7 @@ impl Fs {
             let orphaned = fs.drop_link(&mut batch, entry.ino, &mut inode, now);
             fs.submit(state, batch, &[])?;
             if orphaned {
-                fs.orphaned(entry.ino);
+                fs.orphaned(state, entry.ino);
             }
             Ok(())
         })
@@ -437,7 +437,7 @@ impl Fs {
             let orphaned = fs.unlinked(&mut batch, entry.ino, &mut inode);
             fs.submit(state, batch, &[])?;
             if orphaned {
-                fs.orphaned(entry.ino);
+                fs.orphaned(state, entry.ino);
             }
             Ok(())
         })
@@ -560,7 +560,7 @@ impl Fs {
         batch.put(keys::inode(new_parent), to_dir.encode());
         self.submit(state, batch, &[])?;
         if let Some(ino) = orphan {
-            self.orphaned(ino);
+            self.orphaned(state, ino);
         }
         Ok(())
     }

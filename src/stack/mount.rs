@@ -366,6 +366,11 @@ impl Mounted {
         self.shared.layers.stats.snapshot()
     }
 
+    /// The metadata, pending and committed, for what looks behind the file system.
+    pub fn view(&self) -> &Arc<View> {
+        &self.shared.view
+    }
+
     /// Waits until the bucket has everything that was written before the call; true if it has.
     pub async fn sync(&self, limit: Duration) -> bool {
         match &self.writer {
