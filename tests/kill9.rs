@@ -160,7 +160,7 @@ impl Ordeal {
                 result.expect("the load runs until the kill");
             }
         });
-        wait_until("the daemon is gone", || !is_alive(pid));
+        wait_until("the daemon is gone", || !is_alive(pid) && threads(pid) <= 1);
         while self.volume.is_mounted() {
             self.volume.detach();
         }
@@ -339,6 +339,12 @@ impl Drop for Detached {
 fn signal(pid: i32, signal: i32) {
     // SAFETY: the process is this test's own daemon.
     unsafe { libc::kill(pid, signal) };
+}
+
+/// A process is a zombie as soon as its first thread has ended; others may still be in a system
+/// call, and hold its locks.
+fn threads(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
 fn private(path: &Path) {
