@@ -5,7 +5,6 @@
 mod kill;
 mod mounts;
 #[path = "support/s3server/mod.rs"]
-#[allow(dead_code)]
 mod s3server;
 
 use std::fs;
@@ -82,7 +81,10 @@ impl Ordeal {
 
     fn args(&mut self, more: &[&str]) -> Vec<String> {
         let interval = ["50ms", "200ms", "600ms", "2s"][self.rng.random_range(0..4)];
-        let mut args = self.volume.mount_args(&["--commit-interval", interval]);
+        // A small one is full again and again: then writers wait for commits.
+        let journal = ["4M", "1G"][self.rng.random_range(0..2)];
+        let flags = ["--commit-interval", interval, "--journal-size", journal];
+        let mut args = self.volume.mount_args(&flags);
         let at = args.iter().position(|a| a == "--passphrase-file").expect("a flag of the harness");
         args[at] = "--key-file".into();
         args[at + 1] = self.volume.text("key");
@@ -158,7 +160,7 @@ impl Ordeal {
                 result.expect("the load runs until the kill");
             }
         });
-        wait_until("the daemon is gone", || !is_alive(pid));
+        wait_until("the daemon is gone", || !is_alive(pid) && threads(pid) <= 1);
         while self.volume.is_mounted() {
             self.volume.detach();
         }
@@ -236,7 +238,7 @@ impl Ordeal {
         while self.round < kills {
             self.round += 1;
             self.kill_under_load();
-            if self.round % 4 == 0 {
+            if self.round.is_multiple_of(4) {
                 self.check_bucket_alone();
             }
             while self.round < kills && self.rng.random_bool(0.25) {
@@ -337,6 +339,12 @@ impl Drop for Detached {
 fn signal(pid: i32, signal: i32) {
     // SAFETY: the process is this test's own daemon.
     unsafe { libc::kill(pid, signal) };
+}
+
+/// A process is a zombie as soon as its first thread has ended; others may still be in a system
+/// call, and hold its locks.
+fn threads(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
 fn private(path: &Path) {

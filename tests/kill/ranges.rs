@@ -103,15 +103,27 @@ impl Ranges {
 
     /// Whether `seen` is `image` with some of `open` in it.
     fn compare(&self, seen: &[u64], image: &[u64], open: Option<&Group>) -> Result<(), String> {
-        let wrong = (0..WORDS)
-            .find(|&i| seen[i] != image[i] && !open.is_some_and(|group| is_of(group, i, seen[i])));
-        match wrong {
-            None => Ok(()),
-            Some(i) => Err(format!(
-                "word {i} is of write {}, must be of {}, in flight {open:?}",
-                seen[i], image[i]
-            )),
-        }
+        let is_wrong =
+            |&i: &usize| seen[i] != image[i] && !open.is_some_and(|g| is_of(g, i, seen[i]));
+        let wrong: Vec<usize> = (0..WORDS).filter(is_wrong).collect();
+        let (Some(&first), Some(&last)) = (wrong.first(), wrong.last()) else { return Ok(()) };
+        let of = |n: u64| {
+            let mut puts = self.groups.iter().flat_map(|g| &g.puts);
+            (
+                puts.find(|p| p.n == n),
+                self.groups.iter().position(|g| g.puts.iter().any(|p| p.n == n)),
+            )
+        };
+        Err(format!(
+            "{} words wrong from {first} to {last}: the first is of {} {:?}, must be of {} {:?}; {} groups, in \
+             flight {open:?}",
+            wrong.len(),
+            seen[first],
+            of(seen[first]),
+            image[first],
+            of(image[first]),
+            self.groups.len(),
+        ))
     }
 }
 
@@ -131,11 +143,16 @@ impl Load for Ranges {
     }
 
     fn settle(&mut self, root: &Path) -> Result<(), String> {
+        self.groups.retain(|g| !g.puts.is_empty()); // none was issued
         let seen = self.look(root)?;
         let mut image = self.base.clone();
         self.groups.iter().filter(|g| g.returned.is_some()).for_each(|g| apply(&mut image, g));
         let open = self.groups.last().filter(|g| g.returned.is_none());
-        self.compare(&seen, &image, open)?;
+        if let Err(e) = self.compare(&seen, &image, open) {
+            // Whether it is only what this mount shows, or what is there.
+            let again = self.compare(&self.look(root)?, &image, open);
+            return Err(format!("{e}; read again: {again:?}"));
+        }
         if let Some(group) = open {
             // Again, as a whole, so that the file stays what it should be.
             let again = || -> io::Result<()> {

@@ -32,7 +32,7 @@ impl Sql {
     /// `None` if there is no `sqlite3` here.
     pub fn new(root: &Path, seed: u64) -> Option<Sql> {
         Command::new("sqlite3").arg("-version").output().ok()?;
-        let wal = seed % 2 == 0;
+        let wal = seed.is_multiple_of(2);
         let mode = if wal { "WAL" } else { "DELETE" };
         fs::create_dir(root.join(DIR)).expect("makes a directory");
         let made = sqlite(
