@@ -23,9 +23,8 @@ use crate::journal::RecordLoc;
 use crate::meta::{DecodeError, ExtentRow, Inode, Key, Stats, keys};
 use crate::store::kv::{Kv, KvError};
 
-/// A generation with this much file data is closed, so that the committer works through a
-/// long write in pieces and frees the journal as it goes.
-const GENERATION_BYTES_MAX: u64 = 256 << 20;
+/// A generation whose rows take this much memory is closed: one metadata batch stays small.
+const GENERATION_ROW_BYTES_MAX: u64 = 16 << 20;
 /// What one request for missing metadata fetches: rows that are read together lie together.
 pub const READ_AHEAD_BYTES: usize = 512 << 10;
 /// Extents that one scan loads.
@@ -103,11 +102,14 @@ pub struct ViewOptions {
     pub rows_max: usize,
     /// Files whose extents are kept in memory.
     pub files_max: usize,
+    /// A generation with this much file data is closed, so that the committer works through a
+    /// long write in pieces and frees the journal as it goes, well before it is full.
+    pub generation_bytes_max: u64,
 }
 
 impl Default for ViewOptions {
     fn default() -> Self {
-        ViewOptions { rows_max: 65_536, files_max: 8_192 }
+        ViewOptions { rows_max: 65_536, files_max: 8_192, generation_bytes_max: 256 << 20 }
     }
 }
 
@@ -123,6 +125,7 @@ pub struct View {
     stats: Mutex<Stats>,
     pending_row_bytes: AtomicU64,
     pending_data_bytes: AtomicU64,
+    generation_bytes_max: u64,
 }
 
 /// Rows of a range, and where to go on if there may be more.
@@ -149,6 +152,7 @@ impl View {
             stats: Mutex::new(stats),
             pending_row_bytes: AtomicU64::new(0),
             pending_data_bytes: AtomicU64::new(0),
+            generation_bytes_max: options.generation_bytes_max,
         }
     }
 
@@ -158,8 +162,8 @@ impl View {
     }
 
     /// Makes `batch` visible. The caller has journalled it at `record` and calls this in
-    /// journal order.
-    pub fn apply(&self, batch: Batch, record: RecordLoc, data_start: u32) {
+    /// journal order. True if a generation is full and the committer should not wait.
+    pub fn apply(&self, batch: Batch, record: RecordLoc, data_start: u32) -> bool {
         let data = batch.data_len() as u64;
         let mut layers = self.layers.write();
         let before = layers.active.row_bytes;
@@ -167,9 +171,13 @@ impl View {
         let after = layers.active.row_bytes;
         self.pending_row_bytes.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
         self.pending_data_bytes.fetch_add(data, Ordering::Relaxed);
-        if layers.active.data_bytes >= GENERATION_BYTES_MAX {
+        let active = &layers.active;
+        let full = active.data_bytes >= self.generation_bytes_max
+            || active.row_bytes >= GENERATION_ROW_BYTES_MAX;
+        if full {
             Self::rotate(&mut layers);
         }
+        full
     }
 
     fn rotate(layers: &mut Layers) {

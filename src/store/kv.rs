@@ -35,6 +35,8 @@ const L0_MAX: usize = 8;
 const GC_AGE_MIN: Duration = Duration::from_secs(900);
 /// The poll intervals that SlateDB insists on; each poll is one or two requests.
 const POLL_IDLE: Duration = Duration::from_secs(1200);
+/// How long closing a handle may take that is replaced.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a compaction may run before its task is stopped and tried again later.
 const COMPACTION_DEADLINE: Duration = Duration::from_secs(900);
 
@@ -169,6 +171,24 @@ async fn open_writer(
     Ok(builder.build().await?)
 }
 
+async fn open_reading(
+    store: Arc<dyn ObjectStore>,
+    cache: Arc<SplitCache>,
+    options: &KvOptions,
+) -> Result<DbReader, KvError> {
+    let reader_options = DbReaderOptions {
+        manifest_poll_interval: options.refresh,
+        checkpoint_lifetime: Duration::from_secs(600).max(options.refresh * 4),
+        max_memtable_bytes: 32 << 20,
+        ..DbReaderOptions::default()
+    };
+    Ok(DbReader::builder(META_PREFIX, store)
+        .with_options(reader_options)
+        .with_db_cache(cache, 1)
+        .build()
+        .await?)
+}
+
 impl Kv {
     /// Opens the database for writing and fences every earlier writer. Creates it if there is
     /// none (only `init` calls it on an empty prefix).
@@ -200,17 +220,8 @@ impl Kv {
     ) -> Result<Kv, KvError> {
         let store: Arc<dyn ObjectStore> = Arc::new(SlateStore::new(store));
         let cache = new_cache(&options);
-        let reader_options = DbReaderOptions {
-            manifest_poll_interval: options.refresh,
-            checkpoint_lifetime: Duration::from_secs(600).max(options.refresh * 4),
-            max_memtable_bytes: 32 << 20,
-            ..DbReaderOptions::default()
-        };
-        let build = DbReader::builder(META_PREFIX, store.clone())
-            .with_options(reader_options)
-            .with_db_cache(cache.clone(), 1)
-            .build();
-        let db = bounded(open_timeout, async { Ok(build.await?) }).await?;
+        let reading = open_reading(store.clone(), cache.clone(), &options);
+        let db = bounded(open_timeout, reading).await?;
         Ok(Kv {
             handle: RwLock::new(Handle::Reader(Arc::new(db))),
             store,
@@ -332,15 +343,32 @@ impl Kv {
     pub async fn reopen(&self) -> Result<(), KvError> {
         let old = self.writer()?;
         let epoch = old.manifest().writer_epoch();
-        let _ = old.close_with_options(CloseOptions { flush_type: None }).await;
+        // It may wait for a task that will never end.
+        let close = old.close_with_options(CloseOptions { flush_type: None });
+        let _ = tokio::time::timeout(CLOSE_DEADLINE, close).await;
         let db = open_writer(self.store.clone(), self.cache.clone(), Some(epoch)).await?;
         *self.handle.write() = Handle::Writer(Arc::new(db));
         Ok(())
     }
 
+    /// Replaces the handle of a writer that was overtaken, which refuses reads too, by one
+    /// that reads only. Writes fail with [`KvError::ReadOnly`] from then on.
+    ///
+    /// # Errors
+    /// [`KvError::Unavailable`] after `open_timeout`: try again.
+    pub async fn become_reader(&self, open_timeout: Duration) -> Result<(), KvError> {
+        let Ok(old) = self.writer() else { return Ok(()) };
+        let reading = open_reading(self.store.clone(), self.cache.clone(), &self.options);
+        let db = bounded(open_timeout, reading).await?;
+        *self.handle.write() = Handle::Reader(Arc::new(db));
+        let close = old.close_with_options(CloseOptions { flush_type: None });
+        let _ = tokio::time::timeout(CLOSE_DEADLINE, close).await;
+        Ok(())
+    }
+
     /// Starts a compaction in the background when level 0 has grown, then collects what it
-    /// made superfluous. Returns at once. At most one runs at a time.
-    pub fn compact_if_needed(self: &Arc<Self>) {
+    /// made superfluous unless `collect` is false. Returns at once. At most one runs at a time.
+    pub fn compact_if_needed(self: &Arc<Self>, collect: bool) {
         let Ok(db) = self.writer() else { return };
         if db.manifest().l0().len() < L0_COMPACT_AT {
             return;
@@ -350,14 +378,14 @@ impl Kv {
         }
         let kv = self.clone();
         tokio::spawn(async move {
-            if let Err(e) = kv.compact(&db).await {
+            if let Err(e) = kv.compact(&db, collect).await {
                 log::warn!("compaction of metadata stopped, will be tried again: {e}");
             }
             kv.compacting.store(false, Ordering::Release);
         });
     }
 
-    async fn compact(&self, db: &Arc<Db>) -> Result<(), KvError> {
+    async fn compact(&self, db: &Arc<Db>, collect: bool) -> Result<(), KvError> {
         let tick = Duration::from_millis(250);
         let options = CompactorOptions {
             poll_interval: tick,
@@ -396,7 +424,7 @@ impl Kv {
             Ok(Err(join)) => return Err(KvError::Closed(join.to_string())),
             Err(_) => return Err(KvError::Unavailable("the compactor did not stop".into())),
         }
-        self.collect_garbage().await
+        if collect { self.collect_garbage().await } else { Ok(()) }
     }
 
     /// Deletes objects of the database that nothing refers to and that are older than
