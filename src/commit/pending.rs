@@ -239,4 +239,18 @@ mod tests {
         let ranges: Vec<_> = file.ranges.iter().map(|(s, e, _)| (s, e)).collect();
         assert_eq!(ranges, [(0, 50)]);
     }
+
+    #[test]
+    fn many_small_writes_count_as_memory_until_the_file_goes() {
+        // Guards against a long time offline filling the memory with ranges that no limit sees.
+        let mut g = Generation::new(JournalPos(0));
+        let (ino, generation) = (Ino(2), 0);
+        for i in 0..1000 {
+            let write = DataOp::Write { ino, generation, offset: i * 10, len: 1 };
+            apply(&mut g, |b| b.data.push(write));
+        }
+        assert!(g.row_bytes >= 1000 * RANGE_BYTES, "{}", g.row_bytes);
+        apply(&mut g, |b| b.data.push(DataOp::Drop { ino, generation }));
+        assert_eq!(g.row_bytes, 0);
+    }
 }
