@@ -62,14 +62,12 @@ impl Committer {
 
     async fn try_commit(&self, work: &mut Work) -> Result<(CommitRow, Stats), CommitError> {
         self.upload(work).await?;
-        let landed = if work.written { self.landed(&work.generation).await? } else { None };
-        let (rows, row, stats) = match landed {
+        let (rows, row, stats) = match self.landed(&work.generation).await? {
             // An earlier try got as far as the memtable or the bucket: writing the position
             // again makes all of it durable. Applying it twice would count extents twice.
             Some((row, stats)) => (vec![(commit_key(), Some(row.encode()))], row, stats),
             None => self.rows(work).await?,
         };
-        work.written = true;
         let kv = self.view.kv();
         let commit = kv.commit(rows);
         tokio::pin!(commit);

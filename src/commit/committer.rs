@@ -3,10 +3,12 @@
 //! Decides when a generation is due, tries again what failed, and answers those who wait; what
 //! a commit consists of is in `attempt`. Nothing is dropped.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
@@ -164,8 +166,18 @@ impl Committer {
         })
     }
 
-    /// Commits until [`Committer::stop`]. Runs on a task of its own.
+    /// Commits until [`Committer::stop`]. Runs on a task of its own. A bug that panics must not
+    /// end it silently: it shows as a failure, and everything is tried again.
     pub async fn run(self: Arc<Self>) {
+        while let Err(panic) = AssertUnwindSafe(self.commit_until_stopped()).catch_unwind().await {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panic");
+            self.note_failure(&CommitError::Internal(text.to_string())).await;
+            tokio::time::sleep(RETRY_PAUSE_MAX).await;
+        }
+    }
+
+    async fn commit_until_stopped(&self) {
         let mut stop = self.stop.subscribe();
         let mut pause = RETRY_PAUSE_MIN;
         loop {
@@ -291,9 +303,14 @@ impl Committer {
     }
 
     /// Asks for a commit of everything applied so far and waits until the bucket has it, the
-    /// mount is fenced, or `limit` has passed; true if the bucket has it.
+    /// mount is fenced, or `limit` has passed; true if the bucket has it. With no time at all
+    /// nothing is asked for.
     pub async fn sync(&self, limit: Duration) -> bool {
         let (target, _, _) = self.view.pending_summary();
+        if limit.is_zero() {
+            // Asking for a commit and not waiting for it would leave to chance what is done.
+            return self.committed.borrow().position >= target;
+        }
         self.wanted.fetch_max(target.0, Ordering::AcqRel);
         self.wake.notify_one();
         let mut committed = self.committed.subscribe();

@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `batch` | one mutation and its bytes in a journal record |
 //! | `pending` | the pending generations: what is in the journal and not yet in the bucket |
+//! | `caches` | the committed rows and extents that a view keeps |
 //! | `view` | reads: pending generations over cached rows over the metadata store |
 //! | `pack` | which byte goes into which segment (pure) |
 //! | `resolve` | new extents over old ones, and segment accounting |
@@ -16,6 +17,7 @@
 
 mod attempt;
 pub mod batch;
+mod caches;
 pub mod committer;
 pub mod pack;
 pub mod pending;

@@ -6,15 +6,14 @@
 //! lock is held while it waits.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
 use super::batch::Batch;
+use super::caches::{ExtentCache, KnownExtents, RowCache};
 use super::pending::{FileKey, Generation};
 use crate::base::{Ino, JournalPos};
 use crate::data::plan::Pending;
@@ -29,8 +28,6 @@ const GENERATION_ROW_BYTES_MAX: u64 = 16 << 20;
 pub const READ_AHEAD_BYTES: usize = 512 << 10;
 /// Extents that one scan loads.
 const EXTENTS_PER_LOAD: usize = 512;
-/// Extents kept in memory over all files.
-const EXTENTS_MAX: usize = 400_000;
 
 /// Why the view cannot say.
 #[derive(Debug, thiserror::Error)]
@@ -64,37 +61,6 @@ impl Layers {
     }
 }
 
-/// The committed extents of a file that end above `from` and start below `to`, completely.
-struct KnownExtents {
-    from: u64,
-    to: u64,
-    extents: Arc<Vec<Extent>>,
-}
-
-struct ExtentCache {
-    files: LruCache<FileKey, KnownExtents>,
-    extents: usize,
-}
-
-impl ExtentCache {
-    fn put(&mut self, file: FileKey, known: KnownExtents) {
-        self.extents += known.extents.len();
-        if let Some((_, old)) = self.files.push(file, known) {
-            self.extents -= old.extents.len();
-        }
-        while self.extents > EXTENTS_MAX {
-            let Some((_, old)) = self.files.pop_lru() else { break };
-            self.extents -= old.extents.len();
-        }
-    }
-
-    fn pop(&mut self, file: &FileKey) {
-        if let Some(old) = self.files.pop(file) {
-            self.extents -= old.extents.len();
-        }
-    }
-}
-
 /// Sizes of the view's caches.
 #[derive(Clone, Copy, Debug)]
 pub struct ViewOptions {
@@ -118,7 +84,7 @@ pub struct View {
     kv: Arc<Kv>,
     layers: RwLock<Layers>,
     /// Committed rows; `None`: known to be absent.
-    rows: Mutex<LruCache<Key, Option<Bytes>>>,
+    rows: Mutex<RowCache>,
     extents: Mutex<ExtentCache>,
     /// Raised when a generation retires: a row fetched before must not enter the cache after.
     retired: AtomicU64,
@@ -139,15 +105,11 @@ pub struct Page {
 impl View {
     /// A view of what `kv` holds, with records up to `last` committed and `stats` in use.
     pub fn new(kv: Arc<Kv>, last: JournalPos, stats: Stats, options: ViewOptions) -> View {
-        let size = |n: usize| NonZeroUsize::new(n.max(1)).expect("at least one");
         View {
             kv,
             layers: RwLock::new(Layers { active: Generation::new(last), frozen: VecDeque::new() }),
-            rows: Mutex::new(LruCache::new(size(options.rows_max))),
-            extents: Mutex::new(ExtentCache {
-                files: LruCache::new(size(options.files_max)),
-                extents: 0,
-            }),
+            rows: Mutex::new(RowCache::new(options.rows_max)),
+            extents: Mutex::new(ExtentCache::new(options.files_max)),
             retired: AtomicU64::new(0),
             stats: Mutex::new(stats),
             pending_row_bytes: AtomicU64::new(0),
@@ -228,9 +190,7 @@ impl View {
     pub fn invalidate(&self) {
         self.retired.fetch_add(1, Ordering::AcqRel);
         self.rows.lock().clear();
-        let mut extents = self.extents.lock();
-        extents.files.clear();
-        extents.extents = 0;
+        self.extents.lock().clear();
     }
 
     /// Bytes of memory in pending rows, and bytes of file data pending.
@@ -398,7 +358,7 @@ impl View {
             pending
         };
         let mut cache = self.extents.lock();
-        let Some(known) = cache.files.get(&file) else { return Lookup::Miss };
+        let Some(known) = cache.get(&file) else { return Lookup::Miss };
         if pending.gaps().iter().any(|&(from, to)| from < known.from || to > known.to) {
             return Lookup::Miss;
         }

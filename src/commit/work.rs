@@ -20,8 +20,6 @@ pub(super) struct Work {
     /// For each segment of the plan, whether the bucket has it.
     uploaded: Vec<bool>,
     abandoned: Vec<SegmentId>,
-    /// The metadata batch was handed to the store: it may have it, whatever was reported.
-    pub(super) written: bool,
 }
 
 impl Work {
@@ -29,7 +27,7 @@ impl Work {
     pub(super) fn new(generation: Arc<Generation>, new_id: impl FnMut() -> SegmentId) -> Work {
         let plan = pack(&generation, new_id);
         let uploaded = vec![false; plan.segments.len()];
-        Work { generation, plan, uploaded, abandoned: Vec::new(), written: false }
+        Work { generation, plan, uploaded, abandoned: Vec::new() }
     }
 
     /// Positions in the plan of the segments that are still to be uploaded.

@@ -35,6 +35,11 @@ const L0_MAX: usize = 8;
 const GC_AGE_MIN: Duration = Duration::from_secs(900);
 /// The poll intervals that SlateDB insists on; each poll is one or two requests.
 const POLL_IDLE: Duration = Duration::from_secs(1200);
+/// Commits after which the memtable goes to level 0: a mount after a crash, and a follower when
+/// it starts, fetches that many objects of the log at most.
+const WAL_OBJECTS_MAX: u64 = 512;
+/// How long stopping a compactor may take.
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
 /// How long closing a handle may take that is replaced.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a compaction may run before its task is stopped and tried again later.
@@ -144,7 +149,7 @@ fn settings() -> Settings {
         manifest_update_timeout: Duration::from_secs(300),
         min_filter_keys: 256,
         l0_sst_size_bytes: 16 << 20,
-        max_wal_flushes_before_l0_flush: 4096,
+        max_wal_flushes_before_l0_flush: WAL_OBJECTS_MAX,
         l0_max_ssts: L0_MAX,
         l0_max_ssts_per_key: L0_MAX,
         l0_flush_parallelism: 2,
@@ -411,20 +416,29 @@ impl Kv {
         let runner = compactor.clone();
         let running = tokio::spawn(async move { runner.run().await });
         let deadline = tokio::time::Instant::now() + COMPACTION_DEADLINE;
+        let mut watched = Ok(());
         while tokio::time::Instant::now() < deadline && !running.is_finished() {
             tokio::time::sleep(Duration::from_millis(500)).await;
-            db.refresh_manifest().await?;
-            if db.manifest().l0().len() < L0_COMPACT_AT {
+            watched = db.refresh_manifest().await;
+            if watched.is_err() || db.manifest().l0().len() < L0_COMPACT_AT {
                 break;
             }
         }
-        compactor.stop().await?;
-        match tokio::time::timeout(Duration::from_secs(60), running).await {
+        // Whatever happened: a compactor left running would poll until the process ends.
+        let abort = running.abort_handle();
+        let stopped = tokio::time::timeout(STOP_DEADLINE, compactor.stop()).await;
+        let ended = tokio::time::timeout(STOP_DEADLINE, running).await;
+        abort.abort();
+        watched?;
+        if let Ok(stopped) = stopped {
+            stopped?;
+        }
+        match ended {
             Ok(Ok(result)) => result?,
             Ok(Err(join)) => return Err(KvError::Closed(join.to_string())),
             Err(_) => return Err(KvError::Unavailable("the compactor did not stop".into())),
         }
-        if collect { self.collect_garbage().await } else { Ok(()) }
+        if collect { bounded(COMPACTION_DEADLINE, self.collect_garbage()).await } else { Ok(()) }
     }
 
     /// Deletes objects of the database that nothing refers to and that are older than
