@@ -26,19 +26,26 @@ use sealfs::store::Location;
 const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
 const LONG: Duration = Duration::from_secs(30);
 
-/// Refuses one put of a segment, when the count reaches zero.
+/// Refuses one put of a segment, when the count reaches zero; or every change.
 #[derive(Debug)]
 struct RefuseOne {
     inner: Arc<InMemory>,
     until: AtomicI64,
+    read_only: bool,
 }
 
 impl RefuseOne {
     fn refuses(&self, location: &Path) -> Result<()> {
+        let refused = || object_store::Error::PermissionDenied {
+            path: location.to_string(),
+            source: "refused by the test".into(),
+        };
+        if self.read_only {
+            return Err(refused());
+        }
         let is_segment = location.as_ref().starts_with("seg/");
         if is_segment && self.until.fetch_sub(1, Ordering::SeqCst) == 1 {
-            let (path, source) = (location.to_string(), "refused by the test".into());
-            return Err(object_store::Error::PermissionDenied { path, source });
+            return Err(refused());
         }
         Ok(())
     }
@@ -153,7 +160,7 @@ async fn a_refused_upload_does_not_upload_its_neighbours_again() {
     // once, when the others may be there already.
     let memory = Arc::new(InMemory::new());
     let bucket: Arc<dyn ObjectStore> =
-        Arc::new(RefuseOne { inner: memory.clone(), until: AtomicI64::new(3) });
+        Arc::new(RefuseOne { inner: memory.clone(), until: AtomicI64::new(3), read_only: false });
     format(&bucket).await;
     let local = tempfile::tempdir().expect("tempdir");
     let mut o = options(&bucket, local.path());
@@ -261,4 +268,36 @@ async fn a_mount_that_is_refused_does_not_hold_the_volume() {
     let m = mount(o).await.expect("accepted");
     create(&m.fs, "four").await;
     assert!(m.shutdown(LONG).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_with_credentials_that_only_read_sees_what_is_committed() {
+    // Guards against a follower that writes checkpoints, which read-only credentials refuse,
+    // and against one that shows the state of its own start for ever.
+    let memory = Arc::new(InMemory::new());
+    let bucket: Arc<dyn ObjectStore> = memory.clone();
+    format(&bucket).await;
+    let (a, b) = (tempfile::tempdir().expect("a"), tempfile::tempdir().expect("b"));
+    let writer = mount(options(&bucket, a.path())).await.expect("mount");
+    let f = create(&writer.fs, "before").await;
+    write(&writer.fs, f, 1).await;
+    assert!(writer.sync(LONG).await);
+    let only_read: Arc<dyn ObjectStore> =
+        Arc::new(RefuseOne { inner: memory, until: AtomicI64::new(0), read_only: true });
+    let mut o = options(&only_read, b.path());
+    o.read_only = true;
+    let follower = mount(o).await.expect("mount to read");
+    let before = follower.fs.lookup(Ino::ROOT, b"before".to_vec()).await.expect("before").ino;
+    assert_eq!(follower.fs.read(before, 0, 2 << 20).await.expect("read").len(), 1 << 20);
+    let refused = follower.fs.create(ROOT, Ino::ROOT, b"no".to_vec(), 0o644, 0).await;
+    assert_eq!(refused, Err(FsError::ReadOnly));
+    create(&writer.fs, "after").await;
+    assert!(writer.sync(LONG).await);
+    let fs = follower.fs.clone();
+    eventually("the follower sees what was committed after it began", || async {
+        fs.lookup(Ino::ROOT, b"after".to_vec()).await.is_ok()
+    })
+    .await;
+    follower.shutdown(LONG).await;
+    assert!(writer.shutdown(LONG).await);
 }

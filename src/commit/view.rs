@@ -193,6 +193,16 @@ impl View {
         self.extents.lock().clear();
     }
 
+    /// Goes on with what the store has now: what is cached is dropped, statistics are read.
+    pub async fn follow(&self) {
+        self.invalidate();
+        if let Ok(Some(row)) = self.kv.get(&keys::stats()).await
+            && let Ok(stats) = Stats::decode(&row)
+        {
+            *self.stats.lock() = stats;
+        }
+    }
+
     /// Bytes of memory in pending rows, and bytes of file data pending.
     pub fn pending_bytes(&self) -> (u64, u64) {
         (

@@ -331,7 +331,7 @@ impl Mounted {
             tasks.push(tokio::spawn(async move {
                 loop {
                     tokio::time::sleep(refresh).await;
-                    view.invalidate();
+                    view.follow().await;
                 }
             }));
             return;
@@ -373,7 +373,7 @@ impl Mounted {
                 tokio::time::sleep(READER_RETRY).await;
             }
             loop {
-                view.invalidate();
+                view.follow().await;
                 tokio::time::sleep(refresh).await;
             }
         }));

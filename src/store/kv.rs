@@ -6,13 +6,13 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use object_store::ObjectStore;
 use object_store::path::Path;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use slatedb::config::{
     CloseOptions, CompactionWorkerOptions, CompactorOptions, DbReaderOptions, FlushOptions,
     FlushType, GarbageCollectorDirectoryOptions, GarbageCollectorOptions, ReadOptions, ScanOptions,
@@ -20,7 +20,7 @@ use slatedb::config::{
 };
 use slatedb::db_cache::SplitCache;
 use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
-use slatedb::{CloseReason, Db, DbReader, ErrorKind, WriteBatch};
+use slatedb::{CloseReason, Db, DbReader, DbReaderMode, ErrorKind, WriteBatch};
 
 use super::kv_store::SlateStore;
 
@@ -35,8 +35,8 @@ const L0_MAX: usize = 8;
 const GC_AGE_MIN: Duration = Duration::from_secs(900);
 /// The poll intervals that SlateDB insists on; each poll is one or two requests.
 const POLL_IDLE: Duration = Duration::from_secs(1200);
-/// Commits after which the memtable goes to level 0: a mount after a crash, and a follower when
-/// it starts, fetches that many objects of the log at most.
+/// Commits after which the memtable goes to level 0 (SlateDB's own limit starts at 4096): a
+/// mount after a crash, and a follower when it starts, fetches that many objects of the log.
 const WAL_OBJECTS_MAX: u64 = 512;
 /// How long stopping a compactor may take.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
@@ -140,6 +140,9 @@ pub struct Kv {
     cache: Arc<SplitCache>,
     options: KvOptions,
     compacting: AtomicBool,
+    /// Commits since the memtable last went to level 0.
+    commits: AtomicU64,
+    collected: Mutex<Option<Instant>>,
 }
 
 fn settings() -> Settings {
@@ -149,7 +152,7 @@ fn settings() -> Settings {
         manifest_update_timeout: Duration::from_secs(300),
         min_filter_keys: 256,
         l0_sst_size_bytes: 16 << 20,
-        max_wal_flushes_before_l0_flush: WAL_OBJECTS_MAX,
+        max_wal_flushes_before_l0_flush: 4096,
         l0_max_ssts: L0_MAX,
         l0_max_ssts_per_key: L0_MAX,
         l0_flush_parallelism: 2,
@@ -189,6 +192,8 @@ async fn open_reading(
     };
     Ok(DbReader::builder(META_PREFIX, store)
         .with_options(reader_options)
+        // The other modes write checkpoints: a follower's credentials may only read.
+        .with_reader_mode(DbReaderMode::FollowLatest)
         .with_db_cache(cache, 1)
         .build()
         .await?)
@@ -214,6 +219,8 @@ impl Kv {
             cache,
             options,
             compacting: AtomicBool::new(false),
+            commits: AtomicU64::new(0),
+            collected: Mutex::new(None),
         })
     }
 
@@ -233,6 +240,8 @@ impl Kv {
             cache,
             options,
             compacting: AtomicBool::new(false),
+            commits: AtomicU64::new(0),
+            collected: Mutex::new(None),
         })
     }
 
@@ -317,6 +326,15 @@ impl Kv {
         db.flush().await?;
         // `flush` returning is not the promise; the write's own durability is.
         handle.await_durable().await?;
+        if self.commits.fetch_add(1, Ordering::Relaxed) + 1 == WAL_OBJECTS_MAX {
+            self.commits.store(0, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let options = FlushOptions { flush_type: FlushType::MemTable };
+                if let Err(e) = db.flush_with_options(options).await {
+                    log::warn!("metadata stay in the log for now: {e}");
+                }
+            });
+        }
         Ok(())
     }
 
@@ -371,8 +389,8 @@ impl Kv {
         Ok(())
     }
 
-    /// Starts a compaction in the background when level 0 has grown, then collects what it
-    /// made superfluous unless `collect` is false. Returns at once. At most one runs at a time.
+    /// Starts a compaction in the background when level 0 has grown; unless `collect` is false
+    /// it first collects what earlier ones made superfluous. Returns at once. At most one runs at a time.
     pub fn compact_if_needed(self: &Arc<Self>, collect: bool) {
         let Ok(db) = self.writer() else { return };
         if db.manifest().l0().len() < L0_COMPACT_AT {
@@ -392,6 +410,15 @@ impl Kv {
 
     async fn compact(&self, db: &Arc<Db>, collect: bool) -> Result<(), KvError> {
         let tick = Duration::from_millis(250);
+        // Before, not after: what the last compaction left is no follower's any more.
+        let due = |at: &Instant| at.elapsed() >= GC_AGE_MIN;
+        if collect && self.collected.lock().as_ref().is_none_or(due) {
+            // Credentials that may not delete must not stop compaction, and with it commits.
+            if let Err(e) = bounded(COMPACTION_DEADLINE, self.collect_garbage()).await {
+                log::warn!("old metadata were not collected: {e}");
+            }
+            *self.collected.lock() = Some(Instant::now());
+        }
         let options = CompactorOptions {
             poll_interval: tick,
             commit_compacted_interval: tick,
@@ -438,7 +465,7 @@ impl Kv {
             Ok(Err(join)) => return Err(KvError::Closed(join.to_string())),
             Err(_) => return Err(KvError::Unavailable("the compactor did not stop".into())),
         }
-        if collect { bounded(COMPACTION_DEADLINE, self.collect_garbage()).await } else { Ok(()) }
+        Ok(())
     }
 
     /// Deletes objects of the database that nothing refers to and that are older than
