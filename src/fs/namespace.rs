@@ -64,6 +64,7 @@ impl Fs {
 
     /// Adds to `batch` a new inode of `new` with `nlink` links, owned as POSIX says for
     /// `caller` and `dir`, and returns it.
+    #[allow(clippy::too_many_arguments)]
     fn new_inode(
         &self,
         state: &mut State,

@@ -385,7 +385,7 @@ impl Mounted {
                 let row = *commits.borrow_and_update();
                 let now = note_commit(&remembered, row, view.kv().manifest_id());
                 saves += 1;
-                let (state, durably) = (state.clone(), saves % 6 == 0);
+                let (state, durably) = (state.clone(), saves.is_multiple_of(6));
                 let saved = tokio::task::spawn_blocking(move || state.save(&now, durably)).await;
                 if let Ok(Err(e)) = saved {
                     log::warn!("what this machine remembers was not brought up to date: {e}");
@@ -428,9 +428,10 @@ impl Mounted {
             writer.committer.stop();
         }
         let tasks = std::mem::take(&mut *self.tasks.lock());
+        let commits = drained && self.writer.is_some();
         for (n, task) in tasks.into_iter().enumerate() {
             // The committer ends by itself after its step; the others hold nothing.
-            let grace = if n == 0 && drained { Duration::from_secs(30) } else { Duration::ZERO };
+            let grace = if n == 0 && commits { Duration::from_secs(30) } else { Duration::ZERO };
             let abort = task.abort_handle();
             if tokio::time::timeout(grace, task).await.is_err() {
                 abort.abort();
