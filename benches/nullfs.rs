@@ -163,11 +163,8 @@ impl NullFs {
         let mut dir = parent.dir()?.write();
         let node = self.get(dir.get(name).ok_or(Errno::ENOENT)?)?;
         match &node.body {
-            Body::Dir(below) if want_dir => {
-                if !below.read().by_name.is_empty() {
-                    return Err(Errno::ENOTEMPTY);
-                }
-            }
+            Body::Dir(below) if want_dir && below.read().by_name.is_empty() => {}
+            Body::Dir(_) if want_dir => return Err(Errno::ENOTEMPTY),
             Body::Dir(_) => return Err(Errno::EISDIR),
             _ if want_dir => return Err(Errno::ENOTDIR),
             _ => {}

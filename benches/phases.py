@@ -25,8 +25,8 @@ import time
 import urllib.request
 
 MIB = 1 << 20
-PHASE_SECONDS_MAX = 300
-COMMAND_SECONDS_MAX = 600
+PHASE_SECONDS_MAX = 120
+COMMAND_SECONDS_MAX = 120
 TREE_FILES = 1352
 
 # name -> (title, unit, larger is better)

@@ -128,12 +128,9 @@ fn an_umount_by_somebody_else_is_an_orderly_end_too() {
     // Guards against data that stays behind when people type umount or fusermount3 -u.
     needs_fuse!();
     let v = Volume::create();
-    let mut args = v.mount_args(&["--foreground"]);
-    let child = v
-        .command(&args.drain(..).collect::<Vec<_>>().iter().map(String::as_str).collect::<Vec<_>>())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("runs");
+    let args = v.mount_args(&["--foreground"]);
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let child = v.command(&args).stderr(Stdio::piped()).spawn().expect("runs");
     let mut daemon = Holder(child);
     wait_until("it is mounted", || v.is_mounted() && fs::metadata(v.at(".")).is_ok());
     fs::write(v.at("f"), b"content").expect("writes");

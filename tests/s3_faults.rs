@@ -220,3 +220,28 @@ async fn many_requests_run_at_once() {
     futures::future::try_join_all((0..40).map(|_| store.get_range(&path, 0..1))).await.unwrap();
     assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
 }
+
+#[tokio::test]
+async fn payloads_are_signed_where_the_network_is_open() {
+    // Guards against plain http to another machine going on without a word, and, once allowed,
+    // against payloads that anyone on the way could replace. 0.0.0.0 is this machine to Linux,
+    // but not a loopback address.
+    let server = S3Server::start();
+    let endpoint = format!("http://0.0.0.0:{}", server.address().port());
+    let refused = connect(s3_options(&endpoint)).await.unwrap_err();
+    assert!(refused.to_string().contains("hint: use https, or --allow-http"), "{refused}");
+    let open = S3Options { allow_http: true, ..s3_options(&endpoint) };
+    let store = connect(open).await.unwrap();
+    let pieces: PutPayload = (0..3u8).map(|i| Bytes::from(vec![i; 1000])).collect();
+    store.put(&Path::from("signed"), pieces.clone()).await.unwrap();
+    let mut upload = store.put_multipart(&Path::from("parts")).await.unwrap();
+    upload.put_part(pieces).await.unwrap();
+    upload.complete().await.unwrap();
+    assert_eq!(server.get_raw("signed").unwrap().len(), 3000);
+    assert_eq!(server.get_raw("parts").unwrap().len(), 3000);
+    let signed = server.payload_hashes_seen();
+    assert!(signed.iter().all(|hash| hash != "UNSIGNED-PAYLOAD"), "{signed:?}");
+    let private = s3_store(&server, SseMode::Default).await;
+    private.put(&Path::from("private"), "x".into()).await.unwrap();
+    assert!(server.payload_hashes_seen().contains("UNSIGNED-PAYLOAD"));
+}

@@ -39,7 +39,7 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Make a volume in an empty bucket or prefix
-    Init(init::InitArgs),
+    Init(Box<init::InitArgs>),
     /// Mount a volume on a directory
     Mount(Box<mount::MountArgs>),
     /// Upload what is pending and unmount
@@ -69,7 +69,7 @@ Examples:
 /// forks, which needs a process of one thread.
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Init(args) => init::run(args),
+        Command::Init(args) => init::run(*args),
         Command::Mount(args) => mount::run(*args),
         Command::Umount(args) => umount::run(args),
         Command::Sync(args) => sync::run(args),

@@ -95,8 +95,17 @@ struct LogArgs {
     log_level: LevelFilter,
 }
 
+/// Keeps the allocator from holding a heap for every thread: buffers of megabytes pass between
+/// threads here, and what each of them leaves behind would add up (mallopt(3)).
+fn bound_heap() {
+    // SAFETY: takes two numbers; a refusal (0) only leaves the default in force.
+    #[cfg(target_env = "gnu")]
+    let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
+}
+
 /// Runs `sealfs mount`. Called while the process has one thread.
 pub fn run(args: MountArgs) -> Outcome {
+    bound_heap();
     let general =
         |what: &str, e: std::io::Error| Failure::new(Exit::General, format!("{what}: {e}"));
     let plan = plan(&args)?;

@@ -26,7 +26,7 @@ use crate::meta::{CommitRow, Stats, keys};
 use crate::store::segments::SegmentStore;
 
 /// Segments that are uploaded at once.
-const UPLOADS_MAX: usize = 4;
+const UPLOADS_MAX: usize = 3;
 /// How often a commit that waits looks whether level 0 is what it waits for.
 const COMPACT_LOOK: Duration = Duration::from_millis(500);
 

@@ -13,11 +13,13 @@
 //! | `attempt` | one try: pack, upload, commit, advance |
 //! | `work` | one commit on its way, kept over failed tries |
 //! | `replay` | the journal's records become pending changes again |
+//! | `check` | whether committed rows keep the rules among each other |
 //! | `reclaim` | deleted data: extents in bounded batches, then dead segments |
 
 mod attempt;
 pub mod batch;
 mod caches;
+pub mod check;
 pub mod committer;
 pub mod pack;
 pub mod pending;

@@ -224,10 +224,10 @@ impl View {
     pub fn stats(&self) -> Stats {
         let layers = self.layers.read();
         let mut stats = *self.stats.lock();
-        for g in layers.newest_first() {
-            stats.inodes = stats.inodes.saturating_add_signed(g.inodes);
-            stats.bytes = stats.bytes.saturating_add_signed(g.bytes);
-        }
+        // Summed first: a newer generation may take away what an older one has yet to add.
+        let sum = |of: fn(&Generation) -> i64| layers.newest_first().map(of).sum();
+        stats.inodes = stats.inodes.saturating_add_signed(sum(|g| g.inodes));
+        stats.bytes = stats.bytes.saturating_add_signed(sum(|g| g.bytes));
         stats
     }
 

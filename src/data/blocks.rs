@@ -43,7 +43,7 @@ pub struct BlockCacheOptions {
 
 impl Default for BlockCacheOptions {
     fn default() -> Self {
-        BlockCacheOptions { bytes_max: 64 << 20, fetches_max: 24 }
+        BlockCacheOptions { bytes_max: 48 << 20, fetches_max: 10 }
     }
 }
 
@@ -74,11 +74,57 @@ struct Heat {
     last: Ino,
 }
 
+/// A cached fetch: evicted as a whole, because its blocks are slices of one allocation.
+struct Run {
+    id: SegmentId,
+    blocks: Range<u32>,
+    data: Bytes,
+}
+
 struct Inner {
-    blocks: LruCache<BlockKey, Bytes>,
+    runs: LruCache<u64, Run>,
+    /// Which run holds a block, by the run's number.
+    blocks: HashMap<BlockKey, u64>,
+    next_run: u64,
     bytes: usize,
     running: HashMap<BlockKey, Running>,
     heat: LruCache<SegmentId, Heat>,
+}
+
+impl Inner {
+    /// A block, as a slice of its run, which becomes the most recently used. The last block
+    /// of a segment may be short.
+    fn block(&mut self, key: BlockKey) -> Option<Bytes> {
+        let run = self.runs.get(self.blocks.get(&key)?)?;
+        let from = ((key.1 - run.blocks.start) as usize * BLOCK as usize).min(run.data.len());
+        let to = run.data.len().min(from + BLOCK as usize);
+        Some(run.data.slice(from..to))
+    }
+
+    /// Keeps `data`, which is `blocks` of segment `id`, and evicts what is over `bytes_max`.
+    fn insert(&mut self, id: SegmentId, blocks: Range<u32>, data: Bytes, bytes_max: usize) {
+        let held = (data.len() as u64).div_ceil(BLOCK) as u32;
+        let blocks = blocks.start..blocks.end.min(blocks.start + held);
+        if blocks.is_empty() {
+            return;
+        }
+        let number = self.next_run;
+        self.next_run += 1;
+        self.bytes += data.len();
+        for b in blocks.clone() {
+            self.blocks.insert((id, b), number);
+        }
+        self.runs.put(number, Run { data, blocks, id });
+        while self.bytes > bytes_max {
+            let Some((old, run)) = self.runs.pop_lru() else { break };
+            self.bytes -= run.data.len();
+            for b in run.blocks {
+                if self.blocks.get(&(run.id, b)) == Some(&old) {
+                    self.blocks.remove(&(run.id, b));
+                }
+            }
+        }
+    }
 }
 
 /// The plaintext block cache of one mount.
@@ -101,7 +147,9 @@ impl BlockCache {
         Arc::new(BlockCache {
             segments,
             inner: Mutex::new(Inner {
-                blocks: LruCache::unbounded(),
+                runs: LruCache::unbounded(),
+                blocks: HashMap::new(),
+                next_run: 0,
                 bytes: 0,
                 running: HashMap::new(),
                 heat: LruCache::new(NonZeroUsize::new(HEAT_SEGMENTS).expect("not zero")),
@@ -117,12 +165,12 @@ impl BlockCache {
     pub fn read_now(&self, id: SegmentId, range: Range<u64>, out: &mut Vec<u8>) -> bool {
         let mut inner = self.inner.lock();
         let blocks = blocks_of(&range);
-        if !blocks.clone().all(|b| inner.blocks.contains(&(id, b))) {
+        if !blocks.clone().all(|b| inner.blocks.contains_key(&(id, b))) {
             return false;
         }
         let before = out.len();
         for b in blocks {
-            let block = inner.blocks.get(&(id, b)).expect("looked up under the same lock");
+            let block = inner.block((id, b)).expect("looked up under the same lock");
             let base = b as u64 * BLOCK;
             let from = range.start.saturating_sub(base) as usize;
             let to = (range.end - base).min(BLOCK) as usize;
@@ -180,7 +228,7 @@ impl BlockCache {
             let mut inner = self.inner.lock();
             let missing = |inner: &Inner| {
                 blocks_of(&range).any(|b| {
-                    !inner.blocks.contains(&(id, b)) && !inner.running.contains_key(&(id, b))
+                    !inner.blocks.contains_key(&(id, b)) && !inner.running.contains_key(&(id, b))
                 })
             };
             if missing(&inner) {
@@ -191,8 +239,8 @@ impl BlockCache {
             let mut waits: Vec<(u64, Result<Bytes, Running>)> = Vec::new();
             for b in blocks_of(&range) {
                 let base = b as u64 * BLOCK;
-                match inner.blocks.get(&(id, b)) {
-                    Some(block) => waits.push((base, Ok(block.clone()))),
+                match inner.block((id, b)) {
+                    Some(block) => waits.push((base, Ok(block))),
                     None => {
                         let running = inner.running.get(&(id, b)).expect("started above").clone();
                         waits.push((base, Err(running)));
@@ -234,14 +282,14 @@ impl BlockCache {
     pub fn covered(&self, id: SegmentId, range: Range<u64>) -> bool {
         let inner = self.inner.lock();
         blocks_of(&range)
-            .all(|b| inner.blocks.contains(&(id, b)) || inner.running.contains_key(&(id, b)))
+            .all(|b| inner.blocks.contains_key(&(id, b)) || inner.running.contains_key(&(id, b)))
     }
 
     fn start_fetches(self: &Arc<Self>, inner: &mut Inner, id: SegmentId, range: Range<u64>) {
         let blocks_max = (FETCH_BYTES_MAX / BLOCK) as u32;
         let mut run: Option<Range<u32>> = None;
         for b in blocks_of(&range) {
-            let have = inner.blocks.contains(&(id, b)) || inner.running.contains_key(&(id, b));
+            let have = inner.blocks.contains_key(&(id, b)) || inner.running.contains_key(&(id, b));
             match &mut run {
                 Some(r) if !have && r.end - r.start < blocks_max => r.end = b + 1,
                 _ => {
@@ -271,15 +319,7 @@ impl BlockCache {
             }
             match got {
                 Ok(data) => {
-                    for b in run.clone() {
-                        let from = (b - run.start) as usize * BLOCK as usize;
-                        let to = data.len().min(from + BLOCK as usize);
-                        if from < to {
-                            // A copy: a slice would pin the whole fetch.
-                            let block = Bytes::copy_from_slice(&data[from..to]);
-                            cache.insert(&mut inner, (id, b), block);
-                        }
-                    }
+                    inner.insert(id, run, data.clone(), cache.options.bytes_max);
                     Ok(data)
                 }
                 Err(e) => {
@@ -295,19 +335,57 @@ impl BlockCache {
         tokio::spawn(fetch);
     }
 
-    fn insert(&self, inner: &mut Inner, key: BlockKey, block: Bytes) {
-        inner.bytes += block.len();
-        if let Some(old) = inner.blocks.put(key, block) {
-            inner.bytes -= old.len();
-        }
-        while inner.bytes > self.options.bytes_max {
-            let Some((_, old)) = inner.blocks.pop_lru() else { break };
-            inner.bytes -= old.len();
-        }
-    }
-
     /// Reads answered from memory, and fetches that had to be made.
     pub fn hits_and_misses(&self) -> (u64, u64) {
         (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn empty() -> Inner {
+        let heat = LruCache::new(NonZeroUsize::new(4).expect("not zero"));
+        Inner {
+            runs: LruCache::unbounded(),
+            blocks: HashMap::new(),
+            next_run: 0,
+            bytes: 0,
+            running: HashMap::new(),
+            heat,
+        }
+    }
+
+    #[test]
+    fn eviction_of_a_run_leaves_blocks_that_a_later_run_brought_again() {
+        // Guards against a block index that names a run which is gone, or bytes that are
+        // counted and never freed: two overlapping fetches, then a third that evicts the first.
+        let id = SegmentId([1; 16]);
+        let data = |blocks: u64, fill: u8| Bytes::from(vec![fill; (blocks * BLOCK) as usize]);
+        let max = 5 * BLOCK as usize;
+        let mut inner = empty();
+        inner.insert(id, 0..2, data(2, 1), max);
+        inner.insert(id, 1..3, data(2, 2), max);
+        assert_eq!(inner.block((id, 1)).expect("held")[0], 2);
+        assert_eq!(inner.block((id, 0)).expect("held")[0], 1);
+        inner.insert(id, 8..10, data(2, 3), max);
+        // The run of block 1 was used least recently.
+        assert!(inner.block((id, 1)).is_none() && inner.block((id, 2)).is_none());
+        assert_eq!(inner.block((id, 0)).expect("held")[0], 1);
+        assert_eq!(inner.bytes, 4 * BLOCK as usize);
+        inner.insert(id, 20..40, data(20, 4), max);
+        assert!(inner.runs.is_empty() && inner.blocks.is_empty() && inner.bytes == 0);
+    }
+
+    #[test]
+    fn the_last_block_of_a_segment_may_be_short_and_none_follows_it() {
+        // Guards against a fetch past the end of a segment inventing blocks.
+        let id = SegmentId([1; 16]);
+        let mut inner = empty();
+        let data = Bytes::from(vec![7; BLOCK as usize + 10]);
+        inner.insert(id, 4..8, data, 1 << 30);
+        assert_eq!(inner.block((id, 5)).expect("held").len(), 10);
+        assert!(inner.block((id, 6)).is_none());
     }
 }

@@ -172,7 +172,15 @@ impl Fs {
                     batch.data.push(DataOp::Hole { ino, generation, start: offset, end: stop });
                     // Only whole blocks come free, as on a disk.
                     let (first, last) = (offset.next_multiple_of(4096), stop / 4096 * 4096);
-                    inode.allocated = inode.allocated.saturating_sub(last.saturating_sub(first));
+                    let freed = last.saturating_sub(first);
+                    inode.allocated = match offset == 0 && stop == old_size {
+                        true => 0,
+                        // What was punched may have been a hole before. Never none: `tar` takes
+                        // a file without blocks for one without data.
+                        false => {
+                            inode.allocated.saturating_sub(freed).max(inode.allocated.min(4096))
+                        }
+                    };
                 }
             }
             if mode & PUNCH == 0 {
@@ -257,7 +265,9 @@ impl Fs {
     ) -> impl Future<Output = Result<u64, FsError>> + Send + 'static {
         let fs = self.clone();
         async move {
-            let len = len.min(COPY_BYTES_MAX);
+            // What the source holds now: a copy within one file must not follow its own end.
+            let size = fs.clone().consult(move |fs| Ok(fs.file(ino_in)?.size)).await?;
+            let len = len.min(COPY_BYTES_MAX).min(size.saturating_sub(offset_in));
             let overlaps = offset_in < offset_out.saturating_add(len)
                 && offset_out < offset_in.saturating_add(len);
             if ino_in == ino_out && overlaps {

@@ -104,13 +104,18 @@ impl Lookups {
         inner.orphans.remove(&ino)
     }
 
-    fn set_orphan(&self, ino: Ino, orphan: bool) {
+    /// Notes that `ino` has no name; false if nobody knows it (any more).
+    fn add_orphan(&self, ino: Ino) -> bool {
         let mut inner = self.inner.lock();
-        if orphan {
+        let known = inner.counts.contains_key(&ino);
+        if known {
             inner.orphans.insert(ino);
-        } else {
-            inner.orphans.remove(&ino);
         }
+        known
+    }
+
+    fn remove_orphan(&self, ino: Ino) {
+        self.inner.lock().orphans.remove(&ino);
     }
 }
 
@@ -171,14 +176,17 @@ impl Fs {
         }
     }
 
-    /// Remembers that `ino` has no name; its last forget removes it.
-    pub(super) fn orphaned(&self, ino: Ino) {
-        self.lookups.set_orphan(ino, true);
+    /// Remembers that `ino` has no name; its last forget removes it. If that has come since
+    /// [`Fs::unlinked`] looked, it goes now.
+    pub(super) fn orphaned(&self, state: &mut State, ino: Ino) {
+        if !self.lookups.add_orphan(ino) && self.reap(state, ino).is_err() {
+            log::warn!("inode {ino} stays until the next mount");
+        }
     }
 
     /// Forgets that `ino` had no name: it got one (`linkat` of an `O_TMPFILE`).
     pub(super) fn adopted(&self, ino: Ino) {
-        self.lookups.set_orphan(ino, false);
+        self.lookups.remove_orphan(ino);
     }
 
     /// Removes the orphans that an earlier mount left. Run once after mounting.
@@ -239,9 +247,10 @@ mod tests {
         let lookups = Lookups::default();
         lookups.add(Ino(5));
         lookups.add(Ino(5));
-        lookups.set_orphan(Ino(5), true);
+        assert!(lookups.add_orphan(Ino(5)));
         assert!(!lookups.drop(Ino(5), 1));
         assert!(lookups.drop(Ino(5), 1));
         assert!(!lookups.drop(Ino(5), 1), "only once");
+        assert!(!lookups.add_orphan(Ino(5)), "forgotten before it was unlinked");
     }
 }

@@ -19,7 +19,7 @@ use crate::meta::{Inode, Kind};
 const SMALL_FILE: u64 = 1 << 20;
 /// What is fetched ahead of a reader that reads in order: at first, and at most.
 const AHEAD_FIRST: u64 = 1 << 20;
-const AHEAD_MAX: u64 = 32 << 20;
+const AHEAD_MAX: u64 = 24 << 20;
 /// Requests of one sequential reader arrive out of order by at most this much.
 const REORDER: u64 = 4 << 20;
 /// Files whose reading position is remembered.

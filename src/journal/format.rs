@@ -1,4 +1,4 @@
-//! The bytes of the journal's files (`docs/format-journal.md`): pure functions between
+//! The bytes of the journal's files (`docs/FORMAT.md`, "Journal"): pure functions between
 //! structs and bytes. No I/O.
 //!
 //! Integers are little-endian. Whatever is trusted is inside a sealed message; the clear parts

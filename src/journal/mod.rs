@@ -1,6 +1,6 @@
 //! The local encrypted write-back journal: a log of opaque records on local disk.
 //!
-//! Owns everything below one directory (`docs/format-journal.md` lists every byte): the log
+//! Owns everything below one directory (`docs/FORMAT.md`, "Journal", lists every byte): the log
 //! files, their spares and the lock. A record is durable against `kill -9` when
 //! [`Journal::append`] returns and against power loss when [`Journal::sync`] has returned for
 //! its position. Knows nothing of what a record means; never touches the bucket. Called by

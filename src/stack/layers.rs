@@ -73,7 +73,11 @@ impl Layers {
             list_ordered: s3_store.is_some(),
             ..RetryOptions::default()
         };
-        let retry = Arc::new(Retry::new(bare, retry_options, stats.clone()));
+        let mut retry = Retry::new(bare, retry_options, stats.clone());
+        if let Some(s3) = &s3_store {
+            retry = retry.with_multipart(s3.clone());
+        }
+        let retry = Arc::new(retry);
         Ok(Layers { retry, stats, s3: s3_store, cache: None, opened: OnceLock::new() })
     }
 

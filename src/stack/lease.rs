@@ -59,12 +59,16 @@ fn read_line(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default().trim().to_string()
 }
 
-/// Field 22 of `/proc/PID/stat` (`proc_pid_stat(5)`): 0 if there is no such process.
+/// Field 22 of `/proc/PID/stat` (`proc_pid_stat(5)`): 0 if there is no such process, or only
+/// what is left of it until its parent takes notice (state `Z` or `X`).
 fn start_of(pid: u32) -> u64 {
     let stat = read_line(&format!("/proc/{pid}/stat"));
     // The command name, field 2, may hold spaces; it ends at the last parenthesis.
-    let after = stat.rsplit(')').next().unwrap_or_default();
-    after.split_whitespace().nth(19).and_then(|f| f.parse().ok()).unwrap_or(0)
+    let mut after = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    match after.next() {
+        None | Some("Z" | "X") => 0,
+        Some(_) => after.nth(18).and_then(|f| f.parse().ok()).unwrap_or(0),
+    }
 }
 
 fn machine_boot() -> String {
@@ -241,5 +245,20 @@ mod tests {
         let dead = Row { pid_start: 1, ..Row::new() };
         write(&store, &dead, PutMode::Create).await.expect("written");
         Lease::acquire(store, false).await.expect("the holder is gone");
+    }
+
+    #[test]
+    fn a_killed_process_that_nobody_has_reaped_yet_is_gone() {
+        // Guards against "mounted by process N" right after kill -9, where the parent (init in a
+        // container, often) is slow to reap.
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("runs");
+        assert!(start_of(child.id()) > 0);
+        child.kill().expect("kills");
+        let begun = std::time::Instant::now();
+        while start_of(child.id()) != 0 {
+            assert!(begun.elapsed().as_secs() < 10, "a zombie counts as alive");
+            std::thread::yield_now();
+        }
+        child.wait().expect("reaped");
     }
 }

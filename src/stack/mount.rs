@@ -32,6 +32,12 @@ const READER_RETRY: Duration = Duration::from_secs(15);
 /// How often what this machine remembers is brought up to date, and how often durably.
 const REMEMBER_EVERY: Duration = Duration::from_secs(5);
 
+/// How long closing the metadata store, and giving the lease back, may take each.
+const CLOSE_MAX: Duration = Duration::from_secs(30);
+/// The same when something is left to the journal: the store is likely to be away, and whoever
+/// asked for `umount --force-local` waits. The next mount here needs neither.
+const CLOSE_PENDING_MAX: Duration = Duration::from_secs(5);
+
 /// The writing half of a mount.
 struct Writer {
     journal: Arc<Journal>,
@@ -408,6 +414,11 @@ impl Mounted {
         self.shared.layers.stats.snapshot()
     }
 
+    /// The metadata, pending and committed, for what looks behind the file system.
+    pub fn view(&self) -> &Arc<View> {
+        &self.shared.view
+    }
+
     /// Waits until the bucket has everything that was written before the call; true if it has.
     pub async fn sync(&self, limit: Duration) -> bool {
         match &self.writer {
@@ -428,17 +439,19 @@ impl Mounted {
             writer.committer.stop();
         }
         let tasks = std::mem::take(&mut *self.tasks.lock());
-        let commits = drained && self.writer.is_some();
         for (n, task) in tasks.into_iter().enumerate() {
             // The committer ends by itself after its step; the others hold nothing.
-            let grace = if n == 0 && commits { Duration::from_secs(30) } else { Duration::ZERO };
+            // A read-only mount has no committer: its task would never end.
+            let ends = n == 0 && self.writer.is_some();
+            let grace = if ends && drained { Duration::from_secs(30) } else { Duration::ZERO };
             let abort = task.abort_handle();
             if tokio::time::timeout(grace, task).await.is_err() {
                 abort.abort();
             }
         }
         let close = self.shared.view.kv().close(drained);
-        match tokio::time::timeout(Duration::from_secs(60), close).await {
+        let limit = if drained { CLOSE_MAX } else { CLOSE_PENDING_MAX };
+        match tokio::time::timeout(limit, close).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => log::warn!("closing the metadata store: {e}"),
             Err(_) => log::warn!("closing the metadata store took too long, left as it is"),
@@ -450,7 +463,7 @@ impl Mounted {
                 log::warn!("what this machine remembers was not saved: {e}");
             }
             let mut lease = writer.lease.lock().await;
-            let release = tokio::time::timeout(Duration::from_secs(30), lease.release()).await;
+            let release = tokio::time::timeout(limit, lease.release()).await;
             match release {
                 Ok(Beat::Held) => {}
                 Ok(Beat::Lost(holder)) => log::warn!("the volume is held by {holder} now"),

@@ -79,13 +79,13 @@ pub struct CacheOptions {
 }
 
 impl CacheOptions {
-    /// 10 GiB in `dir`, for the objects of a volume: SlateDB's compacted tables (fetched by the
+    /// 10 GiB in `dir`, for the objects of a volume: SlateDB's sorted tables (fetched by the
     /// megabyte, own uploads kept) and segments (by the granule, own uploads not kept). Not its
-    /// write-ahead log: those names are numbers, which another history of the volume uses for
-    /// other contents, so that a cached one would hide that the bucket was rolled back.
+    /// write-ahead log: those names are counters, which come again in a bucket that was rolled
+    /// back, and the log is read once.
     pub fn new(dir: PathBuf) -> CacheOptions {
         let tables = CacheRule {
-            applies: |name| name.as_ref().starts_with("meta/compacted/"),
+            applies: |name| name.as_ref().ends_with(".sst") && !name.as_ref().contains("/wal/"),
             fetch_min: 1 << 20,
             keep_uploads: true,
         };

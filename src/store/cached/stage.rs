@@ -70,9 +70,10 @@ impl Stage {
         let queue = Mutex::new(Queue::default());
         let stage = Arc::new(Stage { queue, changed: Condvar::new(), bytes_max, stats });
         let writer = stage.clone();
-        std::thread::Builder::new()
-            .name("sealfs-cache".into())
-            .spawn(move || writer.write_all(&disk))?;
+        std::thread::Builder::new().name("sealfs-cache".into()).spawn(move || {
+            yield_to_readers();
+            writer.write_all(&disk)
+        })?;
         Ok(stage)
     }
 
@@ -169,4 +170,11 @@ impl Stage {
             self.changed.notify_all();
         }
     }
+}
+
+/// Lowers the priority of the calling thread: what it does can be left out, and the readers
+/// whose bytes it stores need the processor more. A refusal changes nothing but the speed.
+fn yield_to_readers() {
+    // SAFETY: takes three numbers; on Linux `0` is the calling thread (setpriority(2)).
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
 }

@@ -1,113 +1,129 @@
 //! Multipart upload: parts in parallel, one object at the end.
 //!
-//! Parts are numbered in the order of `put_part` calls. Server-side encryption is compared at
-//! the create, at every part and at the end.
+//! `S3Store` is a `MultipartStore`, whose parts the retry layer can send again one by one;
+//! [`S3Upload`] is the same for callers that do not keep the parts. Server-side encryption is
+//! compared at the create, at every part and at the end.
 
-use super::Inner;
 use super::body::{crc32_header, request_body};
 use super::errors::{Condition, from_sdk, own};
 use super::sse::{self, Answer, Applied};
 use super::write::{applied, no_attributes, with_sse};
+use super::{Inner, S3Store};
 use crate::store::error::ErrorClass;
 use async_trait::async_trait;
 use aws_sdk_s3::types::{
     ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, ServerSideEncryption,
 };
+use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{
-    MultipartUpload, PutMultipartOptions, PutPayload, PutResult, Result, UploadPart,
+    MultipartId, MultipartUpload, PutMultipartOptions, PutPayload, PutResult, Result, UploadPart,
 };
 use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
 
 /// Parts of one upload (S3 User Guide, "Amazon S3 multipart upload limits").
-const PARTS_MAX: i32 = 10_000;
+const PARTS_MAX: usize = 10_000;
 
-/// One multipart upload in progress.
-pub(super) struct S3Upload {
-    shared: Arc<Shared>,
-    /// Parts handed out so far.
-    parts: i32,
+#[async_trait]
+impl MultipartStore for S3Store {
+    async fn create_multipart(&self, path: &Path) -> Result<MultipartId> {
+        self.inner.create_upload(path).await
+    }
+
+    async fn put_part(
+        &self,
+        path: &Path,
+        id: &MultipartId,
+        part_idx: usize,
+        data: PutPayload,
+    ) -> Result<PartId> {
+        self.inner.put_part(path, id, part_idx, data).await
+    }
+
+    async fn complete_multipart(
+        &self,
+        path: &Path,
+        id: &MultipartId,
+        parts: Vec<PartId>,
+    ) -> Result<PutResult> {
+        self.inner.complete_upload(path, id, parts).await
+    }
+
+    async fn abort_multipart(&self, path: &Path, id: &MultipartId) -> Result<()> {
+        self.inner.abort_upload(path, id).await
+    }
 }
 
-struct Shared {
-    inner: Arc<Inner>,
-    path: String,
-    key: String,
-    upload_id: String,
-    done: Mutex<Vec<CompletedPart>>,
-}
-
-impl S3Upload {
-    /// CreateMultipartUpload. Attributes are refused, tags ignored.
-    pub(super) async fn create(
-        inner: Arc<Inner>,
-        location: &Path,
-        opts: PutMultipartOptions,
-    ) -> Result<S3Upload> {
-        if !opts.attributes.is_empty() {
-            return Err(no_attributes());
-        }
-        let path = location.as_ref().to_owned();
-        let key = inner.key(location);
-        let request = inner
+impl Inner {
+    /// CreateMultipartUpload; an upload whose answer names another mode is aborted.
+    async fn create_upload(&self, location: &Path) -> Result<MultipartId> {
+        const ACTION: &str = "start the upload of";
+        let path = location.as_ref();
+        let request = self
             .client
             .create_multipart_upload()
-            .bucket(&inner.bucket)
-            .key(&key)
+            .bucket(&self.bucket)
+            .key(self.key(location))
             .checksum_algorithm(ChecksumAlgorithm::Crc32);
-        let answer = with_sse!(request, inner.sse.mode())
+        let answer = with_sse!(request, self.sse.mode())
             .send()
             .await
-            .map_err(|e| from_sdk(e, "start the upload of", &path, Condition::None))?;
-        let upload_id = answer.upload_id().unwrap_or_default().to_owned();
-        if upload_id.is_empty() {
-            let message = format!("start the upload of {path}: the answer has no upload id");
+            .map_err(|e| from_sdk(e, ACTION, path, Condition::None))?;
+        let id = answer.upload_id().unwrap_or_default().to_owned();
+        if id.is_empty() {
+            let message = format!("{ACTION} {path}: the answer has no upload id");
             return Err(own(ErrorClass::Transport, message));
         }
-        let applied = applied!(answer);
-        let checked = inner.check_sse(Answer::Whole, applied, "start the upload of", &path);
-        let shared = Shared { inner, path, key, upload_id, done: Mutex::default() };
-        if let Err(mismatch) = checked {
-            if let Err(error) = shared.abort().await {
+        if let Err(mismatch) = self.check_sse(Answer::Whole, applied!(answer), ACTION, path) {
+            if let Err(error) = self.abort_upload(location, &id).await {
                 log::warn!("cannot abort an upload in the wrong encryption mode: {error}");
             }
             return Err(mismatch);
         }
-        Ok(S3Upload { shared: Arc::new(shared), parts: 0 })
+        Ok(id)
     }
-}
 
-impl Shared {
-    async fn put_part(&self, number: i32, data: PutPayload) -> Result<()> {
-        let inner = &self.inner;
+    /// UploadPart. The id of the part is its checksum, a space and its ETag: the end of the
+    /// upload has to name both.
+    async fn put_part(
+        &self,
+        location: &Path,
+        id: &str,
+        index: usize,
+        data: PutPayload,
+    ) -> Result<PartId> {
+        const ACTION: &str = "upload a part of";
+        let path = location.as_ref();
+        if index >= PARTS_MAX {
+            let message = format!("{ACTION} {path}: there are more than {PARTS_MAX} parts");
+            return Err(own(ErrorClass::Other, message));
+        }
         let checksum = crc32_header(&data);
-        let mut request = inner
+        let mut request = self
             .client
             .upload_part()
-            .bucket(&inner.bucket)
-            .key(&self.key)
-            .upload_id(&self.upload_id)
-            .part_number(number)
+            .bucket(&self.bucket)
+            .key(self.key(location))
+            .upload_id(id)
+            .part_number(index as i32 + 1)
             .checksum_crc32(&checksum)
             .content_length(data.content_length() as i64)
-            .body(request_body(data, inner.sign_payload));
-        if let Some(key) = inner.sse.mode().customer_key() {
+            .body(request_body(data, self.sign_payload));
+        if let Some(key) = self.sse.mode().customer_key() {
             request = request
                 .sse_customer_algorithm(sse::AES256)
                 .sse_customer_key(key.base64())
                 .sse_customer_key_md5(key.md5_base64());
         }
         let request = request.customize();
-        let request = match inner.sign_payload {
+        let request = match self.sign_payload {
             true => request,
             false => request.disable_payload_signing(),
         };
-        let answer = request
-            .send()
-            .await
-            .map_err(|e| from_sdk(e, "upload a part of", &self.path, Condition::None))?;
+        let answer =
+            request.send().await.map_err(|e| from_sdk(e, ACTION, path, Condition::None))?;
         let applied = Applied {
             algorithm: answer.server_side_encryption().map(|a| a.as_str().to_owned()),
             kms_key_id: answer.ssekms_key_id().map(str::to_owned),
@@ -116,42 +132,51 @@ impl Shared {
             customer_algorithm: answer.sse_customer_algorithm().map(str::to_owned),
             customer_key_md5: answer.sse_customer_key_md5().map(str::to_owned),
         };
-        inner.check_sse(Answer::Part, applied, "upload a part of", &self.path)?;
-        let part = CompletedPart::builder()
-            .part_number(number)
-            .set_e_tag(answer.e_tag)
-            .checksum_crc32(checksum)
-            .build();
-        self.done.lock().push(part);
-        Ok(())
+        self.check_sse(Answer::Part, applied, ACTION, path)?;
+        let e_tag = answer.e_tag().ok_or_else(|| {
+            own(ErrorClass::Transport, format!("{ACTION} {path}: the answer has no ETag"))
+        })?;
+        Ok(PartId { content_id: format!("{checksum} {e_tag}") })
     }
 
-    async fn complete(&self, parts: i32) -> Result<PutResult> {
-        let mut done = self.done.lock().clone();
-        done.sort_unstable_by_key(|part| part.part_number());
-        if done.len() as i32 != parts {
-            let missing = parts - done.len() as i32;
-            let message = format!("finish the upload of {}: {missing} parts failed", self.path);
-            return Err(own(ErrorClass::Other, message));
+    /// CompleteMultipartUpload. S3 refuses an upload without parts; an empty object gets one
+    /// empty part.
+    async fn complete_upload(
+        &self,
+        location: &Path,
+        id: &str,
+        mut parts: Vec<PartId>,
+    ) -> Result<PutResult> {
+        const ACTION: &str = "finish the upload of";
+        let path = location.as_ref();
+        if parts.is_empty() {
+            parts.push(self.put_part(location, id, 0, PutPayload::default()).await?);
         }
-        let inner = &self.inner;
-        let answer = inner
+        let mut named = Vec::with_capacity(parts.len());
+        for (part, number) in parts.iter().zip(1..) {
+            let (checksum, e_tag) = part.content_id.split_once(' ').ok_or_else(|| {
+                own(ErrorClass::Other, format!("{ACTION} {path}: part {number} is not ours"))
+            })?;
+            let part = CompletedPart::builder().part_number(number).e_tag(e_tag);
+            named.push(part.checksum_crc32(checksum).build());
+        }
+        let answer = self
             .client
             .complete_multipart_upload()
-            .bucket(&inner.bucket)
-            .key(&self.key)
-            .upload_id(&self.upload_id)
-            .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(done)).build())
+            .bucket(&self.bucket)
+            .key(self.key(location))
+            .upload_id(id)
+            .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(named)).build())
             .send()
             .await
-            .map_err(|e| from_sdk(e, "finish the upload of", &self.path, Condition::None))?;
+            .map_err(|e| from_sdk(e, ACTION, path, Condition::None))?;
         let applied = Applied {
             algorithm: answer.server_side_encryption().map(|a| a.as_str().to_owned()),
             kms_key_id: answer.ssekms_key_id().map(str::to_owned),
             bucket_key: answer.bucket_key_enabled(),
             ..Applied::default()
         };
-        inner.check_sse(Answer::Part, applied, "finish the upload of", &self.path)?;
+        self.check_sse(Answer::Part, applied, ACTION, path)?;
         Ok(PutResult {
             e_tag: answer.e_tag,
             version: answer.version_id,
@@ -159,50 +184,78 @@ impl Shared {
         })
     }
 
-    async fn abort(&self) -> Result<()> {
+    /// AbortMultipartUpload.
+    async fn abort_upload(&self, location: &Path, id: &str) -> Result<()> {
         let request = self
-            .inner
             .client
             .abort_multipart_upload()
-            .bucket(&self.inner.bucket)
-            .key(&self.key)
-            .upload_id(&self.upload_id);
-        match request.send().await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(from_sdk(error, "abort the upload of", &self.path, Condition::None)),
+            .bucket(&self.bucket)
+            .key(self.key(location))
+            .upload_id(id);
+        let aborted = request.send().await;
+        let failed = |e| from_sdk(e, "abort the upload of", location.as_ref(), Condition::None);
+        aborted.map(drop).map_err(failed)
+    }
+}
+
+/// One multipart upload in progress. Parts are numbered in the order of `put_part` calls.
+pub(super) struct S3Upload {
+    inner: Arc<Inner>,
+    location: Path,
+    id: MultipartId,
+    /// Parts handed out so far.
+    parts: usize,
+    done: Arc<Mutex<Vec<(usize, PartId)>>>,
+}
+
+impl S3Upload {
+    /// Starts an upload. Attributes are refused, tags ignored.
+    pub(super) async fn create(
+        inner: Arc<Inner>,
+        location: &Path,
+        opts: PutMultipartOptions,
+    ) -> Result<S3Upload> {
+        if !opts.attributes.is_empty() {
+            return Err(no_attributes());
         }
+        let id = inner.create_upload(location).await?;
+        Ok(S3Upload { inner, location: location.clone(), id, parts: 0, done: Arc::default() })
     }
 }
 
 impl fmt::Debug for S3Upload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "S3Upload({}, {} parts)", self.shared.path, self.parts)
+        write!(f, "S3Upload({}, {} parts)", self.location, self.parts)
     }
 }
 
 #[async_trait]
 impl MultipartUpload for S3Upload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        let index = self.parts;
         self.parts += 1;
-        let (number, shared) = (self.parts, self.shared.clone());
+        let (inner, location) = (self.inner.clone(), self.location.clone());
+        let (id, done) = (self.id.clone(), self.done.clone());
         Box::pin(async move {
-            if number > PARTS_MAX {
-                let message = format!("upload of {}: more than {PARTS_MAX} parts", shared.path);
-                return Err(own(ErrorClass::Other, message));
-            }
-            shared.put_part(number, data).await
+            let part = inner.put_part(&location, &id, index, data).await?;
+            done.lock().push((index, part));
+            Ok(())
         })
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        if self.parts == 0 {
-            // S3 refuses an upload without parts; an empty object has one empty part.
-            self.put_part(PutPayload::default()).await?;
+        let mut done = self.done.lock().clone();
+        if done.len() != self.parts {
+            let missing = self.parts - done.len();
+            let message = format!("finish the upload of {}: {missing} parts failed", self.location);
+            return Err(own(ErrorClass::Other, message));
         }
-        self.shared.complete(self.parts).await
+        done.sort_unstable_by_key(|(index, _)| *index);
+        let parts = done.into_iter().map(|(_, part)| part).collect();
+        self.inner.complete_upload(&self.location, &self.id, parts).await
     }
 
     async fn abort(&mut self) -> Result<()> {
-        self.shared.abort().await
+        self.inner.abort_upload(&self.location, &self.id).await
     }
 }

@@ -8,7 +8,7 @@ use super::sse::{Behaviour, StoredSse};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -35,6 +35,8 @@ pub struct Upload {
 pub struct Bucket {
     objects: RwLock<BTreeMap<String, Arc<Object>>>,
     pub uploads: Mutex<HashMap<String, Upload>>,
+    /// Finished uploads by id, with the key and ETag they became: finishing is idempotent.
+    pub finished: Mutex<HashMap<String, (String, String)>>,
 }
 
 /// Why a conditional write did not happen.
@@ -160,6 +162,8 @@ pub struct Memory {
     next: AtomicU64,
     pub behaviour: RwLock<Behaviour>,
     pub counters: Counters,
+    /// The values of `x-amz-content-sha256` that are no hashes, and `sha256` for those that are.
+    pub payload_hashes: Mutex<BTreeSet<String>>,
 }
 
 impl Memory {
@@ -170,6 +174,7 @@ impl Memory {
             next: AtomicU64::new(1),
             behaviour: RwLock::default(),
             counters: Counters::default(),
+            payload_hashes: Mutex::default(),
         }
     }
 
@@ -191,6 +196,13 @@ impl Memory {
     pub fn object(&self, bytes: Bytes, sse: StoredSse) -> Object {
         let e_tag = format!("{:08x}{:024x}", bytes.len() as u32, self.fresh());
         Object { bytes, e_tag, modified: now(), sse }
+    }
+
+    pub fn note_payload_hash(&self, value: &hyper::header::HeaderValue) {
+        let value = value.to_str().unwrap_or_default();
+        let is_hash = value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit());
+        let noted = if is_hash { "sha256" } else { value };
+        self.payload_hashes.lock().insert(noted.to_owned());
     }
 
     pub fn put_raw(&self, key: &str, bytes: Bytes) {

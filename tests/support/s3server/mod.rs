@@ -151,6 +151,11 @@ impl S3Server {
         self.memory.raw().open_uploads()
     }
 
+    /// How the payloads of requests so far were signed: `sha256`, or the word that stood for it.
+    pub fn payload_hashes_seen(&self) -> std::collections::BTreeSet<String> {
+        self.memory.payload_hashes.lock().clone()
+    }
+
     pub(crate) fn memory(&self) -> Arc<Memory> {
         self.memory.clone()
     }

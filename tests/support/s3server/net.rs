@@ -93,6 +93,9 @@ impl Shared {
         let kind = RequestKind::of(&request);
         let key = request.uri().path().trim_start_matches('/').to_owned();
         self.memory.counters.request(kind, content_length(request.headers()));
+        if let Some(hash) = request.headers().get("x-amz-content-sha256") {
+            self.memory.note_payload_hash(hash);
+        }
         let mut outage = self.faults.outage();
         // A closed channel means that the server is stopping.
         let _ = outage.wait_for(|outage| *outage != Outage::Silent).await;

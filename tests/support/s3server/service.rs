@@ -430,8 +430,20 @@ impl S3 for MemoryS3 {
         if named.is_empty() {
             return Err(s3_error!(MalformedXML, "an upload needs at least one part"));
         }
+        let bucket = self.writable(&input.bucket)?;
+        let again = bucket.finished.lock().get(&input.upload_id).cloned();
+        if let Some((key, e_tag)) = again
+            && key == input.key
+        {
+            return Ok(S3Response::new(CompleteMultipartUploadOutput {
+                bucket: Some(input.bucket),
+                key: Some(key),
+                e_tag: Some(ETag::Strong(e_tag)),
+                ..Default::default()
+            }));
+        }
         let (bytes, sse) = {
-            let mut uploads = self.writable(&input.bucket)?.uploads.lock();
+            let mut uploads = bucket.uploads.lock();
             let upload = uploads
                 .get(&input.upload_id)
                 .filter(|upload| upload.key == input.key)
@@ -456,6 +468,8 @@ impl S3 for MemoryS3 {
             (whole.freeze(), sse)
         };
         let (e_tag, told) = self.store(&input.bucket, &input.key, bytes, sse, &condition)?;
+        let became = (input.key.clone(), e_tag.clone());
+        bucket.finished.lock().insert(input.upload_id, became);
         Ok(S3Response::new(CompleteMultipartUploadOutput {
             bucket: Some(input.bucket),
             key: Some(input.key),
