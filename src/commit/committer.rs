@@ -1,35 +1,27 @@
 //! The background task that brings the journal to the bucket, in order.
 //!
-//! One generation at a time: pack its bytes into segments, upload them in parallel, then write
-//! one metadata batch with all rows, the segment accounting and the new committed position.
-//! Only when that batch is durable does the position advance, the journal space come free and
-//! the generation leave the view. So metadata never names a segment that is not in the bucket,
-//! and replay is exactly-once. Whatever fails is tried again; nothing is dropped.
+//! Decides when a generation is due, tries again what failed, and answers those who wait; what
+//! a commit consists of is in `attempt`. Nothing is dropped.
 
-use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use futures::StreamExt;
+use futures::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use super::pack::{Plan, SegmentPlan, pack};
-use super::pending::Generation;
-use super::resolve::{self, Changes};
+use super::reclaim;
 use super::view::{View, ViewError};
-use super::{batch, reclaim};
+use super::work::Work;
 use crate::base::{JournalPos, SegmentId};
 use crate::journal::{Journal, JournalError};
-use crate::meta::{CommitRow, Stats, keys};
+use crate::meta::CommitRow;
 use crate::store::error::{ErrorClass, class};
 use crate::store::kv::KvError;
 use crate::store::segments::SegmentStore;
 
-/// Segments that are uploaded at once.
-const UPLOADS_MAX: usize = 3;
 /// The longest pause between two tries of a failed commit.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(15);
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -108,7 +100,7 @@ impl From<KvError> for CommitError {
 
 impl CommitError {
     fn is_fenced(&self) -> bool {
-        matches!(self, CommitError::View(ViewError::Store(KvError::Fenced)))
+        matches!(self, CommitError::View(ViewError::Store(KvError::Fenced | KvError::ReadOnly)))
     }
 
     fn needs_reopen(&self) -> bool {
@@ -123,19 +115,18 @@ impl CommitError {
 
 /// The committer. Shared by its own task and by those who wait for it.
 pub struct Committer {
-    view: Arc<View>,
-    journal: Arc<Journal>,
-    segments: Arc<SegmentStore>,
+    pub(super) view: Arc<View>,
+    pub(super) journal: Arc<Journal>,
+    pub(super) segments: Arc<SegmentStore>,
     options: CommitOptions,
     wake: Notify,
     wanted: AtomicU64,
-    committed: watch::Sender<CommitRow>,
+    pub(super) committed: watch::Sender<CommitRow>,
     state: watch::Sender<WriterState>,
-    uploaded: AtomicU64,
-    /// A metadata batch failed and may be there all the same: what its retry calls fresh may
-    /// have extents, in segments of the failed try.
-    doubtful: AtomicBool,
-    reclaim: Mutex<reclaim::State>,
+    pub(super) uploaded: AtomicU64,
+    /// The generation whose commit failed, and what of it the bucket has.
+    pub(super) work: Mutex<Option<Work>>,
+    pub(super) reclaim: Mutex<reclaim::State>,
     stop: watch::Sender<bool>,
     may_delete: MayDelete,
 }
@@ -146,12 +137,6 @@ pub type MayDelete = Arc<dyn Fn() -> bool + Send + Sync>;
 /// Unix time by the system clock, in seconds.
 pub fn unix_secs() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
-}
-
-fn new_segment_id() -> SegmentId {
-    let mut id = [0; 16];
-    getrandom::fill(&mut id).expect("the operating system gives random bytes");
-    SegmentId(id)
 }
 
 impl Committer {
@@ -174,15 +159,25 @@ impl Committer {
             committed: watch::Sender::new(committed),
             state: watch::Sender::new(WriterState::Online),
             uploaded: AtomicU64::new(0),
-            doubtful: AtomicBool::new(false),
+            work: Mutex::new(None),
             reclaim: Mutex::new(reclaim::State::default()),
             stop: watch::Sender::new(false),
             may_delete,
         })
     }
 
-    /// Commits until [`Committer::stop`]. Runs on a task of its own.
+    /// Commits until [`Committer::stop`]. Runs on a task of its own. A bug that panics must not
+    /// end it silently: it shows as a failure, and everything is tried again.
     pub async fn run(self: Arc<Self>) {
+        while let Err(panic) = AssertUnwindSafe(self.commit_until_stopped()).catch_unwind().await {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panic");
+            self.note_failure(&CommitError::Internal(text.to_string())).await;
+            tokio::time::sleep(RETRY_PAUSE_MAX).await;
+        }
+    }
+
+    async fn commit_until_stopped(&self) {
         let mut stop = self.stop.subscribe();
         let mut pause = RETRY_PAUSE_MIN;
         loop {
@@ -229,6 +224,8 @@ impl Committer {
         }
         let reason = e.to_string();
         self.state.send_modify(|s| match s {
+            // Whatever fails after the lease was lost, it stays lost.
+            WriterState::Fenced => {}
             WriterState::Failing { reason: old, .. } => {
                 if *old != reason {
                     log::warn!("commit failed, will be tried again: {reason}");
@@ -240,7 +237,7 @@ impl Committer {
                 *other = WriterState::Failing { since: SystemTime::now(), reason };
             }
         });
-        if e.needs_reopen() {
+        if e.needs_reopen() && *self.state.borrow() != WriterState::Fenced {
             match self.view.kv().reopen().await {
                 Ok(()) => log::info!("metadata store opened again"),
                 Err(KvError::Fenced) => {
@@ -270,14 +267,31 @@ impl Committer {
     /// Commits what is due, then does a bounded piece of reclaiming.
     async fn step(&self) -> Result<(), CommitError> {
         loop {
+            if *self.state.borrow() == WriterState::Fenced {
+                return Ok(());
+            }
             let Some(generation) = self.view.freeze(self.is_due()) else { break };
             self.commit(&generation).await?;
         }
+        self.compact_if_needed();
         if !(self.may_delete)() {
             return Ok(());
         }
-        self.view.kv().compact_if_needed();
-        self.reclaim_some().await
+        match self.reclaim_some().await {
+            // Commits do not wait for what cannot be reclaimed now.
+            Err(e) if !e.is_fenced() && !e.needs_reopen() => {
+                log::warn!("reclaiming deleted data failed, will be tried again: {e}");
+                self.reclaim.lock().pause();
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Level 0 must be compacted even while something is damaged: full, it would stop every
+    /// commit. What compaction leaves behind is then not collected.
+    pub(super) fn compact_if_needed(&self) {
+        self.view.kv().compact_if_needed((self.may_delete)());
     }
 
     async fn reclaim_some(&self) -> Result<(), CommitError> {
@@ -288,77 +302,15 @@ impl Committer {
         result.map_err(CommitError::from)
     }
 
-    async fn commit(&self, generation: &Arc<Generation>) -> Result<(), CommitError> {
-        let plan = pack(generation, new_segment_id);
-        self.upload(&plan.segments).await?;
-        let (rows, row, stats) = self.rows(generation, &plan).await?;
-        let committed = self.view.kv().commit(rows).await;
-        self.doubtful.store(committed.is_err(), Ordering::Release);
-        committed?;
-        self.view.retire(generation, stats);
-        self.journal.release(row.position);
-        if !generation.dropped.is_empty() {
-            self.reclaim.lock().wake();
-        }
-        self.committed.send_replace(row);
-        Ok(())
-    }
-
-    async fn upload(&self, segments: &[SegmentPlan]) -> Result<(), CommitError> {
-        let uploads: Vec<_> = segments
-            .iter()
-            .map(|plan| upload_one(self.journal.clone(), self.segments.clone(), plan.clone()))
-            .collect();
-        let mut running = futures::stream::iter(uploads).buffer_unordered(UPLOADS_MAX);
-        while let Some(done) = running.next().await {
-            self.uploaded.fetch_add(done?, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
-    #[allow(clippy::type_complexity)]
-    async fn rows(
-        &self,
-        generation: &Generation,
-        plan: &Plan,
-    ) -> Result<(Vec<(Bytes, Option<Bytes>)>, CommitRow, Stats), CommitError> {
-        let mut changes = Changes::default();
-        let doubtful = self.doubtful.load(Ordering::Acquire);
-        for (file, ranges, fresh) in &plan.files {
-            let fresh = *fresh && !doubtful;
-            resolve::apply_file(&self.view, &mut changes, *file, ranges, fresh).await?;
-        }
-        for file in &generation.dropped {
-            resolve::drop_file(&self.view, &mut changes, *file).await?;
-        }
-        let sizes: HashMap<SegmentId, u64> = plan.segments.iter().map(|s| (s.id, s.len)).collect();
-        resolve::settle_segments(&self.view, &mut changes, &sizes, unix_secs()).await?;
-        let before = *self.committed.borrow();
-        let row = CommitRow {
-            journal: self.journal.id(),
-            position: generation.last,
-            sequence: before.sequence + 1,
-            time_secs: unix_secs(),
-            writer_epoch: self.view.kv().writer_epoch(),
-        };
-        let mut stats = self.view.committed_stats();
-        stats.inodes = stats.inodes.saturating_add_signed(generation.inodes);
-        stats.bytes = stats.bytes.saturating_add_signed(generation.bytes);
-        let mut rows: Vec<(Bytes, Option<Bytes>)> =
-            Vec::with_capacity(generation.rows.len() + changes.rows.len() + 2);
-        for (key, pending) in &generation.rows {
-            rows.push((Bytes::copy_from_slice(key), pending.value.clone()));
-        }
-        rows.extend(changes.rows.into_iter().map(|(k, v)| (Bytes::from(k.into_vec()), v)));
-        rows.push((Bytes::from(keys::commit().into_vec()), Some(row.encode())));
-        rows.push((Bytes::from(keys::stats().into_vec()), Some(stats.encode())));
-        Ok((rows, row, stats))
-    }
-
     /// Asks for a commit of everything applied so far and waits until the bucket has it, the
-    /// mount is fenced, or `limit` has passed; true if the bucket has it.
+    /// mount is fenced, or `limit` has passed; true if the bucket has it. With no time at all
+    /// nothing is asked for.
     pub async fn sync(&self, limit: Duration) -> bool {
         let (target, _, _) = self.view.pending_summary();
+        if limit.is_zero() {
+            // Asking for a commit and not waiting for it would leave to chance what is done.
+            return self.committed.borrow().position >= target;
+        }
         self.wanted.fetch_max(target.0, Ordering::AcqRel);
         self.wake.notify_one();
         let mut committed = self.committed.subscribe();
@@ -381,6 +333,17 @@ impl Committer {
         self.wanted.fetch_max(target.0, Ordering::AcqRel);
         self.wake.notify_one();
         let _ = tokio::time::timeout(limit, committed.changed()).await;
+    }
+
+    /// Something is full: the committer looks at once instead of at the next interval.
+    pub fn nudge(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Resolves when another mount has taken the volume over.
+    pub async fn until_fenced(&self) {
+        let mut state = self.state.subscribe();
+        let _ = state.wait_for(|s| *s == WriterState::Fenced).await;
     }
 
     /// Ends [`Committer::run`] after the step it is in.
@@ -422,59 +385,4 @@ impl Committer {
             uploaded_bytes: self.uploaded.load(Ordering::Relaxed),
         }
     }
-}
-
-/// Uploads one segment; returns its plaintext bytes.
-async fn upload_one(
-    journal: Arc<Journal>,
-    store: Arc<SegmentStore>,
-    plan: SegmentPlan,
-) -> Result<u64, CommitError> {
-    let (id, len) = (plan.id, plan.len);
-    let read = tokio::task::spawn_blocking(move || read_items(&journal, &plan));
-    let data = read.await.map_err(|e| CommitError::Internal(e.to_string()))??;
-    store.put(id, vec![data.into()]).await.map_err(|e| CommitError::Upload(id, e))?;
-    Ok(len)
-}
-
-/// Reads the plaintext of a segment from the journal. Blocks on the local disk.
-fn read_items(journal: &Journal, plan: &SegmentPlan) -> Result<Vec<u8>, JournalError> {
-    let mut data = Vec::with_capacity(plan.len as usize);
-    for item in &plan.items {
-        journal.read_into(item.record, item.skip..item.skip + item.len, &mut data)?;
-    }
-    assert_eq!(data.len() as u64, plan.len, "a segment is what was planned");
-    Ok(data)
-}
-
-/// Applies the records of a journal to `view`, in order. Used at mount, before anything else
-/// touches it.
-///
-/// # Errors
-/// A record that cannot be read or is not in the format: the mount must not go on without it.
-pub fn replay(
-    view: &View,
-    journal: &Journal,
-    records: impl IntoIterator<Item = crate::journal::RecordLoc>,
-) -> Result<u64, CommitError> {
-    let mut count = 0;
-    let mut head = Vec::new();
-    for record in records {
-        head.clear();
-        let prelude = batch::Batch::PRELUDE_LEN as u32;
-        journal.read_into(record, 0..prelude.min(record.len()), &mut head)?;
-        let len = batch::Batch::head_len(&head).map_err(ViewError::from)? as u32;
-        if len > record.len() {
-            return Err(ViewError::from(crate::meta::DecodeError("record too short")).into());
-        }
-        head.clear();
-        journal.read_into(record, 0..len, &mut head)?;
-        let batch = batch::Batch::decode_head(&head).map_err(ViewError::from)?;
-        if len as usize + batch.data_len() != record.len() as usize {
-            return Err(ViewError::from(crate::meta::DecodeError("record of wrong size")).into());
-        }
-        view.apply(batch, record, len);
-        count += 1;
-    }
-    Ok(count)
 }

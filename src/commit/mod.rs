@@ -5,21 +5,29 @@
 //! | --- | --- |
 //! | `batch` | one mutation and its bytes in a journal record |
 //! | `pending` | the pending generations: what is in the journal and not yet in the bucket |
+//! | `caches` | the committed rows and extents that a view keeps |
 //! | `view` | reads: pending generations over cached rows over the metadata store |
 //! | `pack` | which byte goes into which segment (pure) |
 //! | `resolve` | new extents over old ones, and segment accounting |
-//! | `committer` | the background task: freeze, pack, upload, commit, advance |
+//! | `committer` | the background task: when to commit, and what after a failure |
+//! | `attempt` | one try: pack, upload, commit, advance |
+//! | `work` | one commit on its way, kept over failed tries |
+//! | `replay` | the journal's records become pending changes again |
 //! | `check` | whether committed rows keep the rules among each other |
 //! | `reclaim` | deleted data: extents in bounded batches, then dead segments |
 
+mod attempt;
 pub mod batch;
+mod caches;
 pub mod check;
 pub mod committer;
 pub mod pack;
 pub mod pending;
 pub mod reclaim;
+pub mod replay;
 pub mod resolve;
 pub mod view;
+mod work;
 
 pub use batch::{Batch, DataOp, RowOp};
 pub use committer::{CommitError, CommitOptions, Committer, Progress, WriterState};

@@ -52,6 +52,22 @@ pub struct Plan {
     pub files: Vec<(FileKey, Vec<Change>, bool)>,
 }
 
+impl Plan {
+    /// Gives the segment `old` the name `new`.
+    pub fn rename(&mut self, old: SegmentId, new: SegmentId) {
+        for segment in self.segments.iter_mut().filter(|s| s.id == old) {
+            segment.id = new;
+        }
+        for (id, _) in
+            self.files.iter_mut().flat_map(|f| f.1.iter_mut()).filter_map(|c| c.to.as_mut())
+        {
+            if *id == old {
+                *id = new;
+            }
+        }
+    }
+}
+
 /// Packs the contents of `generation`, sorted by inode and offset, so that what is read
 /// together lies together. `new_id` names segments.
 pub fn pack(generation: &Generation, mut new_id: impl FnMut() -> SegmentId) -> Plan {

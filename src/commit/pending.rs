@@ -55,7 +55,7 @@ pub struct Generation {
     pub last: JournalPos,
     /// File bytes that its records carry (an upper bound of what will be uploaded).
     pub data_bytes: u64,
-    /// Bytes of memory that rows take, roughly.
+    /// Bytes of memory that rows and ranges take, roughly.
     pub row_bytes: u64,
     /// When the first batch was applied.
     pub since: Option<Instant>,
@@ -63,6 +63,10 @@ pub struct Generation {
 
 /// What a row costs in memory besides key and value: map node, two allocations, flags.
 const ROW_OVERHEAD: u64 = 120;
+/// What a pending range of a file costs in memory.
+const RANGE_BYTES: u64 = 96;
+/// What a file with pending ranges costs besides them.
+const FILE_BYTES: u64 = 96;
 
 impl Generation {
     /// An empty generation after record `last`.
@@ -94,6 +98,12 @@ impl Generation {
         self.bytes += batch.bytes;
         let mut skip = data_start;
         for op in batch.data {
+            let (DataOp::Begin { ino, generation }
+            | DataOp::Write { ino, generation, .. }
+            | DataOp::Hole { ino, generation, .. }
+            | DataOp::Drop { ino, generation }) = op;
+            let touched = (ino, generation);
+            let before = self.file_bytes(&touched);
             match op {
                 DataOp::Begin { ino, generation } => {
                     let file = self.files.entry((ino, generation)).or_default();
@@ -125,10 +135,17 @@ impl Generation {
                     }
                 }
             }
+            self.row_bytes = self.row_bytes + self.file_bytes(&touched) - before;
         }
         for (key, op) in batch.rows {
             self.apply_row(key, op);
         }
+    }
+
+    /// Memory that the pending contents of `file` take: many small writes must count as much
+    /// as rows do, or a long time offline would fill the memory.
+    fn file_bytes(&self, file: &FileKey) -> u64 {
+        self.files.get(file).map_or(0, |f| FILE_BYTES + RANGE_BYTES * f.ranges.len() as u64)
     }
 
     fn apply_row(&mut self, key: Key, op: RowOp) {
@@ -221,5 +238,19 @@ mod tests {
         assert!(file.fresh);
         let ranges: Vec<_> = file.ranges.iter().map(|(s, e, _)| (s, e)).collect();
         assert_eq!(ranges, [(0, 50)]);
+    }
+
+    #[test]
+    fn many_small_writes_count_as_memory_until_the_file_goes() {
+        // Guards against a long time offline filling the memory with ranges that no limit sees.
+        let mut g = Generation::new(JournalPos(0));
+        let (ino, generation) = (Ino(2), 0);
+        for i in 0..1000 {
+            let write = DataOp::Write { ino, generation, offset: i * 10, len: 1 };
+            apply(&mut g, |b| b.data.push(write));
+        }
+        assert!(g.row_bytes >= 1000 * RANGE_BYTES, "{}", g.row_bytes);
+        apply(&mut g, |b| b.data.push(DataOp::Drop { ino, generation }));
+        assert_eq!(g.row_bytes, 0);
     }
 }

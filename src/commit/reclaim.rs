@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::StreamExt;
 
 use super::committer::unix_secs;
 use super::resolve::{self, Changes};
@@ -17,6 +18,10 @@ use crate::store::segments::SegmentStore;
 const BATCH_ROWS: usize = 2_000;
 /// Dead segments that one step deletes.
 const BATCH_SEGMENTS: usize = 256;
+/// Segments that are deleted at once.
+const DELETES_PARALLEL: usize = 16;
+/// How long to leave it after a failure.
+const PAUSE: Duration = Duration::from_secs(60);
 /// How often an idle mount looks for work that an earlier one left.
 const LOOK_EVERY: Duration = Duration::from_secs(1800);
 
@@ -26,12 +31,18 @@ pub struct State {
     data_due: bool,
     looked: Option<Instant>,
     segments_due: Option<Instant>,
+    not_before: Option<Instant>,
 }
 
 impl State {
     /// There is something to reclaim now.
     pub fn wake(&mut self) {
         self.data_due = true;
+    }
+
+    /// Something failed: not again for a while.
+    pub fn pause(&mut self) {
+        self.not_before = Some(Instant::now() + PAUSE);
     }
 }
 
@@ -42,6 +53,10 @@ pub async fn step(
     state: &mut State,
     grace: Duration,
 ) -> Result<(), ViewError> {
+    if state.not_before.is_some_and(|at| at > Instant::now()) {
+        return Ok(());
+    }
+    state.not_before = None;
     if state.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
         state.looked = Some(Instant::now());
         state.data_due = true;
@@ -52,8 +67,8 @@ pub async fn step(
         state.segments_due.get_or_insert_with(|| Instant::now() + grace);
     }
     if state.segments_due.is_some_and(|at| at <= Instant::now()) {
-        let more = delete_segments(view, segments, grace).await?;
-        state.segments_due = more.then(|| Instant::now() + grace);
+        let next = delete_segments(view, segments, grace).await?;
+        state.segments_due = next.map(|wait| Instant::now() + wait);
     }
     Ok(())
 }
@@ -106,31 +121,47 @@ async fn reclaim_data(view: &View) -> Result<bool, ViewError> {
     Ok(true)
 }
 
-/// Deletes segments that have been dead for `grace`; true if others are waiting.
+/// Deletes segments that have been dead for `grace`; how long to wait before there is more to
+/// delete, `None` if nothing is waiting.
 async fn delete_segments(
     view: &View,
     segments: &SegmentStore,
     grace: Duration,
-) -> Result<bool, ViewError> {
+) -> Result<Option<Duration>, ViewError> {
     let (from, to) = keys::all_with_tag(b'z');
-    let dead = view.kv().scan(&from, &to, BATCH_SEGMENTS, 1 << 16).await?;
+    let found = view.kv().scan(&from, &to, BATCH_SEGMENTS, 1 << 16).await?;
     let now = unix_secs();
-    let mut rows = Vec::new();
-    for (key, _) in &dead {
-        let (since, id) = keys::dead_segment_of(key).ok_or(DecodeError("dead segment key"))?;
-        if since + grace.as_secs() > now {
+    let mut dead = Vec::new();
+    let mut next = (found.len() == BATCH_SEGMENTS).then_some(Duration::ZERO);
+    for (key, value) in found {
+        let (since, id) = keys::dead_segment_of(&key).ok_or(DecodeError("dead segment key"))?;
+        let over = since.saturating_add(grace.as_secs());
+        if over > now {
+            // A clock that was set back must not postpone it beyond the grace.
+            next = Some(Duration::from_secs((over - now).clamp(1, grace.as_secs().max(1))));
             break;
         }
-        match segments.delete(id).await {
-            Ok(()) => rows.push((key.clone(), None)),
-            Err(e) if class(&e) == ErrorClass::NotFound => rows.push((key.clone(), None)),
+        dead.push((key, value, id));
+    }
+    // Nothing may be deleted on the word of a row that the bucket might never have, or by a
+    // mount that was overtaken: both are known only once a batch of ours is durable.
+    let proof: Vec<_> = dead.iter().map(|(k, v, _)| (k.clone(), Some(v.clone()))).collect();
+    view.kv().commit(proof).await?;
+    let mut deletes = futures::stream::iter(dead)
+        .map(|(key, _, id)| async move { (key, id, segments.delete(id).await) })
+        .buffer_unordered(DELETES_PARALLEL);
+    let mut rows = Vec::new();
+    while let Some((key, id, outcome)) = deletes.next().await {
+        match outcome {
+            Ok(()) => rows.push((key, None)),
+            Err(e) if class(&e) == ErrorClass::NotFound => rows.push((key, None)),
             Err(e) => {
                 log::warn!("deleting segment {id} failed, will be tried again: {e}");
-                break;
+                next = Some(PAUSE);
             }
         }
     }
-    let more = dead.len() > rows.len() || dead.len() == BATCH_SEGMENTS;
+    drop(deletes);
     view.kv().commit(rows).await?;
-    Ok(more)
+    Ok(next)
 }

@@ -6,15 +6,14 @@
 //! lock is held while it waits.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 
 use super::batch::Batch;
+use super::caches::{ExtentCache, KnownExtents, RowCache};
 use super::pending::{FileKey, Generation};
 use crate::base::{Ino, JournalPos};
 use crate::data::plan::Pending;
@@ -23,15 +22,12 @@ use crate::journal::RecordLoc;
 use crate::meta::{DecodeError, ExtentRow, Inode, Key, Stats, keys};
 use crate::store::kv::{Kv, KvError};
 
-/// A generation with this much file data is closed, so that the committer works through a
-/// long write in pieces and frees the journal as it goes.
-const GENERATION_BYTES_MAX: u64 = 256 << 20;
+/// A generation whose rows take this much memory is closed: one metadata batch stays small.
+const GENERATION_ROW_BYTES_MAX: u64 = 16 << 20;
 /// What one request for missing metadata fetches: rows that are read together lie together.
 pub const READ_AHEAD_BYTES: usize = 512 << 10;
 /// Extents that one scan loads.
 const EXTENTS_PER_LOAD: usize = 512;
-/// Extents kept in memory over all files.
-const EXTENTS_MAX: usize = 400_000;
 
 /// Why the view cannot say.
 #[derive(Debug, thiserror::Error)]
@@ -65,37 +61,6 @@ impl Layers {
     }
 }
 
-/// The committed extents of a file that end above `from` and start below `to`, completely.
-struct KnownExtents {
-    from: u64,
-    to: u64,
-    extents: Arc<Vec<Extent>>,
-}
-
-struct ExtentCache {
-    files: LruCache<FileKey, KnownExtents>,
-    extents: usize,
-}
-
-impl ExtentCache {
-    fn put(&mut self, file: FileKey, known: KnownExtents) {
-        self.extents += known.extents.len();
-        if let Some((_, old)) = self.files.push(file, known) {
-            self.extents -= old.extents.len();
-        }
-        while self.extents > EXTENTS_MAX {
-            let Some((_, old)) = self.files.pop_lru() else { break };
-            self.extents -= old.extents.len();
-        }
-    }
-
-    fn pop(&mut self, file: &FileKey) {
-        if let Some(old) = self.files.pop(file) {
-            self.extents -= old.extents.len();
-        }
-    }
-}
-
 /// Sizes of the view's caches.
 #[derive(Clone, Copy, Debug)]
 pub struct ViewOptions {
@@ -103,11 +68,14 @@ pub struct ViewOptions {
     pub rows_max: usize,
     /// Files whose extents are kept in memory.
     pub files_max: usize,
+    /// A generation with this much file data is closed, so that the committer works through a
+    /// long write in pieces and frees the journal as it goes, well before it is full.
+    pub generation_bytes_max: u64,
 }
 
 impl Default for ViewOptions {
     fn default() -> Self {
-        ViewOptions { rows_max: 65_536, files_max: 8_192 }
+        ViewOptions { rows_max: 65_536, files_max: 8_192, generation_bytes_max: 256 << 20 }
     }
 }
 
@@ -116,13 +84,14 @@ pub struct View {
     kv: Arc<Kv>,
     layers: RwLock<Layers>,
     /// Committed rows; `None`: known to be absent.
-    rows: Mutex<LruCache<Key, Option<Bytes>>>,
+    rows: Mutex<RowCache>,
     extents: Mutex<ExtentCache>,
     /// Raised when a generation retires: a row fetched before must not enter the cache after.
     retired: AtomicU64,
     stats: Mutex<Stats>,
     pending_row_bytes: AtomicU64,
     pending_data_bytes: AtomicU64,
+    generation_bytes_max: u64,
 }
 
 /// Rows of a range, and where to go on if there may be more.
@@ -136,19 +105,16 @@ pub struct Page {
 impl View {
     /// A view of what `kv` holds, with records up to `last` committed and `stats` in use.
     pub fn new(kv: Arc<Kv>, last: JournalPos, stats: Stats, options: ViewOptions) -> View {
-        let size = |n: usize| NonZeroUsize::new(n.max(1)).expect("at least one");
         View {
             kv,
             layers: RwLock::new(Layers { active: Generation::new(last), frozen: VecDeque::new() }),
-            rows: Mutex::new(LruCache::new(size(options.rows_max))),
-            extents: Mutex::new(ExtentCache {
-                files: LruCache::new(size(options.files_max)),
-                extents: 0,
-            }),
+            rows: Mutex::new(RowCache::new(options.rows_max)),
+            extents: Mutex::new(ExtentCache::new(options.files_max)),
             retired: AtomicU64::new(0),
             stats: Mutex::new(stats),
             pending_row_bytes: AtomicU64::new(0),
             pending_data_bytes: AtomicU64::new(0),
+            generation_bytes_max: options.generation_bytes_max,
         }
     }
 
@@ -158,8 +124,8 @@ impl View {
     }
 
     /// Makes `batch` visible. The caller has journalled it at `record` and calls this in
-    /// journal order.
-    pub fn apply(&self, batch: Batch, record: RecordLoc, data_start: u32) {
+    /// journal order. True if a generation is full and the committer should not wait.
+    pub fn apply(&self, batch: Batch, record: RecordLoc, data_start: u32) -> bool {
         let data = batch.data_len() as u64;
         let mut layers = self.layers.write();
         let before = layers.active.row_bytes;
@@ -167,9 +133,13 @@ impl View {
         let after = layers.active.row_bytes;
         self.pending_row_bytes.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
         self.pending_data_bytes.fetch_add(data, Ordering::Relaxed);
-        if layers.active.data_bytes >= GENERATION_BYTES_MAX {
+        let active = &layers.active;
+        let full = active.data_bytes >= self.generation_bytes_max
+            || active.row_bytes >= GENERATION_ROW_BYTES_MAX;
+        if full {
             Self::rotate(&mut layers);
         }
+        full
     }
 
     fn rotate(layers: &mut Layers) {
@@ -220,9 +190,17 @@ impl View {
     pub fn invalidate(&self) {
         self.retired.fetch_add(1, Ordering::AcqRel);
         self.rows.lock().clear();
-        let mut extents = self.extents.lock();
-        extents.files.clear();
-        extents.extents = 0;
+        self.extents.lock().clear();
+    }
+
+    /// Goes on with what the store has now: what is cached is dropped, statistics are read.
+    pub async fn follow(&self) {
+        self.invalidate();
+        if let Ok(Some(row)) = self.kv.get(&keys::stats()).await
+            && let Ok(stats) = Stats::decode(&row)
+        {
+            *self.stats.lock() = stats;
+        }
     }
 
     /// Bytes of memory in pending rows, and bytes of file data pending.
@@ -390,7 +368,7 @@ impl View {
             pending
         };
         let mut cache = self.extents.lock();
-        let Some(known) = cache.files.get(&file) else { return Lookup::Miss };
+        let Some(known) = cache.get(&file) else { return Lookup::Miss };
         if pending.gaps().iter().any(|&(from, to)| from < known.from || to > known.to) {
             return Lookup::Miss;
         }

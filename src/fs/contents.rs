@@ -17,6 +17,8 @@ const WRITE_BYTES_MAX: usize = 1 << 20;
 const COPY_BYTES_MAX: u64 = 16 << 20;
 /// How much of a file `lseek` looks at first; it grows over holes.
 const SEEK_WINDOW: u64 = 64 << 20;
+/// Tries of one window.
+const SEEK_MISSES_MAX: u32 = 64;
 
 impl Fs {
     /// Writes `data` at `offset`. Returns the number of bytes, always all of them.
@@ -212,13 +214,23 @@ impl Fs {
                 return Err(FsError::NoSuchOffset);
             }
             let (mut at, mut window) = (offset, SEEK_WINDOW);
+            let mut misses = 0;
             while at < inode.size {
                 let end = inode.size.min(at.saturating_add(window));
                 let parts = match fs.view.parts_now(file, at, end) {
                     Lookup::Hit(parts) => parts,
                     Lookup::Miss => {
+                        if misses == SEEK_MISSES_MAX {
+                            let why = "the extents of a file do not stay in memory";
+                            return Err(FsError::Io(why.into()));
+                        }
+                        misses += 1;
                         fs.view.load_extents(file, at, end).await?;
-                        // A commit may retire the file's extents in between: look again.
+                        // A commit may retire the file's extents in between: look again. Or
+                        // there are more than the cache takes: then look at fewer.
+                        if misses % 4 == 0 {
+                            window = (window / 8).max(SEEK_WINDOW / 64);
+                        }
                         continue;
                     }
                 };
@@ -228,6 +240,7 @@ impl Fs {
                     return Ok(part.start);
                 }
                 at = end;
+                misses = 0;
                 window = window.saturating_mul(8);
             }
             match whence {

@@ -230,7 +230,11 @@ impl Fs {
                 journal.append(&parts)?
             }
         };
-        self.view.apply(batch, record, head_len);
+        if self.view.apply(batch, record, head_len)
+            && let Some(committer) = &self.committer
+        {
+            committer.nudge();
+        }
         Ok(pos)
     }
 

@@ -20,6 +20,8 @@ struct NewInode {
 }
 
 const SETGID: u16 = libc::S_ISGID as u16;
+/// Directories between one and the root: more are a circle, which must not hang every writer.
+const DEPTH_MAX: usize = 1_000_000;
 
 impl Fs {
     /// The inode that `name` in `parent` stands for; counts one lookup.
@@ -175,7 +177,7 @@ impl Fs {
         batch.delete(self.dirent_key(parent, name));
         dir.size = dir.size.saturating_sub(1);
         if kind == Kind::Dir {
-            dir.nlink -= 1;
+            dir.nlink = dir.nlink.saturating_sub(1);
         }
         dir.mtime = now;
         dir.ctime = now;
@@ -472,13 +474,13 @@ impl Fs {
 
     /// Whether `ino` is `of` or lies below it.
     fn is_within(&self, mut ino: Ino, of: Ino) -> Attempt<bool> {
-        while ino != of {
-            if ino == Ino::ROOT {
-                return Ok(false);
+        for _ in 0..DEPTH_MAX {
+            if ino == of || ino == Ino::ROOT {
+                return Ok(ino == of);
             }
             ino = self.directory(ino)?.parent;
         }
-        Ok(true)
+        Err(FsError::Io("a directory does not lead to the root".into()).into())
     }
 
     fn rename_attempt(
@@ -591,7 +593,7 @@ impl Fs {
             let mut other = self.directory(new_parent)?;
             let links = |dir: &mut Inode, gains: Kind, loses: Kind| {
                 dir.nlink += (gains == Kind::Dir) as u32;
-                dir.nlink -= (loses == Kind::Dir) as u32;
+                dir.nlink = dir.nlink.saturating_sub((loses == Kind::Dir) as u32);
             };
             links(&mut dirs[0].1, target.kind, source.kind);
             links(&mut other, source.kind, target.kind);

@@ -170,7 +170,11 @@ impl Fs {
         }
         let file = (ino, inode.generation);
         Ok(match self.view.parts_now(file, offset, end) {
-            Lookup::Hit(parts) => Plan::Parts(inode, end, parts),
+            Lookup::Hit(parts) => match self.inode(ino) {
+                Ok(now) if now.generation == inode.generation => Plan::Parts(inode, end, parts),
+                // Truncated to nothing in between: the holes found are neither old nor new.
+                _ => Plan::Row(crate::meta::keys::inode(ino)),
+            },
             Lookup::Miss if inode.size <= SMALL_FILE => Plan::Extents(file, 0, inode.size),
             Lookup::Miss => Plan::Extents(file, offset, end),
         })

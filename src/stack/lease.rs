@@ -38,6 +38,7 @@ pub(super) struct Lease {
     store: Arc<dyn ObjectStore>,
     row: Row,
     version: UpdateVersion,
+    was_free: bool,
 }
 
 /// How a heartbeat ended.
@@ -155,9 +156,11 @@ impl Lease {
     ) -> Result<Lease, StackError> {
         let fail = |e| StackError::store("reading who holds the volume", e);
         let row = Row::new();
+        let mut was_free = true;
         let mode = match read(&store).await.map_err(fail)? {
             None => PutMode::Create,
             Some((held, version)) if held.is_over() || takeover => {
+                was_free = held.released;
                 if !held.is_over() {
                     log::warn!("taking the volume over from {}", held.holder());
                 }
@@ -166,7 +169,7 @@ impl Lease {
             Some((held, _)) => return Err(StackError::InUse { holder: held.holder() }),
         };
         match write(&store, &row, mode).await {
-            Ok(version) => Ok(Lease { store, row, version }),
+            Ok(version) => Ok(Lease { store, row, version, was_free }),
             Err(e) if matches!(class(&e), ErrorClass::Precondition | ErrorClass::AlreadyExists) => {
                 let holder = match read(&store).await.map_err(fail)? {
                     Some((held, _)) => held.holder(),
@@ -176,6 +179,12 @@ impl Lease {
             }
             Err(e) => Err(StackError::store("recording who holds the volume", e)),
         }
+    }
+
+    /// Whether nobody held it before: not a mount of this machine that died, whose journal may
+    /// hold what the bucket does not have.
+    pub(super) fn was_free(&self) -> bool {
+        self.was_free
     }
 
     /// Shows that this mount lives.

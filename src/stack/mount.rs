@@ -14,7 +14,7 @@ use super::status::Shared;
 use super::volume::OPEN_TIMEOUT;
 use super::{Control, Layers, MountOptions, StackError, load_keyring};
 use crate::base::{JournalPos, SystemClock, VolumeId};
-use crate::commit::committer::replay;
+use crate::commit::replay::replay;
 use crate::commit::view::ViewOptions;
 use crate::commit::{CommitOptions, Committer, View};
 use crate::data::{BlockCache, BlockCacheOptions};
@@ -25,6 +25,10 @@ use crate::seal::VolumeKeys;
 use crate::store::kv::{Kv, KvOptions};
 use crate::store::{SegmentStore, probe};
 
+/// How long a mount that failed may take to give the lease back.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long until an overtaken mount tries again to read what the bucket has.
+const READER_RETRY: Duration = Duration::from_secs(15);
 /// How often what this machine remembers is brought up to date, and how often durably.
 const REMEMBER_EVERY: Duration = Duration::from_secs(5);
 
@@ -71,8 +75,24 @@ fn make_dir(path: &PathBuf) -> Result<(), StackError> {
 /// background tasks. Must run inside a tokio runtime.
 ///
 /// # Errors
-/// See [`StackError`]; whatever fails, nothing of the volume has been changed but the lease.
+/// See [`StackError`]; whatever fails, nothing of the volume has been changed, and the lease is
+/// given back if it was free.
 pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
+    let mut lease = None;
+    let mounted = assemble(options, &mut lease).await;
+    if mounted.is_err()
+        && let Some(mut lease) = lease.filter(Lease::was_free)
+    {
+        let released = tokio::time::timeout(RELEASE_DEADLINE, lease.release()).await;
+        if !matches!(released, Ok(Beat::Held)) {
+            log::warn!("the lease was not given back");
+        }
+    }
+    mounted
+}
+
+/// [`mount`], leaving the lease in `held` if it fails after taking it.
+async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mounted, StackError> {
     let name = options.store.location.to_string();
     let layers = Layers::connect(&options.store, options.read_timeout, false).await?;
     let keyring = load_keyring(&layers, &name).await?;
@@ -102,10 +122,9 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
         true => None,
         false => Some(open_journal(&options, &state_dir, &keys)?),
     };
-    let lease = match read_only {
-        true => None,
-        false => Some(Lease::acquire(store.clone(), options.takeover).await?),
-    };
+    if !read_only {
+        *held = Some(Lease::acquire(store.clone(), options.takeover).await?);
+    }
     let kv_options = KvOptions {
         read_timeout: options.read_timeout,
         refresh: options.refresh,
@@ -135,7 +154,9 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
     let mut set_aside = None;
     let mut parts = None;
     if let Some((journal, recovery)) = local {
-        let (journal, base, todo) = match lineage(&journal, &recovery, commit_row, &before)? {
+        let accept = options.accept_rollback;
+        let lineage = lineage(&journal, &recovery, commit_row, &before, accept)?;
+        let (journal, base, todo) = match lineage {
             Lineage::Continues(base, todo) => (journal, base, todo),
             Lineage::Overtaken => {
                 let aside = journal.set_aside(crate::base::Clock::now(&SystemClock))?;
@@ -153,7 +174,11 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
         parts = Some((Arc::new(journal), base, todo));
     }
     let base = parts.as_ref().map_or(JournalPos(0), |(_, base, _)| *base);
-    let view = Arc::new(View::new(kv.clone(), base, stats, ViewOptions::default()));
+    let view_options = ViewOptions {
+        generation_bytes_max: (options.journal_bytes_max / 4).clamp(8 << 20, 256 << 20),
+        ..ViewOptions::default()
+    };
+    let view = Arc::new(View::new(kv.clone(), base, stats, view_options));
     let mut remembered = Remembered {
         sequence: found,
         manifest: kv.manifest_id(),
@@ -206,7 +231,7 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
             ..FsOptions::default()
         },
     );
-    let writer = match (journal, committer, lease) {
+    let writer = match (journal, committer, held.take()) {
         (Some(journal), Some(committer), Some(lease)) => {
             Some(Writer { journal, committer, lease: Arc::new(tokio::sync::Mutex::new(lease)) })
         }
@@ -260,17 +285,27 @@ enum Lineage {
     Overtaken,
 }
 
-/// Whether the local journal may be replayed over what the bucket has.
+/// Whether the local journal may be replayed over what the bucket has. A bucket that lost what
+/// this journal was told to be committed was rolled back; with `accept_rollback` the journal,
+/// which continues a history that is no more, counts as overtaken.
 fn lineage(
     journal: &Journal,
     recovery: &Recovery,
     row: Option<CommitRow>,
     before: &Remembered,
+    accept_rollback: bool,
 ) -> Result<Lineage, StackError> {
     let locs = |records: &[(JournalPos, RecordLoc)]| records.iter().map(|(_, loc)| *loc).collect();
     if let Some(row) = row
         && row.journal == recovery.id
     {
+        if row.position < recovery.released {
+            if accept_rollback {
+                return Ok(Lineage::Overtaken);
+            }
+            let (found, seen) = (row.sequence, before.sequence.max(row.sequence + 1));
+            return Err(StackError::Rollback { found, seen });
+        }
         if row.position > recovery.last {
             journal.start_after(row.position)?;
             return Ok(Lineage::Continues(row.position, Vec::new()));
@@ -302,7 +337,7 @@ impl Mounted {
             tasks.push(tokio::spawn(async move {
                 loop {
                     tokio::time::sleep(refresh).await;
-                    view.invalidate();
+                    view.follow().await;
                 }
             }));
             return;
@@ -333,6 +368,19 @@ impl Mounted {
                     }
                     Beat::Unknown(e) => log::warn!("lease not renewed: {e}"),
                 }
+            }
+        }));
+        let (view, committer) = (self.shared.view.clone(), writer.committer.clone());
+        tasks.push(tokio::spawn(async move {
+            committer.until_fenced().await;
+            // The writer's handle refuses reads from now on: go on as a follower does.
+            while let Err(e) = view.kv().become_reader(OPEN_TIMEOUT).await {
+                log::warn!("metadata cannot be read yet: {e}");
+                tokio::time::sleep(READER_RETRY).await;
+            }
+            loop {
+                view.follow().await;
+                tokio::time::sleep(refresh).await;
             }
         }));
         let (state, remembered) = (self.state.clone(), self.remembered.clone());

@@ -6,13 +6,13 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use object_store::ObjectStore;
 use object_store::path::Path;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use slatedb::config::{
     CloseOptions, CompactionWorkerOptions, CompactorOptions, DbReaderOptions, FlushOptions,
     FlushType, GarbageCollectorDirectoryOptions, GarbageCollectorOptions, ReadOptions, ScanOptions,
@@ -20,7 +20,7 @@ use slatedb::config::{
 };
 use slatedb::db_cache::SplitCache;
 use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
-use slatedb::{CloseReason, Db, DbReader, ErrorKind, WriteBatch};
+use slatedb::{CloseReason, Db, DbReader, DbReaderMode, ErrorKind, WriteBatch};
 
 use super::kv_store::SlateStore;
 
@@ -35,6 +35,13 @@ const L0_MAX: usize = 8;
 const GC_AGE_MIN: Duration = Duration::from_secs(900);
 /// The poll intervals that SlateDB insists on; each poll is one or two requests.
 const POLL_IDLE: Duration = Duration::from_secs(1200);
+/// Commits after which the memtable goes to level 0 (SlateDB's own limit starts at 4096): a
+/// mount after a crash, and a follower when it starts, fetches that many objects of the log.
+const WAL_OBJECTS_MAX: u64 = 512;
+/// How long stopping a compactor may take.
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
+/// How long closing a handle may take that is replaced.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a compaction may run before its task is stopped and tried again later.
 const COMPACTION_DEADLINE: Duration = Duration::from_secs(900);
 
@@ -133,6 +140,9 @@ pub struct Kv {
     cache: Arc<SplitCache>,
     options: KvOptions,
     compacting: AtomicBool,
+    /// Commits since the memtable last went to level 0.
+    commits: AtomicU64,
+    collected: Mutex<Option<Instant>>,
 }
 
 fn settings() -> Settings {
@@ -169,6 +179,26 @@ async fn open_writer(
     Ok(builder.build().await?)
 }
 
+async fn open_reading(
+    store: Arc<dyn ObjectStore>,
+    cache: Arc<SplitCache>,
+    options: &KvOptions,
+) -> Result<DbReader, KvError> {
+    let reader_options = DbReaderOptions {
+        manifest_poll_interval: options.refresh,
+        checkpoint_lifetime: Duration::from_secs(600).max(options.refresh * 4),
+        max_memtable_bytes: 32 << 20,
+        ..DbReaderOptions::default()
+    };
+    Ok(DbReader::builder(META_PREFIX, store)
+        .with_options(reader_options)
+        // The other modes write checkpoints: a follower's credentials may only read.
+        .with_reader_mode(DbReaderMode::FollowLatest)
+        .with_db_cache(cache, 1)
+        .build()
+        .await?)
+}
+
 impl Kv {
     /// Opens the database for writing and fences every earlier writer. Creates it if there is
     /// none (only `init` calls it on an empty prefix).
@@ -189,6 +219,8 @@ impl Kv {
             cache,
             options,
             compacting: AtomicBool::new(false),
+            commits: AtomicU64::new(0),
+            collected: Mutex::new(None),
         })
     }
 
@@ -200,23 +232,16 @@ impl Kv {
     ) -> Result<Kv, KvError> {
         let store: Arc<dyn ObjectStore> = Arc::new(SlateStore::new(store));
         let cache = new_cache(&options);
-        let reader_options = DbReaderOptions {
-            manifest_poll_interval: options.refresh,
-            checkpoint_lifetime: Duration::from_secs(600).max(options.refresh * 4),
-            max_memtable_bytes: 32 << 20,
-            ..DbReaderOptions::default()
-        };
-        let build = DbReader::builder(META_PREFIX, store.clone())
-            .with_options(reader_options)
-            .with_db_cache(cache.clone(), 1)
-            .build();
-        let db = bounded(open_timeout, async { Ok(build.await?) }).await?;
+        let reading = open_reading(store.clone(), cache.clone(), &options);
+        let db = bounded(open_timeout, reading).await?;
         Ok(Kv {
             handle: RwLock::new(Handle::Reader(Arc::new(db))),
             store,
             cache,
             options,
             compacting: AtomicBool::new(false),
+            commits: AtomicU64::new(0),
+            collected: Mutex::new(None),
         })
     }
 
@@ -301,6 +326,15 @@ impl Kv {
         db.flush().await?;
         // `flush` returning is not the promise; the write's own durability is.
         handle.await_durable().await?;
+        if self.commits.fetch_add(1, Ordering::Relaxed) + 1 == WAL_OBJECTS_MAX {
+            self.commits.store(0, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let options = FlushOptions { flush_type: FlushType::MemTable };
+                if let Err(e) = db.flush_with_options(options).await {
+                    log::warn!("metadata stay in the log for now: {e}");
+                }
+            });
+        }
         Ok(())
     }
 
@@ -332,15 +366,32 @@ impl Kv {
     pub async fn reopen(&self) -> Result<(), KvError> {
         let old = self.writer()?;
         let epoch = old.manifest().writer_epoch();
-        let _ = old.close_with_options(CloseOptions { flush_type: None }).await;
+        // It may wait for a task that will never end.
+        let close = old.close_with_options(CloseOptions { flush_type: None });
+        let _ = tokio::time::timeout(CLOSE_DEADLINE, close).await;
         let db = open_writer(self.store.clone(), self.cache.clone(), Some(epoch)).await?;
         *self.handle.write() = Handle::Writer(Arc::new(db));
         Ok(())
     }
 
-    /// Starts a compaction in the background when level 0 has grown, then collects what it
-    /// made superfluous. Returns at once. At most one runs at a time.
-    pub fn compact_if_needed(self: &Arc<Self>) {
+    /// Replaces the handle of a writer that was overtaken, which refuses reads too, by one
+    /// that reads only. Writes fail with [`KvError::ReadOnly`] from then on.
+    ///
+    /// # Errors
+    /// [`KvError::Unavailable`] after `open_timeout`: try again.
+    pub async fn become_reader(&self, open_timeout: Duration) -> Result<(), KvError> {
+        let Ok(old) = self.writer() else { return Ok(()) };
+        let reading = open_reading(self.store.clone(), self.cache.clone(), &self.options);
+        let db = bounded(open_timeout, reading).await?;
+        *self.handle.write() = Handle::Reader(Arc::new(db));
+        let close = old.close_with_options(CloseOptions { flush_type: None });
+        let _ = tokio::time::timeout(CLOSE_DEADLINE, close).await;
+        Ok(())
+    }
+
+    /// Starts a compaction in the background when level 0 has grown; unless `collect` is false
+    /// it first collects what earlier ones made superfluous. Returns at once. At most one runs at a time.
+    pub fn compact_if_needed(self: &Arc<Self>, collect: bool) {
         let Ok(db) = self.writer() else { return };
         if db.manifest().l0().len() < L0_COMPACT_AT {
             return;
@@ -350,15 +401,24 @@ impl Kv {
         }
         let kv = self.clone();
         tokio::spawn(async move {
-            if let Err(e) = kv.compact(&db).await {
+            if let Err(e) = kv.compact(&db, collect).await {
                 log::warn!("compaction of metadata stopped, will be tried again: {e}");
             }
             kv.compacting.store(false, Ordering::Release);
         });
     }
 
-    async fn compact(&self, db: &Arc<Db>) -> Result<(), KvError> {
+    async fn compact(&self, db: &Arc<Db>, collect: bool) -> Result<(), KvError> {
         let tick = Duration::from_millis(250);
+        // Before, not after: what the last compaction left is no follower's any more.
+        let due = |at: &Instant| at.elapsed() >= GC_AGE_MIN;
+        if collect && self.collected.lock().as_ref().is_none_or(due) {
+            // Credentials that may not delete must not stop compaction, and with it commits.
+            if let Err(e) = bounded(COMPACTION_DEADLINE, self.collect_garbage()).await {
+                log::warn!("old metadata were not collected: {e}");
+            }
+            *self.collected.lock() = Some(Instant::now());
+        }
         let options = CompactorOptions {
             poll_interval: tick,
             commit_compacted_interval: tick,
@@ -383,20 +443,29 @@ impl Kv {
         let runner = compactor.clone();
         let running = tokio::spawn(async move { runner.run().await });
         let deadline = tokio::time::Instant::now() + COMPACTION_DEADLINE;
+        let mut watched = Ok(());
         while tokio::time::Instant::now() < deadline && !running.is_finished() {
             tokio::time::sleep(Duration::from_millis(500)).await;
-            db.refresh_manifest().await?;
-            if db.manifest().l0().len() < L0_COMPACT_AT {
+            watched = db.refresh_manifest().await;
+            if watched.is_err() || db.manifest().l0().len() < L0_COMPACT_AT {
                 break;
             }
         }
-        compactor.stop().await?;
-        match tokio::time::timeout(Duration::from_secs(60), running).await {
+        // Whatever happened: a compactor left running would poll until the process ends.
+        let abort = running.abort_handle();
+        let stopped = tokio::time::timeout(STOP_DEADLINE, compactor.stop()).await;
+        let ended = tokio::time::timeout(STOP_DEADLINE, running).await;
+        abort.abort();
+        watched?;
+        if let Ok(stopped) = stopped {
+            stopped?;
+        }
+        match ended {
             Ok(Ok(result)) => result?,
             Ok(Err(join)) => return Err(KvError::Closed(join.to_string())),
             Err(_) => return Err(KvError::Unavailable("the compactor did not stop".into())),
         }
-        self.collect_garbage().await
+        Ok(())
     }
 
     /// Deletes objects of the database that nothing refers to and that are older than

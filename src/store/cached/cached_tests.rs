@@ -164,7 +164,7 @@ async fn walking_small_ranges_in_any_order_costs_a_handful_of_requests() {
 }
 
 #[tokio::test]
-async fn manifests_are_never_cached_and_tails_are() {
+async fn manifests_and_logs_are_never_cached_and_tails_of_tables_are() {
     // Guards against a stale manifest, and against a request per footer of a small table.
     let (store, dir) = (Arc::new(Counting::default()), tempfile::tempdir().unwrap());
     let cached = open(&store, dir.path());

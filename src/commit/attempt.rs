@@ -1,0 +1,196 @@
+//! What one commit consists of.
+//!
+//! One generation at a time: pack its bytes into segments, upload them in parallel, then write
+//! one metadata batch with all rows, the segment accounting and the new committed position.
+//! Only when that batch is durable does the position advance, the journal space come free and
+//! the generation leave the view. So metadata never names a segment that is not in the bucket,
+//! and replay is exactly-once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+
+use super::committer::{CommitError, Committer, unix_secs};
+use super::pack::{Plan, SegmentPlan};
+use super::pending::Generation;
+use super::resolve::{self, Changes};
+use super::view::ViewError;
+use super::work::Work;
+use crate::base::SegmentId;
+use crate::journal::{Journal, JournalError};
+use crate::meta::{CommitRow, Stats, keys};
+use crate::store::segments::SegmentStore;
+
+/// Segments that are uploaded at once.
+const UPLOADS_MAX: usize = 3;
+/// How often a commit that waits looks whether level 0 is what it waits for.
+const COMPACT_LOOK: Duration = Duration::from_millis(500);
+
+fn new_segment_id() -> SegmentId {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).expect("the operating system gives random bytes");
+    SegmentId(id)
+}
+
+impl Committer {
+    /// Commits the oldest generation, or says why not: the next try goes on where this ended.
+    pub(super) async fn commit(&self, generation: &Arc<Generation>) -> Result<(), CommitError> {
+        let held = self.work.lock().take();
+        let mut work = match held {
+            Some(work) if Arc::ptr_eq(&work.generation, generation) => work,
+            _ => Work::new(generation.clone(), new_segment_id),
+        };
+        let (row, stats) = match self.try_commit(&mut work).await {
+            Ok(done) => done,
+            Err(e) => {
+                *self.work.lock() = Some(work);
+                return Err(e);
+            }
+        };
+        self.view.retire(generation, stats);
+        self.journal.release(row.position);
+        if !generation.dropped.is_empty() || work.has_abandoned() {
+            self.reclaim.lock().wake();
+        }
+        self.committed.send_replace(row);
+        Ok(())
+    }
+
+    async fn try_commit(&self, work: &mut Work) -> Result<(CommitRow, Stats), CommitError> {
+        self.upload(work).await?;
+        let (rows, row, stats) = match self.landed(&work.generation).await? {
+            // An earlier try got as far as the memtable or the bucket: writing the position
+            // again makes all of it durable. Applying it twice would count extents twice.
+            Some((row, stats)) => (vec![(commit_key(), Some(row.encode()))], row, stats),
+            None => self.rows(work).await?,
+        };
+        let kv = self.view.kv();
+        let commit = kv.commit(rows);
+        tokio::pin!(commit);
+        loop {
+            tokio::select! {
+                done = &mut commit => {
+                    done?;
+                    return Ok((row, stats));
+                }
+                // It may wait for room in level 0, which only a compaction makes.
+                _ = tokio::time::sleep(COMPACT_LOOK) => self.compact_if_needed(),
+            }
+        }
+    }
+
+    /// The commit of `generation` if the metadata store has it already.
+    async fn landed(
+        &self,
+        generation: &Generation,
+    ) -> Result<Option<(CommitRow, Stats)>, CommitError> {
+        let kv = self.view.kv();
+        let Some(row) = kv.get(&keys::commit()).await? else { return Ok(None) };
+        let row = CommitRow::decode(&row).map_err(ViewError::from)?;
+        if row.journal != self.journal.id() || row.position < generation.last {
+            return Ok(None);
+        }
+        let Some(stats) = kv.get(&keys::stats()).await? else { return Ok(None) };
+        Ok(Some((row, Stats::decode(&stats).map_err(ViewError::from)?)))
+    }
+
+    async fn upload(&self, work: &mut Work) -> Result<(), CommitError> {
+        let todo = work.missing();
+        let uploads: Vec<_> = todo
+            .iter()
+            .map(|&at| {
+                let plan = work.plan.segments[at].clone();
+                let one = upload_one(self.journal.clone(), self.segments.clone(), plan);
+                async move { (at, one.await) }
+            })
+            .collect();
+        let mut running = futures::stream::iter(uploads).buffer_unordered(UPLOADS_MAX);
+        let mut done = 0;
+        while let Some((at, outcome)) = running.next().await {
+            match outcome {
+                Ok(bytes) => {
+                    work.has(at);
+                    done += 1;
+                    self.uploaded.fetch_add(bytes, Ordering::Relaxed);
+                }
+                Err(e) => {
+                    drop(running);
+                    // These may or may not be in the bucket, whole and rightly encrypted.
+                    let started = (done + UPLOADS_MAX).min(todo.len());
+                    work.abandon(&todo[..started], new_segment_id);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::type_complexity)]
+    async fn rows(
+        &self,
+        work: &Work,
+    ) -> Result<(Vec<(Bytes, Option<Bytes>)>, CommitRow, Stats), CommitError> {
+        let (generation, plan): (&Generation, &Plan) = (&work.generation, &work.plan);
+        let mut changes = Changes::default();
+        for (file, ranges, fresh) in &plan.files {
+            resolve::apply_file(&self.view, &mut changes, *file, ranges, *fresh).await?;
+        }
+        for file in &generation.dropped {
+            resolve::drop_file(&self.view, &mut changes, *file).await?;
+        }
+        let sizes: HashMap<SegmentId, u64> = plan.segments.iter().map(|s| (s.id, s.len)).collect();
+        resolve::settle_segments(&self.view, &mut changes, &sizes, unix_secs()).await?;
+        work.bury_abandoned(&mut changes, unix_secs());
+        let before = *self.committed.borrow();
+        let row = CommitRow {
+            journal: self.journal.id(),
+            position: generation.last,
+            sequence: before.sequence + 1,
+            time_secs: unix_secs(),
+            writer_epoch: self.view.kv().writer_epoch(),
+        };
+        let mut stats = self.view.committed_stats();
+        stats.inodes = stats.inodes.saturating_add_signed(generation.inodes);
+        stats.bytes = stats.bytes.saturating_add_signed(generation.bytes);
+        let mut rows: Vec<(Bytes, Option<Bytes>)> =
+            Vec::with_capacity(generation.rows.len() + changes.rows.len() + 2);
+        for (key, pending) in &generation.rows {
+            rows.push((Bytes::copy_from_slice(key), pending.value.clone()));
+        }
+        rows.extend(changes.rows.into_iter().map(|(k, v)| (Bytes::from(k.into_vec()), v)));
+        rows.push((commit_key(), Some(row.encode())));
+        rows.push((Bytes::from(keys::stats().into_vec()), Some(stats.encode())));
+        Ok((rows, row, stats))
+    }
+}
+
+fn commit_key() -> Bytes {
+    Bytes::from(keys::commit().into_vec())
+}
+
+/// Uploads one segment; returns its plaintext bytes.
+async fn upload_one(
+    journal: Arc<Journal>,
+    store: Arc<SegmentStore>,
+    plan: SegmentPlan,
+) -> Result<u64, CommitError> {
+    let (id, len) = (plan.id, plan.len);
+    let read = tokio::task::spawn_blocking(move || read_items(&journal, &plan));
+    let data = read.await.map_err(|e| CommitError::Internal(e.to_string()))??;
+    store.put(id, vec![data.into()]).await.map_err(|e| CommitError::Upload(id, e))?;
+    Ok(len)
+}
+
+/// Reads the plaintext of a segment from the journal. Blocks on the local disk.
+fn read_items(journal: &Journal, plan: &SegmentPlan) -> Result<Vec<u8>, JournalError> {
+    let mut data = Vec::with_capacity(plan.len as usize);
+    for item in &plan.items {
+        journal.read_into(item.record, item.skip..item.skip + item.len, &mut data)?;
+    }
+    assert_eq!(data.len() as u64, plan.len, "a segment is what was planned");
+    Ok(data)
+}

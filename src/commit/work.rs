@@ -1,0 +1,107 @@
+//! One generation on its way to the bucket, kept over failed tries: what has been uploaded is
+//! not uploaded again, and what a failed upload may have left behind is deleted later.
+
+use std::sync::Arc;
+
+use super::pack::{Plan, pack};
+use super::pending::Generation;
+use super::resolve::Changes;
+use crate::base::SegmentId;
+use crate::meta::keys;
+
+/// Names remembered of uploads that failed. Each costs a row; beyond this they are forgotten
+/// and, if they are in the bucket, stay there unused.
+const ABANDONED_MAX: usize = 4096;
+
+/// The state of one commit.
+pub(super) struct Work {
+    pub(super) generation: Arc<Generation>,
+    pub(super) plan: Plan,
+    /// For each segment of the plan, whether the bucket has it.
+    uploaded: Vec<bool>,
+    abandoned: Vec<SegmentId>,
+}
+
+impl Work {
+    /// A first try.
+    pub(super) fn new(generation: Arc<Generation>, new_id: impl FnMut() -> SegmentId) -> Work {
+        let plan = pack(&generation, new_id);
+        let uploaded = vec![false; plan.segments.len()];
+        Work { generation, plan, uploaded, abandoned: Vec::new() }
+    }
+
+    /// Positions in the plan of the segments that are still to be uploaded.
+    pub(super) fn missing(&self) -> Vec<usize> {
+        (0..self.uploaded.len()).filter(|&at| !self.uploaded[at]).collect()
+    }
+
+    /// The bucket has the segment at `at`.
+    pub(super) fn has(&mut self, at: usize) {
+        self.uploaded[at] = true;
+    }
+
+    /// The uploads of the segments at `started` that have not succeeded are given up: what may
+    /// be under their names is unknown, so the next try takes new ones.
+    pub(super) fn abandon(&mut self, started: &[usize], mut new_id: impl FnMut() -> SegmentId) {
+        for &at in started.iter().filter(|&&at| !self.uploaded[at]) {
+            let (old, new) = (self.plan.segments[at].id, new_id());
+            if self.abandoned.len() < ABANDONED_MAX {
+                self.abandoned.push(old);
+            }
+            self.plan.rename(old, new);
+        }
+    }
+
+    /// Whether there are uploads that were given up.
+    pub(super) fn has_abandoned(&self) -> bool {
+        !self.abandoned.is_empty()
+    }
+
+    /// Adds to `changes` the rows by which given-up uploads are deleted like dead segments.
+    pub(super) fn bury_abandoned(&self, changes: &mut Changes, now_secs: u64) {
+        for &id in &self.abandoned {
+            let key = keys::dead_segment(now_secs, id);
+            changes.rows.insert(key, Some(crate::meta::OrphanData::encode()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Ino, JournalPos};
+    use crate::commit::batch::{Batch, DataOp};
+    use crate::journal::RecordLoc;
+
+    #[test]
+    fn a_segment_whose_upload_failed_gets_a_new_name_and_the_old_one_is_buried() {
+        // Guards against segments that no row knows staying in the bucket for ever, one more
+        // with each try, and against extents that name what was never uploaded.
+        let mut generation = Generation::new(JournalPos(0));
+        for i in 0..40 {
+            let mut batch = Batch::default();
+            let (ino, offset, len) = (Ino(7), i << 20, 1 << 20);
+            batch.data.push(DataOp::Write { ino, generation: 0, offset, len });
+            generation.apply(batch, RecordLoc::for_tests(1), 40);
+        }
+        let mut next = 0;
+        let mut new_id = || {
+            next += 1;
+            SegmentId([next; 16])
+        };
+        let mut work = Work::new(Arc::new(generation), &mut new_id);
+        assert_eq!(work.missing(), [0, 1, 2]);
+        work.has(0);
+        work.abandon(&[0, 1], &mut new_id);
+        assert_eq!(work.missing(), [1, 2]);
+        let names: Vec<u8> = work.plan.segments.iter().map(|s| s.id.0[0]).collect();
+        assert_eq!(names, [1, 4, 3], "the second has a new name");
+        let (_, changes, _) = &work.plan.files[0];
+        let named: Vec<u8> = changes.iter().map(|c| c.to.expect("data").0.0[0]).collect();
+        assert_eq!(named, names, "extents follow");
+        let mut rows = Changes::default();
+        work.bury_abandoned(&mut rows, 9);
+        let buried = keys::dead_segment(9, SegmentId([2; 16]));
+        assert_eq!(rows.rows.keys().cloned().collect::<Vec<_>>(), [buried]);
+    }
+}
