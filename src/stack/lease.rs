@@ -58,11 +58,15 @@ fn read_line(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default().trim().to_string()
 }
 
-/// Field 22 of `/proc/PID/stat` (`proc_pid_stat(5)`): 0 if there is no such process.
+/// Field 22 of `/proc/PID/stat` (`proc_pid_stat(5)`): 0 if there is no such process, or only
+/// what is left of one that its parent has not waited for.
 fn start_of(pid: u32) -> u64 {
     let stat = read_line(&format!("/proc/{pid}/stat"));
     // The command name, field 2, may hold spaces; it ends at the last parenthesis.
-    let after = stat.rsplit(')').next().unwrap_or_default();
+    let after = stat.rsplit(')').next().unwrap_or_default().trim_start();
+    if after.starts_with(['Z', 'X']) {
+        return 0;
+    }
     after.split_whitespace().nth(19).and_then(|f| f.parse().ok()).unwrap_or(0)
 }
 
@@ -144,14 +148,25 @@ impl Lease {
     /// Takes the lease, if it is free, or with `takeover`.
     ///
     /// # Errors
-    /// [`StackError::InUse`] naming the holder; [`StackError::Store`].
+    /// [`StackError::InUse`] naming the holder; [`StackError::Damaged`], unless `takeover`;
+    /// [`StackError::Store`].
     pub(super) async fn acquire(
         store: Arc<dyn ObjectStore>,
         takeover: bool,
     ) -> Result<Lease, StackError> {
         let fail = |e| StackError::store("reading who holds the volume", e);
         let row = Row::new();
-        let mode = match read(&store).await.map_err(fail)? {
+        let held = match read(&store).await {
+            Err(e) if takeover && class(&e) == ErrorClass::Corrupt => {
+                log::warn!("replacing the record of who holds the volume, which is damaged");
+                return match write(&store, &row, PutMode::Overwrite).await {
+                    Ok(version) => Ok(Lease { store, row, version }),
+                    Err(e) => Err(StackError::store("recording who holds the volume", e)),
+                };
+            }
+            other => other.map_err(fail)?,
+        };
+        let mode = match held {
             None => PutMode::Create,
             Some((held, version)) if held.is_over() || takeover => {
                 if !held.is_over() {
