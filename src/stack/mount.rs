@@ -250,7 +250,8 @@ fn open_journal(
 enum Lineage {
     /// Records after this position are still to be committed: these.
     Continues(JournalPos, Vec<RecordLoc>),
-    /// Another writer has committed since, and records here were never committed.
+    /// Another writer has committed since, and records here were never committed; or the bucket
+    /// was put back to before them.
     Overtaken,
 }
 
@@ -265,6 +266,11 @@ fn lineage(
     if let Some(row) = row
         && row.journal == recovery.id
     {
+        // A rollback that was accepted: what the journal still has belongs to the history that
+        // was given up, and may have gaps.
+        if row.sequence < before.sequence && row.position < recovery.last {
+            return Ok(Lineage::Overtaken);
+        }
         if row.position > recovery.last {
             journal.start_after(row.position)?;
             return Ok(Lineage::Continues(row.position, Vec::new()));
@@ -388,8 +394,11 @@ impl Mounted {
                 abort.abort();
             }
         }
+        // A store that has not taken everything is not waited for: the next mount goes on from
+        // the journal, and the lease of a process that is gone holds nobody up.
+        let patience = if drained { Duration::from_secs(60) } else { Duration::from_secs(4) };
         let close = self.shared.view.kv().close(drained);
-        match tokio::time::timeout(Duration::from_secs(60), close).await {
+        match tokio::time::timeout(patience, close).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => log::warn!("closing the metadata store: {e}"),
             Err(_) => log::warn!("closing the metadata store took too long, left as it is"),
@@ -401,7 +410,7 @@ impl Mounted {
                 log::warn!("what this machine remembers was not saved: {e}");
             }
             let mut lease = writer.lease.lock().await;
-            let release = tokio::time::timeout(Duration::from_secs(30), lease.release()).await;
+            let release = tokio::time::timeout(patience, lease.release()).await;
             match release {
                 Ok(Beat::Held) => {}
                 Ok(Beat::Lost(holder)) => log::warn!("the volume is held by {holder} now"),
