@@ -1,5 +1,5 @@
-//! A volume on a `file://` store in a temporary directory, mounted by the real command, for the
-//! tests that need a kernel. Whatever a test leaves is unmounted and removed with it.
+//! A volume on a `file://` store in a temporary directory, or on an S3 server, mounted by the
+//! real command, for the tests that need a kernel. Whatever a test leaves is unmounted and removed with it.
 #![allow(dead_code)] // each test file uses a part of it
 
 use std::fs;
@@ -30,16 +30,44 @@ macro_rules! needs_fuse {
     };
 }
 
+/// A store that is not a directory: its STORE argument and the environment that reaches it.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    pub url: String,
+    pub env: Vec<(&'static str, String)>,
+}
+
+impl Remote {
+    /// A prefix of a bucket of the S3 server at `endpoint`.
+    pub fn s3(endpoint: &str, bucket: &str, access_key: &str, secret_key: &str) -> Remote {
+        Remote {
+            url: format!("s3://{bucket}/data"),
+            env: vec![
+                ("AWS_ENDPOINT_URL_S3", endpoint.into()),
+                ("AWS_REGION", "us-east-1".into()),
+                ("AWS_ACCESS_KEY_ID", access_key.into()),
+                ("AWS_SECRET_ACCESS_KEY", secret_key.into()),
+            ],
+        }
+    }
+}
+
 /// A volume and what this machine keeps of it.
 pub struct Volume {
     dir: tempfile::TempDir,
+    remote: Option<Remote>,
 }
 
 impl Volume {
     /// Makes the directories and the passphrase, not the volume.
     pub fn bare() -> Volume {
+        Volume::bare_on(None)
+    }
+
+    /// The same for a volume on `remote`, or on `file://`.
+    pub fn bare_on(remote: Option<Remote>) -> Volume {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let volume = Volume { dir };
+        let volume = Volume { dir, remote };
         for name in ["vault", "store", "run"] {
             fs::create_dir(volume.path(name)).expect("a fresh directory");
         }
@@ -51,7 +79,12 @@ impl Volume {
 
     /// Makes a volume.
     pub fn create() -> Volume {
-        let volume = Volume::bare();
+        Volume::create_on(None)
+    }
+
+    /// Makes a volume on `remote`, or on `file://`.
+    pub fn create_on(remote: Option<Remote>) -> Volume {
+        let volume = Volume::bare_on(remote);
         volume.ok(&["init", &volume.url(), "--passphrase-file", &volume.text("passphrase")]);
         volume
     }
@@ -82,13 +115,17 @@ impl Volume {
     }
 
     pub fn url(&self) -> String {
-        format!("file://{}", self.text("store"))
+        match &self.remote {
+            Some(remote) => remote.url.clone(),
+            None => format!("file://{}", self.text("store")),
+        }
     }
 
     /// `sealfs` with these arguments, in this volume's own runtime directory.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sealfs"));
         command.args(args).env("SEALFS_RUNTIME_DIR", self.path("run")).stdin(Stdio::null());
+        command.envs(self.remote.iter().flat_map(|r| r.env.clone()));
         command
     }
 
@@ -130,6 +167,12 @@ impl Volume {
     pub fn mount(&self, more: &[&str]) {
         let args = self.mount_args(more);
         self.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+
+    /// A mount that must be refused with this status; returns its standard error.
+    pub fn mount_fails(&self, more: &[&str], status: i32) -> String {
+        let args = self.mount_args(more);
+        self.fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), status)
     }
 
     /// Unmounts; everything must be in the bucket.
@@ -218,10 +261,15 @@ pub fn is_alive(pid: i32) -> bool {
 }
 
 /// Polls for at most 30 s.
-pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, holds: impl FnMut() -> bool) {
+    wait_at_most(Duration::from_secs(30), what, holds);
+}
+
+/// Polls for at most `limit`.
+pub fn wait_at_most(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "not within 30 s: {what}");
+        assert!(begun.elapsed() < limit, "not within {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
