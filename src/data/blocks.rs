@@ -137,6 +137,10 @@ pub struct BlockCache {
     misses: AtomicU64,
 }
 
+fn read_error(segment: SegmentId, e: &object_store::Error) -> ReadError {
+    ReadError { segment, class: class(e), message: e.to_string().into() }
+}
+
 fn blocks_of(range: &Range<u64>) -> Range<u32> {
     (range.start / BLOCK) as u32..range.end.div_ceil(BLOCK) as u32
 }
@@ -253,7 +257,14 @@ impl BlockCache {
         for (base, wait) in waits {
             let (start, data) = match wait {
                 Ok(block) => (base, block),
-                Err(running) => (running.start, running.fetch.await?),
+                Err(running) => match running.fetch.await {
+                    Ok(data) => (running.start, data),
+                    // What was fetched around these bytes may be what is damaged.
+                    Err(e) if e.class == ErrorClass::Corrupt => {
+                        return self.read_alone(id, range).await;
+                    }
+                    Err(e) => return Err(e),
+                },
             };
             let from = range.start.max(base) - start;
             let to = range.end.min(base + BLOCK) - start;
@@ -270,6 +281,13 @@ impl BlockCache {
             }
         }
         Ok(out.into())
+    }
+
+    /// Reads exactly `range`, past the cache: fails only if a chunk of it is damaged.
+    async fn read_alone(&self, id: SegmentId, range: Range<u64>) -> Result<Bytes, ReadError> {
+        let permit = self.fetches.acquire().await;
+        let _permit = permit.expect("the semaphore is never closed");
+        self.segments.get_range(id, range).await.map_err(|e| read_error(id, &e))
     }
 
     /// Starts fetching what is missing of `range`, without waiting.
@@ -322,10 +340,7 @@ impl BlockCache {
                     inner.insert(id, run, data.clone(), cache.options.bytes_max);
                     Ok(data)
                 }
-                Err(e) => {
-                    let message = e.to_string().into();
-                    Err(ReadError { segment: id, class: class(&e), message })
-                }
+                Err(e) => Err(read_error(id, &e)),
             }
         };
         let fetch: Fetch = work.boxed().shared();

@@ -3,6 +3,7 @@
 use crate::commit::ViewError;
 use crate::data::ReadError;
 use crate::journal::JournalError;
+use crate::store::ErrorClass;
 
 /// Why a file operation failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -90,7 +91,11 @@ impl From<ViewError> for FsError {
 
 impl From<ReadError> for FsError {
     fn from(e: ReadError) -> Self {
-        FsError::logged(e.to_string())
+        match e.class {
+            // The sealed layer has named the object, once; not again for every read.
+            ErrorClass::Corrupt | ErrorClass::NotFound => FsError::Io(e.to_string()),
+            _ => FsError::logged(e.to_string()),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::commit::{CommitError, ViewError};
 use crate::journal::JournalError;
 use crate::seal::KeyringError;
 use crate::store::kv::KvError;
-use crate::store::{LocationError, ProbeError};
+use crate::store::{ErrorClass, LocationError, ProbeError, class};
 
 /// What kind of trouble it is; `cli` gives each its exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,14 @@ pub enum StackError {
         /// What was tried.
         what: String,
         /// What the store said.
+        message: String,
+    },
+    /// What the store answered is not what was sealed.
+    #[error("{what}: {message}")]
+    Damaged {
+        /// What was tried.
+        what: String,
+        /// Which object, and why.
         message: String,
     },
     /// The store does not do what a volume needs.
@@ -116,6 +124,7 @@ impl StackError {
             ) => StackErrorKind::Corrupt,
             StackError::Keyring(_) => StackErrorKind::Secret,
             StackError::Store { .. } => StackErrorKind::Unreachable,
+            StackError::Damaged { .. } => StackErrorKind::Corrupt,
             StackError::Metadata(KvError::Unavailable(_)) => StackErrorKind::Unreachable,
             StackError::Location(_)
             | StackError::Unsuitable(_)
@@ -139,6 +148,11 @@ impl StackError {
         Some(match self {
             StackError::Store { .. } => {
                 "check the address, the credentials and the network, then try again".into()
+            }
+            StackError::Damaged { .. } => {
+                "put the object back from a copy of the bucket; if it is the lease, and no other \
+                 machine has the volume: sealfs mount --takeover"
+                    .into()
             }
             StackError::NoVolume(store) => format!("create one: sealfs init {store}"),
             StackError::NotEmpty { .. } => {
@@ -165,6 +179,10 @@ impl StackError {
     }
 
     pub(super) fn store(what: impl Into<String>, e: object_store::Error) -> StackError {
-        StackError::Store { what: what.into(), message: e.to_string() }
+        let (what, message) = (what.into(), e.to_string());
+        match class(&e) {
+            ErrorClass::Corrupt => StackError::Damaged { what, message },
+            _ => StackError::Store { what, message },
+        }
     }
 }

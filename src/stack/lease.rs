@@ -149,7 +149,8 @@ impl Lease {
     /// Takes the lease, if it is free, or with `takeover`.
     ///
     /// # Errors
-    /// [`StackError::InUse`] naming the holder; [`StackError::Store`].
+    /// [`StackError::InUse`] naming the holder; [`StackError::Damaged`], unless `takeover`;
+    /// [`StackError::Store`].
     pub(super) async fn acquire(
         store: Arc<dyn ObjectStore>,
         takeover: bool,
@@ -157,7 +158,17 @@ impl Lease {
         let fail = |e| StackError::store("reading who holds the volume", e);
         let row = Row::new();
         let mut was_free = true;
-        let mode = match read(&store).await.map_err(fail)? {
+        let held = match read(&store).await {
+            Err(e) if takeover && class(&e) == ErrorClass::Corrupt => {
+                log::warn!("replacing the record of who holds the volume, which is damaged");
+                return match write(&store, &row, PutMode::Overwrite).await {
+                    Ok(version) => Ok(Lease { store, row, version, was_free: false }),
+                    Err(e) => Err(StackError::store("recording who holds the volume", e)),
+                };
+            }
+            other => other.map_err(fail)?,
+        };
+        let mode = match held {
             None => PutMode::Create,
             Some((held, version)) if held.is_over() || takeover => {
                 was_free = held.released;

@@ -281,7 +281,8 @@ fn open_journal(
 enum Lineage {
     /// Records after this position are still to be committed: these.
     Continues(JournalPos, Vec<RecordLoc>),
-    /// Another writer has committed since, and records here were never committed.
+    /// Another writer has committed since, and records here were never committed; or the bucket
+    /// was put back to before them.
     Overtaken,
 }
 
@@ -305,6 +306,11 @@ fn lineage(
             }
             let (found, seen) = (row.sequence, before.sequence.max(row.sequence + 1));
             return Err(StackError::Rollback { found, seen });
+        }
+        // A rollback that was accepted: what the journal still has belongs to the history that
+        // was given up, and may have gaps.
+        if row.sequence < before.sequence && row.position < recovery.last {
+            return Ok(Lineage::Overtaken);
         }
         if row.position > recovery.last {
             journal.start_after(row.position)?;

@@ -21,6 +21,7 @@ use slatedb::config::{
 use slatedb::db_cache::SplitCache;
 use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
 use slatedb::{CloseReason, Db, DbReader, DbReaderMode, ErrorKind, WriteBatch};
+use slatedb_common::retry::NonRetryable;
 
 use super::kv_store::SlateStore;
 
@@ -94,6 +95,8 @@ impl From<slatedb::Error> for KvError {
         // The message of a slatedb error carries its sources, which name the object.
         let text = error_chain(&e);
         match e.kind() {
+            // Only damage is marked so; see `kv_store`.
+            _ if NonRetryable::find(&e).is_some() => KvError::Damaged(text),
             ErrorKind::Closed(CloseReason::Fenced) => KvError::Fenced,
             ErrorKind::Closed(_) => KvError::Closed(text),
             ErrorKind::Data => KvError::Damaged(text),

@@ -81,11 +81,15 @@ pub struct CacheOptions {
 impl CacheOptions {
     /// 10 GiB in `dir`, for the objects of a volume: SlateDB's sorted tables (fetched by the
     /// megabyte, own uploads kept) and segments (by the granule, own uploads not kept). Not its
-    /// write-ahead log: those names are counters, which come again in a bucket that was rolled
-    /// back, and the log is read once.
+    /// write-ahead log: those names are numbers, which a bucket that was put back to an older
+    /// state uses again, and what is cached would then be replayed over it.
     pub fn new(dir: PathBuf) -> CacheOptions {
         let tables = CacheRule {
-            applies: |name| name.as_ref().ends_with(".sst") && !name.as_ref().contains("/wal/"),
+            applies: |name| {
+                let mut parts = name.as_ref().rsplit('/');
+                parts.next().is_some_and(|file| file.ends_with(".sst"))
+                    && parts.next() == Some("compacted")
+            },
             fetch_min: 1 << 20,
             keep_uploads: true,
         };
@@ -261,7 +265,8 @@ fn answer(meta: &Arc<ObjectMeta>, range: Range<u64>, body: Rope) -> GetResult {
 
 impl Invalidate for Cached {
     fn invalidate(&self, location: &Path) {
-        log::warn!("dropping {location} from the cache");
+        // The sealed layer says so at a higher level if the store's copy is no better.
+        log::debug!("dropping {location} from the cache");
         self.drop_object(location);
     }
 }

@@ -1,4 +1,4 @@
-//! The record of objects that did not open: one log line each, and a list for `status`.
+//! The record of objects that did not open or are gone: one log line each, and a list for `status`.
 
 use lru::LruCache;
 use object_store::path::Path;

@@ -15,7 +15,8 @@ mod damage;
 mod fetch;
 mod upload;
 
-use super::error::{ErrorClass, StoreError};
+use super::error::{ErrorClass, StoreError, class};
+use super::segments;
 use crate::seal::offsets::{HEADER, cipher_len, plain_len};
 use crate::seal::{Opener, VolumeKeys, seal_into};
 use async_trait::async_trait;
@@ -171,6 +172,12 @@ fn listed(mut meta: ObjectMeta) -> ObjectMeta {
     meta
 }
 
+/// Whether a missing object of this name is damage: others are asked for to see whether they
+/// are there.
+fn is_segment(location: &Path) -> bool {
+    location.parts().next().is_some_and(|first| first.as_ref() == segments::PREFIX)
+}
+
 /// Attributes and tags would reach the bucket in the clear.
 fn refuse_clear(any: bool) -> Result<()> {
     match any {
@@ -216,7 +223,13 @@ impl ObjectStore for Sealed {
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         match self.fetch(location, &options).await {
             Ok(fetched) => Ok(self.to_result(fetched)),
-            Err(fetch::Failed::Store(e)) => Err(e),
+            Err(fetch::Failed::Store(e)) => {
+                // Only what metadata refers to is read: a segment that is gone was deleted.
+                if is_segment(location) && class(&e) == ErrorClass::NotFound {
+                    self.0.damage.report(location, "it is not there");
+                }
+                Err(e)
+            }
             Err(fetch::Failed::Damaged(_)) => {
                 // Once more, from the store itself: the damage may be the cache's.
                 self.forget(location);

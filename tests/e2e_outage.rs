@@ -1,0 +1,158 @@
+//! Issue 2, item 3: work goes on while the bucket cannot be reached, and arrives there without
+//! help afterwards.
+
+mod e2e;
+mod mounts;
+mod support;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use e2e::{drop_pages, noise};
+use mounts::{Volume, wait_at_most};
+use support::s3server::{Outage, S3Server};
+
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
+/// What one local operation may take on a busy machine; far below any network timeout.
+const LOCAL_MAX: Duration = Duration::from_millis(1900);
+/// The longest pause of the committer between two tries is 15 s.
+const RECOVERY_MAX: Duration = Duration::from_secs(60);
+
+fn quickly<T>(what: &str, act: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let done = act();
+    assert!(begun.elapsed() < LOCAL_MAX, "{what} took {:?}", begun.elapsed());
+    done
+}
+
+fn work_goes_on_during(outage: Outage) {
+    let server = S3Server::start();
+    let v = Volume::create_on(e2e::remote(&server));
+    let flags = ["--read-timeout", "2s"];
+    v.mount(&flags);
+    let (cached, uncached) = (noise(1, 3 << 20), noise(2, 3 << 20));
+    fs::create_dir(v.at("dir")).expect("makes a directory");
+    fs::write(v.at("dir/cached"), &cached).expect("writes");
+    v.ok(&["sync", &v.text("vault")]); // so that the two lie in different segments
+    fs::write(v.at("dir/uncached"), &uncached).expect("writes");
+    v.umount();
+    v.forget_local_state();
+    v.mount(&flags);
+    // What a working session knows: the names, and the contents of one file. The names are
+    // asked for again below when the kernel has forgotten the pages.
+    assert!(fs::read(v.at("dir/cached")).expect("reads") == cached);
+    assert_eq!(fs::metadata(v.at("dir/uncached")).expect("stats").len(), 3 << 20);
+    fs::write(v.at("dir/before"), b"before").expect("writes");
+    v.ok(&["sync", &v.text("vault")]);
+    let before = server.counts();
+
+    server.faults().set_outage(outage);
+    let begun = Instant::now();
+    for n in 0..40 {
+        quickly("create, write, fsync", || {
+            let mut file = File::create(v.at(&format!("dir/new {n}"))).expect("creates");
+            file.write_all(&noise(n, 10_000)).expect("writes");
+            file.sync_all().expect("syncs");
+        });
+    }
+    quickly("mkdir", || fs::create_dir(v.at("dir/made offline"))).expect("makes a directory");
+    quickly("rename", || fs::rename(v.at("dir/new 0"), v.at("dir/made offline/moved")))
+        .expect("renames");
+    quickly("unlink", || fs::remove_file(v.at("dir/new 1"))).expect("unlinks");
+    quickly("append", || {
+        let mut file = File::options().append(true).open(v.at("dir/before")).expect("opens");
+        file.write_all(b" and during").expect("appends");
+        file.sync_all().expect("syncs");
+    });
+    // Cached reads go on, from the journal and from the cache; the kernel's copy is dropped.
+    for (name, expected) in [("dir/cached", &cached), ("dir/new 7", &noise(7, 10_000))] {
+        drop_pages(&v.at(name));
+        let read = quickly("a cached read", || fs::read(v.at(name))).expect("reads");
+        assert!(read == *expected, "{name}");
+    }
+    // An uncached one fails, in time.
+    let asked = Instant::now();
+    let error = fs::read(v.at("dir/uncached")).expect_err("the store cannot be reached");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+    let took = asked.elapsed();
+    assert!(took < 4 * READ_TIMEOUT, "EIO after {took:?}");
+    // And while it waits, others do not.
+    let path = v.at("dir/uncached");
+    let waiting = std::thread::spawn(move || fs::read(path));
+    quickly("a write beside a read that waits", || fs::write(v.at("dir/beside"), b"x"))
+        .expect("writes");
+    waiting.join().expect("no panic").expect_err("still unreachable");
+    wait_at_most(RECOVERY_MAX, "status says offline", || v.status("state") == "offline");
+    assert!(v.status("since_unix_secs").is_u64() && v.status("reason").is_string());
+    assert!(v.status("pending_bytes").as_u64() > Some(380_000), "{}", v.status("pending_bytes"));
+    assert!(v.status("pending_files").as_u64() >= Some(38), "{}", v.status("pending_files"));
+    assert!(v.status("oldest_pending_secs").as_f64() > Some(1.0));
+    eprintln!("{outage:?}: offline for {:.1} s", begun.elapsed().as_secs_f64());
+    if outage == Outage::Refused {
+        assert_eq!(server.counts().put, before.put, "something was put during the outage");
+    }
+
+    server.faults().set_outage(Outage::None);
+    let back = Instant::now();
+    wait_at_most(RECOVERY_MAX, "everything is uploaded by itself", || {
+        v.status("pending_bytes") == 0 && v.status("state") == "online"
+    });
+    eprintln!("{outage:?}: caught up after {:.1} s", back.elapsed().as_secs_f64());
+    assert!(fs::read(v.at("dir/uncached")).expect("reads again") == uncached);
+    // Not even an umount: what another machine sees now is everything.
+    v.crash();
+    v.forget_local_state();
+    v.mount(&flags);
+    for n in 2..40 {
+        let read = fs::read(v.at(&format!("dir/new {n}"))).expect("reads");
+        assert!(read == noise(n, 10_000), "new {n}");
+    }
+    assert!(fs::read(v.at("dir/made offline/moved")).expect("reads") == noise(0, 10_000));
+    assert!(!v.at("dir/new 0").exists() && !v.at("dir/new 1").exists());
+    assert_eq!(fs::read(v.at("dir/before")).expect("reads"), b"before and during");
+    v.umount();
+}
+
+#[test]
+fn work_goes_on_while_connections_are_refused() {
+    // Guards against a write or fsync that waits for the network, a read that hangs, and a
+    // backlog that needs a person. The server closes its port, then opens it again.
+    needs_fuse!();
+    work_goes_on_during(Outage::Refused);
+}
+
+#[test]
+fn work_goes_on_while_the_server_never_answers() {
+    // The same with the harder outage: connections are accepted and nothing ever comes back,
+    // so that only timeouts tell.
+    needs_fuse!();
+    work_goes_on_during(Outage::Silent);
+}
+
+#[test]
+fn an_umount_during_an_outage_keeps_the_journal_for_the_next_mount() {
+    // Guards against an umount that throws away what it could not upload, or that claims
+    // success. The next mount, with the bucket back, uploads it.
+    needs_fuse!();
+    let server = S3Server::start();
+    let v = Volume::create_on(e2e::remote(&server));
+    v.mount(&["--read-timeout", "2s"]);
+    fs::write(v.at("before"), b"in the bucket").expect("writes");
+    v.ok(&["sync", &v.text("vault")]);
+    server.faults().set_outage(Outage::Refused);
+    fs::write(v.at("during"), b"only here").expect("writes");
+    v.fails(&["umount", "--stall-timeout", "3s", &v.text("vault")], 8);
+    assert_eq!(fs::read(v.at("during")).expect("still mounted"), b"only here");
+    v.fails(&["umount", "--force-local", &v.text("vault")], 8);
+    assert!(!v.is_mounted());
+    server.faults().set_outage(Outage::None);
+    v.mount(&[]);
+    wait_at_most(RECOVERY_MAX, "the journal is uploaded", || v.status("pending_bytes") == 0);
+    v.crash();
+    v.forget_local_state();
+    v.mount(&[]);
+    assert_eq!(fs::read(v.at("before")).expect("reads"), b"in the bucket");
+    assert_eq!(fs::read(v.at("during")).expect("reads"), b"only here");
+    v.umount();
+}
