@@ -82,7 +82,7 @@ impl Ordeal {
     fn args(&mut self, more: &[&str]) -> Vec<String> {
         let interval = ["50ms", "200ms", "600ms", "2s"][self.rng.random_range(0..4)];
         // A small one is full again and again: then writers wait for commits.
-        let journal = ["4M", "1G"][self.rng.random_range(0..2)];
+        let journal = ["16M", "1G"][self.rng.random_range(0..2)];
         let flags = ["--commit-interval", interval, "--journal-size", journal];
         let mut args = self.volume.mount_args(&flags);
         let at = args.iter().position(|a| a == "--passphrase-file").expect("a flag of the harness");
