@@ -8,6 +8,7 @@ mod mounts;
 mod s3server;
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
@@ -82,7 +83,7 @@ impl Ordeal {
     fn args(&mut self, more: &[&str]) -> Vec<String> {
         let interval = ["50ms", "200ms", "600ms", "2s"][self.rng.random_range(0..4)];
         // A small one is full again and again: then writers wait for commits.
-        let journal = ["4M", "1G"][self.rng.random_range(0..2)];
+        let journal = ["16M", "1G"][self.rng.random_range(0..2)];
         let flags = ["--commit-interval", interval, "--journal-size", journal];
         let mut args = self.volume.mount_args(&flags);
         let at = args.iter().position(|a| a == "--passphrase-file").expect("a flag of the harness");
@@ -325,6 +326,27 @@ fn a_taken_over_mount_turns_read_only_and_loses_nothing() {
         assert!(kept.iter().any(|path| path.contains("aside")), "{kept:?}");
     }
     v.umount();
+}
+
+#[test]
+fn close_fails_when_the_daemon_is_gone() {
+    // Guards against close(2) that succeeds for data that nobody took: Linux drops dirty pages
+    // silently when the connection is broken, and only FLUSH then says so. Many closes, since
+    // a change of the modification time makes some of them fail anyway.
+    needs_fuse!();
+    let v = Volume::mounted();
+    fs::write(v.at("earlier"), b"x").expect("writes"); // Linux asks for the first FLUSH here
+    let pid = v.daemon();
+    let file = fs::File::create(v.at("f")).expect("creates");
+    kill9(pid);
+    wait_until("the daemon is gone", || !is_alive(pid) && threads(pid) <= 1);
+    for n in 0..500u32 {
+        if file.write_all_at(&n.to_le_bytes().repeat(1024), 0).is_err() {
+            continue; // said so already
+        }
+        let same = file.try_clone().expect("a descriptor");
+        assert!(kill::close(same).is_err(), "close {n} returned 0");
+    }
 }
 
 /// Takes a mount away, should it be left.

@@ -129,7 +129,10 @@ impl Adapter {
             op::REMOVEXATTR => self.removexattr(rq),
             op::INTERRUPT => self.interrupt(rq),
             // Only files made by TMPFILE have a handle to release; nothing hangs on it.
-            op::RELEASE | op::RELEASEDIR | op::DESTROY => {
+            // FLUSH has nothing left to do: Linux has written the dirty pages back before. But it
+            // drops pages silently when the daemon is gone, and only the failure of a FLUSH
+            // then fails close(2); so Linux must never learn to do without.
+            op::FLUSH | op::RELEASE | op::RELEASEDIR | op::DESTROY => {
                 rq.reply.done();
                 Ok(())
             }
@@ -137,10 +140,9 @@ impl Adapter {
                 rq.reply.error(Errno::NO_SUCH_IOCTL);
                 Ok(())
             }
-            // Among them OPEN, OPENDIR, FLUSH, CREATE and ACCESS, which Linux then does itself
-            // and asks no more: an open file is only its inode (kept by lookup counts), a file
-            // is created with MKNOD, and `default_permissions` checks access. The kernel
-            // writes a file's dirty pages back before close returns, with or without FLUSH.
+            // Among them OPEN, OPENDIR, CREATE and ACCESS, which Linux then does itself and asks
+            // no more: an open file is only its inode (kept by lookup counts), a file is created
+            // with MKNOD, and `default_permissions` checks access.
             _ => {
                 rq.reply.error(Errno::NO_SUCH_OPERATION);
                 Ok(())
