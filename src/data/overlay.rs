@@ -68,7 +68,9 @@ impl<S: Sliced> Overlay<S> {
             .filter(|(_, piece)| piece.end > start)
             .map(|(&left, _)| left)
             .unwrap_or(start);
-        self.pieces.range(first..end.max(first)).map(move |(&left, piece)| {
+        // Nothing has no parts, not even one of no bytes.
+        let first = if start < end { first } else { end };
+        self.pieces.range(first..end).map(move |(&left, piece)| {
             let from = left.max(start);
             (from, piece.end.min(end), piece.at.advance(from - left))
         })
@@ -122,7 +124,7 @@ mod tests {
                     model[(start + k) as usize] = (!cut).then_some(base + k);
                 }
             }
-            let (start, len) = query;
+            let (start, len) = query; // of no bytes, too: it has no parts
             let mut seen = [None; 130];
             let mut last = start;
             for (from, to, at) in overlay.within(start, start + len) {
