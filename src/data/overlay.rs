@@ -68,7 +68,9 @@ impl<S: Sliced> Overlay<S> {
             .filter(|(_, piece)| piece.end > start)
             .map(|(&left, _)| left)
             .unwrap_or(start);
-        self.pieces.range(first..end.max(first)).map(move |(&left, piece)| {
+        // Nothing is asked of an empty range, also when it lies inside a piece.
+        let past = if start < end { end } else { first };
+        self.pieces.range(first..past).map(move |(&left, piece)| {
             let from = left.max(start);
             (from, piece.end.min(end), piece.at.advance(from - left))
         })
