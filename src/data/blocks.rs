@@ -296,13 +296,6 @@ impl BlockCache {
         self.start_fetches(&mut inner, id, range);
     }
 
-    /// Whether all of `range` is here or on its way.
-    pub fn covered(&self, id: SegmentId, range: Range<u64>) -> bool {
-        let inner = self.inner.lock();
-        blocks_of(&range)
-            .all(|b| inner.blocks.contains_key(&(id, b)) || inner.running.contains_key(&(id, b)))
-    }
-
     fn start_fetches(self: &Arc<Self>, inner: &mut Inner, id: SegmentId, range: Range<u64>) {
         let blocks_max = (FETCH_BYTES_MAX / BLOCK) as u32;
         let mut run: Option<Range<u32>> = None;

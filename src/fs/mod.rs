@@ -325,11 +325,6 @@ impl Fs {
         self.fsync(ino, false)
     }
 
-    /// Whether `fsync` waits for the bucket.
-    pub fn fsync_is_remote(&self) -> bool {
-        self.options.fsync_remote
-    }
-
     /// What `statfs` shows. S3 has no limit; 1 PiB is shown as free.
     pub fn statfs(
         self: &Arc<Self>,

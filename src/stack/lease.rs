@@ -5,13 +5,14 @@
 //! (DESIGN §8), because reading a row freshly takes opening the database.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion};
 use serde::{Deserialize, Serialize};
 
 use super::StackError;
+use crate::commit::committer::unix_secs;
 use crate::store::{ErrorClass, class};
 
 const LEASE_NAME: &str = "lease";
@@ -51,10 +52,6 @@ pub(super) enum Beat {
     Unknown(String),
 }
 
-fn now_secs() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
-}
-
 fn read_line(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default().trim().to_string()
 }
@@ -87,8 +84,8 @@ impl Row {
             boot: machine_boot(),
             pid,
             pid_start: start_of(pid),
-            since_secs: now_secs(),
-            heartbeat_secs: now_secs(),
+            since_secs: unix_secs(),
+            heartbeat_secs: unix_secs(),
             released: false,
         }
     }
@@ -103,7 +100,7 @@ impl Row {
     }
 
     fn holder(&self) -> String {
-        let ago = |secs: u64| now_secs().saturating_sub(secs);
+        let ago = |secs: u64| unix_secs().saturating_sub(secs);
         format!(
             "{} (process {}), since {} s ago, last heard of {} s ago",
             self.host,
@@ -200,7 +197,7 @@ impl Lease {
 
     /// Shows that this mount lives.
     pub(super) async fn beat(&mut self) -> Beat {
-        self.row.heartbeat_secs = now_secs();
+        self.row.heartbeat_secs = unix_secs();
         self.update().await
     }
 

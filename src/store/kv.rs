@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use object_store::ObjectStore;
-use object_store::path::Path;
 use parking_lot::{Mutex, RwLock};
 use slatedb::config::{
     CloseOptions, CompactionWorkerOptions, CompactorOptions, DbReaderOptions, FlushOptions,
@@ -523,9 +522,4 @@ async fn bounded<T>(
         Ok(result) => result,
         Err(_) => Err(KvError::Unavailable(format!("no answer in {} s", limit.as_secs()))),
     }
-}
-
-/// The path of the database, for those that list the bucket.
-pub fn meta_path() -> Path {
-    Path::from(META_PREFIX)
 }
