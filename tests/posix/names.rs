@@ -62,7 +62,7 @@ fn paths_of_4095_bytes_work_and_deeper_trees_by_steps() {
     // The longest path: 4,095 bytes and its NUL.
     let root = vault.as_os_str().len();
     let (mut dir, step) = (vault.clone(), "s".repeat(199));
-    while dir.as_os_str().len() + 200 < 4_000 {
+    while dir.as_os_str().len() + 200 + 1 < 4_095 {
         dir = dir.join(&step);
     }
     fs::create_dir_all(&dir).expect("makes");
