@@ -68,6 +68,11 @@ fn start_of(pid: u32) -> u64 {
     }
 }
 
+/// Whether there is such a process, and not only what is left of it.
+pub(super) fn is_running(pid: u32) -> bool {
+    start_of(pid) != 0
+}
+
 fn machine_boot() -> String {
     let machine = read_line("/etc/machine-id");
     format!("{machine}/{}", read_line("/proc/sys/kernel/random/boot_id"))

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use object_store::ObjectStore;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use super::lease::{Beat, HEARTBEAT, Lease};
+use super::lease::{Beat, HEARTBEAT, Lease, is_running};
 use super::state::{Remembered, StateFile};
 use super::status::Shared;
 use super::volume::OPEN_TIMEOUT;
@@ -16,19 +17,21 @@ use super::{Control, Layers, MountOptions, StackError, load_keyring};
 use crate::base::{JournalPos, SystemClock, VolumeId};
 use crate::commit::replay::replay;
 use crate::commit::view::ViewOptions;
-use crate::commit::{CommitOptions, Committer, View};
+use crate::commit::{CommitOptions, Committer, Gates, View};
 use crate::data::{BlockCache, BlockCacheOptions};
 use crate::fs::{Fs, FsOptions, FsParts};
-use crate::journal::{Journal, JournalOptions, RecordLoc, Recovery};
+use crate::journal::{Journal, JournalError, JournalOptions, RecordLoc, Recovery};
 use crate::meta::{CommitRow, DecodeError, Stats, keys};
 use crate::seal::VolumeKeys;
 use crate::store::kv::{Kv, KvOptions};
-use crate::store::{SegmentStore, probe};
+use crate::store::{Sealed, SegmentStore, probe};
 
 /// How long a mount that failed may take to give the lease back.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long until an overtaken mount tries again to read what the bucket has.
 const READER_RETRY: Duration = Duration::from_secs(15);
+/// How long a killed process may take to let go of the journal.
+const DEAD_HOLDER_MAX: Duration = Duration::from_secs(10);
 /// How often what this machine remembers is brought up to date, and how often durably.
 const REMEMBER_EVERY: Duration = Duration::from_secs(5);
 
@@ -42,7 +45,7 @@ const CLOSE_PENDING_MAX: Duration = Duration::from_secs(5);
 struct Writer {
     journal: Arc<Journal>,
     committer: Arc<Committer>,
-    lease: Arc<tokio::sync::Mutex<Lease>>,
+    lease: SharedLease,
 }
 
 /// A volume that is open. Serve it through `fuse/`, then call [`Mounted::shutdown`].
@@ -81,18 +84,26 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
     let mut lease = None;
     let mounted = assemble(options, &mut lease).await;
     if mounted.is_err()
-        && let Some(mut lease) = lease.filter(Lease::was_free)
+        && let Some(lease) = lease
     {
-        let released = tokio::time::timeout(RELEASE_DEADLINE, lease.release()).await;
-        if !matches!(released, Ok(Beat::Held)) {
-            log::warn!("the lease was not given back");
+        let mut lease = lease.lock().await;
+        if lease.was_free() {
+            let released = tokio::time::timeout(RELEASE_DEADLINE, lease.release()).await;
+            if !matches!(released, Ok(Beat::Held)) {
+                log::warn!("the lease was not given back");
+            }
         }
     }
     mounted
 }
 
-/// [`mount`], leaving the lease in `held` if it fails after taking it.
-async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mounted, StackError> {
+type SharedLease = Arc<tokio::sync::Mutex<Lease>>;
+
+/// [`mount`], leaving the lease in `held` once it is taken.
+async fn assemble(
+    options: MountOptions,
+    held: &mut Option<SharedLease>,
+) -> Result<Mounted, StackError> {
     let name = options.store.location.to_string();
     let layers = Layers::connect(&options.store, options.read_timeout, false).await?;
     let keyring = load_keyring(&layers, &name).await?;
@@ -120,16 +131,20 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
     // Locked before anything remote is touched: a second mount of this machine stops here.
     let local = match read_only {
         true => None,
-        false => Some(open_journal(&options, &state_dir, &keys)?),
+        false => Some(open_journal(&options, &state_dir, &keys).await?),
     };
-    if !read_only {
-        *held = Some(Lease::acquire(store.clone(), options.takeover).await?);
-    }
     let kv_options = KvOptions {
         read_timeout: options.read_timeout,
         refresh: options.refresh,
         ..KvOptions::default()
     };
+    if !read_only {
+        if options.takeover {
+            prove_metadata(store.clone(), kv_options.clone()).await?;
+        }
+        let lease = Lease::acquire(store.clone(), options.takeover).await?;
+        *held = Some(Arc::new(tokio::sync::Mutex::new(lease)));
+    }
     let kv = if read_only {
         Kv::open_reader(store.clone(), kv_options, OPEN_TIMEOUT).await?
     } else {
@@ -167,7 +182,7 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
                 );
                 drop(journal);
                 set_aside = Some(aside);
-                let (journal, recovery) = open_journal(&options, &state_dir, &keys)?;
+                let (journal, recovery) = open_journal(&options, &state_dir, &keys).await?;
                 (journal, JournalPos(recovery.first.0.saturating_sub(1)), Vec::new())
             }
         };
@@ -204,9 +219,8 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
         };
         let commit =
             CommitOptions { interval: options.commit_interval, ..CommitOptions::default() };
-        let damage = sealed.clone();
-        let may_delete = Arc::new(move || damage.damaged().is_empty());
-        let c = Committer::new(view.clone(), opened.clone(), segments, row, commit, may_delete);
+        let gates = gates(sealed.clone(), held.clone());
+        let c = Committer::new(view.clone(), opened.clone(), segments, row, commit, gates);
         (journal, committer) = (Some(opened), Some(c));
     }
     state.save(&remembered, true)?;
@@ -231,10 +245,8 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
             ..FsOptions::default()
         },
     );
-    let writer = match (journal, committer, held.take()) {
-        (Some(journal), Some(committer), Some(lease)) => {
-            Some(Writer { journal, committer, lease: Arc::new(tokio::sync::Mutex::new(lease)) })
-        }
+    let writer = match (journal, committer, held.clone()) {
+        (Some(journal), Some(committer), Some(lease)) => Some(Writer { journal, committer, lease }),
         _ => None,
     };
     let shared = Arc::new(Shared {
@@ -269,13 +281,56 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
     Ok(mounted)
 }
 
-fn open_journal(
+/// Opens the journal. A process that was killed keeps its lock until its last thread has left
+/// the kernel, so a holder that is dead already is waited for.
+async fn open_journal(
     options: &MountOptions,
     state_dir: &std::path::Path,
     keys: &VolumeKeys,
 ) -> Result<(Journal, Recovery), StackError> {
-    let journal = JournalOptions::new(state_dir.join("journal"), options.journal_bytes_max);
-    Ok(Journal::open(journal, keys.clone(), Arc::new(crate::journal::disk::RealDisk))?)
+    let begun = Instant::now();
+    loop {
+        let journal = JournalOptions::new(state_dir.join("journal"), options.journal_bytes_max);
+        match Journal::open(journal, keys.clone(), Arc::new(crate::journal::disk::RealDisk)) {
+            Err(JournalError::InUse(Some(pid)))
+                if !is_running(pid) && begun.elapsed() < DEAD_HOLDER_MAX =>
+            {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            outcome => return Ok(outcome?),
+        }
+    }
+}
+
+/// What the committer may do depends on the damage found and on who holds the volume.
+fn gates(sealed: Arc<Sealed>, lease: Option<SharedLease>) -> Gates {
+    let still_ours = move || {
+        let lease = lease.clone();
+        let held = async move {
+            match lease {
+                Some(lease) => matches!(lease.lock().await.beat().await, Beat::Held),
+                None => false,
+            }
+        };
+        held.boxed()
+    };
+    Gates {
+        may_delete: Box::new(move || sealed.damaged().is_empty()),
+        still_ours: Box::new(still_ours),
+    }
+}
+
+/// Reads the last commit as a follower, which changes nothing: `--takeover` replaces the record
+/// of the holder even if that is damaged, so first it must be certain that these are the keys of
+/// this volume and that there is something to take over.
+async fn prove_metadata(store: Arc<dyn ObjectStore>, options: KvOptions) -> Result<(), StackError> {
+    let reader = Kv::open_reader(store, options, OPEN_TIMEOUT).await?;
+    let row = reader.get(&keys::commit()).await?;
+    if let Err(e) = reader.close(false).await {
+        log::debug!("closing a reader: {e}");
+    }
+    row.as_deref().map(CommitRow::decode).transpose().map_err(crate::commit::ViewError::from)?;
+    Ok(())
 }
 
 enum Lineage {
