@@ -141,9 +141,9 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
         None => None,
     };
     let found = commit_row.map_or(0, |row| row.sequence);
-    if found < before.sequence && !options.accept_rollback {
+    if let Err(e) = refuse_rollback(found, &before, options.at_least, options.accept_rollback) {
         let _ = kv.close(false).await;
-        return Err(StackError::Rollback { found, seen: before.sequence });
+        return Err(e);
     }
     let stats = match kv.get(&keys::stats()).await? {
         Some(row) => Stats::decode(&row).map_err(crate::commit::ViewError::from)?,
@@ -246,6 +246,7 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
         cache_bytes_max: options.cache_bytes_max,
         sse: options.store.sse.clone(),
         set_aside: set_aside.clone(),
+        sequence: found,
         layers,
         sealed,
         view,
@@ -267,6 +268,23 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
     };
     mounted.start(options.refresh);
     Ok(mounted)
+}
+
+/// Refuses a bucket at commit `found` if this machine has seen a later one, or if it was told
+/// of a later one (`at_least`); `accept` waives what the machine remembers, not what it is told.
+pub(super) fn refuse_rollback(
+    found: u64,
+    before: &Remembered,
+    at_least: u64,
+    accept: bool,
+) -> Result<(), StackError> {
+    if found < at_least {
+        return Err(StackError::TooOld { found, at_least });
+    }
+    if found < before.sequence && !accept {
+        return Err(StackError::Rollback { found, seen: before.sequence });
+    }
+    Ok(())
 }
 
 fn open_journal(
