@@ -10,6 +10,7 @@ mod daemon;
 mod demo;
 mod dirs;
 mod exit;
+mod fsck;
 mod init;
 mod logging;
 mod mount;
@@ -48,6 +49,8 @@ enum Command {
     Sync(sync::SyncArgs),
     /// Show how a mount is
     Status(status::StatusArgs),
+    /// Check a volume, and repair it
+    Fsck(Box<fsck::FsckArgs>),
     /// Make and mount a volume in a local directory, to look around
     Demo(demo::DemoArgs),
 }
@@ -74,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::run(args),
         Command::Sync(args) => sync::run(args),
         Command::Status(args) => status::run(args),
+        Command::Fsck(args) => fsck::run(*args),
         Command::Demo(args) => demo::run(args),
     };
     match outcome {

@@ -58,6 +58,9 @@ pub struct MountArgs {
     /// Accept a bucket that is older than what this machine has seen of it
     #[arg(long)]
     accept_rollback: bool,
+    /// Refuse a bucket that is older than this commit (`sealfs status` shows the number)
+    #[arg(long, value_name = "COMMIT", default_value_t = 0)]
+    at_least: u64,
 }
 
 /// What a mount keeps on this machine, and how long it waits.
@@ -204,6 +207,7 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
         read_only: fuse.read_only,
         takeover: args.takeover,
         accept_rollback: args.accept_rollback,
+        at_least: args.at_least,
         fsync_remote: fuse.fsync_remote,
         full_timeout: Duration::from_secs(60),
         refresh: Duration::from_secs(5),

@@ -82,6 +82,17 @@ pub enum StackError {
         /// The highest that this machine remembers.
         seen: u64,
     },
+    /// The bucket is older than what the caller knows of it.
+    #[error("the bucket is at commit {found}, and --at-least asks for {at_least}")]
+    TooOld {
+        /// The bucket's commit number.
+        found: u64,
+        /// What was asked for.
+        at_least: u64,
+    },
+    /// A repair could not be made.
+    #[error("repairing: {0}")]
+    Repair(String),
     /// Metadata.
     #[error("metadata: {0}")]
     Metadata(#[from] KvError),
@@ -134,6 +145,7 @@ impl StackError {
             | StackError::Metadata(KvError::Fenced)
             | StackError::Journal(JournalError::InUse(_)) => StackErrorKind::InUse,
             StackError::Rollback { .. }
+            | StackError::TooOld { .. }
             | StackError::State(_)
             | StackError::View(_)
             | StackError::Metadata(KvError::Damaged(_))
@@ -164,6 +176,9 @@ impl StackError {
                 .into(),
             StackError::Rollback { .. } => "somebody put back an old copy of the bucket; if it \
                  was you: sealfs mount --accept-rollback"
+                .into(),
+            StackError::TooOld { .. } => "an old copy of the bucket was put back, or the number \
+                is another volume's; look at it without writing: sealfs mount --read-only"
                 .into(),
             StackError::Metadata(KvError::Fenced) => {
                 "another mount took over just now; look who: sealfs mount --read-only".into()

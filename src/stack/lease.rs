@@ -15,7 +15,8 @@ use super::StackError;
 use crate::commit::committer::unix_secs;
 use crate::store::{ErrorClass, class};
 
-const LEASE_NAME: &str = "lease";
+/// Where the lease lies below the STORE prefix.
+pub(super) const LEASE_NAME: &str = "lease";
 /// How often the holder shows that it lives: 30 requests an hour.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(120);
 
@@ -145,6 +146,17 @@ async fn write(
     let options = PutOptions { mode, ..PutOptions::default() };
     let put = store.put_opts(&path(), bytes.into(), options).await?;
     Ok(UpdateVersion { e_tag: put.e_tag, version: put.version })
+}
+
+/// Who holds the volume read-write now, by name; `None` if it is certain that nobody does.
+/// Changes nothing.
+///
+/// # Errors
+/// [`StackError::Damaged`], [`StackError::Store`].
+pub(super) async fn held_by(store: &Arc<dyn ObjectStore>) -> Result<Option<String>, StackError> {
+    let found = read(store).await;
+    let found = found.map_err(|e| StackError::store("reading who holds the volume", e))?;
+    Ok(found.filter(|(row, _)| !row.is_over()).map(|(row, _)| row.holder()))
 }
 
 impl Lease {

@@ -8,12 +8,14 @@
 //! | `options`, `control` | what is asked for, and what a mount says: plain data |
 //! | `status` | the status of a running mount |
 //! | `volume` | `init` |
+//! | `fsck/` | a whole volume checked and repaired |
 //! | `mount` | a running mount and its background tasks, and its shutdown |
 //! | `lease` | who holds the volume read-write |
 //! | `state` | what this machine remembers of the volume |
 
 mod control;
 mod error;
+mod fsck;
 mod keyring_object;
 pub mod layers;
 mod lease;
@@ -25,6 +27,7 @@ mod volume;
 
 pub use control::{Connection, Control, Progress, Requests, Status, resident_bytes};
 pub use error::{StackError, StackErrorKind};
+pub use fsck::{FsckOptions, FsckProgress, FsckReport, Problem, fsck};
 pub use keyring_object::{KEYRING_NAME, load_keyring};
 pub use layers::Layers;
 pub use mount::{Mounted, mount};

@@ -156,9 +156,9 @@ async fn assemble(
         None => None,
     };
     let found = commit_row.map_or(0, |row| row.sequence);
-    if found < before.sequence && !options.accept_rollback {
+    if let Err(e) = refuse_rollback(found, &before, options.at_least, options.accept_rollback) {
         let _ = kv.close(false).await;
-        return Err(StackError::Rollback { found, seen: before.sequence });
+        return Err(e);
     }
     let stats = match kv.get(&keys::stats()).await? {
         Some(row) => Stats::decode(&row).map_err(crate::commit::ViewError::from)?,
@@ -258,6 +258,7 @@ async fn assemble(
         cache_bytes_max: options.cache_bytes_max,
         sse: options.store.sse.clone(),
         set_aside: set_aside.clone(),
+        sequence: found,
         layers,
         sealed,
         view,
@@ -279,6 +280,23 @@ async fn assemble(
     };
     mounted.start(options.refresh);
     Ok(mounted)
+}
+
+/// Refuses a bucket at commit `found` if this machine has seen a later one, or if it was told
+/// of a later one (`at_least`); `accept` waives what the machine remembers, not what it is told.
+pub(super) fn refuse_rollback(
+    found: u64,
+    before: &Remembered,
+    at_least: u64,
+    accept: bool,
+) -> Result<(), StackError> {
+    if found < at_least {
+        return Err(StackError::TooOld { found, at_least });
+    }
+    if found < before.sequence && !accept {
+        return Err(StackError::Rollback { found, seen: before.sequence });
+    }
+    Ok(())
 }
 
 /// Opens the journal. A process that was killed keeps its lock until its last thread has left

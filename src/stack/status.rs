@@ -35,6 +35,8 @@ pub(super) struct Shared {
     pub(super) cache_bytes_max: u64,
     pub(super) sse: SseMode,
     pub(super) set_aside: Option<PathBuf>,
+    /// The commit that the mount began with.
+    pub(super) sequence: u64,
     pub(super) layers: Layers,
     pub(super) sealed: Arc<Sealed>,
     pub(super) view: Arc<View>,
@@ -116,6 +118,10 @@ impl Control for Shared {
             uptime_secs: self.since.elapsed().as_secs(),
             connection: self.connection(),
             progress: self.progress(),
+            commit_sequence: self
+                .committer
+                .as_ref()
+                .map_or(self.sequence, |c| c.committed().sequence),
             oldest_pending_secs: oldest.map(|d| d.as_secs_f64()),
             upload_bytes_per_sec: self.upload_rate(requests.bytes_up),
             journal_bytes: self.journal.as_ref().map_or(0, |j| j.used_bytes()),
