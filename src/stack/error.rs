@@ -82,6 +82,27 @@ pub enum StackError {
         /// The highest that this machine remembers.
         seen: u64,
     },
+    /// The configuration of the volume is older than what this machine has seen.
+    #[error(
+        "the configuration of the volume is older than what this machine has seen: generation \
+         {found} instead of {seen}"
+    )]
+    ConfigRollback {
+        /// The generation in the bucket, 0 if there is none.
+        found: u64,
+        /// The highest that this machine remembers.
+        seen: u64,
+    },
+    /// Server-side encryption cannot be done as asked.
+    #[error("{message}")]
+    Encryption {
+        /// What kind of trouble it is.
+        kind: StackErrorKind,
+        /// A sentence.
+        message: String,
+        /// What to do next.
+        hint: String,
+    },
     /// Metadata.
     #[error("metadata: {0}")]
     Metadata(#[from] KvError),
@@ -133,7 +154,9 @@ impl StackError {
             StackError::InUse { .. }
             | StackError::Metadata(KvError::Fenced)
             | StackError::Journal(JournalError::InUse(_)) => StackErrorKind::InUse,
+            StackError::Encryption { kind, .. } => *kind,
             StackError::Rollback { .. }
+            | StackError::ConfigRollback { .. }
             | StackError::State(_)
             | StackError::View(_)
             | StackError::Metadata(KvError::Damaged(_))
@@ -162,9 +185,12 @@ impl StackError {
             StackError::InUse { .. } => "unmount it there, or, if that machine is gone: \
                  sealfs mount --takeover; to read along: sealfs mount --read-only"
                 .into(),
-            StackError::Rollback { .. } => "somebody put back an old copy of the bucket; if it \
+            StackError::Encryption { hint, .. } => hint.clone(),
+            StackError::Rollback { .. } | StackError::ConfigRollback { .. } => {
+                "somebody put back an old copy of the bucket; if it \
                  was you: sealfs mount --accept-rollback"
-                .into(),
+                    .into()
+            }
             StackError::Metadata(KvError::Fenced) => {
                 "another mount took over just now; look who: sealfs mount --read-only".into()
             }
