@@ -37,7 +37,7 @@ impl StoreArgs {
         let location: Location = store.parse().map_err(|e| Failure::new(Exit::Usage, e))?;
         let sse = self.sse.resolve().map_err(|e| Failure::new(Exit::Usage, e))?;
         let is_s3 = matches!(location, Location::S3 { .. });
-        let s3_flag = self.region.is_some() || self.profile.is_some() || self.sse.sse.is_some();
+        let s3_flag = self.region.is_some() || self.profile.is_some() || self.sse.is_given();
         if !is_s3 && s3_flag {
             return Err(Failure::new(Exit::Usage, format!("S3 flags make no sense for {store}")));
         }

@@ -56,6 +56,9 @@ pub async fn serve(plan: Plan, starting: Starting) -> Outcome {
         Ok(running) => running,
         Err(failure) => return starting.failed(failure),
     };
+    for note in running.mounted.notes() {
+        eprintln!("sealfs: note: {note}");
+    }
     if let Err(e) = starting.ready() {
         log::warn!("cannot leave the terminal: {e}");
     }

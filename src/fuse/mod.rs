@@ -66,13 +66,8 @@ pub fn serve(
     runtime: &Handle,
 ) -> Result<Session, MountError> {
     let (kernel, point, agreed) = mount::mount(at, options)?;
-    let adapter = Arc::new(Adapter::new(
-        fs,
-        options.ttl,
-        options.fsync_remote,
-        agreed,
-        runtime.clone(),
-    ));
+    let adapter =
+        Arc::new(Adapter::new(fs, options.ttl, options.fsync_remote, agreed, runtime.clone()));
     let ended = start_threads(&kernel, &adapter, options.threads.max(1), runtime)
         .inspect_err(|_| mount::abandon(&point))
         .map_err(MountError::Threads)?;

@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `layers` | STORE and flags → the stack of store wrappers |
 //! | `keyring_object` | reading and creating the keyring in the bucket |
+//! | `config`, `config_use` | what the volume remembers of its encryption, and what follows |
 //! | `options`, `control` | what is asked for, and what a mount says: plain data |
 //! | `status` | the status of a running mount |
 //! | `volume` | `init` |
@@ -13,6 +14,9 @@
 //! | `lease` | who holds the volume read-write |
 //! | `state` | what this machine remembers of the volume |
 
+mod canary;
+pub mod config;
+pub mod config_use;
 mod control;
 mod error;
 mod fsck;

@@ -9,6 +9,9 @@ use object_store::ObjectStore;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
+use super::canary::probe_store;
+use super::config;
+use super::config_use::VolumeSse;
 use super::lease::{Beat, HEARTBEAT, Lease, is_running};
 use super::state::{Remembered, StateFile};
 use super::status::Shared;
@@ -24,8 +27,10 @@ use crate::journal::{Journal, JournalError, JournalOptions, RecordLoc, Recovery}
 use crate::meta::{CommitRow, DecodeError, Stats, keys};
 use crate::seal::VolumeKeys;
 use crate::store::kv::{Kv, KvOptions};
-use crate::store::{Sealed, SegmentStore, probe};
+use crate::store::{Sealed, SegmentStore};
 
+/// How many heartbeats apart the configuration of the volume is looked at: 15 requests an hour.
+const CONFIG_EVERY: u32 = 2;
 /// How long a mount that failed may take to give the lease back.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long until an overtaken mount tries again to read what the bucket has.
@@ -110,8 +115,15 @@ async fn assemble(
     let keys = keyring.unlock(&options.secret)?;
     let volume = keys.volume_id();
     let read_only = options.read_only;
+    let loaded = config::load(&Sealed::new(layers.retry.clone(), keys.clone())).await?;
+    let config_generation = loaded.config.generation;
+    let ask = options.store.sse.clone();
+    let sse = Arc::new(VolumeSse::begin(layers.s3.clone(), ask, loaded.config)?);
+    for note in sse.notes() {
+        log::warn!("{note}");
+    }
     if !read_only {
-        probe(&*layers.retry).await?;
+        probe_store(&layers).await?;
     }
     let state_dir = options.state_dir.join(volume.to_string());
     let cache_dir = options.cache_dir.join(volume.to_string());
@@ -127,6 +139,10 @@ async fn assemble(
             found: keyring.generation(),
             seen: before.keyring_generation,
         });
+    }
+    if config_generation < before.config_generation && !options.accept_rollback {
+        let (found, seen) = (config_generation, before.config_generation);
+        return Err(StackError::ConfigRollback { found, seen });
     }
     // Locked before anything remote is touched: a second mount of this machine stops here.
     let local = match read_only {
@@ -198,6 +214,7 @@ async fn assemble(
         sequence: found,
         manifest: kv.manifest_id(),
         keyring_generation: keyring.generation(),
+        config_generation,
         ..before
     };
     let (mut journal, mut committer) = (None, None);
@@ -256,7 +273,7 @@ async fn assemble(
         since: Instant::now(),
         journal_bytes_max: options.journal_bytes_max,
         cache_bytes_max: options.cache_bytes_max,
-        sse: options.store.sse.clone(),
+        sse,
         set_aside: set_aside.clone(),
         sequence: found,
         layers,
@@ -435,9 +452,15 @@ impl Mounted {
             }
         }));
         let (lease, committer) = (writer.lease.clone(), writer.committer.clone());
+        let (sse, sealed) = (self.shared.sse.clone(), self.shared.sealed.clone());
+        let remembered = self.remembered.clone();
         tasks.push(tokio::spawn(async move {
-            loop {
+            for beat in 1u32.. {
                 tokio::time::sleep(HEARTBEAT).await;
+                if beat.is_multiple_of(CONFIG_EVERY) {
+                    sse.look(&*sealed).await;
+                    remembered.lock().config_generation = sse.generation();
+                }
                 match lease.lock().await.beat().await {
                     Beat::Held => {}
                     Beat::Lost(holder) => {
@@ -486,6 +509,17 @@ impl Mounted {
                 Err(e) => log::warn!("unlinked files of an earlier mount stay: {e}"),
             }
         }));
+    }
+
+    /// What a person should know of how it was mounted.
+    pub fn notes(&self) -> Vec<String> {
+        self.shared.sse.notes()
+    }
+
+    /// Looks at once whether the configuration of the volume has changed; by itself a mount does
+    /// so every few minutes.
+    pub async fn follow_config(&self) {
+        self.shared.sse.look(&*self.shared.sealed).await;
     }
 
     /// What was asked of the store so far.

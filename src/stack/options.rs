@@ -8,7 +8,7 @@ use object_store::ObjectStore;
 
 use crate::seal::{KdfParams, Secret};
 use crate::store::Location;
-use crate::store::s3::SseMode;
+use crate::store::s3::SseAsk;
 
 /// Where the store is and how it is reached.
 #[derive(Clone, Debug)]
@@ -23,8 +23,8 @@ pub struct StoreOptions {
     pub profile: Option<String>,
     /// `--allow-http`: plain http to other machines.
     pub allow_http: bool,
-    /// Server-side encryption of every object.
-    pub sse: SseMode,
+    /// Server-side encryption of every object, as far as it was asked for.
+    pub sse: SseAsk,
     /// A store of the caller's own in place of what `location` names (tests).
     pub custom: Option<Arc<dyn ObjectStore>>,
 }
@@ -38,7 +38,7 @@ impl StoreOptions {
             region: None,
             profile: None,
             allow_http: false,
-            sse: SseMode::Default,
+            sse: SseAsk::default(),
             custom: None,
         }
     }
