@@ -13,6 +13,8 @@ use super::Volume;
 use crate::base::SegmentId;
 use crate::commit::check::Segments;
 use crate::seal::offsets::plain_len;
+use crate::stack::config::CONFIG_NAME;
+use crate::stack::lease::LEASE_NAME;
 use crate::stack::{KEYRING_NAME, StackError};
 use crate::store::kv::META_PREFIX;
 use crate::store::{ErrorClass, SegmentStore, class};
@@ -60,7 +62,7 @@ impl Listing {
                 listing.segments.insert(id, listed);
             } else if first == META_PREFIX {
                 listing.meta.push((object.location, object.size));
-            } else if ![KEYRING_NAME, crate::stack::lease::LEASE_NAME].contains(&first) {
+            } else if ![KEYRING_NAME, LEASE_NAME, CONFIG_NAME].contains(&first) {
                 listing.strangers.push(object.location);
             }
         }
