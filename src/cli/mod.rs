@@ -16,6 +16,7 @@ mod logging;
 mod mount;
 mod progress;
 mod protocol;
+mod recover;
 mod secret;
 mod serve;
 mod server;
@@ -51,6 +52,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Check a volume, and repair it
     Fsck(Box<fsck::FsckArgs>),
+    /// Export what only a local journal holds, as files
+    Recover(Box<recover::RecoverArgs>),
     /// Make and mount a volume in a local directory, to look around
     Demo(demo::DemoArgs),
 }
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Sync(args) => sync::run(args),
         Command::Status(args) => status::run(args),
         Command::Fsck(args) => fsck::run(*args),
+        Command::Recover(args) => recover::run(*args),
         Command::Demo(args) => demo::run(args),
     };
     match outcome {

@@ -35,11 +35,17 @@ pub struct CommitOptions {
     /// How long a segment without live bytes stays in the bucket for readers that still know
     /// it.
     pub dead_grace: Duration,
+    /// Names the mount in every commit (`g writer`).
+    pub instance: [u8; 16],
 }
 
 impl Default for CommitOptions {
     fn default() -> Self {
-        CommitOptions { interval: Duration::from_secs(2), dead_grace: Duration::from_secs(300) }
+        CommitOptions {
+            interval: Duration::from_secs(2),
+            dead_grace: Duration::from_secs(300),
+            instance: [0; 16],
+        }
     }
 }
 
@@ -119,7 +125,7 @@ pub struct Committer {
     pub(super) view: Arc<View>,
     pub(super) journal: Arc<Journal>,
     pub(super) segments: Arc<SegmentStore>,
-    options: CommitOptions,
+    pub(super) options: CommitOptions,
     wake: Notify,
     wanted: AtomicU64,
     pub(super) committed: watch::Sender<CommitRow>,

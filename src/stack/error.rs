@@ -212,6 +212,13 @@ impl StackError {
             StackError::Journal(JournalError::InUse(_)) => {
                 "the volume is mounted on this machine already: sealfs status".into()
             }
+            StackError::Journal(JournalError::Corrupt { file, .. }) => {
+                let dir = file.parent().unwrap_or(file).display();
+                format!(
+                    "get what still opens as files: sealfs recover {dir} OUT --store STORE; \
+                     then move it away and mount again: mv {dir} {dir}.damaged"
+                )
+            }
             StackError::State(path) => {
                 format!("if it is beyond repair, move it away: mv {} /tmp/", path.display())
             }

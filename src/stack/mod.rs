@@ -10,6 +10,7 @@
 //! | `status` | the status of a running mount |
 //! | `volume` | `init` |
 //! | `fsck/` | a whole volume checked and repaired |
+//! | `recover` | what a journal holds, as files |
 //! | `mount` | a running mount and its background tasks, and its shutdown |
 //! | `lease` | who holds the volume read-write |
 //! | `state` | what this machine remembers of the volume |
@@ -25,6 +26,7 @@ pub mod layers;
 mod lease;
 mod mount;
 mod options;
+mod recover;
 mod state;
 mod status;
 mod volume;
@@ -36,4 +38,5 @@ pub use keyring_object::{KEYRING_NAME, load_keyring};
 pub use layers::Layers;
 pub use mount::{Mounted, mount};
 pub use options::{InitOptions, MountOptions, StoreOptions};
+pub use recover::{KeyringSource, LIST_NAME, RecoverOptions, Recovered, recover};
 pub use volume::init;

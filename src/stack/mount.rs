@@ -180,13 +180,17 @@ async fn assemble(
         Some(row) => Stats::decode(&row).map_err(crate::commit::ViewError::from)?,
         None => return Err(crate::commit::ViewError::from(DecodeError("no statistics")).into()),
     };
+    let seen = kv.get(&keys::writer()).await?.map(|id| hex(&id));
     let segments = Arc::new(SegmentStore::new(store.clone()));
     let blocks = BlockCache::new(segments.clone(), BlockCacheOptions::default());
     let mut set_aside = None;
     let mut parts = None;
     if let Some((journal, recovery)) = local {
         let accept = options.accept_rollback;
-        let lineage = lineage(&journal, &recovery, commit_row, &before, accept)?;
+        let lineage = match copied_elsewhere(&recovery, commit_row, seen.as_deref(), &before) {
+            Some(committed) => go_on_beside(&journal, &recovery, commit_row, committed)?,
+            None => lineage(&journal, &recovery, commit_row, &before, accept)?,
+        };
         let (journal, base, todo) = match lineage {
             Lineage::Continues(base, todo) => (journal, base, todo),
             Lineage::Overtaken => {
@@ -227,6 +231,11 @@ async fn assemble(
         remembered.journal = opened.id().to_string();
         remembered.journal_committed = base.0;
         remembered.lineage = found;
+        remembered.seen_instance = seen.unwrap_or_default();
+        let mut instance = [0; 16];
+        getrandom::fill(&mut instance).expect("the operating system gives random bytes");
+        remembered.instance = hex(&instance);
+        remembered.fenced = false;
         let row = CommitRow {
             journal: opened.id(),
             position: base,
@@ -235,7 +244,7 @@ async fn assemble(
             writer_epoch: kv.writer_epoch(),
         };
         let commit =
-            CommitOptions { interval: options.commit_interval, ..CommitOptions::default() };
+            CommitOptions { interval: options.commit_interval, instance, ..Default::default() };
         let gates = gates(sealed.clone(), held.clone());
         let c = Committer::new(view.clone(), opened.clone(), segments, row, commit, gates);
         (journal, committer) = (Some(opened), Some(c));
@@ -276,6 +285,7 @@ async fn assemble(
         sse,
         set_aside: set_aside.clone(),
         sequence: found,
+        journal_dir: journal_dir(&state_dir),
         layers,
         sealed,
         view,
@@ -316,6 +326,10 @@ pub(super) fn refuse_rollback(
     Ok(())
 }
 
+fn journal_dir(state_dir: &std::path::Path) -> PathBuf {
+    state_dir.join("journal")
+}
+
 /// Opens the journal. A process that was killed keeps its lock until its last thread has left
 /// the kernel, so a holder that is dead already is waited for.
 async fn open_journal(
@@ -325,7 +339,7 @@ async fn open_journal(
 ) -> Result<(Journal, Recovery), StackError> {
     let begun = Instant::now();
     loop {
-        let journal = JournalOptions::new(state_dir.join("journal"), options.journal_bytes_max);
+        let journal = JournalOptions::new(journal_dir(state_dir), options.journal_bytes_max);
         match Journal::open(journal, keys.clone(), Arc::new(crate::journal::disk::RealDisk)) {
             Err(JournalError::InUse(Some(pid)))
                 if !is_running(pid) && begun.elapsed() < DEAD_HOLDER_MAX =>
@@ -366,6 +380,46 @@ async fn prove_metadata(store: Arc<dyn ObjectStore>, options: KvOptions) -> Resu
     }
     row.as_deref().map(CommitRow::decode).transpose().map_err(crate::commit::ViewError::from)?;
     Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Whether the last commit carries this journal's name and was made by a mount that this
+/// directory has never served: then a copy of the directory (of a disk, a virtual machine) was
+/// mounted elsewhere and has gone on under the same name. Gives the last record that certainly
+/// was committed from here.
+fn copied_elsewhere(
+    recovery: &Recovery,
+    row: Option<CommitRow>,
+    instance: Option<&str>,
+    before: &Remembered,
+) -> Option<JournalPos> {
+    let row = row.filter(|row| row.journal == recovery.id)?;
+    let ours = before.journal == recovery.id.to_string();
+    (ours && !before.knows(instance, row.position.0))
+        .then(|| JournalPos(before.journal_committed.max(recovery.released.0)))
+}
+
+/// What becomes of a journal that a copy of its directory has overtaken: what is in it beyond
+/// `committed` belongs to a history that is no more. Without anything it goes on, behind the
+/// numbers that the copy has used.
+fn go_on_beside(
+    journal: &Journal,
+    recovery: &Recovery,
+    row: Option<CommitRow>,
+    committed: JournalPos,
+) -> Result<Lineage, StackError> {
+    log::warn!("a copy of the local state has been mounted elsewhere meanwhile");
+    if recovery.last > committed {
+        return Ok(Lineage::Overtaken);
+    }
+    let base = row.map_or(committed, |row| row.position).max(recovery.last);
+    if base > recovery.last {
+        journal.start_after(base)?;
+    }
+    Ok(Lineage::Continues(base, Vec::new()))
 }
 
 enum Lineage {
@@ -473,8 +527,19 @@ impl Mounted {
             }
         }));
         let (view, committer) = (self.shared.view.clone(), writer.committer.clone());
+        let (state, remembered) = (self.state.clone(), self.remembered.clone());
         tasks.push(tokio::spawn(async move {
             committer.until_fenced().await;
+            // For the next mount: a copy of this directory may have gone on under the same
+            // names, which nothing in the bucket would tell.
+            let now = {
+                let mut remembered = remembered.lock();
+                remembered.fenced = true;
+                remembered.clone()
+            };
+            if let Err(e) = state.save(&now, true) {
+                log::warn!("what this machine remembers was not brought up to date: {e}");
+            }
             // The writer's handle refuses reads from now on: go on as a follower does.
             while let Err(e) = view.kv().become_reader(OPEN_TIMEOUT).await {
                 log::warn!("metadata cannot be read yet: {e}");

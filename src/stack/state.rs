@@ -32,6 +32,28 @@ pub(super) struct Remembered {
     pub journal_committed: u64,
     /// The commit number that records of the local journal apply on top of.
     pub lineage: u64,
+    /// The mount that this directory served last, in hex: random, so that a copy of the
+    /// directory which is mounted elsewhere can be told from this one.
+    #[serde(default)]
+    pub instance: String,
+    /// The mount that had made the last commit in the bucket when that one began.
+    #[serde(default)]
+    pub seen_instance: String,
+    /// That mount was fenced: another has gone on with the volume.
+    #[serde(default)]
+    pub fenced: bool,
+}
+
+impl Remembered {
+    /// Whether the last commit in the bucket, of record `position` by the mount `instance`, can
+    /// be one of this directory's own, or one that it went on from. `None`: the bucket does not
+    /// say by whom.
+    pub fn knows(&self, instance: Option<&str>, position: u64) -> bool {
+        // Once fenced, a directory commits nothing more; a copy of the running mount would.
+        let beyond = self.fenced && position > self.journal_committed;
+        let named = |i: &str| i == self.instance || i == self.seen_instance;
+        !beyond && (self.instance.is_empty() || instance.is_none_or(named))
+    }
 }
 
 /// A sealed file that holds a `T`; by default what is remembered.

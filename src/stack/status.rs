@@ -35,6 +35,8 @@ pub(super) struct Shared {
     pub(super) cache_bytes_max: u64,
     pub(super) sse: Arc<VolumeSse>,
     pub(super) set_aside: Option<PathBuf>,
+    /// Where the journal is.
+    pub(super) journal_dir: PathBuf,
     /// The commit that the mount began with.
     pub(super) sequence: u64,
     pub(super) layers: Layers,
@@ -94,9 +96,20 @@ impl Shared {
             ));
         }
         if let Some(aside) = &self.set_aside {
+            let aside = aside.display();
             warnings.push(format!(
-                "a journal with changes that another writer has overtaken lies at {}",
-                aside.display()
+                "a journal with changes that another writer has overtaken lies at {aside}; to \
+                 get them as files: sealfs recover {aside} OUT --store {}",
+                self.store
+            ));
+        }
+        let fenced = matches!(self.connection(), Connection::Fenced);
+        if fenced && self.view.pending_summary().2.is_some() {
+            warnings.push(format!(
+                "what is pending will never be sent, because another mount has taken over; to \
+                 get it as files: sealfs recover {} OUT --store {}",
+                self.journal_dir.display(),
+                self.store
             ));
         }
         warnings

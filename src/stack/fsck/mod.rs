@@ -38,6 +38,7 @@ use crate::seal::{Secret, VolumeKeys};
 use crate::store::Sealed;
 use crate::store::kv::{Kv, KvError, KvOptions};
 use objects::{Listing, Objects};
+pub(super) use paths::printable;
 
 /// The state that is checked stays as it is for this long: readers refresh no earlier.
 const FROZEN: Duration = Duration::from_secs(24 * 3600);
