@@ -31,6 +31,10 @@ pub enum Exit {
     NotMounted,
     /// 10: the mount is in use.
     Busy,
+    /// 11: something was wrong, and all of it was repaired.
+    Repaired,
+    /// 12: stopped before the end.
+    Stopped,
 }
 
 /// The table as `--help` shows it.
@@ -46,7 +50,9 @@ Exit status:
    7  something is damaged, tampered with or rolled back
    8  not everything is in the bucket yet; the rest is safe in the local journal
    9  the directory is not a sealfs mount
-  10  the mount is in use";
+  10  the mount is in use
+  11  something was wrong, and all of it was repaired
+  12  stopped before the end";
 
 impl Exit {
     /// The number of the table.
@@ -62,6 +68,8 @@ impl Exit {
             Exit::Pending => 8,
             Exit::NotMounted => 9,
             Exit::Busy => 10,
+            Exit::Repaired => 11,
+            Exit::Stopped => 12,
         }
     }
 }
@@ -140,6 +148,8 @@ mod tests {
             Exit::Pending,
             Exit::NotMounted,
             Exit::Busy,
+            Exit::Repaired,
+            Exit::Stopped,
         ];
         for (i, exit) in all.iter().enumerate() {
             assert_eq!(usize::from(exit.code()), i + 1);

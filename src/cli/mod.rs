@@ -10,11 +10,13 @@ mod daemon;
 mod demo;
 mod dirs;
 mod exit;
+mod fsck;
 mod init;
 mod logging;
 mod mount;
 mod progress;
 mod protocol;
+mod recover;
 mod secret;
 mod serve;
 mod server;
@@ -48,6 +50,10 @@ enum Command {
     Sync(sync::SyncArgs),
     /// Show how a mount is
     Status(status::StatusArgs),
+    /// Check a volume, and repair it
+    Fsck(Box<fsck::FsckArgs>),
+    /// Export what only a local journal holds, as files
+    Recover(Box<recover::RecoverArgs>),
     /// Make and mount a volume in a local directory, to look around
     Demo(demo::DemoArgs),
 }
@@ -74,6 +80,8 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::run(args),
         Command::Sync(args) => sync::run(args),
         Command::Status(args) => status::run(args),
+        Command::Fsck(args) => fsck::run(*args),
+        Command::Recover(args) => recover::run(*args),
         Command::Demo(args) => demo::run(args),
     };
     match outcome {

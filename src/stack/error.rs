@@ -82,6 +82,38 @@ pub enum StackError {
         /// The highest that this machine remembers.
         seen: u64,
     },
+    /// The bucket is older than what the caller knows of it.
+    #[error("the bucket is at commit {found}, and --at-least asks for {at_least}")]
+    TooOld {
+        /// The bucket's commit number.
+        found: u64,
+        /// What was asked for.
+        at_least: u64,
+    },
+    /// A repair could not be made.
+    #[error("repairing: {0}")]
+    Repair(String),
+    /// The configuration of the volume is older than what this machine has seen.
+    #[error(
+        "the configuration of the volume is older than what this machine has seen: generation \
+         {found} instead of {seen}"
+    )]
+    ConfigRollback {
+        /// The generation in the bucket, 0 if there is none.
+        found: u64,
+        /// The highest that this machine remembers.
+        seen: u64,
+    },
+    /// Server-side encryption cannot be done as asked.
+    #[error("{message}")]
+    Encryption {
+        /// What kind of trouble it is.
+        kind: StackErrorKind,
+        /// A sentence.
+        message: String,
+        /// What to do next.
+        hint: String,
+    },
     /// Metadata.
     #[error("metadata: {0}")]
     Metadata(#[from] KvError),
@@ -133,7 +165,10 @@ impl StackError {
             StackError::InUse { .. }
             | StackError::Metadata(KvError::Fenced)
             | StackError::Journal(JournalError::InUse(_)) => StackErrorKind::InUse,
+            StackError::Encryption { kind, .. } => *kind,
             StackError::Rollback { .. }
+            | StackError::TooOld { .. }
+            | StackError::ConfigRollback { .. }
             | StackError::State(_)
             | StackError::View(_)
             | StackError::Metadata(KvError::Damaged(_))
@@ -162,14 +197,27 @@ impl StackError {
             StackError::InUse { .. } => "unmount it there, or, if that machine is gone: \
                  sealfs mount --takeover; to read along: sealfs mount --read-only"
                 .into(),
-            StackError::Rollback { .. } => "somebody put back an old copy of the bucket; if it \
+            StackError::Encryption { hint, .. } => hint.clone(),
+            StackError::Rollback { .. } | StackError::ConfigRollback { .. } => {
+                "somebody put back an old copy of the bucket; if it \
                  was you: sealfs mount --accept-rollback"
+                    .into()
+            }
+            StackError::TooOld { .. } => "an old copy of the bucket was put back, or the number \
+                is another volume's; look at it without writing: sealfs mount --read-only"
                 .into(),
             StackError::Metadata(KvError::Fenced) => {
                 "another mount took over just now; look who: sealfs mount --read-only".into()
             }
             StackError::Journal(JournalError::InUse(_)) => {
                 "the volume is mounted on this machine already: sealfs status".into()
+            }
+            StackError::Journal(JournalError::Corrupt { file, .. }) => {
+                let dir = file.parent().unwrap_or(file).display();
+                format!(
+                    "get what still opens as files: sealfs recover {dir} OUT --store STORE; \
+                     then move it away and mount again: mv {dir} {dir}.damaged"
+                )
             }
             StackError::State(path) => {
                 format!("if it is beyond repair, move it away: mv {} /tmp/", path.display())

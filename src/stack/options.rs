@@ -8,7 +8,7 @@ use object_store::ObjectStore;
 
 use crate::seal::{KdfParams, Secret};
 use crate::store::Location;
-use crate::store::s3::SseMode;
+use crate::store::s3::SseAsk;
 
 /// Where the store is and how it is reached.
 #[derive(Clone, Debug)]
@@ -23,8 +23,8 @@ pub struct StoreOptions {
     pub profile: Option<String>,
     /// `--allow-http`: plain http to other machines.
     pub allow_http: bool,
-    /// Server-side encryption of every object.
-    pub sse: SseMode,
+    /// Server-side encryption of every object, as far as it was asked for.
+    pub sse: SseAsk,
     /// A store of the caller's own in place of what `location` names (tests).
     pub custom: Option<Arc<dyn ObjectStore>>,
 }
@@ -38,7 +38,7 @@ impl StoreOptions {
             region: None,
             profile: None,
             allow_http: false,
-            sse: SseMode::Default,
+            sse: SseAsk::default(),
             custom: None,
         }
     }
@@ -84,6 +84,8 @@ pub struct MountOptions {
     pub takeover: bool,
     /// Accept a bucket older than what this machine has seen.
     pub accept_rollback: bool,
+    /// Refuse a bucket that is older than this commit: what a person noted of it elsewhere.
+    pub at_least: u64,
     /// `fsync` waits for the bucket.
     pub fsync_remote: bool,
     /// How long a writer waits for room in the journal before it gets `ENOSPC`.
@@ -114,6 +116,7 @@ impl MountOptions {
             read_only: false,
             takeover: false,
             accept_rollback: false,
+            at_least: 0,
             fsync_remote: false,
             full_timeout: Duration::from_secs(60),
             refresh: Duration::from_secs(5),

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
+use super::config_use::VolumeSse;
 use super::control::{Connection, Control, Progress, Requests, Status, resident_bytes};
 use super::layers::Layers;
 use crate::base::VolumeId;
 use crate::commit::{Committer, View, WriterState};
 use crate::data::BlockCache;
 use crate::journal::Journal;
-use crate::store::s3::SseMode;
 use crate::store::{Health, Sealed};
 
 /// Over how long the upload rate is averaged.
@@ -33,8 +33,12 @@ pub(super) struct Shared {
     pub(super) since: Instant,
     pub(super) journal_bytes_max: u64,
     pub(super) cache_bytes_max: u64,
-    pub(super) sse: SseMode,
+    pub(super) sse: Arc<VolumeSse>,
     pub(super) set_aside: Option<PathBuf>,
+    /// Where the journal is.
+    pub(super) journal_dir: PathBuf,
+    /// The commit that the mount began with.
+    pub(super) sequence: u64,
     pub(super) layers: Layers,
     pub(super) sealed: Arc<Sealed>,
     pub(super) view: Arc<View>,
@@ -80,7 +84,7 @@ impl Shared {
     }
 
     fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
+        let mut warnings = self.sse.notes();
         let damaged = self.sealed.damaged();
         if !damaged.is_empty() {
             let names: Vec<_> = damaged.iter().take(5).map(|p| p.to_string()).collect();
@@ -92,9 +96,20 @@ impl Shared {
             ));
         }
         if let Some(aside) = &self.set_aside {
+            let aside = aside.display();
             warnings.push(format!(
-                "a journal with changes that another writer has overtaken lies at {}",
-                aside.display()
+                "a journal with changes that another writer has overtaken lies at {aside}; to \
+                 get them as files: sealfs recover {aside} OUT --store {}",
+                self.store
+            ));
+        }
+        let fenced = matches!(self.connection(), Connection::Fenced);
+        if fenced && self.view.pending_summary().2.is_some() {
+            warnings.push(format!(
+                "what is pending will never be sent, because another mount has taken over; to \
+                 get it as files: sealfs recover {} OUT --store {}",
+                self.journal_dir.display(),
+                self.store
             ));
         }
         warnings
@@ -116,6 +131,10 @@ impl Control for Shared {
             uptime_secs: self.since.elapsed().as_secs(),
             connection: self.connection(),
             progress: self.progress(),
+            commit_sequence: self
+                .committer
+                .as_ref()
+                .map_or(self.sequence, |c| c.committed().sequence),
             oldest_pending_secs: oldest.map(|d| d.as_secs_f64()),
             upload_bytes_per_sec: self.upload_rate(requests.bytes_up),
             journal_bytes: self.journal.as_ref().map_or(0, |j| j.used_bytes()),
@@ -135,8 +154,8 @@ impl Control for Shared {
                 bytes_down: requests.bytes_down,
                 bytes_up: requests.bytes_up,
             },
-            sse: match self.layers.s3 {
-                Some(_) => self.sse.to_string(),
+            sse: match &self.layers.s3 {
+                Some(s3) => s3.sse_mode().to_string(),
                 None => "none".into(),
             },
             sse_applied: self
