@@ -78,7 +78,7 @@ fn paths_of_4095_bytes_work_and_deeper_trees_by_steps() {
     sh(&vault, script).expect("steps");
     stand.move_elsewhere();
     assert_eq!(fs::read(&longest).expect("reads"), b"deep");
-    assert_eq!(sh(&vault, "find . -name f -exec cat {} +"), Ok("bottom".into()));
+    assert_eq!(sh(&vault, "find . -name f -execdir cat f ';'"), Ok("bottom".into()));
     assert_eq!(
         sh(&vault, "find . -type d | wc -l"),
         Ok((301 + (dir.as_os_str().len() - root) / 200).to_string())
