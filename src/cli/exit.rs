@@ -31,6 +31,8 @@ pub enum Exit {
     NotMounted,
     /// 10: the mount is in use.
     Busy,
+    /// 13: objects are not sealed or encrypted as requested.
+    NotAsRequested,
 }
 
 /// The table as `--help` shows it.
@@ -46,7 +48,8 @@ Exit status:
    7  something is damaged, tampered with or rolled back
    8  not everything is in the bucket yet; the rest is safe in the local journal
    9  the directory is not a sealfs mount
-  10  the mount is in use";
+  10  the mount is in use
+  13  objects are not encrypted as requested (sse audit, sse migrate)";
 
 impl Exit {
     /// The number of the table.
@@ -62,6 +65,7 @@ impl Exit {
             Exit::Pending => 8,
             Exit::NotMounted => 9,
             Exit::Busy => 10,
+            Exit::NotAsRequested => 13,
         }
     }
 }
@@ -140,9 +144,12 @@ mod tests {
             Exit::Pending,
             Exit::NotMounted,
             Exit::Busy,
+            Exit::NotAsRequested,
         ];
         for (i, exit) in all.iter().enumerate() {
-            assert_eq!(usize::from(exit.code()), i + 1);
+            // 11 and 12 belong to the check of volumes.
+            let expected = if *exit == Exit::NotAsRequested { 13 } else { i + 1 };
+            assert_eq!(usize::from(exit.code()), expected);
             assert_eq!(TABLE.matches(&format!("\n  {:>2}  ", exit.code())).count(), 1);
         }
     }

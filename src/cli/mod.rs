@@ -18,6 +18,8 @@ mod protocol;
 mod secret;
 mod serve;
 mod server;
+mod sse;
+mod sse_report;
 mod status;
 mod sync;
 mod umount;
@@ -48,6 +50,8 @@ enum Command {
     Sync(sync::SyncArgs),
     /// Show how a mount is
     Status(status::StatusArgs),
+    /// Audit or change the server-side encryption of a volume
+    Sse(sse::SseArgs),
     /// Make and mount a volume in a local directory, to look around
     Demo(demo::DemoArgs),
 }
@@ -74,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::run(args),
         Command::Sync(args) => sync::run(args),
         Command::Status(args) => status::run(args),
+        Command::Sse(args) => sse::run(args),
         Command::Demo(args) => demo::run(args),
     };
     match outcome {

@@ -15,7 +15,7 @@ use super::StackError;
 use crate::commit::committer::unix_secs;
 use crate::store::{ErrorClass, class};
 
-const LEASE_NAME: &str = "lease";
+pub(super) const LEASE_NAME: &str = "lease";
 /// How often a heartbeat meets another version of its own lease before it gives up.
 const UPDATES_MAX: u32 = 4;
 /// How often the holder shows that it lives: 30 requests an hour.
@@ -142,6 +142,14 @@ async fn write(
     let options = PutOptions { mode, ..PutOptions::default() };
     let put = store.put_opts(&path(), bytes.into(), options).await?;
     Ok(UpdateVersion { e_tag: put.e_tag, version: put.version })
+}
+
+/// Who has the volume mounted for writing, if anyone may have.
+pub(super) async fn holder(store: &Arc<dyn ObjectStore>) -> Result<Option<String>, StackError> {
+    match read(store).await {
+        Ok(row) => Ok(row.filter(|(row, _)| !row.is_over()).map(|(row, _)| row.holder())),
+        Err(e) => Err(StackError::store("reading who holds the volume", e)),
+    }
 }
 
 impl Lease {
