@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::script;
 use crate::e2e::attributes;
@@ -17,6 +18,8 @@ fn odd(dir: &Path) -> Manifest {
     let sparse = File::create(dir.join("odd/sparse")).expect("cuts");
     sparse.write_all_at(b"middle", 10_000_000).expect("writes");
     sparse.set_len(20_000_000).expect("grows");
+    // rsync takes times of directories in the same second for equal.
+    std::thread::sleep(Duration::from_millis(1_100));
     Manifest::of(&dir.join("odd"))
 }
 
