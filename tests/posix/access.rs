@@ -113,6 +113,12 @@ fn set_id_bits_go_with_every_change_of_contents_by_another() {
         sh_as(BOB, "", &dir, change).expect("anyone may write");
         assert_eq!(mode(&dir, "p"), "777", "{change}");
     }
+    // Again on the same file: Linux remembers of a file that there was nothing to clear.
+    for _ in 0..2 {
+        sh(&dir, "echo x >> p; chmod 6777 p").expect("root may");
+        sh_as(BOB, "", &dir, "echo x >> p").expect("anyone may write");
+        assert_eq!(mode(&dir, "p"), "777", "once more");
+    }
     // Without the group's execute permission the bit means locking, and stays.
     set("2767");
     sh_as(BOB, "", &dir, "echo x >> p").expect("anyone may write");
