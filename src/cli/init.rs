@@ -33,7 +33,9 @@ pub struct InitArgs {
 
 /// Runs `sealfs init`.
 pub fn run(args: InitArgs) -> Outcome {
-    let store = args.access.resolve(&args.store)?;
+    let mut store = args.access.resolve(&args.store)?;
+    let mode = store.sse.for_new_volume().map_err(|e| Failure::new(Exit::Usage, e))?;
+    store.sse.mode = Some(mode);
     if let Err(e) = forbid_dumps() {
         eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
     }

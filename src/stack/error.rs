@@ -93,6 +93,27 @@ pub enum StackError {
     /// A repair could not be made.
     #[error("repairing: {0}")]
     Repair(String),
+    /// The configuration of the volume is older than what this machine has seen.
+    #[error(
+        "the configuration of the volume is older than what this machine has seen: generation \
+         {found} instead of {seen}"
+    )]
+    ConfigRollback {
+        /// The generation in the bucket, 0 if there is none.
+        found: u64,
+        /// The highest that this machine remembers.
+        seen: u64,
+    },
+    /// Server-side encryption cannot be done as asked.
+    #[error("{message}")]
+    Encryption {
+        /// What kind of trouble it is.
+        kind: StackErrorKind,
+        /// A sentence.
+        message: String,
+        /// What to do next.
+        hint: String,
+    },
     /// Metadata.
     #[error("metadata: {0}")]
     Metadata(#[from] KvError),
@@ -144,8 +165,10 @@ impl StackError {
             StackError::InUse { .. }
             | StackError::Metadata(KvError::Fenced)
             | StackError::Journal(JournalError::InUse(_)) => StackErrorKind::InUse,
+            StackError::Encryption { kind, .. } => *kind,
             StackError::Rollback { .. }
             | StackError::TooOld { .. }
+            | StackError::ConfigRollback { .. }
             | StackError::State(_)
             | StackError::View(_)
             | StackError::Metadata(KvError::Damaged(_))
@@ -174,9 +197,12 @@ impl StackError {
             StackError::InUse { .. } => "unmount it there, or, if that machine is gone: \
                  sealfs mount --takeover; to read along: sealfs mount --read-only"
                 .into(),
-            StackError::Rollback { .. } => "somebody put back an old copy of the bucket; if it \
+            StackError::Encryption { hint, .. } => hint.clone(),
+            StackError::Rollback { .. } | StackError::ConfigRollback { .. } => {
+                "somebody put back an old copy of the bucket; if it \
                  was you: sealfs mount --accept-rollback"
-                .into(),
+                    .into()
+            }
             StackError::TooOld { .. } => "an old copy of the bucket was put back, or the number \
                 is another volume's; look at it without writing: sealfs mount --read-only"
                 .into(),

@@ -54,7 +54,9 @@ impl Layers {
                     region: options.region.clone(),
                     profile: options.profile.clone(),
                     allow_http: options.allow_http,
-                    sse: options.sse.clone(),
+                    sse: options.sse.mode.clone().unwrap_or_default(),
+                    read_keys: options.sse.keys(),
+                    object_tags: options.sse.tags.clone().unwrap_or_default(),
                     ..S3Options::new(bucket, prefix)
                 })
                 .await

@@ -17,6 +17,8 @@ use crate::store::{ErrorClass, class};
 
 /// Where the lease lies below the STORE prefix.
 pub(super) const LEASE_NAME: &str = "lease";
+/// How often a heartbeat meets another version of its own lease before it gives up.
+const UPDATES_MAX: u32 = 4;
 /// How often the holder shows that it lives: 30 requests an hour.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(120);
 
@@ -67,6 +69,11 @@ fn start_of(pid: u32) -> u64 {
         None | Some("Z" | "X") => 0,
         Some(_) => after.nth(18).and_then(|f| f.parse().ok()).unwrap_or(0),
     }
+}
+
+/// Whether there is such a process, and not only what is left of it.
+pub(super) fn is_running(pid: u32) -> bool {
+    start_of(pid) != 0
 }
 
 fn machine_boot() -> String {
@@ -214,22 +221,25 @@ impl Lease {
     }
 
     async fn update(&mut self) -> Beat {
-        match write(&self.store, &self.row, PutMode::Update(self.version.clone())).await {
-            Ok(version) => {
-                self.version = version;
-                Beat::Held
-            }
-            Err(e) if class(&e) == ErrorClass::Precondition => match read(&self.store).await {
-                Ok(Some((row, version))) if row.mount == self.row.mount => {
+        for _ in 0..UPDATES_MAX {
+            let mode = PutMode::Update(self.version.clone());
+            match write(&self.store, &self.row, mode).await {
+                Ok(version) => {
                     self.version = version;
-                    Beat::Held
+                    return Beat::Held;
                 }
-                Ok(Some((row, _))) => Beat::Lost(row.holder()),
-                Ok(None) => Beat::Unknown("the lease object is gone".into()),
-                Err(e) => Beat::Unknown(e.to_string()),
-            },
-            Err(e) => Beat::Unknown(e.to_string()),
+                Err(e) if class(&e) == ErrorClass::Precondition => {}
+                Err(e) => return Beat::Unknown(e.to_string()),
+            }
+            match read(&self.store).await {
+                // Our own row in another version of the object: it was encrypted anew.
+                Ok(Some((row, version))) if row.mount == self.row.mount => self.version = version,
+                Ok(Some((row, _))) => return Beat::Lost(row.holder()),
+                Ok(None) => return Beat::Unknown("the lease object is gone".into()),
+                Err(e) => return Beat::Unknown(e.to_string()),
+            }
         }
+        Beat::Unknown("the lease object is replaced again and again".into())
     }
 
     /// Gives the lease back.
@@ -256,6 +266,19 @@ mod tests {
         let second = Lease::acquire(store.clone(), false).await.expect("released");
         assert!(matches!(first.beat().await, Beat::Lost(_)));
         drop(second);
+    }
+
+    #[tokio::test]
+    async fn a_lease_whose_object_was_replaced_by_itself_is_still_given_back() {
+        // Guards against a migration of the encryption, which gives the object another ETag,
+        // leaving the volume "held" after an orderly unmount.
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let mut lease = Lease::acquire(store.clone(), false).await.expect("free");
+        let bytes = store.get(&path()).await.expect("there").bytes().await.expect("whole");
+        store.put(&path(), bytes.into()).await.expect("replaced");
+        assert!(matches!(lease.release().await, Beat::Held));
+        let (row, _) = read(&store).await.expect("readable").expect("there");
+        assert!(row.released);
     }
 
     #[tokio::test]

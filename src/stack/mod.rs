@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `layers` | STORE and flags → the stack of store wrappers |
 //! | `keyring_object` | reading and creating the keyring in the bucket |
+//! | `config`, `config_use` | what the volume remembers of its encryption, and what follows |
 //! | `options`, `control` | what is asked for, and what a mount says: plain data |
 //! | `status` | the status of a running mount |
 //! | `volume` | `init` |
@@ -12,14 +13,19 @@
 //! | `recover` | what a journal holds, as files |
 //! | `mount` | a running mount and its background tasks, and its shutdown |
 //! | `lease` | who holds the volume read-write |
+//! | `lineage` | whether bucket and journal belong to one history |
 //! | `state` | what this machine remembers of the volume |
 
+mod canary;
+pub mod config;
+pub mod config_use;
 mod control;
 mod error;
 mod fsck;
 mod keyring_object;
 pub mod layers;
 mod lease;
+mod lineage;
 mod mount;
 mod options;
 mod recover;
@@ -33,6 +39,6 @@ pub use fsck::{FsckOptions, FsckProgress, FsckReport, Problem, fsck};
 pub use keyring_object::{KEYRING_NAME, load_keyring};
 pub use layers::Layers;
 pub use mount::{Mounted, mount};
-pub use options::{InitOptions, MountOptions, StoreOptions};
+pub use options::{InitOptions, LocalDisk, MountOptions, StoreOptions};
 pub use recover::{KeyringSource, LIST_NAME, RecoverOptions, Recovered, recover};
 pub use volume::init;

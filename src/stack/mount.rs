@@ -4,11 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use object_store::ObjectStore;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use super::lease::{Beat, HEARTBEAT, Lease};
+use super::canary::probe_store;
+use super::config;
+use super::config_use::VolumeSse;
+use super::lease::{Beat, HEARTBEAT, Lease, is_running};
+use super::lineage::{Lineage, copied_elsewhere, go_on_beside, hex, lineage, refuse_rollback};
 use super::state::{Remembered, StateFile};
 use super::status::Shared;
 use super::volume::OPEN_TIMEOUT;
@@ -16,19 +21,23 @@ use super::{Control, Layers, MountOptions, StackError, load_keyring};
 use crate::base::{JournalPos, SystemClock, VolumeId};
 use crate::commit::replay::replay;
 use crate::commit::view::ViewOptions;
-use crate::commit::{CommitOptions, Committer, View};
+use crate::commit::{CommitOptions, Committer, Gates, View};
 use crate::data::{BlockCache, BlockCacheOptions};
 use crate::fs::{Fs, FsOptions, FsParts};
-use crate::journal::{Journal, JournalOptions, RecordLoc, Recovery};
+use crate::journal::{Journal, JournalError, JournalOptions, Recovery};
 use crate::meta::{CommitRow, DecodeError, Stats, keys};
 use crate::seal::VolumeKeys;
 use crate::store::kv::{Kv, KvOptions};
-use crate::store::{SegmentStore, probe};
+use crate::store::{Sealed, SegmentStore};
 
+/// How many heartbeats apart the configuration of the volume is looked at: 15 requests an hour.
+const CONFIG_EVERY: u32 = 2;
 /// How long a mount that failed may take to give the lease back.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long until an overtaken mount tries again to read what the bucket has.
 const READER_RETRY: Duration = Duration::from_secs(15);
+/// How long a killed process may take to let go of the journal.
+const DEAD_HOLDER_MAX: Duration = Duration::from_secs(10);
 /// How often what this machine remembers is brought up to date, and how often durably.
 const REMEMBER_EVERY: Duration = Duration::from_secs(5);
 
@@ -42,7 +51,7 @@ const CLOSE_PENDING_MAX: Duration = Duration::from_secs(5);
 struct Writer {
     journal: Arc<Journal>,
     committer: Arc<Committer>,
-    lease: Arc<tokio::sync::Mutex<Lease>>,
+    lease: SharedLease,
 }
 
 /// A volume that is open. Serve it through `fuse/`, then call [`Mounted::shutdown`].
@@ -81,26 +90,41 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
     let mut lease = None;
     let mounted = assemble(options, &mut lease).await;
     if mounted.is_err()
-        && let Some(mut lease) = lease.filter(Lease::was_free)
+        && let Some(lease) = lease
     {
-        let released = tokio::time::timeout(RELEASE_DEADLINE, lease.release()).await;
-        if !matches!(released, Ok(Beat::Held)) {
-            log::warn!("the lease was not given back");
+        let mut lease = lease.lock().await;
+        if lease.was_free() {
+            let released = tokio::time::timeout(RELEASE_DEADLINE, lease.release()).await;
+            if !matches!(released, Ok(Beat::Held)) {
+                log::warn!("the lease was not given back");
+            }
         }
     }
     mounted
 }
 
-/// [`mount`], leaving the lease in `held` if it fails after taking it.
-async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mounted, StackError> {
+type SharedLease = Arc<tokio::sync::Mutex<Lease>>;
+
+/// [`mount`], leaving the lease in `held` once it is taken.
+async fn assemble(
+    options: MountOptions,
+    held: &mut Option<SharedLease>,
+) -> Result<Mounted, StackError> {
     let name = options.store.location.to_string();
     let layers = Layers::connect(&options.store, options.read_timeout, false).await?;
     let keyring = load_keyring(&layers, &name).await?;
     let keys = keyring.unlock(&options.secret)?;
     let volume = keys.volume_id();
     let read_only = options.read_only;
+    let loaded = config::load(&Sealed::new(layers.retry.clone(), keys.clone())).await?;
+    let config_generation = loaded.config.generation;
+    let ask = options.store.sse.clone();
+    let sse = Arc::new(VolumeSse::begin(layers.s3.clone(), ask, loaded.config)?);
+    for note in sse.notes() {
+        log::warn!("{note}");
+    }
     if !read_only {
-        probe(&*layers.retry).await?;
+        probe_store(&layers).await?;
     }
     let state_dir = options.state_dir.join(volume.to_string());
     let cache_dir = options.cache_dir.join(volume.to_string());
@@ -117,19 +141,27 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
             seen: before.keyring_generation,
         });
     }
+    if config_generation < before.config_generation && !options.accept_rollback {
+        let (found, seen) = (config_generation, before.config_generation);
+        return Err(StackError::ConfigRollback { found, seen });
+    }
     // Locked before anything remote is touched: a second mount of this machine stops here.
     let local = match read_only {
         true => None,
-        false => Some(open_journal(&options, &state_dir, &keys)?),
+        false => Some(open_journal(&options, &state_dir, &keys).await?),
     };
-    if !read_only {
-        *held = Some(Lease::acquire(store.clone(), options.takeover).await?);
-    }
     let kv_options = KvOptions {
         read_timeout: options.read_timeout,
         refresh: options.refresh,
         ..KvOptions::default()
     };
+    if !read_only {
+        if options.takeover {
+            prove_metadata(store.clone(), kv_options.clone()).await?;
+        }
+        let lease = Lease::acquire(store.clone(), options.takeover).await?;
+        *held = Some(Arc::new(tokio::sync::Mutex::new(lease)));
+    }
     let kv = if read_only {
         Kv::open_reader(store.clone(), kv_options, OPEN_TIMEOUT).await?
     } else {
@@ -171,7 +203,7 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
                 );
                 drop(journal);
                 set_aside = Some(aside);
-                let (journal, recovery) = open_journal(&options, &state_dir, &keys)?;
+                let (journal, recovery) = open_journal(&options, &state_dir, &keys).await?;
                 (journal, JournalPos(recovery.first.0.saturating_sub(1)), Vec::new())
             }
         };
@@ -187,6 +219,7 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
         sequence: found,
         manifest: kv.manifest_id(),
         keyring_generation: keyring.generation(),
+        config_generation,
         ..before
     };
     let (mut journal, mut committer) = (None, None);
@@ -213,9 +246,8 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
         };
         let commit =
             CommitOptions { interval: options.commit_interval, instance, ..Default::default() };
-        let damage = sealed.clone();
-        let may_delete = Arc::new(move || damage.damaged().is_empty());
-        let c = Committer::new(view.clone(), opened.clone(), segments, row, commit, may_delete);
+        let gates = gates(sealed.clone(), held.clone());
+        let c = Committer::new(view.clone(), opened.clone(), segments, row, commit, gates);
         (journal, committer) = (Some(opened), Some(c));
     }
     state.save(&remembered, true)?;
@@ -240,10 +272,8 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
             ..FsOptions::default()
         },
     );
-    let writer = match (journal, committer, held.take()) {
-        (Some(journal), Some(committer), Some(lease)) => {
-            Some(Writer { journal, committer, lease: Arc::new(tokio::sync::Mutex::new(lease)) })
-        }
+    let writer = match (journal, committer, held.clone()) {
+        (Some(journal), Some(committer), Some(lease)) => Some(Writer { journal, committer, lease }),
         _ => None,
     };
     let shared = Arc::new(Shared {
@@ -253,7 +283,7 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
         since: Instant::now(),
         journal_bytes_max: options.journal_bytes_max,
         cache_bytes_max: options.cache_bytes_max,
-        sse: options.store.sse.clone(),
+        sse,
         set_aside: set_aside.clone(),
         sequence: found,
         journal_dir: journal_dir(&state_dir),
@@ -280,131 +310,60 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
     Ok(mounted)
 }
 
-/// Refuses a bucket at commit `found` if this machine has seen a later one, or if it was told
-/// of a later one (`at_least`); `accept` waives what the machine remembers, not what it is told.
-pub(super) fn refuse_rollback(
-    found: u64,
-    before: &Remembered,
-    at_least: u64,
-    accept: bool,
-) -> Result<(), StackError> {
-    if found < at_least {
-        return Err(StackError::TooOld { found, at_least });
-    }
-    if found < before.sequence && !accept {
-        return Err(StackError::Rollback { found, seen: before.sequence });
-    }
-    Ok(())
-}
-
 fn journal_dir(state_dir: &std::path::Path) -> PathBuf {
     state_dir.join("journal")
 }
 
-fn open_journal(
+/// Opens the journal. A process that was killed keeps its lock until its last thread has left
+/// the kernel, so a holder that is dead already is waited for.
+async fn open_journal(
     options: &MountOptions,
     state_dir: &std::path::Path,
     keys: &VolumeKeys,
 ) -> Result<(Journal, Recovery), StackError> {
-    let journal = JournalOptions::new(journal_dir(state_dir), options.journal_bytes_max);
-    Ok(Journal::open(journal, keys.clone(), Arc::new(crate::journal::disk::RealDisk))?)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// Whether the last commit carries this journal's name and was made by a mount that this
-/// directory has never served: then a copy of the directory (of a disk, a virtual machine) was
-/// mounted elsewhere and has gone on under the same name. Gives the last record that certainly
-/// was committed from here.
-fn copied_elsewhere(
-    recovery: &Recovery,
-    row: Option<CommitRow>,
-    instance: Option<&str>,
-    before: &Remembered,
-) -> Option<JournalPos> {
-    let row = row.filter(|row| row.journal == recovery.id)?;
-    let ours = before.journal == recovery.id.to_string();
-    (ours && !before.knows(instance, row.position.0))
-        .then(|| JournalPos(before.journal_committed.max(recovery.released.0)))
-}
-
-/// What becomes of a journal that a copy of its directory has overtaken: what is in it beyond
-/// `committed` belongs to a history that is no more. Without anything it goes on, behind the
-/// numbers that the copy has used.
-fn go_on_beside(
-    journal: &Journal,
-    recovery: &Recovery,
-    row: Option<CommitRow>,
-    committed: JournalPos,
-) -> Result<Lineage, StackError> {
-    log::warn!("a copy of the local state has been mounted elsewhere meanwhile");
-    if recovery.last > committed {
-        return Ok(Lineage::Overtaken);
-    }
-    let base = row.map_or(committed, |row| row.position).max(recovery.last);
-    if base > recovery.last {
-        journal.start_after(base)?;
-    }
-    Ok(Lineage::Continues(base, Vec::new()))
-}
-
-enum Lineage {
-    /// Records after this position are still to be committed: these.
-    Continues(JournalPos, Vec<RecordLoc>),
-    /// Another writer has committed since, and records here were never committed; or the bucket
-    /// was put back to before them.
-    Overtaken,
-}
-
-/// Whether the local journal may be replayed over what the bucket has. A bucket that lost what
-/// this journal was told to be committed was rolled back; with `accept_rollback` the journal,
-/// which continues a history that is no more, counts as overtaken.
-fn lineage(
-    journal: &Journal,
-    recovery: &Recovery,
-    row: Option<CommitRow>,
-    before: &Remembered,
-    accept_rollback: bool,
-) -> Result<Lineage, StackError> {
-    let locs = |records: &[(JournalPos, RecordLoc)]| records.iter().map(|(_, loc)| *loc).collect();
-    if let Some(row) = row
-        && row.journal == recovery.id
-    {
-        if row.position < recovery.released {
-            if accept_rollback {
-                return Ok(Lineage::Overtaken);
+    let begun = Instant::now();
+    loop {
+        let journal = JournalOptions::new(journal_dir(state_dir), options.journal_bytes_max);
+        match Journal::open(journal, keys.clone(), options.disk.0.clone()) {
+            Err(JournalError::InUse(Some(pid)))
+                if !is_running(pid) && begun.elapsed() < DEAD_HOLDER_MAX =>
+            {
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            let (found, seen) = (row.sequence, before.sequence.max(row.sequence + 1));
-            return Err(StackError::Rollback { found, seen });
+            outcome => return Ok(outcome?),
         }
-        // A rollback that was accepted: what the journal still has belongs to the history that
-        // was given up, and may have gaps.
-        if row.sequence < before.sequence && row.position < recovery.last {
-            return Ok(Lineage::Overtaken);
-        }
-        if row.position > recovery.last {
-            journal.start_after(row.position)?;
-            return Ok(Lineage::Continues(row.position, Vec::new()));
-        }
-        return Ok(Lineage::Continues(row.position, locs(recovery.after(row.position)?)));
     }
-    let known =
-        if before.journal == recovery.id.to_string() { before.journal_committed } else { 0 };
-    let committed = JournalPos(known.max(recovery.released.0));
-    if recovery.last <= committed {
-        if recovery.last < committed {
-            // A power loss took records that were committed: their numbers are used up.
-            journal.start_after(committed)?;
-        }
-        return Ok(Lineage::Continues(recovery.last.max(committed), Vec::new()));
+}
+
+/// What the committer may do depends on the damage found and on who holds the volume.
+fn gates(sealed: Arc<Sealed>, lease: Option<SharedLease>) -> Gates {
+    let still_ours = move || {
+        let lease = lease.clone();
+        let held = async move {
+            match lease {
+                Some(lease) => matches!(lease.lock().await.beat().await, Beat::Held),
+                None => false,
+            }
+        };
+        held.boxed()
+    };
+    Gates {
+        may_delete: Box::new(move || sealed.damaged().is_empty()),
+        still_ours: Box::new(still_ours),
     }
-    let found = row.map_or(0, |row| row.sequence);
-    if before.journal == recovery.id.to_string() && before.lineage == found {
-        return Ok(Lineage::Continues(committed, locs(recovery.after(committed)?)));
+}
+
+/// Reads the last commit as a follower, which changes nothing: `--takeover` replaces the record
+/// of the holder even if that is damaged, so first it must be certain that these are the keys of
+/// this volume and that there is something to take over.
+async fn prove_metadata(store: Arc<dyn ObjectStore>, options: KvOptions) -> Result<(), StackError> {
+    let reader = Kv::open_reader(store, options, OPEN_TIMEOUT).await?;
+    let row = reader.get(&keys::commit()).await?;
+    if let Err(e) = reader.close(false).await {
+        log::debug!("closing a reader: {e}");
     }
-    Ok(Lineage::Overtaken)
+    row.as_deref().map(CommitRow::decode).transpose().map_err(crate::commit::ViewError::from)?;
+    Ok(())
 }
 
 impl Mounted {
@@ -434,9 +393,15 @@ impl Mounted {
             }
         }));
         let (lease, committer) = (writer.lease.clone(), writer.committer.clone());
+        let (sse, sealed) = (self.shared.sse.clone(), self.shared.sealed.clone());
+        let remembered = self.remembered.clone();
         tasks.push(tokio::spawn(async move {
-            loop {
+            for beat in 1u32.. {
                 tokio::time::sleep(HEARTBEAT).await;
+                if beat.is_multiple_of(CONFIG_EVERY) {
+                    sse.look(&*sealed).await;
+                    remembered.lock().config_generation = sse.generation();
+                }
                 match lease.lock().await.beat().await {
                     Beat::Held => {}
                     Beat::Lost(holder) => {
@@ -496,6 +461,17 @@ impl Mounted {
                 Err(e) => log::warn!("unlinked files of an earlier mount stay: {e}"),
             }
         }));
+    }
+
+    /// What a person should know of how it was mounted.
+    pub fn notes(&self) -> Vec<String> {
+        self.shared.sse.notes()
+    }
+
+    /// Looks at once whether the configuration of the volume has changed; by itself a mount does
+    /// so every few minutes.
+    pub async fn follow_config(&self) {
+        self.shared.sse.look(&*self.shared.sealed).await;
     }
 
     /// What was asked of the store so far.

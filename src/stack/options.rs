@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use object_store::ObjectStore;
 
+use crate::journal::disk::{DiskIo, RealDisk};
 use crate::seal::{KdfParams, Secret};
 use crate::store::Location;
-use crate::store::s3::SseMode;
+use crate::store::s3::SseAsk;
 
 /// Where the store is and how it is reached.
 #[derive(Clone, Debug)]
@@ -23,8 +24,8 @@ pub struct StoreOptions {
     pub profile: Option<String>,
     /// `--allow-http`: plain http to other machines.
     pub allow_http: bool,
-    /// Server-side encryption of every object.
-    pub sse: SseMode,
+    /// Server-side encryption of every object, as far as it was asked for.
+    pub sse: SseAsk,
     /// A store of the caller's own in place of what `location` names (tests).
     pub custom: Option<Arc<dyn ObjectStore>>,
 }
@@ -38,7 +39,7 @@ impl StoreOptions {
             region: None,
             profile: None,
             allow_http: false,
-            sse: SseMode::Default,
+            sse: SseAsk::default(),
             custom: None,
         }
     }
@@ -57,6 +58,22 @@ pub struct InitOptions {
     pub kdf: KdfParams,
     /// User and group id that own the root directory.
     pub owner: (u32, u32),
+}
+
+/// The disk of the journal: the machine's own, or one that a test makes fail.
+#[derive(Clone)]
+pub struct LocalDisk(pub Arc<dyn DiskIo>);
+
+impl Default for LocalDisk {
+    fn default() -> Self {
+        LocalDisk(Arc::new(RealDisk))
+    }
+}
+
+impl std::fmt::Debug for LocalDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LocalDisk")
+    }
 }
 
 /// What `sealfs mount` does, below the FUSE mount itself.
@@ -94,6 +111,8 @@ pub struct MountOptions {
     pub refresh: Duration,
     /// Where it will be mounted, for the lease and for `status`.
     pub mount_point: PathBuf,
+    /// What the journal is written to.
+    pub disk: LocalDisk,
 }
 
 impl MountOptions {
@@ -121,6 +140,7 @@ impl MountOptions {
             full_timeout: Duration::from_secs(60),
             refresh: Duration::from_secs(5),
             mount_point: PathBuf::new(),
+            disk: LocalDisk::default(),
         }
     }
 }

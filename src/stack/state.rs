@@ -23,6 +23,9 @@ pub(super) struct Remembered {
     pub manifest: u64,
     /// The highest keyring generation seen.
     pub keyring_generation: u64,
+    /// The highest generation of the configuration seen.
+    #[serde(default)]
+    pub config_generation: u64,
     /// The local journal, in hex.
     pub journal: String,
     /// The last record of it that was committed.

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
+use super::config_use::VolumeSse;
 use super::control::{Connection, Control, Progress, Requests, Status, resident_bytes};
 use super::layers::Layers;
 use crate::base::VolumeId;
 use crate::commit::{Committer, View, WriterState};
 use crate::data::BlockCache;
 use crate::journal::Journal;
-use crate::store::s3::SseMode;
 use crate::store::{Health, Sealed};
 
 /// Over how long the upload rate is averaged.
@@ -33,7 +33,7 @@ pub(super) struct Shared {
     pub(super) since: Instant,
     pub(super) journal_bytes_max: u64,
     pub(super) cache_bytes_max: u64,
-    pub(super) sse: SseMode,
+    pub(super) sse: Arc<VolumeSse>,
     pub(super) set_aside: Option<PathBuf>,
     /// Where the journal is.
     pub(super) journal_dir: PathBuf,
@@ -84,7 +84,7 @@ impl Shared {
     }
 
     fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
+        let mut warnings = self.sse.notes();
         let damaged = self.sealed.damaged();
         if !damaged.is_empty() {
             let names: Vec<_> = damaged.iter().take(5).map(|p| p.to_string()).collect();
@@ -154,8 +154,8 @@ impl Control for Shared {
                 bytes_down: requests.bytes_down,
                 bytes_up: requests.bytes_up,
             },
-            sse: match self.layers.s3 {
-                Some(_) => self.sse.to_string(),
+            sse: match &self.layers.s3 {
+                Some(s3) => s3.sse_mode().to_string(),
                 None => "none".into(),
             },
             sse_applied: self

@@ -6,13 +6,14 @@ use std::time::Duration;
 use futures::StreamExt;
 use object_store::ObjectStore;
 
+use super::canary::probe_store;
+use super::config::{self, VolumeConfig};
 use super::keyring_object::create_keyring;
 use super::{InitOptions, Layers, StackError};
 use crate::base::{Clock, SystemClock, VolumeId};
 use crate::fs::Fs;
 use crate::seal::{Keyring, RootKey};
 use crate::store::kv::{Kv, KvOptions};
-use crate::store::probe;
 
 /// How long `init` and `mount` wait for the metadata store to open.
 pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(120);
@@ -27,11 +28,14 @@ pub async fn init(options: InitOptions) -> Result<VolumeId, StackError> {
     let name = options.store.location.to_string();
     let layers = Layers::connect(&options.store, READ_TIMEOUT, true).await?;
     refuse_if_not_empty(&layers, &name).await?;
-    probe(&*layers.retry).await?;
+    probe_store(&layers).await?;
     let (keyring, keys) =
         Keyring::create(RootKey::random(), &options.secret, &options.label, options.kdf)?;
     let sealed = layers.sealed(&keys)?;
     let store: Arc<dyn ObjectStore> = sealed;
+    let mode = options.store.sse.mode.clone().unwrap_or_default();
+    let config = VolumeConfig::new(&mode, options.store.sse.tags.clone().unwrap_or_default());
+    config::replace(&*store, &config::Loaded::default(), &config).await?;
     let kv = Kv::open(store, KvOptions::default(), OPEN_TIMEOUT).await?;
     let (uid, gid) = options.owner;
     kv.commit(Fs::format_rows(SystemClock.now(), uid, gid)).await?;

@@ -44,6 +44,7 @@ pub enum ProbeError {
 
 fn hint(e: &object_store::Error) -> &'static str {
     match class(e) {
+        _ if e.to_string().contains("\nhint: ") => "",
         ErrorClass::Auth => {
             "\nhint: check the credentials; sealfs needs s3:GetObject, PutObject, DeleteObject and ListBucket below the prefix"
         }

@@ -13,6 +13,8 @@ use super::Volume;
 use crate::base::SegmentId;
 use crate::commit::check::Segments;
 use crate::seal::offsets::plain_len;
+use crate::stack::config::CONFIG_NAME;
+use crate::stack::lease::LEASE_NAME;
 use crate::stack::{KEYRING_NAME, StackError};
 use crate::store::kv::META_PREFIX;
 use crate::store::{ErrorClass, SegmentStore, class};
@@ -23,6 +25,9 @@ const LOOKS_PARALLEL: usize = 8;
 const IN_FLIGHT_SECS: u64 = 3600;
 /// Strangers that are named one by one.
 const STRANGERS_MAX: usize = 100;
+
+/// Objects that are neither segments nor metadata.
+const OTHERS: [&str; 3] = [KEYRING_NAME, LEASE_NAME, CONFIG_NAME];
 
 /// A segment as the bucket lists it.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +65,7 @@ impl Listing {
                 listing.segments.insert(id, listed);
             } else if first == META_PREFIX {
                 listing.meta.push((object.location, object.size));
-            } else if ![KEYRING_NAME, crate::stack::lease::LEASE_NAME].contains(&first) {
+            } else if !OTHERS.contains(&first) {
                 listing.strangers.push(object.location);
             }
         }

@@ -3,7 +3,8 @@
 //! Never retries: retries belong to `store/retry.rs`, so the client's own are off. Called once
 //! per mount by [`connect`].
 
-use super::sse::{SseCheck, SseMode};
+use super::encryption::Encryption;
+use super::sse::{SecretKey32, SseMode};
 use super::{Inner, S3Store};
 use aws_config::BehaviorVersion;
 use aws_config::environment::EnvironmentVariableRegionProvider;
@@ -20,10 +21,11 @@ use aws_sdk_s3::config::{
 use aws_sdk_s3::error::BoxError;
 use aws_smithy_http_client::tls::{self, TlsContext, TrustStore, rustls_provider::CryptoMode};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU8};
 use std::time::Duration;
 use url::{Host, Url};
 use zeroize::Zeroizing;
@@ -59,6 +61,10 @@ pub struct S3Options {
     pub allow_http: bool,
     /// Server-side encryption of everything written.
     pub sse: SseMode,
+    /// Customer keys that older objects are encrypted with.
+    pub read_keys: Vec<SecretKey32>,
+    /// Tags of everything written.
+    pub object_tags: BTreeMap<String, String>,
     /// Fixed credentials instead of the AWS chain; for tests and embedding.
     pub credentials: Option<StaticCredentials>,
     /// Time for one attempt of one request, [`ATTEMPT_TIMEOUT`] by default.
@@ -76,6 +82,8 @@ impl S3Options {
             profile: None,
             allow_http: false,
             sse: SseMode::Default,
+            read_keys: Vec::new(),
+            object_tags: BTreeMap::new(),
             credentials: None,
             attempt_timeout: ATTEMPT_TIMEOUT,
         }
@@ -117,7 +125,7 @@ pub enum ConnectError {
     },
     /// A customer key over plain http to another machine.
     #[error(
-        "--sse customer would send its key unencrypted to {endpoint}\nhint: SSE-C needs an https endpoint"
+        "a customer key would go unencrypted to {endpoint}\nhint: SSE-C needs an https endpoint, whatever --allow-http says"
     )]
     CustomerKeyOverHttp {
         /// As given.
@@ -205,9 +213,11 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
             client: aws_sdk_s3::Client::from_conf(config.build()),
             bucket: options.bucket,
             prefix,
-            sse: SseCheck::new(options.sse),
+            encryption: Encryption::new(options.sse, options.read_keys, &options.object_tags),
             sign_payload,
             batch_delete: AtomicBool::new(true),
+            is_aws: endpoint.is_none(),
+            e_tag_style: AtomicU8::new(0),
         }),
     })
 }
@@ -225,7 +235,7 @@ fn wire(endpoint: &str, options: &S3Options) -> Result<Wire, ConnectError> {
     match url.scheme() {
         "https" => Ok(Wire::Private),
         "http" if local => Ok(Wire::Private),
-        "http" if options.sse.customer_key().is_some() => {
+        "http" if options.sse.customer_key().is_some() || !options.read_keys.is_empty() => {
             Err(ConnectError::CustomerKeyOverHttp { endpoint })
         }
         "http" if options.allow_http => Ok(Wire::Open),
@@ -320,7 +330,6 @@ fn is_certificate_bundle(pem: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sse::SecretKey32;
     use super::*;
 
     fn options() -> S3Options {
@@ -342,9 +351,15 @@ mod tests {
             let allowed = S3Options { allow_http: true, ..options() };
             assert_eq!(wire(remote, &allowed).unwrap(), Wire::Open);
             let key = SecretKey32::new(Zeroizing::new([0; 32]));
-            let customer = S3Options { sse: SseMode::Customer { key }, ..allowed };
-            let refused = wire(remote, &customer);
-            assert!(matches!(refused, Err(ConnectError::CustomerKeyOverHttp { .. })), "{remote}");
+            let reads = S3Options { read_keys: vec![key.clone()], ..allowed.clone() };
+            let writes = S3Options { sse: SseMode::Customer { key }, ..allowed };
+            for customer in [reads, writes] {
+                let refused = wire(remote, &customer);
+                assert!(
+                    matches!(refused, Err(ConnectError::CustomerKeyOverHttp { .. })),
+                    "{remote}"
+                );
+            }
         }
         for nonsense in ["", "host", "ftp://host", "http://", "/path"] {
             let refused = wire(nonsense, &options());

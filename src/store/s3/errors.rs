@@ -3,6 +3,8 @@
 //! `classify` is pure; the rest collects facts out of the client's error types. Called by every
 //! operation of the adapter. Source: S3 API Reference, "Error responses".
 
+use super::refusal;
+use super::sse::{SecretKey32, SseMode};
 use crate::store::error::{ErrorClass, StoreError};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
@@ -69,6 +71,76 @@ where
     // The sentence holds the code or the innermost cause; what surrounds it helps only us.
     log::debug!("{action} {path}: {}", DisplayErrorContext(&error));
     to_store_error(verdict, path, sentence(&failure, action, path, hint, &error))
+}
+
+/// As [`from_sdk`] for a write in `mode`: a refusal says what in the way of its encryption may
+/// have caused it.
+pub(super) fn write_from_sdk<E>(
+    error: SdkError<E, HttpResponse>,
+    action: &'static str,
+    path: &str,
+    condition: Condition,
+    mode: &SseMode,
+) -> object_store::Error
+where
+    E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+{
+    let failure = facts(&error);
+    let (verdict, hint) = classify(&failure, condition);
+    let of_mode = refusal::of_write(
+        mode,
+        failure.status,
+        failure.code.as_deref().unwrap_or_default(),
+        failure.message.as_deref().unwrap_or_default(),
+    );
+    log::debug!("{action} {path}: {}", DisplayErrorContext(&error));
+    match of_mode {
+        None => to_store_error(verdict, path, sentence(&failure, action, path, hint, &error)),
+        Some(refusal) => {
+            let sentence = sentence(&failure, action, path, None, &error);
+            let message = format!("{sentence}: {}\nhint: {}", refusal.why, refusal.next);
+            to_store_error(Verdict::Forbidden, path, message)
+        }
+    }
+}
+
+/// As [`from_sdk`] for a read with this customer key, or without one.
+pub(super) fn read_from_sdk<E>(
+    error: SdkError<E, HttpResponse>,
+    action: &'static str,
+    path: &str,
+    key: &Option<SecretKey32>,
+) -> object_store::Error
+where
+    E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+{
+    let failure = facts(&error);
+    let (mut verdict, mut hint) = classify(&failure, Condition::None);
+    // The answer to HEAD has no body, hence no code.
+    let message = failure.message.as_deref().unwrap_or_default();
+    let is_customer = failure.status == Some(400)
+        && (failure.code.is_none() && action == "head"
+            || failure.code.as_deref() == Some("InvalidRequest")
+                && message.to_ascii_lowercase().contains("encryption"));
+    if is_customer && key.is_none() {
+        verdict = Verdict::Forbidden;
+        hint = Some(
+            "the object is encrypted with a customer key (SSE-C): give it with --sse-c-key-file FILE",
+        );
+    } else if key.is_some() && may_be_the_key(&error) {
+        verdict = Verdict::Forbidden;
+        hint = Some(
+            "none of the customer keys given fits: --sse-c-key-file FILE for the volume's, --sse-c-read-key-file FILE for older ones",
+        );
+    }
+    log::debug!("{action} {path}: {}", DisplayErrorContext(&error));
+    to_store_error(verdict, path, sentence(&failure, action, path, hint, &error))
+}
+
+/// Whether a read may have been refused for its customer key, or for want of one: 400 or 403.
+pub(super) fn may_be_the_key<E>(error: &SdkError<E, HttpResponse>) -> bool {
+    let status = error.raw_response().map(|answer| answer.status().as_u16());
+    matches!(error, SdkError::ServiceError(_)) && matches!(status, Some(400 | 403))
 }
 
 /// An error of one object inside a DeleteObjects answer, which has a code and no status.

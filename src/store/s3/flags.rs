@@ -10,6 +10,8 @@ use zeroize::{Zeroize, Zeroizing};
 
 /// Largest customer key file that is looked at, in bytes: 64 hex digits and a line end fit often.
 const KEY_FILE_BYTES_MAX: u64 = 1024;
+/// Tags of one object (S3 User Guide).
+const TAGS_MAX: usize = 10;
 
 /// The values of `--sse`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -35,8 +37,18 @@ pub enum SseKind {
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct SseFlags {
     /// Server-side encryption to ask for on every object (on top of sealing)
+    ///
+    /// `init` remembers it in the volume, and later mounts need not name it. Given to `mount`, it
+    /// holds for that mount only.
     #[arg(long, value_name = "MODE", value_enum, help_heading = "Server-side encryption")]
     pub sse: Option<SseKind>,
+    #[command(flatten)]
+    detail: SseDetailFlags,
+}
+
+/// The flags beside the mode itself.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct SseDetailFlags {
     /// KMS key: id, key ARN, alias/NAME or alias ARN
     #[arg(long, value_name = "KEY", help_heading = "Server-side encryption")]
     pub sse_kms_key_id: Option<String>,
@@ -53,9 +65,51 @@ pub struct SseFlags {
         help_heading = "Server-side encryption"
     )]
     pub sse_bucket_key: Option<bool>,
-    /// File with the 32-byte customer key: raw, 64 hex digits, or base64
+    /// File with the 32-byte customer key: raw, 64 hex digits, or base64. Repeated: the first
+    /// writes, the others read what older keys have encrypted
     #[arg(long, value_name = "FILE", help_heading = "Server-side encryption")]
-    pub sse_c_key_file: Option<PathBuf>,
+    pub sse_c_key_file: Vec<PathBuf>,
+    /// A further customer key to read with, in any mode; may be repeated
+    #[arg(long, value_name = "FILE", help_heading = "Server-side encryption")]
+    pub sse_c_read_key_file: Vec<PathBuf>,
+    /// Tag for every object that is written; may be repeated
+    #[arg(long, value_name = "K=V", help_heading = "Server-side encryption")]
+    pub object_tag: Vec<String>,
+}
+
+/// What the flags ask for. What they leave open, the volume's configuration says.
+#[derive(Clone, Debug, Default)]
+pub struct SseAsk {
+    /// The mode; `None` leaves it to the volume.
+    pub mode: Option<SseMode>,
+    /// The customer key to write with, should the volume's mode be `customer`.
+    pub write_key: Option<SecretKey32>,
+    /// Customer keys to read with.
+    pub read_keys: Vec<SecretKey32>,
+    /// Tags of objects; `None` leaves them to the volume.
+    pub tags: Option<BTreeMap<String, String>>,
+}
+
+impl SseAsk {
+    /// Every customer key given, the writing one first.
+    pub fn keys(&self) -> Vec<SecretKey32> {
+        self.write_key.iter().chain(&self.read_keys).cloned().collect()
+    }
+
+    /// The mode of a volume that does not exist yet. Errors: a key file without `--sse customer`.
+    pub fn for_new_volume(&self) -> Result<SseMode, SseFlagError> {
+        match (&self.mode, &self.write_key) {
+            (Some(mode), _) => Ok(mode.clone()),
+            (None, None) => Ok(SseMode::Default),
+            (None, Some(_)) => Err(SseFlagError::NotCustomer { mode: "default" }),
+        }
+    }
+}
+
+impl From<SseMode> for SseAsk {
+    fn from(mode: SseMode) -> SseAsk {
+        SseAsk { mode: Some(mode), ..SseAsk::default() }
+    }
 }
 
 /// Flags that contradict each other or name something unusable.
@@ -78,7 +132,7 @@ pub enum SseFlagError {
     DsseBucketKey,
     /// A key file without the mode.
     #[error(
-        "--sse-c-key-file has no meaning with --sse {mode}\nhint: add --sse customer, or drop --sse-c-key-file"
+        "--sse-c-key-file has no meaning with --sse {mode}\nhint: add --sse customer; or, to read what a customer key has encrypted, --sse-c-read-key-file"
     )]
     NotCustomer {
         /// The mode given or implied.
@@ -89,20 +143,35 @@ pub enum SseFlagError {
         "--sse customer needs a key\nhint: head -c 32 /dev/urandom > sse.key, then --sse-c-key-file sse.key; keep a copy, nothing can be read without it"
     )]
     NoCustomerKey,
-    /// `--sse-kms-context` is not `key=value`.
-    #[error(
-        "--sse-kms-context {given:?} is not KEY=VALUE\nhint: --sse-kms-context project=archive"
-    )]
-    BadContext {
+    /// An argument is not `key=value`.
+    #[error("{flag} {given:?} is not KEY=VALUE\nhint: {flag} {example}")]
+    NoPair {
+        /// The flag.
+        flag: &'static str,
+        /// An argument it takes.
+        example: &'static str,
         /// The value as typed.
         given: String,
     },
-    /// One context key twice.
-    #[error("--sse-kms-context gives {key:?} twice\nhint: keep one of them")]
-    DuplicateContext {
+    /// One key twice.
+    #[error("{flag} gives {key:?} twice\nhint: keep one of them")]
+    Twice {
+        /// The flag.
+        flag: &'static str,
         /// The key.
         key: String,
     },
+    /// S3 would refuse the tag.
+    #[error(
+        "--object-tag {key:?} cannot be a tag\nhint: up to 128 characters before '=' and 256 behind it: letters, digits, spaces and + - = . _ : / @; not beginning with aws:"
+    )]
+    BadTag {
+        /// Its key.
+        key: String,
+    },
+    /// More than S3 takes.
+    #[error("an object has at most {TAGS_MAX} tags\nhint: drop some --object-tag")]
+    TooManyTags,
     /// The key id is empty.
     #[error("--sse-kms-key-id is empty\nhint: drop it to use the account's aws/s3 key")]
     EmptyKeyId,
@@ -127,7 +196,8 @@ pub enum SseFlagError {
 }
 
 impl SseKind {
-    fn name(self) -> &'static str {
+    /// As it is typed.
+    pub fn name(self) -> &'static str {
         match self {
             SseKind::Default => "default",
             SseKind::Aes256 => "AES256",
@@ -139,37 +209,65 @@ impl SseKind {
 }
 
 impl SseFlags {
-    /// The mode these flags mean; reads the customer key file. Errors: [`SseFlagError`], each a
-    /// sentence with a hint. No flag at all is [`SseMode::Default`].
-    pub fn resolve(&self) -> Result<SseMode, SseFlagError> {
-        let kind = self.sse.unwrap_or(SseKind::Default);
-        if !matches!(kind, SseKind::Kms | SseKind::Dsse)
+    /// What these flags ask for; reads the customer key files. Errors: [`SseFlagError`], each a
+    /// sentence with a hint.
+    pub fn resolve(&self) -> Result<SseAsk, SseFlagError> {
+        self.detail.resolve(self.sse)
+    }
+
+    /// Whether any flag was given.
+    pub fn is_given(&self) -> bool {
+        self.sse.is_some() || self.detail.is_given()
+    }
+}
+
+impl SseDetailFlags {
+    /// What these flags ask for beside a mode; as [`SseFlags::resolve`].
+    pub fn resolve(&self, kind: Option<SseKind>) -> Result<SseAsk, SseFlagError> {
+        let name = kind.unwrap_or(SseKind::Default).name();
+        if !matches!(kind, Some(SseKind::Kms | SseKind::Dsse))
             && let Some(flag) = self.first_kms_flag()
         {
-            return Err(SseFlagError::NotKms { flag, mode: kind.name() });
+            return Err(SseFlagError::NotKms { flag, mode: name });
         }
-        if kind == SseKind::Dsse && self.sse_bucket_key.is_some() {
+        if kind == Some(SseKind::Dsse) && self.sse_bucket_key.is_some() {
             return Err(SseFlagError::DsseBucketKey);
         }
-        if kind != SseKind::Customer && self.sse_c_key_file.is_some() {
-            return Err(SseFlagError::NotCustomer { mode: kind.name() });
+        if !matches!(kind, None | Some(SseKind::Customer)) && !self.sse_c_key_file.is_empty() {
+            return Err(SseFlagError::NotCustomer { mode: name });
         }
         if self.sse_kms_key_id.as_deref().is_some_and(|k| k.trim().is_empty()) {
             return Err(SseFlagError::EmptyKeyId);
         }
         let key_id = self.sse_kms_key_id.as_deref().map(|k| k.trim().to_owned());
-        Ok(match kind {
-            SseKind::Default => SseMode::Default,
-            SseKind::Aes256 => SseMode::S3,
-            SseKind::Kms => {
-                SseMode::Kms { key_id, context: self.context()?, bucket_key: self.sse_bucket_key }
+        let read = |files: &[PathBuf]| -> Result<Vec<SecretKey32>, SseFlagError> {
+            files.iter().map(|file| read_key_file(file)).collect()
+        };
+        let mut keys = read(&self.sse_c_key_file)?.into_iter();
+        let write_key = keys.next();
+        let read_keys = keys.chain(read(&self.sse_c_read_key_file)?).collect();
+        let mode = match kind {
+            None => None,
+            Some(SseKind::Default) => Some(SseMode::Default),
+            Some(SseKind::Aes256) => Some(SseMode::S3),
+            Some(SseKind::Kms) => {
+                let context = self.context()?;
+                Some(SseMode::Kms { key_id, context, bucket_key: self.sse_bucket_key })
             }
-            SseKind::Dsse => SseMode::Dsse { key_id, context: self.context()? },
-            SseKind::Customer => {
-                let path = self.sse_c_key_file.as_deref().ok_or(SseFlagError::NoCustomerKey)?;
-                SseMode::Customer { key: read_key_file(path)? }
+            Some(SseKind::Dsse) => Some(SseMode::Dsse { key_id, context: self.context()? }),
+            Some(SseKind::Customer) => {
+                let key = write_key.clone().ok_or(SseFlagError::NoCustomerKey)?;
+                Some(SseMode::Customer { key })
             }
-        })
+        };
+        Ok(SseAsk { mode, write_key, read_keys, tags: self.tags()? })
+    }
+
+    fn is_given(&self) -> bool {
+        self.first_kms_flag().is_some()
+            || !self.sse_c_key_file.is_empty()
+            || !self.sse_c_read_key_file.is_empty()
+            || !self.object_tag.is_empty()
     }
 
     fn first_kms_flag(&self) -> Option<&'static str> {
@@ -185,18 +283,48 @@ impl SseFlags {
     }
 
     fn context(&self) -> Result<BTreeMap<String, String>, SseFlagError> {
-        let mut context = BTreeMap::new();
-        for pair in &self.sse_kms_context {
-            let (key, value) = pair
-                .split_once('=')
-                .filter(|(key, _)| !key.is_empty())
-                .ok_or_else(|| SseFlagError::BadContext { given: pair.clone() })?;
-            if context.insert(key.to_owned(), value.to_owned()).is_some() {
-                return Err(SseFlagError::DuplicateContext { key: key.to_owned() });
-            }
-        }
-        Ok(context)
+        pairs("--sse-kms-context", "project=archive", &self.sse_kms_context)
     }
+
+    fn tags(&self) -> Result<Option<BTreeMap<String, String>>, SseFlagError> {
+        if self.object_tag.is_empty() {
+            return Ok(None);
+        }
+        let tags = pairs("--object-tag", "project=archive", &self.object_tag)?;
+        match tags.iter().find(|(key, value)| !is_tag(key, value)) {
+            None if tags.len() <= TAGS_MAX => Ok(Some(tags)),
+            None => Err(SseFlagError::TooManyTags),
+            Some((key, _)) => Err(SseFlagError::BadTag { key: key.clone() }),
+        }
+    }
+}
+
+/// What S3 takes as a tag (S3 User Guide, "Categorizing your objects using tags").
+fn is_tag(key: &str, value: &str) -> bool {
+    let usual = |c: char| c.is_alphanumeric() || " +-=._:/@".contains(c);
+    key.chars().count() <= 128
+        && value.chars().count() <= 256
+        && !key.starts_with("aws:")
+        && key.chars().chain(value.chars()).all(usual)
+}
+
+/// `KEY=VALUE` arguments of `flag`, each key once.
+fn pairs(
+    flag: &'static str,
+    example: &'static str,
+    given: &[String],
+) -> Result<BTreeMap<String, String>, SseFlagError> {
+    let mut pairs = BTreeMap::new();
+    for pair in given {
+        let (key, value) = pair
+            .split_once('=')
+            .filter(|(key, _)| !key.is_empty())
+            .ok_or_else(|| SseFlagError::NoPair { flag, example, given: pair.clone() })?;
+        if pairs.insert(key.to_owned(), value.to_owned()).is_some() {
+            return Err(SseFlagError::Twice { flag, key: key.to_owned() });
+        }
+    }
+    Ok(pairs)
 }
 
 fn read_key_file(path: &Path) -> Result<SecretKey32, SseFlagError> {
@@ -253,9 +381,59 @@ mod tests {
         sse: SseFlags,
     }
 
-    fn parse(args: &[&str]) -> Result<SseMode, SseFlagError> {
+    fn ask(args: &[&str]) -> Result<SseAsk, SseFlagError> {
         let args = ["test"].iter().chain(args);
         Cli::try_parse_from(args).expect("the flags themselves are well formed").sse.resolve()
+    }
+
+    fn parse(args: &[&str]) -> Result<SseMode, SseFlagError> {
+        ask(args)?.for_new_volume()
+    }
+
+    #[test]
+    fn the_first_customer_key_writes_and_the_others_read() {
+        // Guards against a rotated key writing on, and against old objects without a key.
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = |byte: u8| {
+            let path = dir.path().join(byte.to_string());
+            std::fs::write(&path, [byte; 32]).expect("writes");
+            path.display().to_string()
+        };
+        let (one, two, three) = (file(1), file(2), file(3));
+        let asked = ask(&[
+            "--sse=customer",
+            "--sse-c-key-file",
+            &two,
+            "--sse-c-key-file",
+            &one,
+            "--sse-c-read-key-file",
+            &three,
+        ])
+        .expect("agree");
+        let key = |byte| SecretKey32::new(Zeroizing::new([byte; 32]));
+        assert_eq!(asked.mode.and_then(|m| m.customer_key().cloned()), Some(key(2)));
+        assert_eq!(asked.read_keys, [key(1), key(3)]);
+        let reads = ask(&["--sse=AES256", "--sse-c-read-key-file", &one]).expect("agree");
+        assert_eq!(reads.read_keys, [key(1)]);
+        assert!(matches!(reads.mode, Some(SseMode::S3)));
+        let open = ask(&["--sse-c-key-file", &one]).expect("the volume says");
+        assert!(open.mode.is_none() && open.write_key == Some(key(1)));
+    }
+
+    #[test]
+    fn tags_that_s3_would_refuse_are_refused_here() {
+        // Guards against a volume whose every upload fails for a tag.
+        let tags = ask(&["--object-tag=a=b c", "--object-tag=d="]).expect("good").tags;
+        assert_eq!(tags.expect("given").len(), 2);
+        let eleven: Vec<_> = (0..11).map(|n| format!("--object-tag=t{n}=v")).collect();
+        let eleven: Vec<_> = eleven.iter().map(String::as_str).collect();
+        let long = format!("--object-tag={}=v", "k".repeat(129));
+        for bad in [&["--object-tag=a"][..], &["--object-tag=aws:a=b"], &["--object-tag=a=b;c"]]
+            .into_iter()
+            .chain([&[&long[..]][..], &eleven])
+        {
+            assert!(ask(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -5,32 +5,37 @@
 //! the crate that names `aws_*`. Used by `stack/`; `sse` and `flags` also by `cli/`.
 
 mod body;
+mod bucket;
 mod client;
+mod encryption;
 mod errors;
 mod flags;
 mod list;
 mod read;
+mod refusal;
 mod sse;
 mod upload;
 mod write;
 
+pub use bucket::{DefaultEncryption, Diagnosis, Ping, Setting, Versioning};
 pub use client::{
     ATTEMPT_TIMEOUT, CONNECT_TIMEOUT, ConnectError, S3Options, StaticCredentials, connect,
 };
-pub use flags::{SseFlagError, SseFlags, SseKind};
+pub use flags::{SseAsk, SseDetailFlags, SseFlagError, SseFlags, SseKind};
 pub use sse::{Applied, SecretKey32, SseMismatch, SseMode};
 
 use async_trait::async_trait;
+use encryption::Encryption;
 use futures::stream::BoxStream;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
-use sse::SseCheck;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU8};
 
 /// A bucket, or what lies below a prefix of it. Clones share connections and state.
 #[derive(Clone)]
@@ -43,22 +48,41 @@ struct Inner {
     bucket: String,
     /// Empty, or ends with a slash.
     prefix: String,
-    sse: SseCheck,
+    encryption: Encryption,
     /// Whether payloads are hashed into the signature; only over plain http to other machines.
     sign_payload: bool,
     /// Cleared by the first server that does not know DeleteObjects.
     batch_delete: AtomicBool,
+    /// Whether it is AWS itself, no other server being named.
+    is_aws: bool,
+    /// How the server wants ETags in the condition of a write; see `write.rs`.
+    e_tag_style: AtomicU8,
 }
 
 impl S3Store {
-    /// The server-side encryption asked for.
-    pub fn sse_mode(&self) -> &SseMode {
-        self.inner.sse.mode()
+    /// The server-side encryption that writes ask for.
+    pub fn sse_mode(&self) -> SseMode {
+        self.inner.encryption.now().mode().clone()
     }
 
     /// The server-side encryption that the last write's answer named; `None` before the first.
     pub fn sse_applied(&self) -> Option<Applied> {
-        self.inner.sse.last_applied()
+        self.inner.encryption.now().last_applied()
+    }
+
+    /// Changes what writes that begin from now on ask for. Reads keep every customer key.
+    pub fn set_sse_mode(&self, mode: SseMode) {
+        self.inner.encryption.set(mode);
+    }
+
+    /// Changes the tags of objects written from now on.
+    pub fn set_object_tags(&self, tags: &BTreeMap<String, String>) {
+        self.inner.encryption.set_tags(tags);
+    }
+
+    /// The customer keys that are known, the writing one first.
+    pub fn customer_keys(&self) -> Vec<SecretKey32> {
+        self.inner.encryption.keys()
     }
 
     /// The bucket's name.
@@ -82,7 +106,7 @@ impl fmt::Display for S3Store {
 
 impl fmt::Debug for S3Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "S3Store({self}, sse: {})", self.inner.sse.mode())
+        write!(f, "S3Store({self}, sse: {})", self.inner.encryption.now().mode())
     }
 }
 

@@ -5,9 +5,12 @@
 //! layer to say. Server-side encryption is compared on writes only: a read never depends on it.
 
 use super::body::CountedBody;
-use super::errors::{Condition, from_sdk, own};
-use super::{Inner, sse};
+use super::errors::{may_be_the_key, own, read_from_sdk};
+use super::{Inner, SecretKey32, sse};
 use crate::store::error::ErrorClass;
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::DateTime;
 use object_store::path::Path;
 use object_store::{
@@ -36,17 +39,16 @@ macro_rules! with_read_options {
 }
 
 impl Inner {
-    /// One GetObject. The body arrives while the returned stream is polled; nothing is buffered.
+    /// One GetObject, or as many as there are customer keys to try. The body arrives while the
+    /// returned stream is polled; nothing is buffered.
     pub(super) async fn get(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         let path = location.as_ref();
         let range = options.range.as_ref().map(|range| range_header(range, path)).transpose()?;
-        let request = self.client.get_object().bucket(&self.bucket).key(self.key(location));
-        let request = with_read_options!(request, options, self.sse.mode().customer_key());
-        let answer = request
-            .set_range(range)
-            .send()
-            .await
-            .map_err(|e| from_sdk(e, "get", path, Condition::None))?;
+        let answer = self.with_fitting_key("get", location, |key| {
+            let request = self.client.get_object().bucket(&self.bucket).key(self.key(location));
+            with_read_options!(request, options, key).set_range(range.clone()).send()
+        });
+        let answer = answer.await?;
 
         let length = content_length(answer.content_length, path)?;
         let (returned, size) = match &options.range {
@@ -71,14 +73,10 @@ impl Inner {
         })
     }
 
-    /// One HeadObject, as a result with an empty body.
+    /// One HeadObject (or more, as for `get`), as a result with an empty body.
     pub(super) async fn head(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        let path = location.as_ref();
-        let request = self.client.head_object().bucket(&self.bucket).key(self.key(location));
-        let request = with_read_options!(request, options, self.sse.mode().customer_key());
-        let answer =
-            request.send().await.map_err(|e| from_sdk(e, "head", path, Condition::None))?;
-        let size = content_length(answer.content_length, path)?;
+        let answer = self.head_object(location, &options).await?;
+        let size = content_length(answer.content_length, location.as_ref())?;
         let meta = ObjectMeta {
             location: location.clone(),
             last_modified: system_time(answer.last_modified.as_ref()).into(),
@@ -93,6 +91,52 @@ impl Inner {
             attributes: Attributes::default(),
             extensions: Default::default(),
         })
+    }
+
+    /// The answer to a HeadObject with the customer key that fits.
+    pub(super) async fn head_object(
+        &self,
+        location: &Path,
+        options: &GetOptions,
+    ) -> Result<HeadObjectOutput> {
+        self.with_fitting_key("head", location, |key| {
+            let request = self.client.head_object().bucket(&self.bucket).key(self.key(location));
+            with_read_options!(request, options, key).send()
+        })
+        .await
+    }
+
+    /// Sends a read with each customer key that may fit, and without one, until the server does
+    /// not refuse it for the key; the first refusal is reported if it refuses all.
+    async fn with_fitting_key<T, E, F>(
+        &self,
+        action: &'static str,
+        location: &Path,
+        send: impl Fn(Option<&SecretKey32>) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = std::result::Result<T, SdkError<E, HttpResponse>>>,
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let candidates = self.encryption.candidates(location.as_ref());
+        let mut refused = None;
+        for candidate in candidates {
+            match send(candidate.as_ref()).await {
+                Ok(answer) => {
+                    self.encryption.opened(location.as_ref(), &candidate);
+                    return Ok(answer);
+                }
+                Err(error) => {
+                    let for_the_key = may_be_the_key(&error);
+                    let error = read_from_sdk(error, action, location.as_ref(), &candidate);
+                    if !for_the_key {
+                        return Err(error);
+                    }
+                    refused.get_or_insert(error);
+                }
+            }
+        }
+        Err(refused.expect("there is always a candidate"))
     }
 }
 

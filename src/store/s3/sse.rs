@@ -8,6 +8,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use md5::{Digest, Md5};
 use parking_lot::Mutex;
+use sha2::Sha256;
 use std::collections::BTreeMap;
 use std::fmt;
 use zeroize::Zeroizing;
@@ -56,6 +57,7 @@ pub enum SseMode {
 pub struct SecretKey32 {
     base64: Zeroizing<String>,
     md5_base64: String,
+    id: String,
 }
 
 impl SecretKey32 {
@@ -64,7 +66,14 @@ impl SecretKey32 {
         SecretKey32 {
             base64: Zeroizing::new(STANDARD.encode(&bytes[..])),
             md5_base64: STANDARD.encode(Md5::digest(&bytes[..])),
+            id: key_id(&bytes),
         }
+    }
+
+    /// What the volume remembers of the key: 16 hex digits of a hash, from which a key of 256
+    /// random bits cannot be found (FORMAT.md "Configuration").
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// The key as `x-amz-server-side-encryption-customer-key` carries it.
@@ -75,6 +84,19 @@ impl SecretKey32 {
     /// The base64 MD5 of the key, by which the service names it in answers. Not a secret.
     pub fn md5_base64(&self) -> &str {
         &self.md5_base64
+    }
+}
+
+fn key_id(bytes: &[u8; 32]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(b"sealfs sse-c key id");
+    hash.update(bytes);
+    hash.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect()
+}
+
+impl PartialEq for SecretKey32 {
+    fn eq(&self, other: &SecretKey32) -> bool {
+        self.id == other.id && self.md5_base64 == other.md5_base64
     }
 }
 
@@ -92,6 +114,17 @@ impl SseMode {
             SseMode::S3 => Some(AES256),
             SseMode::Kms { .. } => Some(AWS_KMS),
             SseMode::Dsse { .. } => Some(AWS_KMS_DSSE),
+        }
+    }
+
+    /// As `--sse` names it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            SseMode::Default => "default",
+            SseMode::Customer { .. } => "customer",
+            SseMode::S3 | SseMode::Kms { .. } | SseMode::Dsse { .. } => {
+                self.algorithm().unwrap_or_default()
+            }
         }
     }
 

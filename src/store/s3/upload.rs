@@ -5,9 +5,9 @@
 //! compared at the create, at every part and at the end.
 
 use super::body::{crc32_header, request_body};
-use super::errors::{Condition, from_sdk, own};
+use super::errors::{Condition, from_sdk, own, write_from_sdk};
 use super::sse::{self, Answer, Applied};
-use super::write::{applied, no_attributes, with_sse};
+use super::write::{applied, check_sse, no_attributes, with_sse};
 use super::{Inner, S3Store};
 use crate::store::error::ErrorClass;
 use async_trait::async_trait;
@@ -67,21 +67,23 @@ impl Inner {
             .bucket(&self.bucket)
             .key(self.key(location))
             .checksum_algorithm(ChecksumAlgorithm::Crc32);
-        let answer = with_sse!(request, self.sse.mode())
+        let sse = self.encryption.now();
+        let answer = with_sse!(request, sse.mode(), self.encryption.tags())
             .send()
             .await
-            .map_err(|e| from_sdk(e, ACTION, path, Condition::None))?;
+            .map_err(|e| write_from_sdk(e, ACTION, path, Condition::None, sse.mode()))?;
         let id = answer.upload_id().unwrap_or_default().to_owned();
         if id.is_empty() {
             let message = format!("{ACTION} {path}: the answer has no upload id");
             return Err(own(ErrorClass::Transport, message));
         }
-        if let Err(mismatch) = self.check_sse(Answer::Whole, applied!(answer), ACTION, path) {
+        if let Err(mismatch) = check_sse(&sse, Answer::Whole, applied!(answer), ACTION, path) {
             if let Err(error) = self.abort_upload(location, &id).await {
                 log::warn!("cannot abort an upload in the wrong encryption mode: {error}");
             }
             return Err(mismatch);
         }
+        self.encryption.begin_upload(&id, sse);
         Ok(id)
     }
 
@@ -111,7 +113,8 @@ impl Inner {
             .checksum_crc32(&checksum)
             .content_length(data.content_length() as i64)
             .body(request_body(data, self.sign_payload));
-        if let Some(key) = self.sse.mode().customer_key() {
+        let sse = self.encryption.of_upload(id);
+        if let Some(key) = sse.mode().customer_key() {
             request = request
                 .sse_customer_algorithm(sse::AES256)
                 .sse_customer_key(key.base64())
@@ -132,7 +135,7 @@ impl Inner {
             customer_algorithm: answer.sse_customer_algorithm().map(str::to_owned),
             customer_key_md5: answer.sse_customer_key_md5().map(str::to_owned),
         };
-        self.check_sse(Answer::Part, applied, ACTION, path)?;
+        check_sse(&sse, Answer::Part, applied, ACTION, path)?;
         let e_tag = answer.e_tag().ok_or_else(|| {
             own(ErrorClass::Transport, format!("{ACTION} {path}: the answer has no ETag"))
         })?;
@@ -176,7 +179,8 @@ impl Inner {
             bucket_key: answer.bucket_key_enabled(),
             ..Applied::default()
         };
-        self.check_sse(Answer::Part, applied, ACTION, path)?;
+        check_sse(&self.encryption.of_upload(id), Answer::Part, applied, ACTION, path)?;
+        self.encryption.end_upload(id);
         Ok(PutResult {
             e_tag: answer.e_tag,
             version: answer.version_id,
@@ -193,6 +197,7 @@ impl Inner {
             .key(self.key(location))
             .upload_id(id);
         let aborted = request.send().await;
+        self.encryption.end_upload(id);
         let failed = |e| from_sdk(e, "abort the upload of", location.as_ref(), Condition::None);
         aborted.map(drop).map_err(failed)
     }

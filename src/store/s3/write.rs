@@ -3,11 +3,11 @@
 //! Every write asks for the mount's server-side encryption and compares the answer. A create
 //! whose answer names another mode is taken back; an overwrite cannot be, and is only reported.
 
+use super::Inner;
 use super::body::{crc32_header, request_body};
-use super::errors::{Condition, from_code, from_sdk, is_unsupported, own};
+use super::errors::{Condition, from_code, from_sdk, is_unsupported, own, write_from_sdk};
 use super::read::quoted;
-use super::sse::{self, Answer, Applied};
-use super::{Inner, sse::SseMode};
+use super::sse::{self, Answer, Applied, SseCheck, SseMode};
 use crate::store::error::{self as store_error, ErrorClass};
 use aws_sdk_s3::types::{Delete, ObjectIdentifier, ServerSideEncryption};
 use futures::StreamExt;
@@ -27,11 +27,20 @@ const COPY_CREATE_MAX: u64 = 64 << 20;
 /// Parallel DeleteObject requests where DeleteObjects is not known.
 const DELETE_PARALLEL_MAX: usize = 16;
 
-/// Puts the mode on a request that creates an object.
+/// How a server wants ETags in `If-Match` of a write. Ceph before Squid compares the header with
+/// the bare tag, so that a quoted one, as HTTP has it, never matches.
+mod e_tag_style {
+    pub const UNKNOWN: u8 = 0;
+    pub const QUOTED: u8 = 1;
+    pub const BARE: u8 = 2;
+}
+
+/// Puts the mode and the tags on a request that creates an object.
 macro_rules! with_sse {
-    ($request:expr, $mode:expr) => {{
+    ($request:expr, $mode:expr, $tags:expr) => {{
         let mode: &$crate::store::s3::SseMode = $mode;
         let mut request = $request
+            .set_tagging($tags)
             .set_server_side_encryption(mode.algorithm().map(ServerSideEncryption::from))
             .set_ssekms_key_id(mode.key_id().map(str::to_owned))
             .set_ssekms_encryption_context(mode.context_header())
@@ -62,6 +71,41 @@ macro_rules! applied {
 }
 pub(super) use applied;
 
+/// Puts the customer key of the object that is copied on a copy.
+macro_rules! with_source_key {
+    ($request:expr, $key:expr) => {{
+        let key: &$crate::store::s3::SecretKey32 = $key;
+        $request
+            .copy_source_sse_customer_algorithm(sse::AES256)
+            .copy_source_sse_customer_key(key.base64())
+            .copy_source_sse_customer_key_md5(key.md5_base64())
+    }};
+}
+pub(super) use with_source_key;
+
+/// The condition of a write, as its headers carry it.
+enum If {
+    Any,
+    Absent,
+    Matches(String),
+}
+
+/// Compares what an answer says was applied with what was asked.
+pub(super) fn check_sse(
+    sse: &SseCheck,
+    answer: Answer,
+    applied: Applied,
+    action: &str,
+    path: &str,
+) -> Result<()> {
+    sse.check(answer, applied).map_err(|mismatch| {
+        let message = format!(
+            "{action} {path}: {mismatch}\nhint: this server does not apply the mode; choose another --sse, or see what the bucket does: sealfs doctor STORE"
+        );
+        own(ErrorClass::SseMismatch, message)
+    })
+}
+
 impl Inner {
     /// One PutObject, conditional as `opts.mode` says. Attributes are refused, tags ignored.
     pub(super) async fn put(
@@ -70,10 +114,66 @@ impl Inner {
         payload: PutPayload,
         opts: PutOptions,
     ) -> Result<PutResult> {
-        let path = location.as_ref();
         if !opts.attributes.is_empty() {
             return Err(no_attributes());
         }
+        let e_tag = match opts.mode {
+            PutMode::Overwrite => return self.put_if(location, payload, If::Any).await,
+            PutMode::Create => return self.put_if(location, payload, If::Absent).await,
+            PutMode::Update(version) => version.e_tag.ok_or_else(|| {
+                own(ErrorClass::Other, format!("update {location}: the version has no ETag"))
+            })?,
+        };
+        let style = self.e_tag_style.load(Ordering::Relaxed);
+        if style == e_tag_style::BARE {
+            return self.put_if(location, payload, If::Matches(bare(&e_tag))).await;
+        }
+        let first = self.put_if(location, payload.clone(), If::Matches(quoted(&e_tag))).await;
+        match first {
+            Ok(_) => {
+                self.e_tag_style.store(e_tag_style::QUOTED, Ordering::Relaxed);
+                first
+            }
+            // Asked again in the other style only until one has worked. The probe at mount is
+            // the first to ask, and it refuses a server that takes a stale tag in that style.
+            Err(Error::Precondition { .. }) if style == e_tag_style::UNKNOWN => {
+                let again = self.put_if(location, payload, If::Matches(bare(&e_tag))).await?;
+                log::info!("{} wants ETags without quotes in If-Match", self.bucket);
+                self.e_tag_style.store(e_tag_style::BARE, Ordering::Relaxed);
+                Ok(again)
+            }
+            Err(_) => first,
+        }
+    }
+
+    async fn put_if(&self, location: &Path, payload: PutPayload, when: If) -> Result<PutResult> {
+        self.put_in(&self.encryption.now(), location, payload, when).await
+    }
+
+    /// Puts and removes an object in `mode`: whether this server and these credentials can.
+    pub(super) async fn try_mode(&self, mode: &SseMode) -> Result<()> {
+        let sse = SseCheck::new(mode.clone());
+        let mut random = [0u8; 16];
+        getrandom::fill(&mut random)
+            .map_err(|e| own(ErrorClass::Other, format!("no random bytes: {e}")))?;
+        let hex: String = random.iter().map(|b| format!("{b:02x}")).collect();
+        let location = Path::from_iter(["probe", &hex]);
+        let put = self.put_in(&sse, &location, "canary".into(), If::Any).await;
+        if put.is_ok() || matches!(&put, Err(e) if store_error::class(e) == ErrorClass::SseMismatch)
+        {
+            self.take_back(&location).await;
+        }
+        put.map(drop)
+    }
+
+    async fn put_in(
+        &self,
+        sse: &SseCheck,
+        location: &Path,
+        payload: PutPayload,
+        when: If,
+    ) -> Result<PutResult> {
+        let path = location.as_ref();
         let request = self
             .client
             .put_object()
@@ -82,24 +182,22 @@ impl Inner {
             .checksum_crc32(crc32_header(&payload))
             .content_length(payload.content_length() as i64)
             .body(request_body(payload, self.sign_payload));
-        let (request, condition) = match opts.mode {
-            PutMode::Overwrite => (request, Condition::None),
-            PutMode::Create => (request.if_none_match("*"), Condition::Create),
-            PutMode::Update(version) => {
-                let e_tag = version.e_tag.ok_or_else(|| {
-                    own(ErrorClass::Other, format!("update {path}: the version has no ETag"))
-                })?;
-                (request.if_match(quoted(&e_tag)), Condition::Update)
-            }
+        let (request, condition) = match when {
+            If::Any => (request, Condition::None),
+            If::Absent => (request.if_none_match("*"), Condition::Create),
+            If::Matches(e_tag) => (request.if_match(e_tag), Condition::Update),
         };
-        let request = with_sse!(request, self.sse.mode()).customize();
+        let request = with_sse!(request, sse.mode(), self.encryption.tags()).customize();
         let request = match self.sign_payload {
             true => request,
             false => request.disable_payload_signing(),
         };
-        let answer = request.send().await.map_err(|e| from_sdk(e, "put", path, condition))?;
+        let answer = request
+            .send()
+            .await
+            .map_err(|e| write_from_sdk(e, "put", path, condition, sse.mode()))?;
 
-        let checked = self.check_sse(Answer::Whole, applied!(answer), "put", path);
+        let checked = check_sse(sse, Answer::Whole, applied!(answer), "put", path);
         if checked.is_err() && condition == Condition::Create {
             self.take_back(location).await;
         }
@@ -125,44 +223,36 @@ impl Inner {
             let created = self.put(to, contents.into(), PutMode::Create.into());
             return created.await.map(drop);
         }
-        let source = format!("{}/{}", self.bucket, percent_encoded(&self.key(from)));
-        let request =
-            self.client.copy_object().bucket(&self.bucket).key(self.key(to)).copy_source(source);
-        let mut request = with_sse!(request, self.sse.mode());
-        if let SseMode::Customer { key } = self.sse.mode() {
-            request = request
-                .copy_source_sse_customer_algorithm(sse::AES256)
-                .copy_source_sse_customer_key(key.base64())
-                .copy_source_sse_customer_key_md5(key.md5_base64());
+        let sse = self.encryption.now();
+        let request = self
+            .client
+            .copy_object()
+            .bucket(&self.bucket)
+            .key(self.key(to))
+            .copy_source(self.copy_source(from));
+        let mut request = with_sse!(request, sse.mode(), self.encryption.tags());
+        if let SseMode::Customer { key } = sse.mode() {
+            request = with_source_key!(request, key);
         }
         let answer = request
             .send()
             .await
-            .map_err(|e| from_sdk(e, "copy", from.as_ref(), Condition::None))?;
-        self.check_sse(Answer::Whole, applied!(answer), "copy to", to.as_ref())
+            .map_err(|e| write_from_sdk(e, "copy", from.as_ref(), Condition::None, sse.mode()))?;
+        check_sse(&sse, Answer::Whole, applied!(answer), "copy to", to.as_ref())
     }
 
-    /// Compares what an answer says was applied with the mode of the mount.
-    pub(super) fn check_sse(
-        &self,
-        answer: Answer,
-        applied: Applied,
-        action: &str,
-        path: &str,
-    ) -> Result<()> {
-        self.sse.check(answer, applied).map_err(|mismatch| {
-            let message = format!(
-                "{action} {path}: {mismatch}\nhint: this server does not apply the mode; check --sse and the bucket's policy"
-            );
-            own(ErrorClass::SseMismatch, message)
-        })
+    /// `x-amz-copy-source` of an object.
+    pub(super) fn copy_source(&self, from: &Path) -> String {
+        format!("{}/{}", self.bucket, percent_encoded(&self.key(from)))
     }
 
     /// Removes an object that this call created in the wrong mode, so that its name is free when
     /// the write is tried again. A failure is only logged: the write's own error is the report.
     async fn take_back(&self, location: &Path) {
         if let Err(error) = self.delete_one(location).await {
-            log::warn!("cannot remove {location}, written in the wrong encryption mode: {error}");
+            log::warn!(
+                "cannot remove {location}, a canary or in the wrong encryption mode: {error}"
+            );
         }
     }
 
@@ -266,6 +356,11 @@ pub(super) fn delete_stream(
         })
         .flatten()
         .boxed()
+}
+
+/// An ETag without its quotes.
+fn bare(e_tag: &str) -> String {
+    e_tag.trim_matches('"').to_owned()
 }
 
 /// Attributes have no place below the sealed layer, which has none to store.

@@ -1,0 +1,401 @@
+//! The settings of a bucket: read by `doctor`, and set by `doctor --fix` and `init
+//! --create-bucket`; and what of them makes the server refuse a mode of encryption.
+//!
+//! One request per call. A setting that cannot be read says why, which is an answer too.
+
+use super::S3Store;
+use super::errors::{Condition, from_sdk, own};
+use super::refusal::UNBLOCK_SSE_C;
+use super::sse::{self, SseMode};
+use crate::store::error::ErrorClass;
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextRef;
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
+use aws_sdk_s3::types::{
+    BlockedEncryptionTypes, BucketLocationConstraint, BucketVersioningStatus,
+    CreateBucketConfiguration, EncryptionType, PublicAccessBlockConfiguration,
+    ServerSideEncryption, ServerSideEncryptionByDefault, ServerSideEncryptionConfiguration,
+    ServerSideEncryptionRule, VersioningConfiguration,
+};
+use object_store::Result;
+use parking_lot::Mutex;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// A setting as the server tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Setting<T> {
+    /// It is set to this.
+    Is(T),
+    /// It is not set.
+    Absent,
+    /// These credentials may not read it; the answer.
+    Denied(String),
+    /// This server does not know it.
+    Unknown,
+    /// The question failed; the sentence.
+    Failed(String),
+}
+
+/// The default encryption of a bucket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DefaultEncryption {
+    /// `AES256`, `aws:kms` or `aws:kms:dsse`.
+    pub algorithm: String,
+    /// The KMS key, where one is named.
+    pub kms_key: Option<String>,
+    /// Whether bucket keys are on.
+    pub bucket_key: bool,
+    /// Whether writes with SSE-C are blocked; `None` where the answer does not say.
+    pub blocks_customer: Option<bool>,
+}
+
+impl fmt::Display for DefaultEncryption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.algorithm)?;
+        if let Some(key) = &self.kms_key {
+            write!(f, ", key {key}")?;
+        }
+        if self.bucket_key {
+            f.write_str(", with bucket keys")?;
+        }
+        Ok(())
+    }
+}
+
+/// Versioning of a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Versioning {
+    /// Every overwrite and delete keeps the old version.
+    Enabled,
+    /// Was enabled; old versions are still there.
+    Suspended,
+    /// Never was.
+    Off,
+}
+
+/// What is in the way of a write, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnosis {
+    /// A sentence.
+    pub why: String,
+    /// The next command or setting.
+    pub next: String,
+}
+
+/// How a request to the server went.
+#[derive(Clone, Copy, Debug)]
+pub struct Ping {
+    /// Time from request to answer.
+    pub took: Duration,
+    /// The server's clock minus this machine's, in seconds; `None` if it sends no date.
+    pub clock_skew_secs: Option<i64>,
+}
+
+/// The setting out of an answer; `absent` are the codes that say it is not set.
+fn setting<T, O, E>(
+    answer: std::result::Result<O, SdkError<E, HttpResponse>>,
+    what: &'static str,
+    absent: &[&str],
+    read: impl FnOnce(O) -> Option<T>,
+) -> Setting<T>
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let error = match answer {
+        Ok(output) => return read(output).map_or(Setting::Absent, Setting::Is),
+        Err(error) => error,
+    };
+    let code = error.code().unwrap_or_default().to_owned();
+    let status = error.raw_response().map(|r| r.status().as_u16());
+    if absent.contains(&code.as_str()) {
+        return Setting::Absent;
+    }
+    match status {
+        Some(405 | 501) => Setting::Unknown,
+        _ if matches!(code.as_str(), "NotImplemented" | "MethodNotAllowed") => Setting::Unknown,
+        Some(401 | 403) => Setting::Denied(code),
+        _ => {
+            let text = from_sdk(error, "get", what, Condition::None).to_string();
+            Setting::Failed(text.split("\nhint: ").next().unwrap_or_default().to_owned())
+        }
+    }
+}
+
+impl S3Store {
+    /// The prefix below which everything lies: empty, or ending with a slash.
+    pub fn prefix(&self) -> &str {
+        &self.inner.prefix
+    }
+
+    /// The bucket's default encryption, and whether it blocks SSE-C.
+    pub async fn default_encryption(&self) -> Setting<DefaultEncryption> {
+        let inner = &self.inner;
+        let answer = inner.client.get_bucket_encryption().bucket(&inner.bucket).send().await;
+        let absent = ["ServerSideEncryptionConfigurationNotFoundError"];
+        setting(answer, "the default encryption", &absent, |output| {
+            let rule = output.server_side_encryption_configuration()?.rules().first()?.clone();
+            let default = rule.apply_server_side_encryption_by_default();
+            let blocked = rule.blocked_encryption_types().map(|b| b.encryption_type());
+            Some(DefaultEncryption {
+                algorithm: default.map(|d| d.sse_algorithm().as_str()).unwrap_or("AES256").into(),
+                kms_key: default.and_then(|d| d.kms_master_key_id()).map(str::to_owned),
+                bucket_key: rule.bucket_key_enabled().unwrap_or(false),
+                blocks_customer: blocked.map(|all| all.contains(&EncryptionType::SseC)),
+            })
+        })
+    }
+
+    /// Sets the bucket's default encryption to `mode` (for SSE-C, which cannot be a default, to
+    /// `AES256`), with SSE-C blocked unless it is the mode.
+    pub async fn put_default_encryption(&self, mode: &SseMode) -> Result<()> {
+        let algorithm = mode.algorithm().unwrap_or(sse::AES256);
+        let default = ServerSideEncryptionByDefault::builder()
+            .sse_algorithm(ServerSideEncryption::from(algorithm))
+            .set_kms_master_key_id(mode.key_id().map(str::to_owned))
+            .build()
+            .expect("the algorithm is set");
+        let blocked = match mode {
+            SseMode::Customer { .. } => EncryptionType::None,
+            _ => EncryptionType::SseC,
+        };
+        let rule = ServerSideEncryptionRule::builder()
+            .apply_server_side_encryption_by_default(default)
+            .set_bucket_key_enabled(mode.bucket_key())
+            .blocked_encryption_types(
+                BlockedEncryptionTypes::builder().encryption_type(blocked).build(),
+            )
+            .build();
+        let rules = ServerSideEncryptionConfiguration::builder()
+            .rules(rule)
+            .build()
+            .expect("there is a rule");
+        let inner = &self.inner;
+        inner
+            .client
+            .put_bucket_encryption()
+            .bucket(&inner.bucket)
+            .server_side_encryption_configuration(rules)
+            .send()
+            .await
+            .map(drop)
+            .map_err(|e| from_sdk(e, "set", "the default encryption", Condition::None))
+    }
+
+    /// Whether all four public access blocks are on.
+    pub async fn public_access_block(&self) -> Setting<bool> {
+        let inner = &self.inner;
+        let answer = inner.client.get_public_access_block().bucket(&inner.bucket).send().await;
+        setting(answer, "public access", &["NoSuchPublicAccessBlockConfiguration"], |output| {
+            let block = output.public_access_block_configuration()?;
+            let all = [
+                block.block_public_acls(),
+                block.ignore_public_acls(),
+                block.block_public_policy(),
+                block.restrict_public_buckets(),
+            ];
+            Some(all.iter().all(|on| *on == Some(true)))
+        })
+    }
+
+    /// Turns all four public access blocks on.
+    pub async fn put_public_access_block(&self) -> Result<()> {
+        let all = PublicAccessBlockConfiguration::builder()
+            .block_public_acls(true)
+            .ignore_public_acls(true)
+            .block_public_policy(true)
+            .restrict_public_buckets(true)
+            .build();
+        let inner = &self.inner;
+        let put = inner.client.put_public_access_block().bucket(&inner.bucket);
+        put.public_access_block_configuration(all)
+            .send()
+            .await
+            .map(drop)
+            .map_err(|e| from_sdk(e, "block", "public access", Condition::None))
+    }
+
+    /// Versioning of the bucket.
+    pub async fn versioning(&self) -> Setting<Versioning> {
+        let inner = &self.inner;
+        let answer = inner.client.get_bucket_versioning().bucket(&inner.bucket).send().await;
+        setting(answer, "versioning", &[], |output| {
+            Some(match output.status() {
+                Some(BucketVersioningStatus::Enabled) => Versioning::Enabled,
+                Some(BucketVersioningStatus::Suspended) => Versioning::Suspended,
+                _ => Versioning::Off,
+            })
+        })
+    }
+
+    /// Turns versioning on.
+    pub async fn put_versioning(&self) -> Result<()> {
+        let on = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
+        let inner = &self.inner;
+        let put = inner.client.put_bucket_versioning().bucket(&inner.bucket);
+        put.versioning_configuration(on)
+            .send()
+            .await
+            .map(drop)
+            .map_err(|e| from_sdk(e, "enable", "versioning", Condition::None))
+    }
+
+    /// The default retention of Object Lock in words, where Object Lock is enabled.
+    pub async fn object_lock(&self) -> Setting<String> {
+        let inner = &self.inner;
+        let answer = inner.client.get_object_lock_configuration().bucket(&inner.bucket).send();
+        let absent = ["ObjectLockConfigurationNotFoundError", "ObjectLockConfigurationNotFound"];
+        setting(answer.await, "object lock", &absent, |output| {
+            let lock = output.object_lock_configuration()?;
+            lock.object_lock_enabled()?;
+            let retention = lock.rule().and_then(|rule| rule.default_retention());
+            Some(match retention {
+                None => "no default retention".into(),
+                Some(r) => {
+                    let mode = r.mode().map(|m| m.as_str().to_owned()).unwrap_or_default();
+                    match (r.days(), r.years()) {
+                        (Some(days), _) => format!("{mode} for {days} days"),
+                        (_, Some(years)) => format!("{mode} for {years} years"),
+                        _ => mode,
+                    }
+                }
+            })
+        })
+    }
+
+    /// The bucket's policy, a JSON text.
+    pub async fn policy(&self) -> Setting<String> {
+        let inner = &self.inner;
+        let answer = inner.client.get_bucket_policy().bucket(&inner.bucket).send().await;
+        setting(answer, "the policy", &["NoSuchBucketPolicy", "NoSuchPolicy"], |output| {
+            output.policy().map(str::to_owned)
+        })
+    }
+
+    /// Replaces the bucket's policy.
+    pub async fn put_policy(&self, policy: &str) -> Result<()> {
+        let inner = &self.inner;
+        let put = inner.client.put_bucket_policy().bucket(&inner.bucket).policy(policy);
+        put.send().await.map(drop).map_err(|e| from_sdk(e, "set", "the policy", Condition::None))
+    }
+
+    /// Creates the bucket in the region that requests are signed for. Errors: it exists already
+    /// (`AlreadyExists`), or what the server says.
+    pub async fn create_bucket(&self) -> Result<()> {
+        let inner = &self.inner;
+        let region = inner.client.config().region().map(|r| r.as_ref().to_owned());
+        let elsewhere = region.filter(|region| region != "us-east-1" && inner.is_aws);
+        let place = elsewhere.map(|region| {
+            CreateBucketConfiguration::builder()
+                .location_constraint(BucketLocationConstraint::from(region.as_str()))
+                .build()
+        });
+        let create = inner.client.create_bucket().bucket(&inner.bucket);
+        let answer = create.set_create_bucket_configuration(place).send().await;
+        answer.map(drop).map_err(|e| match e.code() {
+            Some("BucketAlreadyOwnedByYou") => own(
+                ErrorClass::AlreadyExists,
+                format!("bucket {} is there already, and yours", inner.bucket),
+            ),
+            Some("BucketAlreadyExists") => own(
+                ErrorClass::Auth,
+                format!(
+                    "bucket {} belongs to somebody else\nhint: choose another name",
+                    inner.bucket
+                ),
+            ),
+            _ => from_sdk(e, "create", "the bucket", Condition::None),
+        })
+    }
+
+    /// One HeadBucket: how long it takes, and what the server's clock says.
+    pub async fn ping(&self) -> Result<Ping> {
+        let date = ServerDate::default();
+        let begun = Instant::now();
+        let answer = self
+            .inner
+            .client
+            .head_bucket()
+            .bucket(&self.inner.bucket)
+            .customize()
+            .interceptor(date.clone())
+            .send()
+            .await;
+        let took = begun.elapsed();
+        answer.map_err(|e| from_sdk(e, "head", "the bucket", Condition::None))?;
+        let clock_skew_secs = *date.0.lock();
+        Ok(Ping { took, clock_skew_secs })
+    }
+
+    /// What of the bucket's settings makes the server refuse the mode of writes, as far as a few
+    /// more requests can tell. Leaves nothing behind.
+    pub async fn why_refused(&self) -> Option<Diagnosis> {
+        let mode = self.sse_mode();
+        if matches!(mode, SseMode::Customer { .. })
+            && let Setting::Is(default) = self.default_encryption().await
+            && default.blocks_customer == Some(true)
+        {
+            return Some(Diagnosis {
+                why: format!(
+                    "the encryption settings of bucket {} block SSE-C (BlockedEncryptionTypes)",
+                    self.bucket()
+                ),
+                next: UNBLOCK_SSE_C.into(),
+            });
+        }
+        let kms = SseMode::Kms { key_id: None, context: Default::default(), bucket_key: None };
+        let mut accepted = Vec::new();
+        for other in [SseMode::Default, SseMode::S3, kms] {
+            if other.name() != mode.name() && self.inner.try_mode(&other).await.is_ok() {
+                accepted.push(other.name());
+            }
+        }
+        let first = *accepted.first()?;
+        let asked = match mode.name() {
+            "default" => "without --sse".to_owned(),
+            name => format!("with --sse {name}"),
+        };
+        Some(Diagnosis {
+            why: format!(
+                "the bucket does not accept objects {asked}, but it does with --sse {}",
+                accepted.join(" and --sse ")
+            ),
+            next: match mode {
+                SseMode::Kms { .. } | SseMode::Dsse { .. } => format!(
+                    "check that the key exists, is enabled, and that these credentials have \
+                     kms:GenerateDataKey and kms:Decrypt on it; or use --sse {first}"
+                ),
+                SseMode::Customer { .. } => UNBLOCK_SSE_C.into(),
+                SseMode::Default | SseMode::S3 => {
+                    format!("a policy requires another mode: use --sse {first}, or change it")
+                }
+            },
+        })
+    }
+}
+
+/// Takes the server's clock from the date of an answer, as seconds ahead of this machine's.
+#[derive(Clone, Debug, Default)]
+struct ServerDate(Arc<Mutex<Option<i64>>>);
+
+impl Intercept for ServerDate {
+    fn name(&self) -> &'static str {
+        "ServerDate"
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> std::result::Result<(), BoxError> {
+        let date = context.response().headers().get("date");
+        let date = date.and_then(|text| DateTime::from_str(text, DateTimeFormat::HttpDate).ok());
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        *self.0.lock() = date.map(|date| date.secs() - now.as_secs() as i64);
+        Ok(())
+    }
+}
