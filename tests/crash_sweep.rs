@@ -239,17 +239,26 @@ fn pattern(n: usize, len: usize) -> Vec<u8> {
     (0..len).map(|i| ((i / 3 + n * 17) % 251) as u8 + 1).collect()
 }
 
-/// The tree after 0, 1, 2 … steps, as `look` sees it.
-fn history() -> Vec<Tree> {
+/// The states that the volume goes through, as `look` sees them, and how many steps each has
+/// whole: writing a new file makes it, and then fills it.
+fn history() -> Vec<(usize, Tree)> {
     let (mut tree, mut links) = (Tree::new(), BTreeMap::new());
-    let mut all = vec![tree.clone()];
+    let seen = |tree: &Tree, links: &BTreeMap<String, String>| {
+        let linked = links.iter().map(|(name, first)| (name.clone(), tree[first].clone()));
+        tree.clone().into_iter().chain(linked).collect::<Tree>()
+    };
+    let mut all = vec![(0, tree.clone())];
     for (n, step) in WORK.iter().enumerate() {
-        apply(&mut tree, &mut links, n, *step);
-        let mut seen = tree.clone();
-        for (name, first) in &links {
-            seen.insert(name.clone(), tree[first].clone());
+        if let Write(path, ..) = step
+            && !tree.contains_key(*path)
+            && !links.contains_key(*path)
+        {
+            let mut made = seen(&tree, &links);
+            made.insert((*path).into(), Some(Vec::new()));
+            all.push((n, made));
         }
-        all.push(seen);
+        apply(&mut tree, &mut links, n, *step);
+        all.push((n + 1, seen(&tree, &links)));
     }
     all
 }
@@ -356,16 +365,16 @@ async fn work(m: &Mounted) -> Reached {
     reached
 }
 
-/// Which state of history this is; several may be the same.
-fn when(history: &[Tree], seen: &Tree, from: usize, what: &str) -> usize {
-    match history[from..].iter().position(|tree| tree == seen) {
-        Some(n) => from + n,
+/// Which state of history this is, of those with `from` steps or more; several may be the same.
+fn when(history: &[(usize, Tree)], seen: &Tree, from: usize, what: &str) -> usize {
+    let of = |least: usize| history.iter().find(|(n, tree)| *n >= least && tree == seen);
+    match of(from) {
+        Some((n, _)) => *n,
         None => {
-            let before = history.iter().position(|tree| tree == seen);
-            let brief = |t: &Tree| -> Vec<_> {
-                t.iter().map(|(p, b)| (p.clone(), b.as_ref().map(Vec::len))).collect()
-            };
-            panic!("{what}: not a state from {from} on; as of {before:?}: {:?}", brief(seen))
+            let before = of(0).map(|(n, _)| n);
+            let brief: Vec<_> =
+                seen.iter().map(|(p, b)| (p.clone(), b.as_ref().map(Vec::len))).collect();
+            panic!("{what}: not a state from {from} on; as of {before:?}: {brief:?}")
         }
     }
 }
@@ -387,7 +396,7 @@ async fn mounted(bench: &Bench, disk: Option<&SimDisk>) -> std::result::Result<M
 }
 
 /// Whatever the bucket holds is one state of history, to another machine too.
-async fn check_bucket(bucket: &Arc<InMemory>, history: &[Tree], from: usize, what: &str) {
+async fn check_bucket(bucket: &Arc<InMemory>, history: &[(usize, Tree)], from: usize, what: &str) {
     let store: Arc<dyn ObjectStore> = Arc::new(bucket.fork());
     let elsewhere = Bench { store, local: tempfile::tempdir().expect("tempdir") };
     let report = elsewhere.fsck(|_| {}).await;

@@ -316,7 +316,8 @@ impl Run<'_> {
                 break;
             }
             self.progress.begin("repairing");
-            let repair = repair::Repair::new(mounted, &kv, &self.volume.keys);
+            let repair =
+                repair::Repair::new(mounted, &kv, &*self.volume.layers.retry, &self.volume.keys);
             let done = repair.round(&look.report.findings, &look.segments, &look.objects).await;
             let _ = kv.close(false).await; // a reader: there is nothing to lose
             let done = done?;
