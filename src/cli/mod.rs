@@ -9,6 +9,7 @@ mod client;
 mod daemon;
 mod demo;
 mod dirs;
+mod doctor;
 mod exit;
 mod init;
 mod logging;
@@ -50,6 +51,8 @@ enum Command {
     Sync(sync::SyncArgs),
     /// Show how a mount is
     Status(status::StatusArgs),
+    /// Check whether a bucket and this machine are fit for a volume
+    Doctor(Box<doctor::DoctorArgs>),
     /// Audit or change the server-side encryption of a volume
     Sse(sse::SseArgs),
     /// Make and mount a volume in a local directory, to look around
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::run(args),
         Command::Sync(args) => sync::run(args),
         Command::Status(args) => status::run(args),
+        Command::Doctor(args) => doctor::run(*args),
         Command::Sse(args) => sse::run(args),
         Command::Demo(args) => demo::run(args),
     };
