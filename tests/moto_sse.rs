@@ -104,7 +104,7 @@ fn every_mode_that_moto_applies_works_on_every_request() {
             assert_eq!(store.sse_applied().expect("said").mode_name(), mode.name());
             let next = &modes[(n + 1) % modes.len()];
             let store = store_on(&moto.remote(), &prefix, next.clone()).await;
-            reencrypt_all(&store).await.unwrap_or_else(|e| panic!("{mode} to {next}: {e}"));
+            reencrypt_all(&store, false).await.unwrap_or_else(|e| panic!("{mode} to {next}: {e}"));
         });
     }
 }

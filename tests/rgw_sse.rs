@@ -51,7 +51,7 @@ fn radosgw_encrypts_as_asked_or_is_found_out() {
         let refused = exercise(&sse_s3).await.expect_err("accepted, and not applied");
         assert_eq!(class(&refused), ErrorClass::SseMismatch, "{refused}");
         let store = store_on(&remote, "mode-2", modes[3].clone()).await;
-        reencrypt_all(&store).await.unwrap_or_else(|e| panic!("from key to key: {e}"));
+        reencrypt_all(&store, true).await.unwrap_or_else(|e| panic!("from key to key: {e}"));
     });
 
     let v = Volume::bare_on(Some(remote));

@@ -161,7 +161,7 @@ async fn every_object_can_be_brought_from_any_mode_into_any_other() {
             let options =
                 S3Options { sse: to.clone(), read_keys, ..s3_options(&server.endpoint()) };
             let store = connect(options).await.expect("good options");
-            let done = reencrypt_all(&store).await;
+            let done = reencrypt_all(&store, true).await;
             done.unwrap_or_else(|e| panic!("from {from} to {to}: {e}"));
             assert_eq!(server.open_uploads(), 0);
         }

@@ -20,7 +20,7 @@ use super::open::Opened;
 use super::{StackError, StoreOptions};
 use crate::seal::Secret;
 use crate::store::s3::{DefaultEncryption, S3Store, Setting, SseMode, Versioning};
-use crate::store::{ErrorClass, class, probe};
+use crate::store::{ErrorClass, ProbeError, class, probe, sentence};
 
 /// Bytes that throughput is measured with.
 const TRIAL_BYTES: usize = 8 << 20;
@@ -115,10 +115,11 @@ pub async fn examine(options: &DoctorOptions) -> Result<Vec<Finding>, StackError
         if choice.mode.name() != s3.sse_mode().name() {
             s3.set_sse_mode(choice.mode.clone());
         }
-        if connection(&mut report, s3).await {
-            settings(&mut report, s3, &choice.mode, options.fix).await;
-            permissions(&mut report, s3).await;
+        if !connection(&mut report, s3).await {
+            return Ok(report.0);
         }
+        settings(&mut report, s3, &choice.mode, options.fix).await;
+        permissions(&mut report, s3).await;
     }
     conditional(&mut report, &opened).await;
     throughput(&mut report, &opened).await;
@@ -139,14 +140,10 @@ pub async fn secure_bucket(s3: &S3Store, mode: &SseMode, versioning: bool) -> Ve
         report.0.retain(|finding| finding.what != "versioning");
         match s3.put_versioning().await {
             Ok(()) => report.ok("versioning", "enabled"),
-            Err(e) => report.warning("versioning", first_line(&e), "enable it by hand"),
+            Err(e) => report.warning("versioning", sentence(&e), "enable it by hand"),
         }
     }
     report.0
-}
-
-fn first_line(e: &object_store::Error) -> String {
-    e.to_string().split("\nhint: ").next().unwrap_or_default().to_owned()
 }
 
 /// Reachability, transport and clock; false if nothing more can be asked.
@@ -165,7 +162,7 @@ async fn connection(report: &mut Report, s3: &S3Store) -> bool {
                 ErrorClass::NotFound => "create it: sealfs init STORE --create-bucket",
                 _ => "check the name of the bucket, --region, --endpoint-url and the network",
             };
-            report.error(what, first_line(&e), next);
+            report.error(what, sentence(&e), next);
             return false;
         }
     };
@@ -174,12 +171,13 @@ async fn connection(report: &mut Report, s3: &S3Store) -> bool {
         true => report.warning(what, text, "use a bucket nearer by"),
         false => report.ok(what, text),
     }
-    match s3.is_tls() {
-        true => report.ok("transport", "TLS 1.2 or later, the certificate is checked"),
-        false => report.warning(
+    match (s3.is_tls(), s3.is_private()) {
+        (true, _) => report.ok("transport", "TLS 1.2 or later, the certificate is checked"),
+        (false, true) => report.ok("transport", "plain http, which does not leave this machine"),
+        (false, false) => report.warning(
             "transport",
             "plain http: names, sizes and times can be seen on the way",
-            "use an https endpoint (over loopback it does not matter)",
+            "use an https endpoint",
         ),
     }
     match ping.clock_skew_secs {
@@ -249,7 +247,7 @@ async fn default_encryption(report: &mut Report, s3: &S3Store, mode: &SseMode, f
     }
     let next = match &failed {
         None => format!("sealfs doctor STORE --fix --sse {}", mode.name()),
-        Some(e) => format!("it could not be set: {}", first_line(e)),
+        Some(e) => format!("it could not be set: {}", sentence(e)),
     };
     match &found {
         Setting::Is(default) => {
@@ -290,7 +288,7 @@ async fn public_access(report: &mut Report, s3: &S3Store, fix: bool) {
     if fix && matches!(found, Setting::Absent | Setting::Is(false)) {
         match s3.put_public_access_block().await {
             Ok(()) => found = s3.public_access_block().await,
-            Err(e) => next = format!("it could not be blocked: {}", first_line(&e)),
+            Err(e) => next = format!("it could not be blocked: {}", sentence(&e)),
         }
     }
     match &found {
@@ -319,7 +317,7 @@ async fn plain_http(report: &mut Report, s3: &S3Store, fix: bool) {
             _ => with_tls_only(None, s3.bucket()),
         };
         let put = match policy {
-            Some(policy) => s3.put_policy(&policy).await.map_err(|e| first_line(&e)),
+            Some(policy) => s3.put_policy(&policy).await.map_err(|e| sentence(&e)),
             None => Err("the policy that is there cannot be added to".into()),
         };
         match put {
@@ -342,9 +340,9 @@ async fn permissions(report: &mut Report, s3: &Arc<S3Store>) {
         Ok(()) => report.ok(what, "allowed"),
         Err(e) if class(&e) == ErrorClass::Auth => {
             let next = "sealfs doctor STORE --iam-policy prints a policy that allows it";
-            report.error(what, first_line(&e), next);
+            report.error(what, sentence(&e), next);
         }
-        Err(e) => report.error(what, first_line(&e), "see the hint of: sealfs mount"),
+        Err(e) => report.error(what, sentence(&e), "see the hint of: sealfs mount"),
     };
     line("s3:ListBucket", s3.list(None).next().await.transpose().map(drop));
     line("s3:PutObject", s3.put(&location, "doctor".into()).await.map(drop));
@@ -373,9 +371,14 @@ async fn conditional(report: &mut Report, opened: &Opened) {
             report.ok("conditional writes", "honoured: two mounts cannot overwrite each other")
         }
         Err(e) => {
-            let text = e.to_string();
-            let (text, next) = text.split_once("\nhint: ").unwrap_or((&text, "use another server"));
-            report.error("conditional writes", text, next);
+            let all = e.to_string();
+            let (text, next) = all.split_once("\nhint: ").unwrap_or((&all, "use another server"));
+            match &e {
+                ProbeError::Failed { source, .. } => {
+                    report.error("conditional writes", sentence(source), next);
+                }
+                _ => report.error("conditional writes", text, next),
+            }
         }
     }
 }
@@ -404,7 +407,7 @@ async fn throughput(report: &mut Report, opened: &Opened) {
             what,
             format!("{:.0} MB/s up, {:.0} MB/s down, one request at a time", rate(up), rate(down)),
         ),
-        Err(e) => report.warning(what, first_line(&e), "see the lines above"),
+        Err(e) => report.warning(what, sentence(&e), "see the lines above"),
     }
 }
 

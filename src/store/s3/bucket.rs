@@ -7,7 +7,7 @@ use super::S3Store;
 use super::errors::{Condition, from_sdk, own};
 use super::refusal::UNBLOCK_SSE_C;
 use super::sse::{self, SseMode};
-use crate::store::error::{ErrorClass, class};
+use crate::store::error::{ErrorClass, class, sentence};
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextRef;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
@@ -115,12 +115,12 @@ where
         return Setting::Absent;
     }
     match status {
-        Some(405 | 501) => Setting::Unknown,
+        // An answer without the setting in it is how some servers say that they have none.
+        Some(200 | 405 | 501) => Setting::Unknown,
         _ if matches!(code.as_str(), "NotImplemented" | "MethodNotAllowed") => Setting::Unknown,
         Some(401 | 403) => Setting::Denied(code),
         _ => {
-            let text = from_sdk(error, "get", what, Condition::None).to_string();
-            Setting::Failed(text.split("\nhint: ").next().unwrap_or_default().to_owned())
+            Setting::Failed(sentence(&from_sdk(error, "get", what, Condition::None)))
         }
     }
 }

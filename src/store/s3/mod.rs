@@ -95,6 +95,11 @@ impl S3Store {
         self.inner.is_tls
     }
 
+    /// Whether nobody can listen: TLS, or this machine itself.
+    pub fn is_private(&self) -> bool {
+        !self.inner.sign_payload
+    }
+
     /// The bucket's name.
     pub fn bucket(&self) -> &str {
         &self.inner.bucket
