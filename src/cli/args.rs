@@ -100,6 +100,18 @@ pub fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| "that size is too large".into())
 }
 
+/// The least `--journal-size`: a log file is a quarter of it and must take a write of 1 MiB, the
+/// largest the kernel sends, several times.
+const JOURNAL_BYTES_MIN: u64 = 16 << 20;
+
+/// [`size`], for the journal.
+pub fn journal_size(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        bytes if bytes >= JOURNAL_BYTES_MIN => Ok(bytes),
+        _ => Err("the journal needs at least 16M".into()),
+    }
+}
+
 /// Reads a time: seconds, or a number with ms, s, m or h.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -127,6 +139,7 @@ mod tests {
         assert_eq!(size("10G"), Ok(10 << 30));
         assert_eq!(size("512MiB"), Ok(512 << 20));
         assert_eq!(size("3k"), Ok(3072));
+        assert!(journal_size("15M").is_err() && journal_size("16M") == Ok(16 << 20));
         assert_eq!(duration("2"), Ok(Duration::from_secs(2)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));

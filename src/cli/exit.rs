@@ -31,6 +31,10 @@ pub enum Exit {
     NotMounted,
     /// 10: the mount is in use.
     Busy,
+    /// 11: something was wrong, and all of it was repaired.
+    Repaired,
+    /// 12: stopped before the end.
+    Stopped,
     /// 13: objects are not sealed or encrypted as requested.
     NotAsRequested,
 }
@@ -49,6 +53,8 @@ Exit status:
    8  not everything is in the bucket yet; the rest is safe in the local journal
    9  the directory is not a sealfs mount
   10  the mount is in use
+  11  something was wrong, and all of it was repaired
+  12  stopped before the end
   13  objects are not encrypted as requested (sse audit, sse migrate)";
 
 impl Exit {
@@ -65,6 +71,8 @@ impl Exit {
             Exit::Pending => 8,
             Exit::NotMounted => 9,
             Exit::Busy => 10,
+            Exit::Repaired => 11,
+            Exit::Stopped => 12,
             Exit::NotAsRequested => 13,
         }
     }
@@ -146,12 +154,12 @@ mod tests {
             Exit::Pending,
             Exit::NotMounted,
             Exit::Busy,
+            Exit::Repaired,
+            Exit::Stopped,
             Exit::NotAsRequested,
         ];
         for (i, exit) in all.iter().enumerate() {
-            // 11 and 12 belong to the check of volumes.
-            let expected = if *exit == Exit::NotAsRequested { 13 } else { i + 1 };
-            assert_eq!(usize::from(exit.code()), expected);
+            assert_eq!(usize::from(exit.code()), i + 1);
             assert_eq!(TABLE.matches(&format!("\n  {:>2}  ", exit.code())).count(), 1);
         }
     }

@@ -11,11 +11,13 @@ mod demo;
 mod dirs;
 mod doctor;
 mod exit;
+mod fsck;
 mod init;
 mod logging;
 mod mount;
 mod progress;
 mod protocol;
+mod recover;
 mod secret;
 mod serve;
 mod server;
@@ -53,6 +55,10 @@ enum Command {
     Status(status::StatusArgs),
     /// Check whether a bucket and this machine are fit for a volume
     Doctor(Box<doctor::DoctorArgs>),
+    /// Check a volume, and repair it
+    Fsck(Box<fsck::FsckArgs>),
+    /// Export what only a local journal holds, as files
+    Recover(Box<recover::RecoverArgs>),
     /// Audit or change the server-side encryption of a volume
     Sse(sse::SseArgs),
     /// Make and mount a volume in a local directory, to look around
@@ -82,6 +88,8 @@ pub fn main() -> ExitCode {
         Command::Sync(args) => sync::run(args),
         Command::Status(args) => status::run(args),
         Command::Doctor(args) => doctor::run(*args),
+        Command::Fsck(args) => fsck::run(*args),
+        Command::Recover(args) => recover::run(*args),
         Command::Sse(args) => sse::run(args),
         Command::Demo(args) => demo::run(args),
     };

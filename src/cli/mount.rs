@@ -10,7 +10,7 @@ use crate::fuse::{Options as FuseOptions, TTL_FOLLOWER};
 use crate::seal::forbid_dumps;
 use crate::stack::MountOptions;
 
-use super::args::{SecretArgs, StoreArgs, duration, size};
+use super::args::{SecretArgs, StoreArgs, duration, journal_size, size};
 use super::client::is_mounted;
 use super::daemon::{Detached, Starting, detach};
 use super::dirs;
@@ -58,6 +58,9 @@ pub struct MountArgs {
     /// Accept a bucket that is older than what this machine has seen of it
     #[arg(long)]
     accept_rollback: bool,
+    /// Refuse a bucket that is older than this commit (`sealfs status` shows the number)
+    #[arg(long, value_name = "COMMIT", default_value_t = 0)]
+    at_least: u64,
 }
 
 /// What a mount keeps on this machine, and how long it waits.
@@ -73,8 +76,8 @@ struct LocalArgs {
     /// Most bytes the cache may take
     #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = size)]
     cache_size: u64,
-    /// Most bytes that may wait in the journal; then writers wait
-    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = size)]
+    /// Most bytes that may wait in the journal, at least 16M; then writers wait
+    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = journal_size)]
     journal_size: u64,
     /// How far the bucket may be behind while it is reachable
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
@@ -95,17 +98,26 @@ struct LogArgs {
     log_level: LevelFilter,
 }
 
-/// Keeps the allocator from holding a heap for every thread: buffers of megabytes pass between
-/// threads here, and what each of them leaves behind would add up (mallopt(3)).
-fn bound_heap() {
-    // SAFETY: takes two numbers; a refusal (0) only leaves the default in force.
+/// Sets the allocator up for buffers of megabytes that are made and freed for every request and
+/// pass between threads (mallopt(3)). Two heaps, or what each thread leaves behind would add
+/// up. Freed memory is kept for the next buffer: given back to the kernel each time, it would be
+/// cleared and faulted in again, which costs more than decryption.
+fn tune_heap() {
     #[cfg(target_env = "gnu")]
-    let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
+    for (parameter, value) in [
+        (libc::M_ARENA_MAX, 2),
+        // The maximum: only larger blocks are mapped and unmapped one by one.
+        (libc::M_MMAP_THRESHOLD, 32 << 20),
+        (libc::M_TRIM_THRESHOLD, 64 << 20),
+    ] {
+        // SAFETY: takes two numbers; a refusal (0) only leaves the default in force.
+        let _ = unsafe { libc::mallopt(parameter, value) };
+    }
 }
 
 /// Runs `sealfs mount`. Called while the process has one thread.
 pub fn run(args: MountArgs) -> Outcome {
-    bound_heap();
+    tune_heap();
     let general =
         |what: &str, e: std::io::Error| Failure::new(Exit::General, format!("{what}: {e}"));
     let plan = plan(&args)?;
@@ -195,6 +207,7 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
         read_only: fuse.read_only,
         takeover: args.takeover,
         accept_rollback: args.accept_rollback,
+        at_least: args.at_least,
         fsync_remote: fuse.fsync_remote,
         full_timeout: Duration::from_secs(60),
         refresh: Duration::from_secs(5),

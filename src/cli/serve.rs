@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::fuse::{self, Session};
-use crate::stack::{self, Control, Mounted};
+use crate::stack::{self, Connection, Control, Mounted};
 
 use super::daemon::Starting;
 use super::dirs;
@@ -179,7 +179,9 @@ impl Running {
 
     /// Drains, then unmounts. `None`: it stays mounted (or, lazily, until its files close).
     async fn leave(&self, asked: UmountAsked) -> Option<End> {
-        let UmountAsked { stall, lazy, force_local, say } = asked;
+        let UmountAsked { stall, lazy, mut force_local, say } = asked;
+        // Nothing more of this mount ever gets into the bucket: there is nothing to wait for.
+        force_local |= self.control.status().connection == Connection::Fenced;
         let outcome = async {
             if !force_local {
                 drain(&*self.control, stall, &say).await?;

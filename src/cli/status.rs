@@ -68,6 +68,7 @@ fn describe(s: &Status, now: SystemTime) -> String {
             _ => "nothing; everything is in the bucket".into(),
         },
     );
+    line("commit", s.commit_sequence.to_string());
     line("journal", format!("{} of {}", size(s.journal_bytes), size(s.journal_bytes_max)));
     let hits = s.cache_hit_ratio.map(|r| format!(", {:.0} % of reads hit", r * 100.0));
     let hits = hits.unwrap_or_default();
@@ -120,6 +121,7 @@ mod tests {
             uptime_secs: 3600,
             connection: Connection::Offline { since_unix_secs: 1000, reason: "timed out".into() },
             progress: Progress { pending_bytes: 2048, pending_files: 3, ..Progress::default() },
+            commit_sequence: 17,
             oldest_pending_secs: Some(61.24),
             upload_bytes_per_sec: 0,
             journal_bytes: 4096,

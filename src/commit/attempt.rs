@@ -157,12 +157,14 @@ impl Committer {
         stats.inodes = stats.inodes.saturating_add_signed(generation.inodes);
         stats.bytes = stats.bytes.saturating_add_signed(generation.bytes);
         let mut rows: Vec<(Bytes, Option<Bytes>)> =
-            Vec::with_capacity(generation.rows.len() + changes.rows.len() + 2);
+            Vec::with_capacity(generation.rows.len() + changes.rows.len() + 3);
         for (key, pending) in &generation.rows {
             rows.push((Bytes::copy_from_slice(key), pending.value.clone()));
         }
         rows.extend(changes.rows.into_iter().map(|(k, v)| (Bytes::from(k.into_vec()), v)));
         rows.push((commit_key(), Some(row.encode())));
+        let writer = Bytes::copy_from_slice(&self.options.instance);
+        rows.push((Bytes::from(keys::writer().into_vec()), Some(writer)));
         rows.push((Bytes::from(keys::stats().into_vec()), Some(stats.encode())));
         Ok((rows, row, stats))
     }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
@@ -17,7 +18,7 @@ use super::view::{View, ViewError};
 use super::work::Work;
 use crate::base::{JournalPos, SegmentId};
 use crate::journal::{Journal, JournalError};
-use crate::meta::CommitRow;
+use crate::meta::{CommitRow, keys};
 use crate::store::error::{ErrorClass, class};
 use crate::store::kv::KvError;
 use crate::store::segments::SegmentStore;
@@ -34,11 +35,17 @@ pub struct CommitOptions {
     /// How long a segment without live bytes stays in the bucket for readers that still know
     /// it.
     pub dead_grace: Duration,
+    /// Names the mount in every commit (`g writer`).
+    pub instance: [u8; 16],
 }
 
 impl Default for CommitOptions {
     fn default() -> Self {
-        CommitOptions { interval: Duration::from_secs(2), dead_grace: Duration::from_secs(300) }
+        CommitOptions {
+            interval: Duration::from_secs(2),
+            dead_grace: Duration::from_secs(300),
+            instance: [0; 16],
+        }
     }
 }
 
@@ -118,7 +125,7 @@ pub struct Committer {
     pub(super) view: Arc<View>,
     pub(super) journal: Arc<Journal>,
     pub(super) segments: Arc<SegmentStore>,
-    options: CommitOptions,
+    pub(super) options: CommitOptions,
     wake: Notify,
     wanted: AtomicU64,
     pub(super) committed: watch::Sender<CommitRow>,
@@ -128,11 +135,18 @@ pub struct Committer {
     pub(super) work: Mutex<Option<Work>>,
     pub(super) reclaim: Mutex<reclaim::State>,
     stop: watch::Sender<bool>,
-    may_delete: MayDelete,
+    gates: Gates,
 }
 
-/// Whether anything may be deleted from the bucket now: not while something in it is damaged.
-pub type MayDelete = Arc<dyn Fn() -> bool + Send + Sync>;
+/// What the committer asks of those above it.
+pub struct Gates {
+    /// Whether anything may be deleted from the bucket now: not while something in it is
+    /// damaged.
+    pub may_delete: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Asks the store whether the volume is still held by this mount; false if that is not
+    /// certain.
+    pub still_ours: Box<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>,
+}
 
 /// Unix time by the system clock, in seconds.
 pub fn unix_secs() -> u64 {
@@ -147,7 +161,7 @@ impl Committer {
         segments: Arc<SegmentStore>,
         committed: CommitRow,
         options: CommitOptions,
-        may_delete: MayDelete,
+        gates: Gates,
     ) -> Arc<Committer> {
         Arc::new(Committer {
             view,
@@ -162,7 +176,7 @@ impl Committer {
             work: Mutex::new(None),
             reclaim: Mutex::new(reclaim::State::default()),
             stop: watch::Sender::new(false),
-            may_delete,
+            gates,
         })
     }
 
@@ -238,14 +252,28 @@ impl Committer {
             }
         });
         if e.needs_reopen() && *self.state.borrow() != WriterState::Fenced {
-            match self.view.kv().reopen().await {
+            match self.reopen().await {
                 Ok(()) => log::info!("metadata store opened again"),
-                Err(KvError::Fenced) => {
+                Err(CommitError::View(ViewError::Store(KvError::Fenced))) => {
                     log::error!("another mount has taken over: read-only from now on");
                     self.state.send_replace(WriterState::Fenced);
                 }
                 Err(e) => log::warn!("metadata store cannot be opened again yet: {e}"),
             }
+        }
+    }
+
+    /// Opens the metadata store again and makes sure that what it has is this mount's.
+    async fn reopen(&self) -> Result<(), CommitError> {
+        self.view.kv().reopen((self.gates.still_ours)()).await?;
+        let row = self.view.kv().get(&keys::commit()).await?;
+        let row = row.as_deref().map(CommitRow::decode).transpose().map_err(ViewError::from)?;
+        let ours = self.committed();
+        match row {
+            Some(row) if row.journal != ours.journal && row.sequence > ours.sequence => {
+                Err(KvError::Fenced.into())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -274,7 +302,7 @@ impl Committer {
             self.commit(&generation).await?;
         }
         self.compact_if_needed();
-        if !(self.may_delete)() {
+        if !(self.gates.may_delete)() {
             return Ok(());
         }
         match self.reclaim_some().await {
@@ -291,7 +319,7 @@ impl Committer {
     /// Level 0 must be compacted even while something is damaged: full, it would stop every
     /// commit. What compaction leaves behind is then not collected.
     pub(super) fn compact_if_needed(&self) {
-        self.view.kv().compact_if_needed((self.may_delete)());
+        self.view.kv().compact_if_needed((self.gates.may_delete)());
     }
 
     async fn reclaim_some(&self) -> Result<(), CommitError> {

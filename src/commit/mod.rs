@@ -30,6 +30,6 @@ pub mod view;
 mod work;
 
 pub use batch::{Batch, DataOp, RowOp};
-pub use committer::{CommitError, CommitOptions, Committer, Progress, WriterState};
+pub use committer::{CommitError, CommitOptions, Committer, Gates, Progress, WriterState};
 pub use pending::Generation;
 pub use view::{Lookup, View, ViewError};

@@ -332,12 +332,15 @@ impl View {
                 }
             }
         }
-        for (key, value) in base {
-            pending
-                .entry(Key::from(&key[..]))
-                .or_insert_with(|| Some(Bytes::copy_from_slice(&value)));
+        let below = |key: &[u8]| bound.as_deref().is_none_or(|b| key < b);
+        let base = base.into_iter().filter(|(key, _)| below(key));
+        let base = base.map(|(key, value)| (Key::from(&key[..]), value));
+        if pending.is_empty() {
+            return Ok(Page { rows: base.collect(), next: bound });
         }
-        let below = |key: &Key| bound.as_ref().is_none_or(|b| key < b);
+        for (key, value) in base {
+            pending.entry(key).or_insert(Some(value));
+        }
         let rows = pending
             .into_iter()
             .filter(|(key, _)| below(key))

@@ -62,10 +62,11 @@ pub struct ReadError {
 type BlockKey = (SegmentId, u32);
 type Fetch = Shared<BoxFuture<'static, Result<Bytes, ReadError>>>;
 
-/// A fetch under way: the first byte it brings, and its result.
+/// A fetch under way: which bytes of the segment it brings, and its result.
 #[derive(Clone)]
 struct Running {
     start: u64,
+    end: u64,
     fetch: Fetch,
 }
 
@@ -92,13 +93,11 @@ struct Inner {
 }
 
 impl Inner {
-    /// A block, as a slice of its run, which becomes the most recently used. The last block
-    /// of a segment may be short.
-    fn block(&mut self, key: BlockKey) -> Option<Bytes> {
-        let run = self.runs.get(self.blocks.get(&key)?)?;
-        let from = ((key.1 - run.blocks.start) as usize * BLOCK as usize).min(run.data.len());
-        let to = run.data.len().min(from + BLOCK as usize);
-        Some(run.data.slice(from..to))
+    /// The bytes from `start` on, at most up to `end`, of the run that holds the block of
+    /// `start`; that run becomes the most recently used. Empty if the segment ends before.
+    fn piece(&mut self, id: SegmentId, start: u64, end: u64) -> Option<Bytes> {
+        let run = self.runs.get(self.blocks.get(&(id, (start / BLOCK) as u32))?)?;
+        Some(cut(&run.data, run.blocks.start as u64 * BLOCK, start, end))
     }
 
     /// Keeps `data`, which is `blocks` of segment `id`, and evicts what is over `bytes_max`.
@@ -141,6 +140,17 @@ fn read_error(segment: SegmentId, e: &object_store::Error) -> ReadError {
     ReadError { segment, class: class(e), message: e.to_string().into() }
 }
 
+/// The part of `start..end` that `data` has, which is the bytes of a segment from `base` on.
+fn cut(data: &Bytes, base: u64, start: u64, end: u64) -> Bytes {
+    let len = data.len() as u64;
+    data.slice((start - base).min(len) as usize..(end - base).min(len) as usize)
+}
+
+fn ends_before(segment: SegmentId, at: u64) -> ReadError {
+    let message = format!("ends before byte {at}").into();
+    ReadError { segment, class: ErrorClass::Corrupt, message }
+}
+
 fn blocks_of(range: &Range<u64>) -> Range<u32> {
     (range.start / BLOCK) as u32..range.end.div_ceil(BLOCK) as u32
 }
@@ -165,23 +175,18 @@ impl BlockCache {
         })
     }
 
-    /// Appends `range` of segment `id` to `out` if memory has all of it.
-    pub fn read_now(&self, id: SegmentId, range: Range<u64>, out: &mut Vec<u8>) -> bool {
+    /// Appends `range` of segment `id` to `out`, without copying, if memory has all of it.
+    pub fn read_now(&self, id: SegmentId, range: Range<u64>, out: &mut Vec<Bytes>) -> bool {
         let mut inner = self.inner.lock();
-        let blocks = blocks_of(&range);
-        if !blocks.clone().all(|b| inner.blocks.contains_key(&(id, b))) {
-            return false;
-        }
-        let before = out.len();
-        for b in blocks {
-            let block = inner.block((id, b)).expect("looked up under the same lock");
-            let base = b as u64 * BLOCK;
-            let from = range.start.saturating_sub(base) as usize;
-            let to = (range.end - base).min(BLOCK) as usize;
-            match block.get(from..to) {
-                Some(piece) => out.extend_from_slice(piece),
-                None => {
-                    // The segment is shorter than an extent says: the slow path reports it.
+        let (mut at, before) = (range.start, out.len());
+        while at < range.end {
+            match inner.piece(id, at, range.end) {
+                // Empty: the segment is shorter than an extent says; the slow path reports it.
+                Some(piece) if !piece.is_empty() => {
+                    at += piece.len() as u64;
+                    out.push(piece);
+                }
+                _ => {
                     out.truncate(before);
                     return false;
                 }
@@ -216,19 +221,22 @@ impl BlockCache {
         start..(start + window).max(range.end)
     }
 
-    /// Reads `range` of segment `id`, fetching what is missing, and appends it to `out`. `small` names the file
-    /// if it is a small one, whose neighbours are worth fetching with it.
+    /// Reads `range` of segment `id`, fetching what is missing, and appends it to `out` without
+    /// copying. `small` names the file if it is a small one, whose neighbours are worth fetching
+    /// with it.
     ///
     /// # Errors
     /// The fetch failed, or the segment is shorter than `range`. Bounded by the store's own
-    /// deadline.
+    /// deadline. `out` may have got some of the bytes.
     pub async fn read(
         self: &Arc<Self>,
         id: SegmentId,
         range: Range<u64>,
         small: Option<Ino>,
-    ) -> Result<Bytes, ReadError> {
-        let waits = {
+        out: &mut Vec<Bytes>,
+    ) -> Result<(), ReadError> {
+        let before = out.len();
+        let sources = {
             let mut inner = self.inner.lock();
             let missing = |inner: &Inner| {
                 blocks_of(&range).any(|b| {
@@ -240,47 +248,49 @@ impl BlockCache {
                 let window = Self::window(&mut inner, id, &range, small);
                 self.start_fetches(&mut inner, id, window);
             }
-            let mut waits: Vec<(u64, Result<Bytes, Running>)> = Vec::new();
-            for b in blocks_of(&range) {
-                let base = b as u64 * BLOCK;
-                match inner.block((id, b)) {
-                    Some(block) => waits.push((base, Ok(block))),
+            let mut sources: Vec<(u64, Result<Bytes, Running>)> = Vec::new();
+            let mut at = range.start;
+            while at < range.end {
+                let source = match inner.piece(id, at, range.end) {
+                    Some(piece) if piece.is_empty() => return Err(ends_before(id, range.end)),
+                    Some(piece) => Ok(piece),
                     None => {
-                        let running = inner.running.get(&(id, b)).expect("started above").clone();
-                        waits.push((base, Err(running)));
+                        let block = (id, (at / BLOCK) as u32);
+                        Err(inner.running.get(&block).expect("started above").clone())
                     }
-                }
+                };
+                let end = match &source {
+                    Ok(piece) => at + piece.len() as u64,
+                    Err(running) => running.end.min(range.end),
+                };
+                sources.push((at, source));
+                at = end;
             }
-            waits
+            sources
         };
-        let mut out = Vec::with_capacity((range.end - range.start) as usize);
-        for (base, wait) in waits {
-            let (start, data) = match wait {
-                Ok(block) => (base, block),
+        for (at, source) in sources {
+            match source {
+                Ok(piece) => out.push(piece),
                 Err(running) => match running.fetch.await {
-                    Ok(data) => (running.start, data),
+                    Ok(data) => {
+                        let end = running.end.min(range.end);
+                        let piece = cut(&data, running.start, at, end);
+                        if piece.len() as u64 != end - at {
+                            return Err(ends_before(id, range.end));
+                        }
+                        out.push(piece);
+                    }
                     // What was fetched around these bytes may be what is damaged.
                     Err(e) if e.class == ErrorClass::Corrupt => {
-                        return self.read_alone(id, range).await;
+                        out.truncate(before);
+                        out.push(self.read_alone(id, range).await?);
+                        return Ok(());
                     }
                     Err(e) => return Err(e),
                 },
-            };
-            let from = range.start.max(base) - start;
-            let to = range.end.min(base + BLOCK) - start;
-            match data.get(from as usize..to as usize) {
-                Some(piece) if range.end - range.start == piece.len() as u64 => {
-                    return Ok(data.slice(from as usize..to as usize));
-                }
-                Some(piece) => out.extend_from_slice(piece),
-                None => {
-                    let message = format!("ends before byte {}", range.end).into();
-                    let class = ErrorClass::Corrupt;
-                    return Err(ReadError { segment: id, class, message });
-                }
             }
         }
-        Ok(out.into())
+        Ok(())
     }
 
     /// Reads exactly `range`, past the cache: fails only if a chunk of it is damaged.
@@ -319,11 +329,11 @@ impl BlockCache {
     fn start_fetch(self: &Arc<Self>, inner: &mut Inner, id: SegmentId, run: Range<u32>) {
         let cache = self.clone();
         let blocks = run.clone();
-        let start = run.start as u64 * BLOCK;
+        let (start, end) = (run.start as u64 * BLOCK, run.end as u64 * BLOCK);
         let work = async move {
             let permit = cache.fetches.clone().acquire_owned().await;
             let _permit = permit.expect("the semaphore is never closed");
-            let got = cache.segments.get_up_to(id, start..run.end as u64 * BLOCK).await;
+            let got = cache.segments.get_up_to(id, start..end).await;
             let mut inner = cache.inner.lock();
             for b in run.clone() {
                 inner.running.remove(&(id, b));
@@ -338,7 +348,7 @@ impl BlockCache {
         };
         let fetch: Fetch = work.boxed().shared();
         for b in blocks {
-            inner.running.insert((id, b), Running { start, fetch: fetch.clone() });
+            inner.running.insert((id, b), Running { start, end, fetch: fetch.clone() });
         }
         tokio::spawn(fetch);
     }
@@ -375,12 +385,15 @@ mod tests {
         let mut inner = empty();
         inner.insert(id, 0..2, data(2, 1), max);
         inner.insert(id, 1..3, data(2, 2), max);
-        assert_eq!(inner.block((id, 1)).expect("held")[0], 2);
-        assert_eq!(inner.block((id, 0)).expect("held")[0], 1);
+        let first = |inner: &mut Inner, block: u64| {
+            inner.piece(id, block * BLOCK, (block + 1) * BLOCK).map(|piece| piece[0])
+        };
+        assert_eq!(first(&mut inner, 1), Some(2));
+        assert_eq!(first(&mut inner, 0), Some(1));
         inner.insert(id, 8..10, data(2, 3), max);
         // The run of block 1 was used least recently.
-        assert!(inner.block((id, 1)).is_none() && inner.block((id, 2)).is_none());
-        assert_eq!(inner.block((id, 0)).expect("held")[0], 1);
+        assert_eq!((first(&mut inner, 1), first(&mut inner, 2)), (None, None));
+        assert_eq!(first(&mut inner, 0), Some(1));
         assert_eq!(inner.bytes, 4 * BLOCK as usize);
         inner.insert(id, 20..40, data(20, 4), max);
         assert!(inner.runs.is_empty() && inner.blocks.is_empty() && inner.bytes == 0);
@@ -393,7 +406,8 @@ mod tests {
         let mut inner = empty();
         let data = Bytes::from(vec![7; BLOCK as usize + 10]);
         inner.insert(id, 4..8, data, 1 << 30);
-        assert_eq!(inner.block((id, 5)).expect("held").len(), 10);
-        assert!(inner.block((id, 6)).is_none());
+        assert_eq!(inner.piece(id, 5 * BLOCK, 6 * BLOCK).expect("held").len(), 10);
+        assert_eq!(inner.piece(id, 4 * BLOCK + 3, 7 * BLOCK).expect("held").len(), 65_536 + 7);
+        assert!(inner.piece(id, 6 * BLOCK, 7 * BLOCK).is_none());
     }
 }

@@ -212,6 +212,14 @@ impl Fs {
         Err(FsError::Io("an operation could not get its rows into memory".into()))
     }
 
+    /// Journals rows that no operation of a user made: those that `fsck --repair` puts right.
+    /// They go the way of every other mutation. `batch` carries no file data.
+    pub async fn mend(self: &Arc<Self>, batch: Batch) -> Result<(), FsError> {
+        assert_eq!(batch.data_len(), 0, "a repair moves rows, not contents");
+        let submit = move |fs: &Fs, state: &mut State| fs.submit(state, batch.clone(), &[]);
+        self.clone().transact(submit).await.map(|_| ())
+    }
+
     /// Journals `batch` with `data` and makes it visible. The caller holds the mutation lock.
     fn submit(&self, state: &mut State, batch: Batch, data: &[&[u8]]) -> Attempt<JournalPos> {
         let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;

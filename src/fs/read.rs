@@ -132,7 +132,7 @@ impl Fs {
             Ok(Plan::Row(_) | Plan::Extents(..)) => return None,
             Err(e) => return Some(Err(e)),
         };
-        let mut out = Vec::with_capacity((end - offset) as usize);
+        let mut out = Vec::new();
         for part in &parts {
             match part.source {
                 Source::Segment { id, offset } => {
@@ -141,15 +141,15 @@ impl Fs {
                         return None;
                     }
                 }
-                _ => match self.local_part(part, &mut out) {
-                    Ok(true) => {}
-                    Ok(false) => return None,
+                _ => match self.local_part(part) {
+                    Ok(Some(bytes)) => out.push(bytes),
+                    Ok(None) => return None,
                     Err(e) => return Some(Err(e)),
                 },
             }
         }
         self.read_ahead(ino, &inode, offset, end);
-        Some(Ok(out.into()))
+        Some(Ok(joined(out)))
     }
 
     fn plan(&self, ino: Ino, offset: u64, len: u32) -> Result<Plan, FsError> {
@@ -180,23 +180,17 @@ impl Fs {
         })
     }
 
-    /// Appends a hole or a piece of the journal; `Ok(false)`: the record is gone, plan again.
-    fn local_part(&self, part: &Part, out: &mut Vec<u8>) -> Result<bool, FsError> {
+    /// A hole or a piece of the journal; `Ok(None)`: the record is gone, plan again.
+    fn local_part(&self, part: &Part) -> Result<Option<Bytes>, FsError> {
         let len = (part.end - part.start) as usize;
         match part.source {
-            Source::Hole => {
-                out.resize(out.len() + len, 0);
-                Ok(true)
-            }
+            Source::Hole => Ok(Some(vec![0; len].into())),
             Source::Record { record, skip } => {
                 let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
-                let before = out.len();
-                match journal.read_into(record, skip..skip + len as u32, out) {
-                    Ok(()) => Ok(true),
-                    Err(JournalError::Released(_)) => {
-                        out.truncate(before);
-                        Ok(false)
-                    }
+                let mut out = Vec::with_capacity(len);
+                match journal.read_into(record, skip..skip + len as u32, &mut out) {
+                    Ok(()) => Ok(Some(out.into())),
+                    Err(JournalError::Released(_)) => Ok(None),
                     Err(e) => Err(e.into()),
                 }
             }
@@ -220,26 +214,20 @@ impl Fs {
                 }
             }
         }
-        let len = parts.last().map_or(0, |p| p.end) - parts.first().map_or(0, |p| p.start);
-        let mut out = Vec::with_capacity(len as usize);
+        let mut out = Vec::new();
         for part in parts {
             match part.source {
                 Source::Segment { id, offset } => {
                     let range = offset..offset + (part.end - part.start);
-                    let bytes = self.blocks.read(id, range, small).await?;
-                    if parts.len() == 1 {
-                        return Ok(Some(bytes));
-                    }
-                    out.extend_from_slice(&bytes);
+                    self.blocks.read(id, range, small, &mut out).await?;
                 }
-                _ => {
-                    if !self.local_part(part, &mut out)? {
-                        return Ok(None);
-                    }
-                }
+                _ => match self.local_part(part)? {
+                    Some(bytes) => out.push(bytes),
+                    None => return Ok(None),
+                },
             }
         }
-        Ok(Some(out.into()))
+        Ok(Some(joined(out)))
     }
 
     /// Starts fetching what a reader in order will want next.
@@ -270,6 +258,14 @@ impl Fs {
                 });
             }
         }
+    }
+}
+
+/// The pieces one after the other; copies only if there are several.
+fn joined(mut pieces: Vec<Bytes>) -> Bytes {
+    match pieces.len() {
+        1 => pieces.remove(0),
+        _ => pieces.concat().into(),
     }
 }
 

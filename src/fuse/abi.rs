@@ -233,7 +233,7 @@ impl Out {
 
     /// Appends `struct fuse_attr` (88 bytes).
     pub fn attr(&mut self, a: &Attr) -> &mut Self {
-        self.u64(a.ino.0).u64(a.size).u64(a.blocks);
+        self.u64(a.ino.0).u64(a.size).u64(blocks(a));
         self.u64(a.atime.secs as u64).u64(a.mtime.secs as u64).u64(a.ctime.secs as u64);
         self.u32(a.atime.nanos).u32(a.mtime.nanos).u32(a.ctime.nanos);
         self.u32(mode(a)).u32(a.nlink).u32(a.uid).u32(a.gid).u32(a.rdev);
@@ -267,7 +267,7 @@ impl Out {
         self.u32(STATX_BASIC_STATS | STATX_BTIME).u32(BLOCK_SIZE).u64(0);
         self.u32(a.nlink).u32(a.uid).u32(a.gid);
         self.0.extend_from_slice(&(mode(a) as u16).to_ne_bytes());
-        self.zeros(2).u64(a.ino.0).u64(a.size).u64(a.blocks).u64(0);
+        self.zeros(2).u64(a.ino.0).u64(a.size).u64(blocks(a)).u64(0);
         self.time(a.atime).time(a.btime).time(a.ctime).time(a.mtime);
         self.u32(libc::major(a.rdev.into())).u32(libc::minor(a.rdev.into()));
         self.zeros(8 + 14 * 8)
@@ -303,6 +303,16 @@ pub fn file_type(kind: Kind) -> u32 {
         Kind::Socket => libc::S_IFSOCK,
         Kind::CharDev => libc::S_IFCHR,
         Kind::BlockDev => libc::S_IFBLK,
+    }
+}
+
+/// `st_blocks`. Never none for a file: Linux keeps the number while it has pages that were not
+/// written back, even after `fsync`, and `tar -S` takes a file without blocks for one without
+/// data and does not read it. (An empty file of ZFS has one block too.)
+fn blocks(a: &Attr) -> u64 {
+    match a.kind {
+        Kind::File => a.blocks.max(1),
+        _ => a.blocks,
     }
 }
 

@@ -6,9 +6,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use super::abi::OUT_HEADER_LEN;
+use crate::base::Ino;
 
 /// `FUSE_DEV_IOC_CLONE`, `_IOR(229, 0, uint32_t)`.
 const FUSE_DEV_IOC_CLONE: libc::c_ulong = 0x8004_e500;
@@ -16,6 +18,9 @@ const FUSE_DEV_IOC_CLONE: libc::c_ulong = 0x8004_e500;
 /// A descriptor of the mount's connection.
 #[derive(Debug)]
 pub struct Device(File);
+
+/// `FUSE_NOTIFY_INVAL_INODE` of linux/fuse.h.
+const NOTIFY_INVAL_INODE: i32 = 2;
 
 /// What reading the next request came to.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,13 +67,38 @@ impl Device {
     /// Answers request `unique` with `body` (error 0) or with a positive error number and no
     /// body. `ENOENT` means that the kernel no longer waits for it.
     pub fn send(&self, unique: u64, errno: i32, body: &[u8]) -> io::Result<()> {
+        self.put(unique, -errno, body)
+    }
+
+    /// Has the kernel write its dirty pages of `ino` in these bytes back and drop them, and ask
+    /// for the attributes again. Blocks until the requests that this makes are answered: never
+    /// call it on a request thread.
+    pub fn write_back(&self, ino: Ino, bytes: Range<u64>) -> io::Result<()> {
+        let len = bytes.end.saturating_sub(bytes.start);
+        if len == 0 {
+            return Ok(());
+        }
+        let mut body = [0u8; 24];
+        body[0..8].copy_from_slice(&ino.0.to_ne_bytes());
+        body[8..16].copy_from_slice(&bytes.start.to_ne_bytes());
+        // Both are signed there; 0 is "to the end".
+        let len = if bytes.end > i64::MAX as u64 { 0 } else { len };
+        body[16..24].copy_from_slice(&len.to_ne_bytes());
+        match self.put(0, NOTIFY_INVAL_INODE, &body) {
+            // The kernel does not know the inode any more: it has no pages of it.
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            done => done,
+        }
+    }
+
+    fn put(&self, unique: u64, code: i32, body: &[u8]) -> io::Result<()> {
         let len = (OUT_HEADER_LEN + body.len()) as u32;
         let mut header = [0u8; OUT_HEADER_LEN];
         header[0..4].copy_from_slice(&len.to_ne_bytes());
-        header[4..8].copy_from_slice(&(-errno).to_ne_bytes());
+        header[4..8].copy_from_slice(&code.to_ne_bytes());
         header[8..16].copy_from_slice(&unique.to_ne_bytes());
         let parts = [IoSlice::new(&header), IoSlice::new(body)];
-        // The kernel takes a reply in one call or refuses it; there are no short writes.
+        // The kernel takes a message in one call or refuses it; there are no short writes.
         (&self.0).write_vectored(&parts).map(drop)
     }
 }

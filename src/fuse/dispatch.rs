@@ -21,6 +21,7 @@ use crate::fs::{Attr, Caller, Fs, FsError};
 use super::abi::{self, Body, ENTRY_LEN, Header, Malformed, Out, TtlSecs, opcode as op};
 use super::device::Device;
 use super::errno::Errno;
+use super::mount::Negotiated;
 use super::reply::Reply;
 
 /// What all request threads of a mount share.
@@ -32,6 +33,8 @@ pub struct Adapter {
     pub(super) fsync_remote: bool,
     /// The kernel sends the 16-byte SETXATTR header (`FUSE_SETXATTR_EXT`).
     pub(super) setxattr_ext: bool,
+    /// The kernel keeps written pages for a while (`FUSE_WRITEBACK_CACHE`).
+    pub(super) write_back: bool,
     runtime: Handle,
     /// Requests handed to tokio that may be given up when their caller gets a signal. Bounded
     /// by the requests the kernel has under way.
@@ -68,11 +71,12 @@ impl Adapter {
         fs: Arc<Fs>,
         ttl: TtlSecs,
         fsync_remote: bool,
-        setxattr_ext: bool,
+        agreed: Negotiated,
         runtime: Handle,
     ) -> Adapter {
         let interruptible = Arc::default();
-        Adapter { fs, ttl, fsync_remote, setxattr_ext, runtime, interruptible }
+        let Negotiated { setxattr_ext, write_back } = agreed;
+        Adapter { fs, ttl, fsync_remote, setxattr_ext, write_back, runtime, interruptible }
     }
 
     /// Answers one request as it was read from `device`. Never panics: a bug in a handler is

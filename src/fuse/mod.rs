@@ -10,6 +10,7 @@
 //! | `abi` | the bytes of requests and replies |
 //! | `dispatch` | routing, and the rule that request threads never wait for the network |
 //! | `ops_*` | the operations by family |
+//! | `seek` | data and holes of a file that the kernel has not written back yet |
 //! | `errno` | which error number an error becomes |
 //!
 //! Access times: a read never changes them (as `noatime`); the kernel keeps `mtime` and
@@ -27,6 +28,7 @@ mod ops_names;
 mod ops_xattr;
 mod options;
 mod reply;
+mod seek;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -64,13 +66,8 @@ pub fn serve(
     runtime: &Handle,
 ) -> Result<Session, MountError> {
     let (kernel, point, agreed) = mount::mount(at, options)?;
-    let adapter = Arc::new(Adapter::new(
-        fs,
-        options.ttl,
-        options.fsync_remote,
-        agreed.setxattr_ext,
-        runtime.clone(),
-    ));
+    let adapter =
+        Arc::new(Adapter::new(fs, options.ttl, options.fsync_remote, agreed, runtime.clone()));
     let ended = start_threads(&kernel, &adapter, options.threads.max(1), runtime)
         .inspect_err(|_| mount::abandon(&point))
         .map_err(MountError::Threads)?;

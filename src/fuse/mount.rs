@@ -61,6 +61,8 @@ pub enum MountError {
 pub(super) struct Negotiated {
     /// SETXATTR requests have the longer header.
     pub setxattr_ext: bool,
+    /// Written pages stay in the page cache for a while.
+    pub write_back: bool,
 }
 
 /// fuser's side of the handshake: it answers `FUSE_INIT` and nothing else ever.
@@ -94,7 +96,8 @@ impl fuser::Filesystem for Handshake {
         let _ = config.set_max_background(BACKGROUND_MAX);
         let _ = config.set_congestion_threshold(BACKGROUND_MAX / 4 * 3);
         let setxattr_ext = offered.contains(InitFlags::FUSE_SETXATTR_EXT);
-        let _ = self.agreed.set(Negotiated { setxattr_ext });
+        let write_back = (wanted & offered).contains(InitFlags::FUSE_WRITEBACK_CACHE);
+        let _ = self.agreed.set(Negotiated { setxattr_ext, write_back });
         Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! Operations on file contents: read, write, fsync, fallocate, lseek, copy_file_range.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::base::Ino;
@@ -9,6 +11,7 @@ use super::abi::{Malformed, Out};
 use super::dispatch::{Adapter, Interrupt, Request};
 use super::errno::Errno;
 use super::reply::Reply;
+use super::seek::seek;
 
 /// `FUSE_WRITE_CACHE`: from the page cache, whose times the kernel sends itself.
 const WRITE_CACHE: u32 = 1 << 0;
@@ -105,7 +108,9 @@ impl Adapter {
                 return Ok(());
             }
         };
-        let found = self.fs.lseek(rq.ino(), offset, whence);
+        let ino = rq.ino();
+        let device = self.write_back.then(|| Arc::clone(rq.reply.device()));
+        let found = seek(Arc::clone(&self.fs), device, ino, offset, whence);
         self.run(rq.reply, Interrupt::Allowed, found, |reply, offset| {
             let mut out = Out::with_capacity(8);
             out.u64(offset);

@@ -28,6 +28,11 @@ impl Reply {
         self.unique
     }
 
+    /// Where the request came from.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
     /// From now on, dropping this means that the operation was interrupted.
     pub fn set_interruptible(&mut self) {
         self.interruptible = true;

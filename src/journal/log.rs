@@ -5,7 +5,7 @@
 //! request.
 
 use super::directory::{Directory, Found, LogFile};
-use super::disk::DiskIo;
+use super::disk::{DiskIo, ReadOnlyDisk};
 use super::error::JournalError;
 use super::format::{FileHeader, framed_len};
 use super::keeper::Keeper;
@@ -18,7 +18,7 @@ use lru::LruCache;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -165,13 +165,36 @@ impl Journal {
         keys: VolumeKeys,
         io: Arc<dyn DiskIo>,
     ) -> Result<(Journal, Recovery), JournalError> {
+        Journal::open_for(Purpose::Use, options, keys, io)
+    }
+
+    /// Opens the journal in `dir` to read what it holds, whoever has it locked: nothing of it is
+    /// changed, nothing can be appended. Where it is damaged, what opens is given, and
+    /// [`Recovery::damage`] says where.
+    ///
+    /// # Errors
+    /// `Foreign`, `Corrupt` (the identity, or the header of a file), `Io`.
+    pub fn examine(dir: &Path, keys: VolumeKeys) -> Result<(Journal, Recovery), JournalError> {
+        let options = JournalOptions { keeper: false, ..JournalOptions::new(dir, u64::MAX) };
+        let opened = Journal::open_for(Purpose::Examine, options, keys, Arc::new(ReadOnlyDisk))?;
+        // Set, not announced: it is no failure.
+        let _ = opened.0.shared.poison.set("it is open for reading only".into());
+        Ok(opened)
+    }
+
+    fn open_for(
+        purpose: Purpose,
+        options: JournalOptions,
+        keys: VolumeKeys,
+        io: Arc<dyn DiskIo>,
+    ) -> Result<(Journal, Recovery), JournalError> {
         let options = options.fitted();
         let (directory, found) = Directory::open(&options, &keys, io)?;
         let key = keys.journal_key();
         let id = found.id;
         let next_seq = found.next_seq;
         let scanner = Scanner { keys: &keys, key: &key, id };
-        let survivors = Survivors::find(&scanner, &directory, found)?;
+        let survivors = Survivors::find(&scanner, &directory, found, purpose)?;
         let recovery = survivors.sync(&directory, id)?;
 
         let mut tail = Tail::default();
@@ -227,6 +250,9 @@ impl Journal {
             woken: Condvar::new(),
             options,
         });
+        if purpose == Purpose::Examine {
+            return Ok((Journal { shared, _keeper: None }, recovery));
+        }
         if survivors.skipped {
             // That the missing records were released may be known only from files that are
             // about to be void: it must be told by a file that stays, before they go.
@@ -424,6 +450,15 @@ impl Shared {
     }
 }
 
+/// What a journal is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To go on with it.
+    Use,
+    /// To look, and never to touch.
+    Examine,
+}
+
 /// A log file that stays, and what is in it.
 struct Kept {
     file: Arc<LogFile>,
@@ -441,6 +476,7 @@ struct Survivors {
     /// Records before `first` that should be there are not; they had been released.
     skipped: bool,
     released: u64,
+    damage: Option<String>,
 }
 
 impl Survivors {
@@ -449,6 +485,7 @@ impl Survivors {
         scanner: &Scanner<'_>,
         directory: &Directory,
         found: Found,
+        purpose: Purpose,
     ) -> Result<Survivors, JournalError> {
         let (mut begun, mut blank) = (Vec::new(), Vec::new());
         for file in found.logs {
@@ -482,6 +519,18 @@ impl Survivors {
             scans.push((*header, scanner.records(file, &path, header.first, limit)?));
         }
         match decide(&scans) {
+            Verdict::Corrupt { file, missing, .. } if purpose == Purpose::Examine => {
+                let numbers = || scans.iter().flat_map(|(_, s)| s.records.iter().map(|r| r.0.0));
+                let (first, last) = (numbers().min().unwrap_or(1), numbers().max().unwrap_or(0));
+                let released = scans.iter().map(|(h, s)| h.released.max(s.released)).max();
+                let name = directory.log_path(logs[file].0.seq);
+                let damage = format!("record {missing} in {} does not open", name.display());
+                let kept = logs.into_iter().zip(scans);
+                let kept = kept.map(|((file, _), (header, scan))| Kept { file, header, scan });
+                let (kept, released) = (kept.collect(), released.unwrap_or(0));
+                let (torn, skipped, damage) = (true, false, Some(damage));
+                Ok(Survivors { kept, void, first, last, torn, skipped, released, damage })
+            }
             Verdict::Corrupt { file, offset, missing } => Err(JournalError::Corrupt {
                 file: directory.log_path(logs[file].0.seq),
                 offset,
@@ -492,7 +541,8 @@ impl Survivors {
                 void.extend(logs.drain(files_kept..).map(|(file, _)| file));
                 let kept = logs.into_iter().zip(scans);
                 let kept = kept.map(|((file, _), (header, scan))| Kept { file, header, scan });
-                Ok(Survivors { kept: kept.collect(), void, first, last, torn, skipped, released })
+                let (kept, damage) = (kept.collect(), None);
+                Ok(Survivors { kept, void, first, last, torn, skipped, released, damage })
             }
         }
     }
@@ -520,6 +570,7 @@ impl Survivors {
             first: JournalPos(self.first),
             last: JournalPos(self.last),
             released: JournalPos(self.released.min(self.last)),
+            damage: self.damage.clone(),
         })
     }
 }

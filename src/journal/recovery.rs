@@ -29,6 +29,9 @@ pub struct Recovery {
     pub last: JournalPos,
     /// Records up to here had certainly been released, perhaps more.
     pub released: JournalPos,
+    /// Where records that had been on stable storage do not open: only of a journal that was
+    /// opened to be examined.
+    pub damage: Option<String>,
 }
 
 impl Recovery {

@@ -181,6 +181,11 @@ pub fn commit() -> Key {
     tagged(b'g', &[b"commit"])
 }
 
+/// `g writer`: which mount made the last commit (sixteen random bytes).
+pub fn writer() -> Key {
+    tagged(b'g', &[b"writer"])
+}
+
 /// `g ino`: the first inode number never handed out (eight bytes, little-endian).
 pub fn next_ino() -> Key {
     tagged(b'g', &[b"ino"])

@@ -49,6 +49,14 @@ impl Secret {
         }
     }
 
+    /// A copy, for an operation that unlocks the volume twice; wiped like the original.
+    pub fn duplicate(&self) -> Secret {
+        match self {
+            Secret::Passphrase(bytes) => Secret::Passphrase(bytes.clone()),
+            Secret::KeyFile(bytes) => Secret::KeyFile(bytes.clone()),
+        }
+    }
+
     /// Refuses what can never have made a slot.
     pub(super) fn check(&self) -> Result<(), KeyringError> {
         match self {

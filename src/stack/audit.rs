@@ -21,8 +21,8 @@ use super::open::{Opened, is_gone, patiently};
 use super::{StackError, StoreOptions};
 use crate::seal::offsets::{HEADER, plain_len};
 use crate::seal::{FIRST_EPOCH, Opener, Secret, VolumeKeys};
-use crate::store::sentence;
 use crate::store::s3::{Applied, Inspected, S3Store, SseMode};
+use crate::store::sentence;
 
 /// Requests at a time.
 pub const PARALLEL: usize = 64;

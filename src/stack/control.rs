@@ -80,6 +80,9 @@ pub struct Status {
     /// How far the bucket is behind.
     #[serde(flatten)]
     pub progress: Progress,
+    /// Commits in the life of the volume, as of the last that this mount knows: what
+    /// `--at-least` takes.
+    pub commit_sequence: u64,
     /// Age of the oldest change that is not in the bucket; `None` when all is.
     pub oldest_pending_secs: Option<f64>,
     /// Bytes per second sent to the store, over the last ten seconds or so.

@@ -82,6 +82,17 @@ pub enum StackError {
         /// The highest that this machine remembers.
         seen: u64,
     },
+    /// The bucket is older than what the caller knows of it.
+    #[error("the bucket is at commit {found}, and --at-least asks for {at_least}")]
+    TooOld {
+        /// The bucket's commit number.
+        found: u64,
+        /// What was asked for.
+        at_least: u64,
+    },
+    /// A repair could not be made.
+    #[error("repairing: {0}")]
+    Repair(String),
     /// The configuration of the volume is older than what this machine has seen.
     #[error(
         "the configuration of the volume is older than what this machine has seen: generation \
@@ -156,6 +167,7 @@ impl StackError {
             | StackError::Journal(JournalError::InUse(_)) => StackErrorKind::InUse,
             StackError::Encryption { kind, .. } => *kind,
             StackError::Rollback { .. }
+            | StackError::TooOld { .. }
             | StackError::ConfigRollback { .. }
             | StackError::State(_)
             | StackError::View(_)
@@ -191,11 +203,21 @@ impl StackError {
                  was you: sealfs mount --accept-rollback"
                     .into()
             }
+            StackError::TooOld { .. } => "an old copy of the bucket was put back, or the number \
+                is another volume's; look at it without writing: sealfs mount --read-only"
+                .into(),
             StackError::Metadata(KvError::Fenced) => {
                 "another mount took over just now; look who: sealfs mount --read-only".into()
             }
             StackError::Journal(JournalError::InUse(_)) => {
                 "the volume is mounted on this machine already: sealfs status".into()
+            }
+            StackError::Journal(JournalError::Corrupt { file, .. }) => {
+                let dir = file.parent().unwrap_or(file).display();
+                format!(
+                    "get what still opens as files: sealfs recover {dir} OUT --store STORE; \
+                     then move it away and mount again: mv {dir} {dir}.damaged"
+                )
             }
             StackError::State(path) => {
                 format!("if it is beyond repair, move it away: mv {} /tmp/", path.display())

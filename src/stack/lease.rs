@@ -15,6 +15,7 @@ use super::StackError;
 use crate::commit::committer::unix_secs;
 use crate::store::{ErrorClass, class};
 
+/// Where the lease lies below the STORE prefix.
 pub(super) const LEASE_NAME: &str = "lease";
 /// How often a heartbeat meets another version of its own lease before it gives up.
 const UPDATES_MAX: u32 = 4;
@@ -68,6 +69,11 @@ fn start_of(pid: u32) -> u64 {
         None | Some("Z" | "X") => 0,
         Some(_) => after.nth(18).and_then(|f| f.parse().ok()).unwrap_or(0),
     }
+}
+
+/// Whether there is such a process, and not only what is left of it.
+pub(super) fn is_running(pid: u32) -> bool {
+    start_of(pid) != 0
 }
 
 fn machine_boot() -> String {
@@ -144,12 +150,15 @@ async fn write(
     Ok(UpdateVersion { e_tag: put.e_tag, version: put.version })
 }
 
-/// Who has the volume mounted for writing, if anyone may have.
-pub(super) async fn holder(store: &Arc<dyn ObjectStore>) -> Result<Option<String>, StackError> {
-    match read(store).await {
-        Ok(row) => Ok(row.filter(|(row, _)| !row.is_over()).map(|(row, _)| row.holder())),
-        Err(e) => Err(StackError::store("reading who holds the volume", e)),
-    }
+/// Who holds the volume read-write now, by name; `None` if it is certain that nobody does.
+/// Changes nothing.
+///
+/// # Errors
+/// [`StackError::Damaged`], [`StackError::Store`].
+pub(super) async fn held_by(store: &Arc<dyn ObjectStore>) -> Result<Option<String>, StackError> {
+    let found = read(store).await;
+    let found = found.map_err(|e| StackError::store("reading who holds the volume", e))?;
+    Ok(found.filter(|(row, _)| !row.is_over()).map(|(row, _)| row.holder()))
 }
 
 impl Lease {

@@ -120,7 +120,7 @@ pub async fn migrate(
     let opened = Opened::open(&options.store, Some(&options.secret)).await?;
     let s3 = opened.s3(&options.store)?;
     let sealed = opened.sealed().expect("a secret was given");
-    let holder = lease::holder(&sealed).await?;
+    let holder = lease::held_by(&sealed).await?;
     refuse_unreadable(options, &target, holder.as_deref())?;
     probe_store(&opened.layers).await?;
 

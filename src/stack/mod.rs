@@ -13,6 +13,8 @@
 //! | `open` | a volume that is not mounted, for `audit` and `migrate` |
 //! | `status` | the status of a running mount |
 //! | `volume` | `init` |
+//! | `fsck/` | a whole volume checked and repaired |
+//! | `recover` | what a journal holds, as files |
 //! | `mount` | a running mount and its background tasks, and its shutdown |
 //! | `lease` | who holds the volume read-write |
 //! | `state` | what this machine remembers of the volume |
@@ -25,6 +27,7 @@ pub mod config_use;
 mod control;
 pub mod doctor;
 mod error;
+mod fsck;
 pub mod inventory;
 mod keyring_object;
 pub mod layers;
@@ -33,14 +36,17 @@ pub mod migrate;
 mod mount;
 mod open;
 mod options;
+mod recover;
 mod state;
 mod status;
 mod volume;
 
 pub use control::{Connection, Control, Progress, Requests, Status, resident_bytes};
 pub use error::{StackError, StackErrorKind};
+pub use fsck::{FsckOptions, FsckProgress, FsckReport, Problem, fsck};
 pub use keyring_object::{KEYRING_NAME, load_keyring};
 pub use layers::Layers;
 pub use mount::{Mounted, mount};
 pub use options::{InitOptions, MountOptions, StoreOptions};
+pub use recover::{KeyringSource, LIST_NAME, RecoverOptions, Recovered, recover};
 pub use volume::{create_bucket, init};

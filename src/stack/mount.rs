@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use object_store::ObjectStore;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
@@ -11,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::canary::probe_store;
 use super::config;
 use super::config_use::VolumeSse;
-use super::lease::{Beat, HEARTBEAT, Lease};
+use super::lease::{Beat, HEARTBEAT, Lease, is_running};
 use super::state::{Remembered, StateFile};
 use super::status::Shared;
 use super::volume::OPEN_TIMEOUT;
@@ -19,10 +20,10 @@ use super::{Control, Layers, MountOptions, StackError, load_keyring};
 use crate::base::{JournalPos, SystemClock, VolumeId};
 use crate::commit::replay::replay;
 use crate::commit::view::ViewOptions;
-use crate::commit::{CommitOptions, Committer, View};
+use crate::commit::{CommitOptions, Committer, Gates, View};
 use crate::data::{BlockCache, BlockCacheOptions};
 use crate::fs::{Fs, FsOptions, FsParts};
-use crate::journal::{Journal, JournalOptions, RecordLoc, Recovery};
+use crate::journal::{Journal, JournalError, JournalOptions, RecordLoc, Recovery};
 use crate::meta::{CommitRow, DecodeError, Stats, keys};
 use crate::seal::VolumeKeys;
 use crate::store::kv::{Kv, KvOptions};
@@ -32,6 +33,8 @@ use crate::store::{Sealed, SegmentStore};
 const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long until an overtaken mount tries again to read what the bucket has.
 const READER_RETRY: Duration = Duration::from_secs(15);
+/// How long a killed process may take to let go of the journal.
+const DEAD_HOLDER_MAX: Duration = Duration::from_secs(10);
 /// How often what this machine remembers is brought up to date, and how often durably.
 const REMEMBER_EVERY: Duration = Duration::from_secs(5);
 
@@ -45,7 +48,7 @@ const CLOSE_PENDING_MAX: Duration = Duration::from_secs(5);
 struct Writer {
     journal: Arc<Journal>,
     committer: Arc<Committer>,
-    lease: Arc<tokio::sync::Mutex<Lease>>,
+    lease: SharedLease,
 }
 
 /// A volume that is open. Serve it through `fuse/`, then call [`Mounted::shutdown`].
@@ -84,18 +87,26 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
     let mut lease = None;
     let mounted = assemble(options, &mut lease).await;
     if mounted.is_err()
-        && let Some(mut lease) = lease.filter(Lease::was_free)
+        && let Some(lease) = lease
     {
-        let released = tokio::time::timeout(RELEASE_DEADLINE, lease.release()).await;
-        if !matches!(released, Ok(Beat::Held)) {
-            log::warn!("the lease was not given back");
+        let mut lease = lease.lock().await;
+        if lease.was_free() {
+            let released = tokio::time::timeout(RELEASE_DEADLINE, lease.release()).await;
+            if !matches!(released, Ok(Beat::Held)) {
+                log::warn!("the lease was not given back");
+            }
         }
     }
     mounted
 }
 
-/// [`mount`], leaving the lease in `held` if it fails after taking it.
-async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mounted, StackError> {
+type SharedLease = Arc<tokio::sync::Mutex<Lease>>;
+
+/// [`mount`], leaving the lease in `held` once it is taken.
+async fn assemble(
+    options: MountOptions,
+    held: &mut Option<SharedLease>,
+) -> Result<Mounted, StackError> {
     let name = options.store.location.to_string();
     let layers = Layers::connect(&options.store, options.read_timeout, false).await?;
     let keyring = load_keyring(&layers, &name).await?;
@@ -134,16 +145,20 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
     // Locked before anything remote is touched: a second mount of this machine stops here.
     let local = match read_only {
         true => None,
-        false => Some(open_journal(&options, &state_dir, &keys)?),
+        false => Some(open_journal(&options, &state_dir, &keys).await?),
     };
-    if !read_only {
-        *held = Some(Lease::acquire(store.clone(), options.takeover).await?);
-    }
     let kv_options = KvOptions {
         read_timeout: options.read_timeout,
         refresh: options.refresh,
         ..KvOptions::default()
     };
+    if !read_only {
+        if options.takeover {
+            prove_metadata(store.clone(), kv_options.clone()).await?;
+        }
+        let lease = Lease::acquire(store.clone(), options.takeover).await?;
+        *held = Some(Arc::new(tokio::sync::Mutex::new(lease)));
+    }
     let kv = if read_only {
         Kv::open_reader(store.clone(), kv_options, OPEN_TIMEOUT).await?
     } else {
@@ -155,21 +170,25 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
         None => None,
     };
     let found = commit_row.map_or(0, |row| row.sequence);
-    if found < before.sequence && !options.accept_rollback {
+    if let Err(e) = refuse_rollback(found, &before, options.at_least, options.accept_rollback) {
         let _ = kv.close(false).await;
-        return Err(StackError::Rollback { found, seen: before.sequence });
+        return Err(e);
     }
     let stats = match kv.get(&keys::stats()).await? {
         Some(row) => Stats::decode(&row).map_err(crate::commit::ViewError::from)?,
         None => return Err(crate::commit::ViewError::from(DecodeError("no statistics")).into()),
     };
+    let seen = kv.get(&keys::writer()).await?.map(|id| hex(&id));
     let segments = Arc::new(SegmentStore::new(store.clone()));
     let blocks = BlockCache::new(segments.clone(), BlockCacheOptions::default());
     let mut set_aside = None;
     let mut parts = None;
     if let Some((journal, recovery)) = local {
         let accept = options.accept_rollback;
-        let lineage = lineage(&journal, &recovery, commit_row, &before, accept)?;
+        let lineage = match copied_elsewhere(&recovery, commit_row, seen.as_deref(), &before) {
+            Some(committed) => go_on_beside(&journal, &recovery, commit_row, committed)?,
+            None => lineage(&journal, &recovery, commit_row, &before, accept)?,
+        };
         let (journal, base, todo) = match lineage {
             Lineage::Continues(base, todo) => (journal, base, todo),
             Lineage::Overtaken => {
@@ -181,7 +200,7 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
                 );
                 drop(journal);
                 set_aside = Some(aside);
-                let (journal, recovery) = open_journal(&options, &state_dir, &keys)?;
+                let (journal, recovery) = open_journal(&options, &state_dir, &keys).await?;
                 (journal, JournalPos(recovery.first.0.saturating_sub(1)), Vec::new())
             }
         };
@@ -210,6 +229,11 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
         remembered.journal = opened.id().to_string();
         remembered.journal_committed = base.0;
         remembered.lineage = found;
+        remembered.seen_instance = seen.unwrap_or_default();
+        let mut instance = [0; 16];
+        getrandom::fill(&mut instance).expect("the operating system gives random bytes");
+        remembered.instance = hex(&instance);
+        remembered.fenced = false;
         let row = CommitRow {
             journal: opened.id(),
             position: base,
@@ -218,10 +242,9 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
             writer_epoch: kv.writer_epoch(),
         };
         let commit =
-            CommitOptions { interval: options.commit_interval, ..CommitOptions::default() };
-        let damage = sealed.clone();
-        let may_delete = Arc::new(move || damage.damaged().is_empty());
-        let c = Committer::new(view.clone(), opened.clone(), segments, row, commit, may_delete);
+            CommitOptions { interval: options.commit_interval, instance, ..Default::default() };
+        let gates = gates(sealed.clone(), held.clone());
+        let c = Committer::new(view.clone(), opened.clone(), segments, row, commit, gates);
         (journal, committer) = (Some(opened), Some(c));
     }
     state.save(&remembered, true)?;
@@ -246,10 +269,8 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
             ..FsOptions::default()
         },
     );
-    let writer = match (journal, committer, held.take()) {
-        (Some(journal), Some(committer), Some(lease)) => {
-            Some(Writer { journal, committer, lease: Arc::new(tokio::sync::Mutex::new(lease)) })
-        }
+    let writer = match (journal, committer, held.clone()) {
+        (Some(journal), Some(committer), Some(lease)) => Some(Writer { journal, committer, lease }),
         _ => None,
     };
     let shared = Arc::new(Shared {
@@ -261,6 +282,8 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
         cache_bytes_max: options.cache_bytes_max,
         sse,
         set_aside: set_aside.clone(),
+        sequence: found,
+        journal_dir: journal_dir(&state_dir),
         layers,
         sealed,
         view,
@@ -284,13 +307,117 @@ async fn assemble(options: MountOptions, held: &mut Option<Lease>) -> Result<Mou
     Ok(mounted)
 }
 
-fn open_journal(
+/// Refuses a bucket at commit `found` if this machine has seen a later one, or if it was told
+/// of a later one (`at_least`); `accept` waives what the machine remembers, not what it is told.
+pub(super) fn refuse_rollback(
+    found: u64,
+    before: &Remembered,
+    at_least: u64,
+    accept: bool,
+) -> Result<(), StackError> {
+    if found < at_least {
+        return Err(StackError::TooOld { found, at_least });
+    }
+    if found < before.sequence && !accept {
+        return Err(StackError::Rollback { found, seen: before.sequence });
+    }
+    Ok(())
+}
+
+fn journal_dir(state_dir: &std::path::Path) -> PathBuf {
+    state_dir.join("journal")
+}
+
+/// Opens the journal. A process that was killed keeps its lock until its last thread has left
+/// the kernel, so a holder that is dead already is waited for.
+async fn open_journal(
     options: &MountOptions,
     state_dir: &std::path::Path,
     keys: &VolumeKeys,
 ) -> Result<(Journal, Recovery), StackError> {
-    let journal = JournalOptions::new(state_dir.join("journal"), options.journal_bytes_max);
-    Ok(Journal::open(journal, keys.clone(), Arc::new(crate::journal::disk::RealDisk))?)
+    let begun = Instant::now();
+    loop {
+        let journal = JournalOptions::new(journal_dir(state_dir), options.journal_bytes_max);
+        match Journal::open(journal, keys.clone(), Arc::new(crate::journal::disk::RealDisk)) {
+            Err(JournalError::InUse(Some(pid)))
+                if !is_running(pid) && begun.elapsed() < DEAD_HOLDER_MAX =>
+            {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            outcome => return Ok(outcome?),
+        }
+    }
+}
+
+/// What the committer may do depends on the damage found and on who holds the volume.
+fn gates(sealed: Arc<Sealed>, lease: Option<SharedLease>) -> Gates {
+    let still_ours = move || {
+        let lease = lease.clone();
+        let held = async move {
+            match lease {
+                Some(lease) => matches!(lease.lock().await.beat().await, Beat::Held),
+                None => false,
+            }
+        };
+        held.boxed()
+    };
+    Gates {
+        may_delete: Box::new(move || sealed.damaged().is_empty()),
+        still_ours: Box::new(still_ours),
+    }
+}
+
+/// Reads the last commit as a follower, which changes nothing: `--takeover` replaces the record
+/// of the holder even if that is damaged, so first it must be certain that these are the keys of
+/// this volume and that there is something to take over.
+async fn prove_metadata(store: Arc<dyn ObjectStore>, options: KvOptions) -> Result<(), StackError> {
+    let reader = Kv::open_reader(store, options, OPEN_TIMEOUT).await?;
+    let row = reader.get(&keys::commit()).await?;
+    if let Err(e) = reader.close(false).await {
+        log::debug!("closing a reader: {e}");
+    }
+    row.as_deref().map(CommitRow::decode).transpose().map_err(crate::commit::ViewError::from)?;
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Whether the last commit carries this journal's name and was made by a mount that this
+/// directory has never served: then a copy of the directory (of a disk, a virtual machine) was
+/// mounted elsewhere and has gone on under the same name. Gives the last record that certainly
+/// was committed from here.
+fn copied_elsewhere(
+    recovery: &Recovery,
+    row: Option<CommitRow>,
+    instance: Option<&str>,
+    before: &Remembered,
+) -> Option<JournalPos> {
+    let row = row.filter(|row| row.journal == recovery.id)?;
+    let ours = before.journal == recovery.id.to_string();
+    (ours && !before.knows(instance, row.position.0))
+        .then(|| JournalPos(before.journal_committed.max(recovery.released.0)))
+}
+
+/// What becomes of a journal that a copy of its directory has overtaken: what is in it beyond
+/// `committed` belongs to a history that is no more. Without anything it goes on, behind the
+/// numbers that the copy has used.
+fn go_on_beside(
+    journal: &Journal,
+    recovery: &Recovery,
+    row: Option<CommitRow>,
+    committed: JournalPos,
+) -> Result<Lineage, StackError> {
+    log::warn!("a copy of the local state has been mounted elsewhere meanwhile");
+    if recovery.last > committed {
+        return Ok(Lineage::Overtaken);
+    }
+    let base = row.map_or(committed, |row| row.position).max(recovery.last);
+    if base > recovery.last {
+        journal.start_after(base)?;
+    }
+    Ok(Lineage::Continues(base, Vec::new()))
 }
 
 enum Lineage {
@@ -396,8 +523,19 @@ impl Mounted {
             }
         }));
         let (view, committer) = (self.shared.view.clone(), writer.committer.clone());
+        let (state, remembered) = (self.state.clone(), self.remembered.clone());
         tasks.push(tokio::spawn(async move {
             committer.until_fenced().await;
+            // For the next mount: a copy of this directory may have gone on under the same
+            // names, which nothing in the bucket would tell.
+            let now = {
+                let mut remembered = remembered.lock();
+                remembered.fenced = true;
+                remembered.clone()
+            };
+            if let Err(e) = state.save(&now, true) {
+                log::warn!("what this machine remembers was not brought up to date: {e}");
+            }
             // The writer's handle refuses reads from now on: go on as a follower does.
             while let Err(e) = view.kv().become_reader(OPEN_TIMEOUT).await {
                 log::warn!("metadata cannot be read yet: {e}");

@@ -84,6 +84,8 @@ pub struct MountOptions {
     pub takeover: bool,
     /// Accept a bucket older than what this machine has seen.
     pub accept_rollback: bool,
+    /// Refuse a bucket that is older than this commit: what a person noted of it elsewhere.
+    pub at_least: u64,
     /// `fsync` waits for the bucket.
     pub fsync_remote: bool,
     /// How long a writer waits for room in the journal before it gets `ENOSPC`.
@@ -114,6 +116,7 @@ impl MountOptions {
             read_only: false,
             takeover: false,
             accept_rollback: false,
+            at_least: 0,
             fsync_remote: false,
             full_timeout: Duration::from_secs(60),
             refresh: Duration::from_secs(5),

@@ -3,8 +3,10 @@
 
 use std::fs;
 use std::io::Write;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::StackError;
@@ -30,25 +32,67 @@ pub(super) struct Remembered {
     pub journal_committed: u64,
     /// The commit number that records of the local journal apply on top of.
     pub lineage: u64,
+    /// The mount that this directory served last, in hex: random, so that a copy of the
+    /// directory which is mounted elsewhere can be told from this one.
+    #[serde(default)]
+    pub instance: String,
+    /// The mount that had made the last commit in the bucket when that one began.
+    #[serde(default)]
+    pub seen_instance: String,
+    /// That mount was fenced: another has gone on with the volume.
+    #[serde(default)]
+    pub fenced: bool,
 }
 
-/// The file.
-pub(super) struct StateFile {
+impl Remembered {
+    /// Whether the last commit in the bucket, of record `position` by the mount `instance`, can
+    /// be one of this directory's own, or one that it went on from. `None`: the bucket does not
+    /// say by whom.
+    pub fn knows(&self, instance: Option<&str>, position: u64) -> bool {
+        // Once fenced, a directory commits nothing more; a copy of the running mount would.
+        let beyond = self.fenced && position > self.journal_committed;
+        let named = |i: &str| i == self.instance || i == self.seen_instance;
+        !beyond && (self.instance.is_empty() || instance.is_none_or(named))
+    }
+}
+
+/// A sealed file that holds a `T`; by default what is remembered.
+pub(super) struct StateFile<T = Remembered> {
     path: PathBuf,
+    name: &'static str,
     keys: VolumeKeys,
+    content: PhantomData<fn() -> T>,
 }
 
 impl StateFile {
-    /// The state file in `dir`.
+    /// What is remembered, in `dir`.
     pub(super) fn new(dir: &Path, keys: VolumeKeys) -> StateFile {
-        StateFile { path: dir.join(FILE_NAME), keys }
+        StateFile::named(dir, FILE_NAME, keys)
+    }
+}
+
+impl<T: Serialize + DeserializeOwned> StateFile<T> {
+    /// The file `name` in `dir`.
+    pub(super) fn named(dir: &Path, name: &'static str, keys: VolumeKeys) -> StateFile<T> {
+        StateFile { path: dir.join(name), name, keys, content: PhantomData }
+    }
+
+    /// Takes the file away; one that is not there counts as taken away.
+    pub(super) fn remove(&self) -> Result<(), StackError> {
+        match fs::remove_file(&self.path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                let path = self.path.clone();
+                Err(StackError::Local { what: "removing", path, source: e })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What is remembered; `None` on a machine that never saw the volume.
     ///
     /// # Errors
     /// [`StackError::State`] if the file is not what this machine wrote.
-    pub(super) fn load(&self) -> Result<Option<Remembered>, StackError> {
+    pub(super) fn load(&self) -> Result<Option<T>, StackError> {
         let sealed = match fs::read(&self.path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -58,16 +102,16 @@ impl StateFile {
             }
         };
         let bad = || StackError::State(self.path.clone());
-        let context = self.keys.state_context(FILE_NAME);
+        let context = self.keys.state_context(self.name);
         let plain = seal::open(&self.keys.state_key(), &context, &sealed).map_err(|_| bad())?;
         serde_json::from_slice(&plain).map(Some).map_err(|_| bad())
     }
 
     /// Replaces the file; durably if `sync`.
-    pub(super) fn save(&self, state: &Remembered, sync: bool) -> Result<(), StackError> {
+    pub(super) fn save(&self, state: &T, sync: bool) -> Result<(), StackError> {
         let write = || -> std::io::Result<()> {
             let plain = serde_json::to_vec(state)?;
-            let context = self.keys.state_context(FILE_NAME);
+            let context = self.keys.state_context(self.name);
             let sealed = seal::seal(&self.keys.state_key(), &context, &plain);
             let dir = self.path.parent().expect("a file in a directory");
             let mut file = tempfile::NamedTempFile::new_in(dir)?;

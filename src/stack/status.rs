@@ -38,6 +38,10 @@ pub(super) struct Shared {
     pub(super) cache_bytes_max: u64,
     pub(super) sse: Arc<VolumeSse>,
     pub(super) set_aside: Option<PathBuf>,
+    /// Where the journal is.
+    pub(super) journal_dir: PathBuf,
+    /// The commit that the mount began with.
+    pub(super) sequence: u64,
     pub(super) layers: Layers,
     pub(super) sealed: Arc<Sealed>,
     pub(super) view: Arc<View>,
@@ -95,9 +99,20 @@ impl Shared {
             ));
         }
         if let Some(aside) = &self.set_aside {
+            let aside = aside.display();
             warnings.push(format!(
-                "a journal with changes that another writer has overtaken lies at {}",
-                aside.display()
+                "a journal with changes that another writer has overtaken lies at {aside}; to \
+                 get them as files: sealfs recover {aside} OUT --store {}",
+                self.store
+            ));
+        }
+        let fenced = matches!(self.connection(), Connection::Fenced);
+        if fenced && self.view.pending_summary().2.is_some() {
+            warnings.push(format!(
+                "what is pending will never be sent, because another mount has taken over; to \
+                 get it as files: sealfs recover {} OUT --store {}",
+                self.journal_dir.display(),
+                self.store
             ));
         }
         warnings
@@ -119,6 +134,10 @@ impl Control for Shared {
             uptime_secs: self.since.elapsed().as_secs(),
             connection: self.connection(),
             progress: self.progress(),
+            commit_sequence: self
+                .committer
+                .as_ref()
+                .map_or(self.sequence, |c| c.committed().sequence),
             oldest_pending_secs: oldest.map(|d| d.as_secs_f64()),
             upload_bytes_per_sec: self.upload_rate(requests.bytes_up),
             journal_bytes: self.journal.as_ref().map_or(0, |j| j.used_bytes()),

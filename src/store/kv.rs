@@ -142,6 +142,8 @@ pub struct Kv {
     cache: Arc<SplitCache>,
     options: KvOptions,
     compacting: AtomicBool,
+    /// The last [`Kv::reopen`] failed, perhaps after it had raised the epoch.
+    reopen_broke_off: AtomicBool,
     /// Commits since the memtable last went to level 0.
     commits: AtomicU64,
     collected: Mutex<Option<Instant>>,
@@ -221,6 +223,7 @@ impl Kv {
             cache,
             options,
             compacting: AtomicBool::new(false),
+            reopen_broke_off: AtomicBool::new(false),
             commits: AtomicU64::new(0),
             collected: Mutex::new(None),
         })
@@ -242,6 +245,7 @@ impl Kv {
             cache,
             options,
             compacting: AtomicBool::new(false),
+            reopen_broke_off: AtomicBool::new(false),
             commits: AtomicU64::new(0),
             collected: Mutex::new(None),
         })
@@ -364,15 +368,24 @@ impl Kv {
     }
 
     /// Opens a new handle after a background task of the old one died, provided no other
-    /// writer has come in between ([`KvError::Fenced`] if one has).
-    pub async fn reopen(&self) -> Result<(), KvError> {
+    /// writer has come in between ([`KvError::Fenced`] if one has). A try that breaks off
+    /// half-way may have raised the epoch as another writer would: when one has, `still_ours`
+    /// is asked whether the volume is held by this mount.
+    pub async fn reopen(&self, still_ours: impl Future<Output = bool>) -> Result<(), KvError> {
         let old = self.writer()?;
         let epoch = old.manifest().writer_epoch();
         // It may wait for a task that will never end.
         let close = old.close_with_options(CloseOptions { flush_type: None });
         let _ = tokio::time::timeout(CLOSE_DEADLINE, close).await;
-        let db = open_writer(self.store.clone(), self.cache.clone(), Some(epoch)).await?;
-        *self.handle.write() = Handle::Writer(Arc::new(db));
+        let mut opened = open_writer(self.store.clone(), self.cache.clone(), Some(epoch)).await;
+        if matches!(opened, Err(KvError::Fenced))
+            && self.reopen_broke_off.load(Ordering::Acquire)
+            && still_ours.await
+        {
+            opened = open_writer(self.store.clone(), self.cache.clone(), None).await;
+        }
+        self.reopen_broke_off.store(opened.is_err(), Ordering::Release);
+        *self.handle.write() = Handle::Writer(Arc::new(opened?));
         Ok(())
     }
 

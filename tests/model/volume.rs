@@ -6,7 +6,7 @@ use std::time::Duration;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
-use sealfs::commit::check::{Report, check};
+use sealfs::commit::check::{CheckOptions, Report, check};
 use sealfs::fs::{Attr, Fs, Kind};
 use sealfs::meta::{CommitRow, keys};
 use sealfs::seal::{KdfParams, Secret};
@@ -161,14 +161,17 @@ impl World {
     pub async fn check(&self) -> Checked<Report> {
         let mut report = Report::default();
         for _ in 0..20 {
-            report = check(self.mounted().view().kv()).await.map_err(|e| e.to_string())?;
-            if report.problems.is_empty() {
+            // Passes of a few rows, so that their borders are tried too.
+            let options = CheckOptions { inodes_per_pass: 3, extents_per_pass: 5 };
+            let checked = check(self.mounted().view().kv(), options, &Default::default()).await;
+            report = checked.map_err(|e| e.to_string())?.0;
+            if report.is_clean() {
                 return Ok(report);
             }
             // The committer may be reclaiming, and a check is no snapshot.
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Err(report.problems.join("\n"))
+        Err(report.problems().join("\n"))
     }
 
     /// The points between operations at which something may get lost.

@@ -4,10 +4,12 @@
 //! and the granules fetched so far, each behind a mark with its length and CRC-32. Nothing is
 //! synced: after a crash a torn page or granule fails its checksum and is fetched again, so the
 //! files need no journal, and a restart finds the cache warm by listing names. The contents are
-//! ciphertext. All calls block; [`Disk::write`] is called by one thread only.
+//! ciphertext. All calls block; [`Disk::write`] is called by one thread only. Large writes go past
+//! the page cache (see `direct`).
 
 use super::super::rope::Rope;
 use super::super::stats::RequestStats;
+use super::direct::DirectWriter;
 use super::granule::{self, MARK, PAGE};
 use super::page;
 use bytes::Bytes;
@@ -17,7 +19,7 @@ use object_store::path::Path;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, IoSlice, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
@@ -46,7 +48,7 @@ pub(super) struct Disk {
     bytes_max: u64,
     index: Mutex<Index>,
     /// Held while a file is changed or removed, so that a removal is not undone by a write.
-    changing: Mutex<()>,
+    changing: Mutex<DirectWriter>,
     stats: Arc<RequestStats>,
     /// Keeps other processes out; released when dropped.
     _lock: File,
@@ -124,7 +126,7 @@ impl Disk {
             dir,
             bytes_max,
             index: Mutex::new(index),
-            changing: Mutex::new(()),
+            changing: Mutex::new(DirectWriter::default()),
             stats,
             _lock: lock,
         };
@@ -243,8 +245,8 @@ impl Disk {
         first: u64,
         body: &Rope,
     ) -> io::Result<()> {
-        let _changing = self.changing.lock();
-        let outcome = self.write_file(key, meta, first, body);
+        let mut writer = self.changing.lock();
+        let outcome = self.write_file(&mut writer, key, meta, first, body);
         if let Err(e) = &outcome {
             self.remove_file(key);
             if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
@@ -255,7 +257,14 @@ impl Disk {
         outcome
     }
 
-    fn write_file(&self, key: &Key, meta: &ObjectMeta, first: u64, body: &Rope) -> io::Result<()> {
+    fn write_file(
+        &self,
+        writer: &mut DirectWriter,
+        key: &Key,
+        meta: &ObjectMeta,
+        first: u64,
+        body: &Rope,
+    ) -> io::Result<()> {
         let known = {
             let index = self.index.lock();
             index.entries.peek(key).map(|entry| entry.meta.clone())
@@ -299,11 +308,10 @@ impl Disk {
             marks.push(page::mark(k, &data));
             pieces.push(data);
         }
-        file.seek(SeekFrom::Start(granule::file_start(granules.start)))?;
         let slices = marks.iter().zip(&pieces).flat_map(|(mark, data)| {
             std::iter::once(&mark[..]).chain(data.parts().iter().map(|part| &part[..]))
         });
-        write_all_vectored(&mut file, slices)?;
+        writer.write(&path, &file, granule::file_start(granules.start), slices)?;
 
         let mut index = self.index.lock();
         if fresh {
@@ -441,27 +449,6 @@ fn read_run(
         }
     }
     Ok(torn)
-}
-
-fn write_all_vectored<'a>(
-    file: &mut File,
-    parts: impl Iterator<Item = &'a [u8]>,
-) -> io::Result<()> {
-    /// `IOV_MAX` of Linux.
-    const SLICES_MAX: usize = 1024;
-    let mut slices: Vec<IoSlice<'a>> = parts.map(IoSlice::new).collect();
-    for batch in slices.chunks_mut(SLICES_MAX) {
-        let mut batch = batch;
-        while !batch.is_empty() {
-            match file.write_vectored(batch) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => IoSlice::advance_slices(&mut batch, n),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! are not kept, so puts with attributes are refused. Holds ciphertext only, verified no further
 //! than by CRC: authentication is the sealed layer's, which calls [`Invalidate`] on failure.
 
+mod direct;
 mod disk;
 mod flight;
 mod granule;

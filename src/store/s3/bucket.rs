@@ -119,9 +119,7 @@ where
         Some(200 | 405 | 501) => Setting::Unknown,
         _ if matches!(code.as_str(), "NotImplemented" | "MethodNotAllowed") => Setting::Unknown,
         Some(401 | 403) => Setting::Denied(code),
-        _ => {
-            Setting::Failed(sentence(&from_sdk(error, "get", what, Condition::None)))
-        }
+        _ => Setting::Failed(sentence(&from_sdk(error, "get", what, Condition::None))),
     }
 }
 

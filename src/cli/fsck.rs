@@ -1,0 +1,217 @@
+//! `sealfs fsck`: checks a whole volume, says what is wrong with which files, and repairs what
+//! can be repaired.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::seal::forbid_dumps;
+use crate::stack::{self, FsckOptions, FsckProgress, FsckReport};
+
+use super::args::{SecretArgs, StoreArgs, duration};
+use super::dirs;
+use super::exit::{Exit, Failure, Outcome};
+
+/// How often progress is shown.
+const TICK: Duration = Duration::from_millis(250);
+/// How often a line is printed where there is no terminal.
+const LINE_TICKS: u32 = 40;
+
+/// Flags of `sealfs fsck`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  sealfs fsck s3://my-bucket/data --passphrase-file ~/.sealfs.pass
+  sealfs fsck s3://my-bucket/data --data             # and read every byte
+  sealfs fsck s3://my-bucket/data --data --resume    # go on where it was stopped
+  sealfs fsck s3://my-bucket/data --repair           # unmount it first
+
+Without --repair it changes nothing, and a mount elsewhere goes on undisturbed. With it, what has
+lost its name goes to /lost+found, and counts are put right; contents are never guessed and
+nothing that holds any is deleted.
+
+Exit status 0: nothing is wrong. 7: something is. 11: something was, and all of it was repaired.
+12: it was stopped before the end.")]
+pub struct FsckArgs {
+    /// s3://BUCKET[/PREFIX] or file:///ABSOLUTE/DIRECTORY
+    #[arg(value_name = "STORE")]
+    store: String,
+    #[command(flatten)]
+    access: StoreArgs,
+    #[command(flatten)]
+    secret: SecretArgs,
+    /// Read and authenticate every sealed byte, too
+    #[arg(long)]
+    data: bool,
+    /// Go on where an earlier --data was stopped
+    #[arg(long, requires = "data")]
+    resume: bool,
+    /// Put right what can be; refused while the volume is mounted read-write
+    #[arg(long)]
+    repair: bool,
+    /// Refuse a bucket that is older than this commit (`sealfs status` shows the number)
+    #[arg(long, value_name = "COMMIT", default_value_t = 0)]
+    at_least: u64,
+    /// Journals and what this machine remembers [default: ~/.local/state/sealfs or /var/lib/sealfs]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// How long one read waits for an unreachable store before it fails
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    read_timeout: Duration,
+}
+
+/// Runs `sealfs fsck`.
+pub fn run(args: FsckArgs) -> Outcome {
+    let store = args.access.resolve(&args.store)?;
+    if let Err(e) = forbid_dumps() {
+        eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
+    }
+    let state_dir = match &args.state_dir {
+        Some(dir) => std::path::absolute(dir)
+            .map_err(|e| Failure::new(Exit::General, format!("{}: {e}", dir.display())))?,
+        None => dirs::state_dir()?,
+    };
+    let options = FsckOptions {
+        store,
+        state_dir,
+        data: args.data,
+        resume: args.resume,
+        repair: args.repair,
+        at_least: args.at_least,
+        read_timeout: args.read_timeout,
+        secret: args.secret.read(false)?,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Exit::General, format!("cannot start threads: {e}")))?;
+    let report = runtime.block_on(watched(options));
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    let report = report?;
+    print!("{}", describe(&report));
+    verdict(&report, &args.store)
+}
+
+/// Runs the check and shows how far it is; SIGINT and SIGTERM stop it, keeping the position.
+async fn watched(options: FsckOptions) -> Outcome<FsckReport> {
+    let caught = |e| Failure::new(Exit::General, format!("cannot catch signals: {e}"));
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(caught)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(caught)?;
+    let progress = Arc::new(FsckProgress::default());
+    let mut display = Display::new();
+    let work = stack::fsck(options, progress.clone());
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => {
+                display.end();
+                return Ok(done?);
+            }
+            _ = interrupt.recv() => progress.stop.store(true, Ordering::Relaxed),
+            _ = terminate.recv() => progress.stop.store(true, Ordering::Relaxed),
+            _ = tokio::time::sleep(TICK) => display.show(&progress),
+        }
+    }
+}
+
+/// A bar on a terminal, a line now and then elsewhere.
+struct Display {
+    bar: Option<ProgressBar>,
+    ticks: u32,
+}
+
+impl Display {
+    fn new() -> Display {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = "{msg:24} {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}";
+            let style = ProgressStyle::with_template(style).expect("the template is well formed");
+            ProgressBar::new(0).with_style(style)
+        });
+        Display { bar, ticks: 0 }
+    }
+
+    fn show(&mut self, progress: &FsckProgress) {
+        let phase = *progress.phase.lock();
+        let rows = HumanCount(progress.rows.load(Ordering::Relaxed));
+        let done = progress.bytes.0.load(Ordering::Relaxed);
+        let total = progress.bytes.1.load(Ordering::Relaxed);
+        self.ticks += 1;
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+            bar.set_position(done);
+            bar.set_message(format!("{phase} ({rows} rows)"));
+        } else if self.ticks.is_multiple_of(LINE_TICKS) {
+            let (done, total) = (HumanBytes(done), HumanBytes(total));
+            eprintln!("sealfs: {phase}: {rows} rows, {done} of {total} read");
+        }
+    }
+
+    fn end(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// The report for people. Pure, so that it can be tested.
+fn describe(r: &FsckReport) -> String {
+    let mut lines = Vec::new();
+    let m = &r.metadata;
+    lines.push(format!("volume {} at commit {}", r.volume, r.sequence));
+    lines.push(format!(
+        "{} inodes ({} directories, {} unlinked), {} of data in {} segments",
+        HumanCount(m.inodes),
+        HumanCount(m.directories),
+        HumanCount(m.orphans),
+        HumanBytes(m.bytes),
+        HumanCount(m.segments),
+    ));
+    lines.push(format!("{} objects, {} stored", HumanCount(r.objects.0), HumanBytes(r.objects.1)));
+    if let Some((objects, bytes)) = r.read {
+        let (objects, bytes) = (HumanCount(objects), HumanBytes(bytes));
+        lines.push(format!("{objects} objects read and authenticated, {bytes}"));
+    }
+    if let Some(writer) = &r.writer {
+        lines.push(format!("note: mounted read-write meanwhile by {writer}"));
+    }
+    lines.extend(r.notes.iter().map(|note| format!("note: {note}")));
+    lines.extend(r.repaired.iter().map(|what| format!("repaired: {what}")));
+    for problem in &r.problems {
+        lines.push(format!("problem: {}", problem.what));
+        lines.extend(problem.files.iter().map(|file| format!("    {file}")));
+    }
+    lines.into_iter().map(|line| line + "\n").collect()
+}
+
+fn verdict(r: &FsckReport, store: &str) -> Outcome {
+    let plural = |n: usize| if n == 1 { "1 problem".into() } else { format!("{n} problems") };
+    if !r.problems.is_empty() {
+        let failure = Failure::new(Exit::Corrupt, format!("{} found", plural(r.problems.len())));
+        return Err(match r.repaired.is_empty() {
+            true => failure.hint(format!(
+                "put damaged objects back from a copy of the bucket; then, with the volume \
+                 unmounted: sealfs fsck {store} --repair"
+            )),
+            false => failure.hint(
+                "what is left cannot be repaired without guessing: restore these files, or \
+                 put the objects back from a copy of the bucket",
+            ),
+        });
+    }
+    if !r.complete {
+        return Err(Failure::new(Exit::Stopped, "stopped before everything was read")
+            .hint(format!("go on: sealfs fsck {store} --data --resume")));
+    }
+    if !r.repaired.is_empty() {
+        let what = format!("{} repaired, nothing is left", plural(r.repaired.len()));
+        return Err(Failure::new(Exit::Repaired, what).hint(format!("sealfs mount {store} DIR")));
+    }
+    println!("nothing is wrong");
+    Ok(())
+}

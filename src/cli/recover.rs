@@ -1,0 +1,82 @@
+//! `sealfs recover`: what a local journal holds and the bucket does not have, as files.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::HumanBytes;
+
+use crate::seal::forbid_dumps;
+use crate::stack::{self, KeyringSource, LIST_NAME, RecoverOptions};
+
+use super::args::{SecretArgs, StoreArgs};
+use super::exit::{Exit, Failure, Outcome};
+
+/// Flags of `sealfs recover`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  sealfs recover /var/lib/sealfs/VOLUME/journal.set-aside-… ~/out --store s3://my-bucket/data
+  sealfs recover ~/old-disk/journal ~/out --keyring-file keyring-copy --key-file volume.key
+
+The journal is read, never changed, also while a fenced mount has it open; the bucket is asked for
+the keyring only. Files of which the journal holds parts have holes where it does not know: the
+file #recovered.txt in OUT lists them, and everything else that is not simply there.")]
+pub struct RecoverArgs {
+    /// The journal's directory; `sealfs status` and the log name it
+    #[arg(value_name = "JOURNAL")]
+    journal: PathBuf,
+    /// Where the files go; made, or empty
+    #[arg(value_name = "OUT")]
+    out: PathBuf,
+    /// Take the keyring from this store
+    #[arg(long, value_name = "STORE", required_unless_present = "keyring_file")]
+    store: Option<String>,
+    /// Take the keyring from a copy of it; the bucket is not asked
+    #[arg(long, value_name = "FILE", conflicts_with = "store")]
+    keyring_file: Option<PathBuf>,
+    #[command(flatten)]
+    access: StoreArgs,
+    #[command(flatten)]
+    secret: SecretArgs,
+}
+
+/// Runs `sealfs recover`.
+pub fn run(args: RecoverArgs) -> Outcome {
+    let keyring = match (&args.keyring_file, &args.store) {
+        (Some(path), _) => KeyringSource::File(path.clone()),
+        (None, Some(store)) => KeyringSource::Store(Box::new(args.access.resolve(store)?)),
+        (None, None) => return Err(Failure::new(Exit::Usage, "no keyring").hint("--store STORE")),
+    };
+    if !args.journal.join("journal.id").exists() {
+        let shown = args.journal.display();
+        return Err(Failure::new(
+            Exit::Usage,
+            format!("{shown} is not the directory of a journal"),
+        )
+        .hint("it is called journal, or journal.set-aside-…, below the state directory"));
+    }
+    if let Err(e) = forbid_dumps() {
+        eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
+    }
+    let secret = args.secret.read(false)?;
+    let out_dir = args.out.clone();
+    let options = RecoverOptions { journal_dir: args.journal, out_dir, keyring, secret };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Exit::General, format!("cannot start threads: {e}")))?;
+    let done = runtime.block_on(stack::recover(options))?;
+    println!(
+        "{} files ({} of them in part, {}) and {} others recovered to {}",
+        done.files,
+        done.partial,
+        HumanBytes(done.bytes),
+        done.others,
+        args.out.display(),
+    );
+    if !done.remarks.is_empty() {
+        let list = args.out.join(LIST_NAME);
+        println!("{} remarks: see {}", done.remarks.len(), list.display());
+    }
+    Ok(())
+}

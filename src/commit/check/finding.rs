@@ -1,0 +1,161 @@
+//! What a check can find: one variant for every rule that rows keep among each other.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use crate::base::{Ino, SegmentId};
+use crate::meta::{Kind, Stats};
+
+/// A broken rule. `Display` is a sentence without names, which may be logged; names are in the
+/// fields for whoever shows paths or repairs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // the fields are what the sentence of `Display` says
+pub enum Finding {
+    /// A row that is not in the format. What depends on it fails.
+    Undecodable { key: Bytes, why: &'static str },
+    /// The root directory has no inode.
+    NoRoot,
+    /// A name leads to an inode that is not there.
+    DanglingName { parent: Ino, name: Bytes, ino: Ino },
+    /// An entry says another kind than the inode.
+    KindDiffers { parent: Ino, name: Bytes, ino: Ino, is: Kind },
+    /// Entries of an inode that is no directory in use.
+    StrayEntries { parent: Ino, entries: u64 },
+    /// A directory with more than one name.
+    ManyNames { ino: Ino, names: u64 },
+    /// An inode with links and without a name.
+    Unnamed { ino: Ino, kind: Kind },
+    /// The link count is not the number of names (of a directory: 2 and its subdirectories).
+    LinkCount { ino: Ino, said: u32, found: u64 },
+    /// A directory's size is not the number of its entries.
+    EntryCount { ino: Ino, said: u64, found: u64 },
+    /// A directory lies in another one than it says.
+    WrongParent { ino: Ino, said: Ino, found: Ino },
+    /// Directories that lie in each other; the one with the lowest number.
+    Cycle { ino: Ino },
+    /// An `o` row without an inode.
+    OrphanWithoutInode { ino: Ino },
+    /// An `o` row of an inode that has links.
+    OrphanWithLinks { ino: Ino },
+    /// An inode without links that no `o` row names: nothing would ever remove it.
+    ForgottenOrphan { ino: Ino, kind: Kind },
+    /// The count of extended attributes is wrong.
+    XattrCount { ino: Ino, said: u32, found: u32 },
+    /// Extended attributes of an inode that is not there.
+    StrayXattrs { ino: Ino, count: u32 },
+    /// Two extents of a file cover the same bytes.
+    ExtentsOverlap { ino: Ino, generation: u32, at: u64 },
+    /// Data behind the end of a file.
+    ExtentBehindEnd { ino: Ino, end: u64, size: u64 },
+    /// Data of a file, or of a generation of its data, that is not there.
+    StrayExtents { ino: Ino, generation: u32, extents: u64, end: u64, bytes: u64 },
+    /// `allocated` cannot be right; `bytes` are found in extents.
+    Blocks { ino: Ino, said: u64, bytes: u64 },
+    /// Live bytes of a segment are not what extents refer to, or reach behind its end.
+    SegmentAccounting { id: SegmentId, size: u64, said: u64, found: u64, end: u64 },
+    /// Two extents refer to the same bytes of a segment.
+    SegmentShared { id: SegmentId },
+    /// Extents refer to a segment that has no `s` row.
+    SegmentWithoutRow { id: SegmentId, found: u64, end: u64 },
+    /// A segment is waiting for its deletion and in use.
+    DeadAndAlive { id: SegmentId, since_secs: u64 },
+    /// The statistics do not add up.
+    Totals { said: Stats, found: Stats },
+    /// The next inode number to hand out is in use.
+    NextIno { said: u64, last: Ino },
+}
+
+impl Finding {
+    /// The inode that it is about, if it is about one.
+    pub fn ino(&self) -> Option<Ino> {
+        use Finding::*;
+        match self {
+            KindDiffers { ino, .. }
+            | ManyNames { ino, .. }
+            | Unnamed { ino, .. }
+            | LinkCount { ino, .. }
+            | EntryCount { ino, .. }
+            | WrongParent { ino, .. }
+            | Cycle { ino }
+            | ForgottenOrphan { ino, .. }
+            | XattrCount { ino, .. }
+            | ExtentsOverlap { ino, .. }
+            | ExtentBehindEnd { ino, .. }
+            | Blocks { ino, .. } => Some(*ino),
+            DanglingName { parent, .. } => Some(*parent),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use Finding::*;
+        match self {
+            Undecodable { key, why } => {
+                let tag = key.first().map_or('?', |&b| char::from(b));
+                write!(f, "a row of kind {tag:?} is not in the format: {why}")
+            }
+            NoRoot => write!(f, "there is no root directory"),
+            DanglingName { ino, .. } => {
+                write!(f, "a name leads to inode {ino}, which is not there")
+            }
+            KindDiffers { ino, is, .. } => {
+                write!(f, "a name of inode {ino} says another kind than {is:?}")
+            }
+            StrayEntries { parent, entries } => {
+                write!(f, "{entries} entries in {parent}, which is no directory")
+            }
+            ManyNames { ino, names } => write!(f, "directory {ino} has {names} names"),
+            Unnamed { ino, kind } => write!(f, "inode {ino} ({kind:?}) has links and no name"),
+            LinkCount { ino, said, found } => {
+                write!(f, "inode {ino} counts {said} links, has {found}")
+            }
+            EntryCount { ino, said, found } => {
+                write!(f, "directory {ino} counts {said} entries, has {found}")
+            }
+            WrongParent { ino, said, found } => {
+                write!(f, "directory {ino} says that it lies in {said}, and lies in {found}")
+            }
+            Cycle { ino } => {
+                write!(f, "directory {ino} lies below itself, not below the root")
+            }
+            OrphanWithoutInode { ino } => write!(f, "orphan {ino} has no inode"),
+            OrphanWithLinks { ino } => write!(f, "inode {ino} is listed as orphan and has links"),
+            ForgottenOrphan { ino, .. } => {
+                write!(f, "inode {ino} has no links and is not listed as orphan")
+            }
+            XattrCount { ino, said, found } => {
+                write!(f, "inode {ino} counts {said} attributes, has {found}")
+            }
+            StrayXattrs { ino, count } => {
+                write!(f, "{count} attributes of inode {ino}, which is not there")
+            }
+            ExtentsOverlap { ino, generation, at } => {
+                write!(f, "extents of {ino}:{generation} overlap at {at}")
+            }
+            ExtentBehindEnd { ino, end, size } => {
+                write!(f, "an extent of {ino} ends at {end}, behind its {size} bytes")
+            }
+            StrayExtents { ino, generation, extents, bytes, .. } => {
+                write!(f, "{extents} extents ({bytes} bytes) of {ino}:{generation} have no file")
+            }
+            Blocks { ino, said, bytes } => {
+                write!(f, "inode {ino} shows {said} bytes in use, extents have {bytes}")
+            }
+            SegmentAccounting { id, size, said, found, .. } => {
+                write!(f, "segment {id}: {size} bytes, {said} said live, {found} are")
+            }
+            SegmentShared { id } => write!(f, "segment {id}: two extents share bytes"),
+            SegmentWithoutRow { id, .. } => {
+                write!(f, "segment {id} has extents and no accounting row")
+            }
+            DeadAndAlive { id, .. } => write!(f, "segment {id} is both dead and alive"),
+            Totals { said, found } => write!(f, "statistics say {said:?}, found {found:?}"),
+            NextIno { said, last } => {
+                write!(f, "inode {last} is in use, the next to hand out is {said}")
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! All rows of an inode against each other, in one walk over the rows of every kind at once:
+//! they are all in the order of inode numbers.
+
+use bytes::Bytes;
+
+use super::{Check, Cursor, Finding};
+use crate::base::Ino;
+use crate::commit::view::ViewError;
+use crate::meta::keys::{self, RECLAIM_INODE};
+use crate::meta::{DecodeError, Dirent, ExtentRow, Inode, Kind};
+
+/// What else there is of an inode besides its row and its data.
+#[derive(Default)]
+struct Rest {
+    entries: u64,
+    subdirs: u64,
+    xattrs: u32,
+    orphan: bool,
+    reclaims: Vec<u32>,
+}
+
+/// A run of extents of one data generation.
+#[derive(Clone, Copy, Default)]
+struct Run {
+    generation: u32,
+    extents: u64,
+    bytes: u64,
+    end: u64,
+}
+
+impl Check<'_> {
+    pub(super) async fn inodes(&mut self) -> Result<(), ViewError> {
+        let (kv, rows) = (self.kv, self.rows);
+        let cursor = |tag| Cursor::new(kv, tag, rows);
+        let mut all = [b'i', b'd', b'x', b'o', b'r', b'e'].map(cursor);
+        loop {
+            let mut next = None;
+            for cursor in &mut all {
+                next = [next, cursor.ino().await?].into_iter().flatten().min();
+            }
+            let Some(number) = next else { break };
+            let [inodes, dirents, xattrs, orphans, reclaims, extents] = &mut all;
+            let ino = Ino(number);
+            let mut inode = None;
+            let mut rest = Rest::default();
+            while let Some((key, value)) = inodes.next_of(number).await? {
+                let whole = keys::inode_of(&key).ok_or(DecodeError("inode key"));
+                inode = self.decoded(&key, whole.and_then(|_| Inode::decode(&value)));
+            }
+            while let Some((key, value)) = dirents.next_of(number).await? {
+                let whole = keys::dirent_of(&key).ok_or(DecodeError("entry key"));
+                let entry = self.decoded(&key, whole.and_then(|_| Dirent::decode(&value)));
+                rest.entries += 1;
+                rest.subdirs += u64::from(entry.is_some_and(|e| e.kind == Kind::Dir));
+            }
+            while let Some((key, _)) = xattrs.next_of(number).await? {
+                self.decoded(&key, keys::xattr_of(&key).ok_or(DecodeError("attribute key")));
+                rest.xattrs += 1;
+            }
+            while let Some((key, _)) = orphans.next_of(number).await? {
+                let whole = keys::orphan_of(&key).ok_or(DecodeError("orphan key"));
+                rest.orphan |= self.decoded(&key, whole).is_some();
+            }
+            while let Some((key, _)) = reclaims.next_of(number).await? {
+                let of = keys::reclaim_of(&key).ok_or(DecodeError("reclaim key"));
+                rest.reclaims.extend(self.decoded(&key, of).map(|(_, generation)| generation));
+            }
+            let bytes = self.extents_of(ino, inode.as_ref(), &rest, extents).await?;
+            self.one(ino, inode, &rest, bytes);
+        }
+        if self.directories.first().is_none_or(|&(ino, _)| ino != Ino::ROOT.0) {
+            self.report.note(Finding::NoRoot);
+        }
+        Ok(())
+    }
+
+    /// The extents of an inode; how many bytes belong to the file as it is.
+    async fn extents_of(
+        &mut self,
+        ino: Ino,
+        inode: Option<&Inode>,
+        rest: &Rest,
+        extents: &mut Cursor<'_>,
+    ) -> Result<u64, ViewError> {
+        let current = inode.filter(|i| i.kind == Kind::File);
+        let (mut bytes, mut run, mut behind) = (0, Run::default(), false);
+        loop {
+            let row = extents.next_of(ino.0).await?;
+            let decoded = match &row {
+                Some((key, value)) => self.decoded(key, extent(key, value)),
+                None => None,
+            };
+            let generation = decoded.as_ref().map(|(generation, ..)| *generation);
+            if run.extents > 0 && (row.is_none() || generation.is_some_and(|g| g != run.generation))
+            {
+                let owned = current.is_some_and(|i| i.generation == run.generation);
+                if owned {
+                    bytes = run.bytes;
+                } else if !rest.reclaims.contains(&run.generation) {
+                    let Run { generation, extents, bytes, end } = run;
+                    let stray = Finding::StrayExtents { ino, generation, extents, end, bytes };
+                    self.report.note(stray);
+                }
+                run = Run::default();
+            }
+            if row.is_none() {
+                return Ok(bytes);
+            }
+            let Some((generation, start, end, row)) = decoded else { continue };
+            self.segments.refer(&row);
+            if run.extents > 0 && start < run.end {
+                self.report.note(Finding::ExtentsOverlap { ino, generation, at: start });
+            }
+            let size = current.filter(|i| i.generation == generation).map(|i| i.size);
+            if let Some(size) = size.filter(|size| end > *size && !behind) {
+                behind = true; // the first tells enough
+                self.report.note(Finding::ExtentBehindEnd { ino, end, size });
+            }
+            let (extents, bytes) = (run.extents + 1, run.bytes + row.len);
+            run = Run { generation, extents, bytes, end };
+        }
+    }
+
+    fn one(&mut self, ino: Ino, inode: Option<Inode>, rest: &Rest, bytes: u64) {
+        let report = &mut self.report;
+        report.orphans += u64::from(rest.orphan);
+        report.bytes += bytes;
+        let is_dir = inode.as_ref().is_some_and(|i| i.kind == Kind::Dir && i.nlink > 0);
+        if rest.entries > 0 && !is_dir {
+            report.note(Finding::StrayEntries { parent: ino, entries: rest.entries });
+        }
+        let Some(inode) = inode else {
+            if rest.orphan {
+                report.note(Finding::OrphanWithoutInode { ino });
+            }
+            if rest.xattrs > 0 && !rest.reclaims.contains(&RECLAIM_INODE) {
+                report.note(Finding::StrayXattrs { ino, count: rest.xattrs });
+            }
+            return;
+        };
+        self.found.inodes += 1;
+        self.found.bytes += inode.allocated;
+        self.last_ino = ino;
+        match (inode.nlink, rest.orphan) {
+            (0, false) => report.note(Finding::ForgottenOrphan { ino, kind: inode.kind }),
+            (1.., true) => report.note(Finding::OrphanWithLinks { ino }),
+            _ => {}
+        }
+        if rest.xattrs != inode.xattrs {
+            let (said, found) = (inode.xattrs, rest.xattrs);
+            report.note(Finding::XattrCount { ino, said, found });
+        }
+        if is_dir {
+            self.directories.push((ino.0, inode.parent.0));
+            let (said, found) = (inode.nlink, 2 + rest.subdirs);
+            if u64::from(said) != found {
+                report.note(Finding::LinkCount { ino, said, found });
+            }
+            if inode.size != rest.entries {
+                let (said, found) = (inode.size, rest.entries);
+                report.note(Finding::EntryCount { ino, said, found });
+            }
+        }
+        let most = match inode.kind {
+            Kind::File => inode.size.div_ceil(4096).saturating_mul(4096),
+            _ => 0,
+        };
+        if inode.allocated > most || bytes > 0 && inode.allocated == 0 {
+            report.note(Finding::Blocks { ino, said: inode.allocated, bytes: bytes.min(most) });
+        }
+    }
+}
+
+/// Generation, start, end and row of an extent.
+fn extent(key: &Bytes, value: &Bytes) -> Result<(u32, u64, u64, ExtentRow), DecodeError> {
+    let (_, generation, end) = keys::extent_of(key).ok_or(DecodeError("extent key"))?;
+    let row = ExtentRow::decode(value)?;
+    let start = end.checked_sub(row.len).ok_or(DecodeError("extent before 0"))?;
+    Ok((generation, start, end, row))
+}

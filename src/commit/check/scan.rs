@@ -1,0 +1,70 @@
+//! Rows of one kind, one after the other, a page in memory at a time.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+use crate::commit::view::ViewError;
+use crate::meta::{Key, keys};
+use crate::store::kv::Kv;
+
+/// Rows that one scan brings.
+const PAGE: usize = 4096;
+const READ_AHEAD: usize = 1 << 20;
+
+/// A place in the rows with one tag.
+pub struct Cursor<'a> {
+    kv: &'a Kv,
+    next: Key,
+    end: Key,
+    page: VecDeque<(Bytes, Bytes)>,
+    last_page: bool,
+    rows: &'a AtomicU64,
+}
+
+impl<'a> Cursor<'a> {
+    /// At the first row with `tag`; `rows` counts what was read.
+    pub fn new(kv: &'a Kv, tag: u8, rows: &'a AtomicU64) -> Cursor<'a> {
+        let (next, end) = keys::all_with_tag(tag);
+        Cursor { kv, next, end, page: VecDeque::new(), last_page: false, rows }
+    }
+
+    /// The row at this place, which stays.
+    pub async fn peek(&mut self) -> Result<Option<&(Bytes, Bytes)>, ViewError> {
+        if self.page.is_empty() && !self.last_page {
+            let page = self.kv.scan(&self.next, &self.end, PAGE, READ_AHEAD).await?;
+            self.last_page = page.len() < PAGE;
+            self.rows.fetch_add(page.len() as u64, Ordering::Relaxed);
+            if let Some((key, _)) = page.last() {
+                let mut after = key.to_vec();
+                after.push(0);
+                self.next = after.into();
+            }
+            self.page = page.into();
+        }
+        Ok(self.page.front())
+    }
+
+    /// The row at this place; goes on behind it.
+    pub async fn next(&mut self) -> Result<Option<(Bytes, Bytes)>, ViewError> {
+        self.peek().await?;
+        Ok(self.page.pop_front())
+    }
+
+    /// The inode number that the key at this place begins with, behind the tag. A key too short
+    /// for one counts as inode 0, which is no inode's.
+    pub async fn ino(&mut self) -> Result<Option<u64>, ViewError> {
+        Ok(self.peek().await?.map(|(key, _)| {
+            key.get(1..9).and_then(|b| b.try_into().ok()).map_or(0, u64::from_be_bytes)
+        }))
+    }
+
+    /// The next row if it is of inode `ino`.
+    pub async fn next_of(&mut self, ino: u64) -> Result<Option<(Bytes, Bytes)>, ViewError> {
+        match self.ino().await? {
+            Some(n) if n == ino => self.next().await,
+            _ => Ok(None),
+        }
+    }
+}

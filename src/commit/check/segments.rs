@@ -1,0 +1,120 @@
+//! Extents against segments: how much of each is referred to, and nothing twice.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::{Check, Cursor, Finding};
+use crate::base::SegmentId;
+use crate::commit::view::ViewError;
+use crate::meta::{DecodeError, ExtentRow, SegmentRow, keys};
+
+/// What rows say of a segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SegmentSum {
+    /// Its `s` row, if it has one.
+    pub row: Option<SegmentRow>,
+    /// When it was found dead (`z` row, Unix seconds).
+    pub dead_since: Option<u64>,
+    /// Extents that refer to it.
+    pub extents: u64,
+    /// Their bytes.
+    pub live: u64,
+    /// Where the last of them ends in it.
+    pub end: u64,
+}
+
+/// Every segment that a row knows.
+#[derive(Clone, Debug, Default)]
+pub struct Segments(pub BTreeMap<SegmentId, SegmentSum>);
+
+impl Segments {
+    /// Counts an extent.
+    pub(super) fn refer(&mut self, row: &ExtentRow) {
+        let sum = self.0.entry(row.segment).or_default();
+        sum.extents += 1;
+        sum.live += row.len;
+        sum.end = sum.end.max(row.segment_offset + row.len);
+    }
+}
+
+impl Check<'_> {
+    pub(super) async fn load_segments(&mut self) -> Result<(), ViewError> {
+        let (kv, rows) = (self.kv, self.rows);
+        let mut cursor = Cursor::new(kv, b's', rows);
+        while let Some((key, value)) = cursor.next().await? {
+            let id = keys::segment_of(&key).ok_or(DecodeError("segment key"));
+            let row = id.and_then(|id| Ok((id, SegmentRow::decode(&value)?)));
+            if let Some((id, row)) = self.decoded(&key, row) {
+                self.segments.0.entry(id).or_default().row = Some(row);
+            }
+        }
+        let mut cursor = Cursor::new(kv, b'z', rows);
+        while let Some((key, _)) = cursor.next().await? {
+            let dead = keys::dead_segment_of(&key).ok_or(DecodeError("dead segment key"));
+            if let Some((since, id)) = self.decoded(&key, dead) {
+                self.report.dead_segments += 1;
+                self.segments.0.entry(id).or_default().dead_since = Some(since);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn settle_segments(&mut self) -> Result<(), ViewError> {
+        for (&id, sum) in &self.segments.0 {
+            let SegmentSum { row, dead_since, live: found, end, .. } = *sum;
+            self.report.segments += u64::from(row.is_some());
+            match row {
+                Some(SegmentRow { size, live: said }) => {
+                    if found != said || found == 0 || end > size {
+                        let finding = Finding::SegmentAccounting { id, size, said, found, end };
+                        self.report.note(finding);
+                    }
+                }
+                None if found > 0 => {
+                    self.report.note(Finding::SegmentWithoutRow { id, found, end })
+                }
+                None => {}
+            }
+            if let Some(since_secs) = dead_since.filter(|_| row.is_some() || found > 0) {
+                self.report.note(Finding::DeadAndAlive { id, since_secs });
+            }
+        }
+        self.shared().await
+    }
+
+    /// Looks for bytes that two extents refer to, in groups of segments whose extents fit into
+    /// memory together.
+    async fn shared(&mut self) -> Result<(), ViewError> {
+        let mut groups: Vec<(SegmentId, SegmentId, u64)> = Vec::new();
+        let most = self.options.extents_per_pass as u64;
+        for (&id, sum) in self.segments.0.iter().filter(|(_, sum)| sum.extents > 1) {
+            match groups.last_mut() {
+                Some((_, to, extents)) if *extents + sum.extents <= most => {
+                    (*to, *extents) = (id, *extents + sum.extents);
+                }
+                _ => groups.push((id, id, sum.extents)),
+            }
+        }
+        for (from, to, _) in groups {
+            let mut pieces: Vec<(SegmentId, u64, u64)> = Vec::new();
+            let mut cursor = Cursor::new(self.kv, b'e', self.rows);
+            while let Some((_, value)) = cursor.next().await? {
+                if let Some(row) = in_group(&value, from, to) {
+                    pieces.push((row.segment, row.segment_offset, row.len));
+                }
+            }
+            pieces.sort_unstable();
+            let shares =
+                |w: &&[(SegmentId, u64, u64)]| w[0].0 == w[1].0 && w[0].1 + w[0].2 > w[1].1;
+            let mut shared: Vec<_> = pieces.windows(2).filter(shares).map(|w| w[0].0).collect();
+            shared.dedup();
+            shared.into_iter().for_each(|id| self.report.note(Finding::SegmentShared { id }));
+        }
+        Ok(())
+    }
+}
+
+fn in_group(value: &Bytes, from: SegmentId, to: SegmentId) -> Option<ExtentRow> {
+    ExtentRow::decode(value).ok().filter(|row| (from..=to).contains(&row.segment))
+}

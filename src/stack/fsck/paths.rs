@@ -1,0 +1,209 @@
+//! From inode numbers and damaged ranges of segments to what people call their files.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
+use std::sync::atomic::AtomicU64;
+
+use bytes::Bytes;
+
+use super::FILES_MAX;
+use crate::base::{Ino, SegmentId};
+use crate::commit::ViewError;
+use crate::commit::check::Cursor;
+use crate::meta::{DecodeError, Dirent, ExtentRow, Inode, keys};
+use crate::store::kv::Kv;
+
+/// Directories that a path may be deep; beyond it is a cycle.
+const DEPTH_MAX: usize = 10_000;
+/// Names that are kept of one inode.
+const NAMES_MAX: usize = 8;
+
+/// Every name that leads to one of `inos`: directory and name.
+pub(super) async fn names_of(
+    kv: &Kv,
+    inos: &HashSet<Ino>,
+) -> Result<HashMap<Ino, Vec<(Ino, Bytes)>>, ViewError> {
+    let mut found: HashMap<Ino, Vec<(Ino, Bytes)>> = HashMap::new();
+    if inos.is_empty() {
+        return Ok(found);
+    }
+    let rows = AtomicU64::new(0);
+    let mut cursor = Cursor::new(kv, b'd', &rows);
+    while let Some((key, value)) = cursor.next().await? {
+        let Some((parent, _, name)) = keys::dirent_of(&key) else { continue };
+        let Ok(Dirent { ino, .. }) = Dirent::decode(&value) else { continue };
+        if inos.contains(&ino) {
+            let names = found.entry(ino).or_default();
+            if names.len() < NAMES_MAX {
+                names.push((parent, Bytes::copy_from_slice(name)));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Names of some inodes, and the paths of the directories they lie in.
+pub(super) struct Names {
+    names: HashMap<Ino, Vec<(Ino, Bytes)>>,
+    directories: HashMap<Ino, String>,
+}
+
+impl Names {
+    pub(super) async fn find(kv: &Kv, inos: HashSet<Ino>) -> Result<Names, ViewError> {
+        let names = names_of(kv, &inos).await?;
+        Ok(Names { names, directories: HashMap::from([(Ino::ROOT, String::new())]) })
+    }
+
+    /// All paths of an inode; its number if it has none.
+    pub(super) async fn of(&mut self, kv: &Kv, ino: Ino) -> Result<Vec<String>, ViewError> {
+        if ino == Ino::ROOT {
+            return Ok(vec!["/".into()]);
+        }
+        let Some(names) = self.names.get(&ino).cloned() else {
+            return Ok(vec![format!("(inode {ino}, without a name)")]);
+        };
+        let mut paths = Vec::new();
+        for (parent, name) in names {
+            paths.push(self.entry(kv, parent, &name).await?);
+        }
+        Ok(paths)
+    }
+
+    /// The path of an entry.
+    pub(super) async fn entry(
+        &mut self,
+        kv: &Kv,
+        parent: Ino,
+        name: &[u8],
+    ) -> Result<String, ViewError> {
+        let directory = self.directory(kv, parent).await?;
+        Ok(format!("{directory}/{}", printable(name)))
+    }
+
+    async fn directory(&mut self, kv: &Kv, ino: Ino) -> Result<String, ViewError> {
+        let (mut at, mut below) = (ino, Vec::new());
+        let mut path = loop {
+            if let Some(path) = self.directories.get(&at) {
+                break path.clone();
+            }
+            let lost = format!("(inode {at})");
+            if below.len() > DEPTH_MAX {
+                break lost;
+            }
+            let row = kv.get(&keys::inode(at)).await?.map(|row| Inode::decode(&row));
+            let Some(Ok(inode)) = row else { break lost };
+            match name_in(kv, inode.parent, at).await? {
+                Some(name) => below.push((at, name)),
+                None => break lost,
+            }
+            at = inode.parent;
+        };
+        while let Some((ino, name)) = below.pop() {
+            path = format!("{path}/{}", printable(&name));
+            self.directories.insert(ino, path.clone());
+        }
+        Ok(path)
+    }
+
+    /// What is touched of files, by name.
+    pub(super) async fn describe(
+        &mut self,
+        kv: &Kv,
+        touched: &BTreeMap<Ino, Vec<Range<u64>>>,
+    ) -> Result<Vec<String>, ViewError> {
+        let mut described = Vec::new();
+        for (ino, ranges) in touched.iter().take(FILES_MAX) {
+            let bytes: u64 = ranges.iter().map(|r| r.end - r.start).sum();
+            let first = ranges.first().map_or(0, |r| r.start);
+            let paths = self.of(kv, *ino).await?.join(", ");
+            described.push(format!("{paths}: {bytes} bytes from byte {first} on"));
+        }
+        if touched.len() > FILES_MAX {
+            described.push(format!("and {} more files", touched.len() - FILES_MAX));
+        }
+        Ok(described)
+    }
+}
+
+/// The name under which `ino` lies in `parent`.
+async fn name_in(kv: &Kv, parent: Ino, ino: Ino) -> Result<Option<Bytes>, ViewError> {
+    let (mut start, end) = keys::dirents_after(parent, 0);
+    loop {
+        let page = kv.scan(&start, &end, 1024, 1 << 19).await?;
+        for (key, value) in &page {
+            if Dirent::decode(value).is_ok_and(|entry| entry.ino == ino) {
+                return Ok(keys::dirent_of(key).map(|(_, _, name)| Bytes::copy_from_slice(name)));
+            }
+        }
+        match page.last() {
+            Some((key, _)) if page.len() == 1024 => {
+                let mut after = key.to_vec();
+                after.push(0);
+                start = after.into();
+            }
+            _ => return Ok(None),
+        }
+    }
+}
+
+/// A name as text; what is no text, or would move the cursor of a terminal, is escaped.
+pub(crate) fn printable(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(name);
+    text.chars()
+        .flat_map(|c| {
+            let escaped: Vec<char> =
+                if c.is_control() { c.escape_default().collect() } else { vec![c] };
+            escaped
+        })
+        .collect()
+}
+
+/// The parts of files that lie in given parts of segments.
+#[derive(Default)]
+pub(super) struct Touched(HashMap<SegmentId, BTreeMap<Ino, Vec<Range<u64>>>>, Nothing);
+type Nothing = BTreeMap<Ino, Vec<Range<u64>>>;
+
+impl Touched {
+    pub(super) fn of(&self, id: SegmentId) -> &BTreeMap<Ino, Vec<Range<u64>>> {
+        self.0.get(&id).unwrap_or(&self.1)
+    }
+
+    pub(super) fn inodes(&self) -> HashSet<Ino> {
+        let inos: BTreeSet<Ino> = self.0.values().flat_map(|m| m.keys().copied()).collect();
+        inos.into_iter().collect()
+    }
+}
+
+pub(super) async fn touched_files(
+    kv: &Kv,
+    lost: &HashMap<SegmentId, Vec<Range<u64>>>,
+) -> Result<Touched, ViewError> {
+    let mut touched = Touched::default();
+    if lost.is_empty() {
+        return Ok(touched);
+    }
+    let rows = AtomicU64::new(0);
+    let mut cursor = Cursor::new(kv, b'e', &rows);
+    while let Some((key, value)) = cursor.next().await? {
+        let Ok(row) = ExtentRow::decode(&value) else { continue };
+        let Some(ranges) = lost.get(&row.segment) else { continue };
+        let (ino, generation, end) = keys::extent_of(&key).ok_or(DecodeError("extent key"))?;
+        let Some(start) = end.checked_sub(row.len) else { continue };
+        let inode = kv.get(&keys::inode(ino)).await?.map(|row| Inode::decode(&row));
+        let Some(Ok(inode)) = inode else { continue };
+        if inode.generation != generation {
+            continue; // waits to be reclaimed
+        }
+        let piece = row.segment_offset..row.segment_offset + row.len;
+        for range in ranges {
+            let from = range.start.max(piece.start);
+            let to = range.end.min(piece.end);
+            if from < to {
+                let shift = |at: u64| start + (at - piece.start);
+                let files = touched.0.entry(row.segment).or_default();
+                files.entry(ino).or_default().push(shift(from)..shift(to));
+            }
+        }
+    }
+    Ok(touched)
+}

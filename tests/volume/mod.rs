@@ -1,0 +1,131 @@
+//! A volume without a kernel: a store of the test's choice, a state directory, and the stack.
+#![allow(dead_code)] // each test file uses a part of it
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+use sealfs::base::Ino;
+use sealfs::fs::{Caller, Fs, WriteFlags};
+use sealfs::seal::{KdfParams, Secret};
+use sealfs::stack::{
+    FsckOptions, FsckReport, InitOptions, MountOptions, Mounted, StackError, StoreOptions, fsck,
+    init, mount,
+};
+use sealfs::store::Location;
+use tempfile::TempDir;
+
+pub const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+pub const LONG: Duration = Duration::from_secs(30);
+
+pub fn secret() -> Secret {
+    Secret::KeyFile(vec![7; 64].into())
+}
+
+/// The flags that reach `store`.
+pub fn options_of(store: Arc<dyn ObjectStore>) -> StoreOptions {
+    StoreOptions { custom: Some(store), ..StoreOptions::new(Location::Memory) }
+}
+
+/// A store and what one machine keeps beside it.
+pub struct Bench {
+    pub store: Arc<dyn ObjectStore>,
+    pub local: TempDir,
+}
+
+impl Bench {
+    /// A new volume in memory.
+    pub async fn new() -> Bench {
+        Bench::over(Arc::new(InMemory::new())).await
+    }
+
+    /// A new volume in `store`.
+    pub async fn over(store: Arc<dyn ObjectStore>) -> Bench {
+        let (of, label, kdf) = (options_of(store.clone()), "test".into(), KdfParams::FLOOR);
+        let options = InitOptions { store: of, secret: secret(), label, kdf, owner: (0, 0) };
+        init(options).await.expect("init");
+        Bench { store, local: tempfile::tempdir().expect("a temporary directory") }
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.local.path().join("state")
+    }
+
+    pub fn mount_options(&self) -> MountOptions {
+        let cache = self.local.path().join("cache");
+        let mut options =
+            MountOptions::new(options_of(self.store.clone()), secret(), cache, self.state());
+        options.cache_bytes_max = 0;
+        options.journal_bytes_max = 32 << 20;
+        options
+    }
+
+    /// Mounts; a task of the mount before may still hold its journal for a moment.
+    pub async fn mount_with(
+        &self,
+        change: impl Fn(&mut MountOptions),
+    ) -> Result<Mounted, StackError> {
+        for _ in 0..100 {
+            let mut options = self.mount_options();
+            change(&mut options);
+            match mount(options).await {
+                Err(StackError::Journal(sealfs::journal::JournalError::InUse(_))) => {}
+                outcome => return outcome,
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the journal stays in use");
+    }
+
+    pub async fn mount(&self) -> Mounted {
+        self.mount_with(|_| {}).await.expect("mounts")
+    }
+
+    pub fn fsck_options(&self) -> FsckOptions {
+        FsckOptions {
+            store: options_of(self.store.clone()),
+            secret: secret(),
+            state_dir: self.state(),
+            data: false,
+            resume: false,
+            repair: false,
+            at_least: 0,
+            read_timeout: LONG,
+        }
+    }
+
+    pub async fn fsck(&self, change: impl FnOnce(&mut FsckOptions)) -> FsckReport {
+        let mut options = self.fsck_options();
+        change(&mut options);
+        fsck(options, Arc::default()).await.expect("fsck")
+    }
+}
+
+/// Makes a file with these contents.
+pub async fn write_file(fs: &Arc<Fs>, dir: Ino, name: &str, contents: &[u8]) -> Ino {
+    let made = fs.create(CALLER, dir, name.into(), 0o644, 0).await.expect("creates");
+    for (n, piece) in contents.chunks(1 << 20).enumerate() {
+        let at = (n as u64) << 20;
+        let data = Bytes::copy_from_slice(piece);
+        fs.write(made.ino, at, data, WriteFlags::default()).await.expect("writes");
+    }
+    made.ino
+}
+
+/// Follows `path` from the root.
+pub async fn find(fs: &Arc<Fs>, path: &str) -> Ino {
+    let mut at = Ino::ROOT;
+    for name in path.split('/').filter(|name| !name.is_empty()) {
+        at = fs.lookup(at, name.into()).await.unwrap_or_else(|e| panic!("{path}: {name}: {e}")).ino;
+    }
+    at
+}
+
+pub async fn read_file(fs: &Arc<Fs>, path: &str) -> Bytes {
+    let ino = find(fs, path).await;
+    let size = fs.getattr(ino).await.expect("stats").size as u32;
+    fs.read(ino, 0, size).await.unwrap_or_else(|e| panic!("{path}: {e}"))
+}
