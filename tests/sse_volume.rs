@@ -409,3 +409,32 @@ fn an_inventory_report_is_audited_without_touching_an_object() {
     let asked = server.counts().since(&before);
     assert_eq!((asked.head, asked.get), (0, 0), "{asked:?}");
 }
+
+#[test]
+fn a_read_only_mount_writes_what_its_policy_allows_and_nothing_else() {
+    // Guards against the read-only policy of `doctor --iam-policy` being too small for the mounts
+    // it is meant for, or larger than they need: only manifests may change.
+    needs_fuse!();
+    let server = S3Server::start();
+    let v = volume(&server, &[]);
+    v.mount(&[]);
+    fs::write(v.at("file"), b"contents").expect("writes");
+    v.umount();
+    let all = || -> std::collections::BTreeMap<_, _> {
+        let keys = server.keys().into_iter();
+        keys.map(|key| (key.clone(), server.get_raw(&key))).collect()
+    };
+    let before = all();
+    v.mount(&["--read-only"]);
+    assert_eq!(fs::read(v.at("file")).expect("reads"), b"contents");
+    let puts = server.counts().put;
+    v.umount();
+    assert!(puts > 0);
+    let after = all();
+    let changed = after.iter().filter(|(key, bytes)| before.get(*key) != Some(bytes));
+    for (key, _) in changed.chain(before.iter().filter(|(key, _)| !after.contains_key(*key))) {
+        assert!(key.starts_with("data/meta/manifest/"), "{key} was written");
+    }
+    let policy = v.ok(&["doctor", &v.url(), "--iam-policy", "--read-only"]);
+    assert!(policy.contains("arn:aws:s3:::test/data/meta/manifest/*"), "{policy}");
+}
