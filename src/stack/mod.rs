@@ -8,6 +8,8 @@
 //! | `config`, `config_use` | what the volume remembers of its encryption, and what follows |
 //! | `options`, `control` | what is asked for, and what a mount says: plain data |
 //! | `canary` | the probe, and what its refusal means |
+//! | `doctor`, `bucket_policy` | what a bucket, its settings and this machine are fit for |
+//! | `audit`, `inventory`, `migrate` | how every object is encrypted, shown and changed |
 //! | `open` | a volume that is not mounted, for `audit` and `migrate` |
 //! | `status` | the status of a running mount |
 //! | `volume` | `init` |
@@ -15,19 +17,23 @@
 //! | `recover` | what a journal holds, as files |
 //! | `mount` | a running mount and its background tasks, and its shutdown |
 //! | `lease` | who holds the volume read-write |
+//! | `lineage` | whether bucket and journal belong to one history |
 //! | `state` | what this machine remembers of the volume |
 
 pub mod audit;
+pub mod bucket_policy;
 mod canary;
 pub mod config;
 pub mod config_use;
 mod control;
+pub mod doctor;
 mod error;
 mod fsck;
 pub mod inventory;
 mod keyring_object;
 pub mod layers;
 mod lease;
+mod lineage;
 pub mod migrate;
 mod mount;
 mod open;
@@ -43,6 +49,6 @@ pub use fsck::{FsckOptions, FsckProgress, FsckReport, Problem, fsck};
 pub use keyring_object::{KEYRING_NAME, load_keyring};
 pub use layers::Layers;
 pub use mount::{Mounted, mount};
-pub use options::{InitOptions, MountOptions, StoreOptions};
+pub use options::{InitOptions, LocalDisk, MountOptions, StoreOptions};
 pub use recover::{KeyringSource, LIST_NAME, RecoverOptions, Recovered, recover};
-pub use volume::init;
+pub use volume::{create_bucket, init};
