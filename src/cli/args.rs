@@ -7,14 +7,24 @@ use clap::Args;
 
 use crate::stack::StoreOptions;
 use crate::store::Location;
-use crate::store::s3::SseFlags;
+use crate::store::s3::{SseAsk, SseFlags};
 
 use super::exit::{Exit, Failure, Outcome};
+
+/// How the store is reached, and the server-side encryption to ask for.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Store")]
+pub struct StoreArgs {
+    #[command(flatten)]
+    address: StoreAddress,
+    #[command(flatten)]
+    sse: SseFlags,
+}
 
 /// How the store is reached.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Store")]
-pub struct StoreArgs {
+pub struct StoreAddress {
     /// S3 server other than AWS, such as https://minio.example:9000
     #[arg(long, value_name = "URL", env = "AWS_ENDPOINT_URL_S3")]
     pub endpoint_url: Option<String>,
@@ -27,18 +37,22 @@ pub struct StoreArgs {
     /// Allow plain http to another machine (the contents are sealed, the requests are not)
     #[arg(long)]
     pub allow_http: bool,
-    #[command(flatten)]
-    sse: SseFlags,
 }
 
 impl StoreArgs {
     /// Checks the flags against each other and against the store.
     pub fn resolve(&self, store: &str) -> Outcome<StoreOptions> {
-        let location: Location = store.parse().map_err(|e| Failure::new(Exit::Usage, e))?;
         let sse = self.sse.resolve().map_err(|e| Failure::new(Exit::Usage, e))?;
+        self.address.resolve(store, sse, self.sse.is_given())
+    }
+}
+
+impl StoreAddress {
+    /// The store with what is asked of its encryption; `asked`: by flags, which only S3 has.
+    pub fn resolve(&self, store: &str, sse: SseAsk, asked: bool) -> Outcome<StoreOptions> {
+        let location: Location = store.parse().map_err(|e| Failure::new(Exit::Usage, e))?;
         let is_s3 = matches!(location, Location::S3 { .. });
-        let s3_flag = self.region.is_some() || self.profile.is_some() || self.sse.is_given();
-        if !is_s3 && s3_flag {
+        if !is_s3 && (self.region.is_some() || self.profile.is_some() || asked) {
             return Err(Failure::new(Exit::Usage, format!("S3 flags make no sense for {store}")));
         }
         Ok(StoreOptions {

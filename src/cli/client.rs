@@ -38,6 +38,16 @@ impl Client {
         Err(no_daemon(&point))
     }
 
+    /// Connects to every daemon of this user on this machine.
+    pub fn all() -> Outcome<Vec<Client>> {
+        let sockets = dirs::sockets()?;
+        let connected = |path: PathBuf| {
+            let stream = UnixStream::connect(&path).ok()?; // a dead daemon's
+            Some(Client { stream, point: path })
+        };
+        Ok(sockets.into_iter().filter_map(connected).collect())
+    }
+
     /// Process id of the daemon.
     pub fn daemon(&self) -> io::Result<libc::pid_t> {
         let mut who = libc::ucred { pid: 0, uid: 0, gid: 0 };

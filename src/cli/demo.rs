@@ -66,8 +66,19 @@ pub fn run(args: DemoArgs) -> Outcome {
             &state,
         ])?;
     }
-    println!("{}", what_to_try(&vault, &store));
+    println!("{}", what_to_try(&vault, &store, &dir));
     Ok(())
+}
+
+/// The line that makes the shell find this program, unless it does already.
+fn path_line() -> Option<String> {
+    let program = std::env::current_exe().ok()?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|dir| dir.join("sealfs").is_file());
+    match found {
+        true => None,
+        false => Some(format!("  export PATH=\"{}:$PATH\"\n", program.parent()?.display())),
+    }
 }
 
 /// A random passphrase of 128 bits, unless there is one.
@@ -100,16 +111,17 @@ fn sealfs(args: &[&str]) -> Outcome {
     }
 }
 
-fn what_to_try(vault: &Path, store: &Path) -> String {
-    let (vault, store) = (vault.display(), store.display());
+fn what_to_try(vault: &Path, store: &Path, dir: &Path) -> String {
+    let (vault, store, dir) = (vault.display(), store.display(), dir.display());
+    let path = path_line().unwrap_or_default();
     format!(
         "\n{vault} is mounted. Try:\n
-  cp -a /usr/share/doc {vault}/ && ls {vault}/doc | head
+{path}  cp -a /usr/share/doc {vault}/ && ls {vault}/doc | head
   echo 'a secret' > {vault}/note; sync {vault}/note
   sealfs sync {vault}; sealfs status {vault}
   grep -r 'a secret' {store}          # finds nothing: only sealed objects are there
   find {store} -type f | head         # the bucket
   sealfs umount {vault}               # uploads the rest, then unmounts
-  sealfs demo                         # mounts it again"
+  sealfs demo {dir}                   # mounts it again"
     )
 }

@@ -78,6 +78,16 @@ pub fn socket_path(point: &Path) -> Outcome<PathBuf> {
     Ok(runtime_dir()?.join(format!("{hex}.sock")))
 }
 
+/// The control sockets of this user's mounts, dead ones included.
+pub fn sockets() -> Outcome<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(runtime_dir()?) {
+        Ok(entries) => entries,
+        Err(_) => return Ok(Vec::new()), // no mount has ever made it
+    };
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    Ok(paths.filter(|path| path.extension().is_some_and(|e| e == "sock")).collect())
+}
+
 /// Resolves a mount point to the name the daemon knows it by, even when the mount on it is
 /// dead (then only its parent can be looked at).
 pub fn resolve(point: &Path) -> io::Result<PathBuf> {

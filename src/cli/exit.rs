@@ -35,6 +35,8 @@ pub enum Exit {
     Repaired,
     /// 12: stopped before the end.
     Stopped,
+    /// 13: objects are not sealed or encrypted as requested.
+    NotAsRequested,
 }
 
 /// The table as `--help` shows it.
@@ -52,7 +54,8 @@ Exit status:
    9  the directory is not a sealfs mount
   10  the mount is in use
   11  something was wrong, and all of it was repaired
-  12  stopped before the end";
+  12  stopped before the end
+  13  objects are not encrypted as requested (sse audit, sse migrate)";
 
 impl Exit {
     /// The number of the table.
@@ -70,6 +73,7 @@ impl Exit {
             Exit::Busy => 10,
             Exit::Repaired => 11,
             Exit::Stopped => 12,
+            Exit::NotAsRequested => 13,
         }
     }
 }
@@ -150,6 +154,7 @@ mod tests {
             Exit::Busy,
             Exit::Repaired,
             Exit::Stopped,
+            Exit::NotAsRequested,
         ];
         for (i, exit) in all.iter().enumerate() {
             assert_eq!(usize::from(exit.code()), i + 1);

@@ -20,6 +20,8 @@ mod recover;
 mod secret;
 mod serve;
 mod server;
+mod sse;
+mod sse_report;
 mod status;
 mod sync;
 mod umount;
@@ -54,6 +56,8 @@ enum Command {
     Fsck(Box<fsck::FsckArgs>),
     /// Export what only a local journal holds, as files
     Recover(Box<recover::RecoverArgs>),
+    /// Audit or change the server-side encryption of a volume
+    Sse(sse::SseArgs),
     /// Make and mount a volume in a local directory, to look around
     Demo(demo::DemoArgs),
 }
@@ -82,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::Fsck(args) => fsck::run(*args),
         Command::Recover(args) => recover::run(*args),
+        Command::Sse(args) => sse::run(args),
         Command::Demo(args) => demo::run(args),
     };
     match outcome {

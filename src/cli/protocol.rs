@@ -18,6 +18,12 @@ pub enum Ask {
         /// Give up after this long without any progress.
         stall_secs: u64,
     },
+    /// Looks at the configuration of the volume at once; answered with [`Say::Done`] when what was
+    /// under way before is uploaded, or with [`Say::Failed`].
+    Follow {
+        /// The volume that is meant.
+        volume_id: String,
+    },
     /// As sync, then unmounts and ends the daemon.
     Umount {
         /// Give up after this long without any progress.

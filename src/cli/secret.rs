@@ -17,6 +17,11 @@ use super::exit::{Exit, Failure, Outcome};
 const PASSPHRASE_MAX: usize = 4096;
 
 impl SecretArgs {
+    /// Whether a flag says where the secret is; else it is asked for.
+    pub fn is_given(&self) -> bool {
+        self.passphrase_file.is_some() || self.passphrase_fd.is_some() || self.key_file.is_some()
+    }
+
     /// Reads the secret. `twice`: a new passphrase, which a prompt asks for a second time.
     pub fn read(&self, twice: bool) -> Outcome<Secret> {
         if let Some(path) = &self.key_file {

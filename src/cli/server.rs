@@ -109,6 +109,13 @@ async fn client(
                 let _ = say.send(last).await; // the client may have gone; the sync is done
             });
         }
+        Ask::Follow { volume_id } => {
+            let answer = match control.follow(&volume_id).await {
+                Ok(()) => Say::Done { pending_bytes: 0 },
+                Err(why) => Say::Failed(Failure::new(Exit::General, why)),
+            };
+            return send(&mut write, &answer).await;
+        }
         Ask::Umount { stall_secs, lazy, force_local } => {
             let stall = Duration::from_secs(stall_secs);
             let asked = UmountAsked { stall, lazy, force_local, say };

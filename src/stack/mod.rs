@@ -7,6 +7,8 @@
 //! | `keyring_object` | reading and creating the keyring in the bucket |
 //! | `config`, `config_use` | what the volume remembers of its encryption, and what follows |
 //! | `options`, `control` | what is asked for, and what a mount says: plain data |
+//! | `canary` | the probe, and what its refusal means |
+//! | `open` | a volume that is not mounted, for `audit` and `migrate` |
 //! | `status` | the status of a running mount |
 //! | `volume` | `init` |
 //! | `fsck/` | a whole volume checked and repaired |
@@ -16,17 +18,21 @@
 //! | `lineage` | whether bucket and journal belong to one history |
 //! | `state` | what this machine remembers of the volume |
 
+pub mod audit;
 mod canary;
 pub mod config;
 pub mod config_use;
 mod control;
 mod error;
 mod fsck;
+pub mod inventory;
 mod keyring_object;
 pub mod layers;
 mod lease;
 mod lineage;
+pub mod migrate;
 mod mount;
+mod open;
 mod options;
 mod recover;
 mod state;

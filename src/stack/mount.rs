@@ -30,8 +30,6 @@ use crate::seal::VolumeKeys;
 use crate::store::kv::{Kv, KvOptions};
 use crate::store::{Sealed, SegmentStore};
 
-/// How many heartbeats apart the configuration of the volume is looked at: 15 requests an hour.
-const CONFIG_EVERY: u32 = 2;
 /// How long a mount that failed may take to give the lease back.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long until an overtaken mount tries again to read what the bucket has.
@@ -396,12 +394,10 @@ impl Mounted {
         let (sse, sealed) = (self.shared.sse.clone(), self.shared.sealed.clone());
         let remembered = self.remembered.clone();
         tasks.push(tokio::spawn(async move {
-            for beat in 1u32.. {
+            loop {
                 tokio::time::sleep(HEARTBEAT).await;
-                if beat.is_multiple_of(CONFIG_EVERY) {
-                    sse.look(&*sealed).await;
-                    remembered.lock().config_generation = sse.generation();
-                }
+                sse.look(&*sealed).await;
+                remembered.lock().config_generation = sse.generation();
                 match lease.lock().await.beat().await {
                     Beat::Held => {}
                     Beat::Lost(holder) => {

@@ -21,6 +21,9 @@ const RATE_SPAN: Duration = Duration::from_secs(10);
 /// The longest that one `sync` waits; the caller asks again or gives up earlier.
 const SYNC_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// How long following a change of the configuration waits for uploads that are under way.
+const FOLLOW_MAX: Duration = Duration::from_secs(50);
+
 /// When the rate was last measured, the bytes up by then, and the rate since the time before.
 #[derive(Default)]
 pub(super) struct Rate(Mutex<Option<(Instant, u64, u64)>>);
@@ -200,6 +203,24 @@ impl Control for Shared {
                     WriterState::Failing { reason, .. } => reason,
                     WriterState::Online => "the bucket does not have everything yet".into(),
                 }),
+            }
+        })
+    }
+
+    fn follow(&self, volume_id: &str) -> BoxFuture<'static, Result<(), String>> {
+        if volume_id != self.volume.to_string() {
+            return Box::pin(async { Err("this is the mount of another volume".into()) });
+        }
+        let (sse, sealed) = (self.sse.clone(), self.sealed.clone());
+        let committer = self.committer.clone();
+        Box::pin(async move {
+            sse.look(&*sealed).await;
+            // Uploads that began in the old mode end before this does.
+            match committer {
+                Some(committer) if !committer.sync(FOLLOW_MAX).await => {
+                    Err("uploads that began before the change are not done yet".into())
+                }
+                _ => Ok(()),
             }
         })
     }

@@ -67,6 +67,8 @@ pub struct S3Options {
     pub object_tags: BTreeMap<String, String>,
     /// Fixed credentials instead of the AWS chain; for tests and embedding.
     pub credentials: Option<StaticCredentials>,
+    /// Whether it is AWS itself, whose newest calls may be used; `None` tells by the endpoint.
+    pub is_aws: Option<bool>,
     /// Time for one attempt of one request, [`ATTEMPT_TIMEOUT`] by default.
     pub attempt_timeout: Duration,
 }
@@ -85,6 +87,7 @@ impl S3Options {
             read_keys: Vec::new(),
             object_tags: BTreeMap::new(),
             credentials: None,
+            is_aws: None,
             attempt_timeout: ATTEMPT_TIMEOUT,
         }
     }
@@ -216,10 +219,17 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
             encryption: Encryption::new(options.sse, options.read_keys, &options.object_tags),
             sign_payload,
             batch_delete: AtomicBool::new(true),
-            is_aws: endpoint.is_none(),
+            in_place: AtomicBool::new(true),
+            is_aws: options.is_aws.unwrap_or_else(|| endpoint.as_deref().is_none_or(is_aws)),
             e_tag_style: AtomicU8::new(0),
         }),
     })
+}
+
+/// Whether an endpoint is one of AWS.
+fn is_aws(endpoint: &str) -> bool {
+    let host = Url::parse(endpoint).ok().and_then(|url| url.host_str().map(str::to_owned));
+    host.is_some_and(|h| h.ends_with(".amazonaws.com") || h.ends_with(".amazonaws.com.cn"))
 }
 
 /// Checks an endpoint against what the options allow.

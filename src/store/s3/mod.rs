@@ -10,6 +10,7 @@ mod client;
 mod encryption;
 mod errors;
 mod flags;
+mod inspect;
 mod list;
 mod read;
 mod refusal;
@@ -22,6 +23,7 @@ pub use client::{
     ATTEMPT_TIMEOUT, CONNECT_TIMEOUT, ConnectError, S3Options, StaticCredentials, connect,
 };
 pub use flags::{SseAsk, SseDetailFlags, SseFlagError, SseFlags, SseKind};
+pub use inspect::{COPY_MAX, Inspected, Reencrypted};
 pub use sse::{Applied, SecretKey32, SseMismatch, SseMode};
 
 use async_trait::async_trait;
@@ -53,6 +55,8 @@ struct Inner {
     sign_payload: bool,
     /// Cleared by the first server that does not know DeleteObjects.
     batch_delete: AtomicBool,
+    /// Cleared by the first server that does not know UpdateObjectEncryption.
+    in_place: AtomicBool,
     /// Whether it is AWS itself, no other server being named.
     is_aws: bool,
     /// How the server wants ETags in the condition of a write; see `write.rs`.

@@ -128,6 +128,12 @@ impl SseMode {
         }
     }
 
+    /// The first thing in which an object that is described as `applied` is not in this mode;
+    /// `None` if it is. `key`: the key that an alias stands for, learnt from the first object.
+    pub fn unlike(&self, applied: &Applied, key: &mut Option<String>) -> Option<String> {
+        difference(self, Answer::Whole, applied, key).err()
+    }
+
     /// The KMS key asked for, in the form it was given.
     pub fn key_id(&self) -> Option<&str> {
         match self {
@@ -156,7 +162,7 @@ impl SseMode {
     }
 
     /// The customer key, when the mode has one.
-    pub(super) fn customer_key(&self) -> Option<&SecretKey32> {
+    pub fn customer_key(&self) -> Option<&SecretKey32> {
         match self {
             SseMode::Customer { key } => Some(key),
             _ => None,
@@ -208,6 +214,15 @@ pub struct Applied {
 }
 
 impl Applied {
+    /// The mode as `--sse` names it; `none` for no encryption.
+    pub fn mode_name(&self) -> &str {
+        match (&self.algorithm, &self.customer_algorithm, &self.customer_key_md5) {
+            (Some(algorithm), _, _) => algorithm,
+            (None, None, None) => "none",
+            _ => "customer",
+        }
+    }
+
     /// Whether the answer says nothing about encryption.
     pub fn is_silent(&self) -> bool {
         *self == Applied::default()

@@ -58,7 +58,7 @@ impl MultipartStore for S3Store {
 
 impl Inner {
     /// CreateMultipartUpload; an upload whose answer names another mode is aborted.
-    async fn create_upload(&self, location: &Path) -> Result<MultipartId> {
+    pub(super) async fn create_upload(&self, location: &Path) -> Result<MultipartId> {
         const ACTION: &str = "start the upload of";
         let path = location.as_ref();
         let request = self
@@ -189,7 +189,7 @@ impl Inner {
     }
 
     /// AbortMultipartUpload.
-    async fn abort_upload(&self, location: &Path, id: &str) -> Result<()> {
+    pub(super) async fn abort_upload(&self, location: &Path, id: &str) -> Result<()> {
         let request = self
             .client
             .abort_multipart_upload()

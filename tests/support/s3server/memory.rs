@@ -22,12 +22,15 @@ pub struct Object {
     /// Whole seconds, which is what HTTP dates can say.
     pub modified: SystemTime,
     pub sse: StoredSse,
+    /// As the header carried them.
+    pub tags: Option<String>,
 }
 
 /// A multipart upload in progress.
 pub struct Upload {
     pub key: String,
     pub sse: StoredSse,
+    pub tags: Option<String>,
     pub parts: BTreeMap<i32, (String, Bytes)>,
 }
 
@@ -195,7 +198,7 @@ impl Memory {
     /// An object of these bytes, written now.
     pub fn object(&self, bytes: Bytes, sse: StoredSse) -> Object {
         let e_tag = format!("{:08x}{:024x}", bytes.len() as u32, self.fresh());
-        Object { bytes, e_tag, modified: now(), sse }
+        Object { bytes, e_tag, modified: now(), sse, tags: None }
     }
 
     pub fn note_payload_hash(&self, value: &hyper::header::HeaderValue) {

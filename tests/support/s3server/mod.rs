@@ -17,7 +17,7 @@ mod sse;
 pub use control::serve_control;
 pub use faults::{Fault, FaultKind, Faults, Outage, RequestKind};
 pub use memory::Counts;
-pub use sse::{Behaviour, SseConduct};
+pub use sse::{Behaviour, SseConduct, StoredSse};
 
 use bytes::Bytes;
 use memory::Memory;
@@ -128,6 +128,16 @@ impl S3Server {
     /// The bytes of an object of the first bucket, past every check.
     pub fn get_raw(&self, key: &str) -> Option<Bytes> {
         self.memory.raw().get(key).map(|object| object.bytes.clone())
+    }
+
+    /// The tags of an object of the first bucket, as the header carried them.
+    pub fn tags(&self, key: &str) -> Option<String> {
+        self.memory.raw().get(key).and_then(|object| object.tags.clone())
+    }
+
+    /// How an object of the first bucket was stored.
+    pub fn stored_sse(&self, key: &str) -> Option<StoredSse> {
+        self.memory.raw().get(key).map(|object| object.sse.clone())
     }
 
     /// Replaces or creates an object of the first bucket, past every check; it keeps its

@@ -75,10 +75,11 @@ impl MemoryS3 {
         key: &str,
         bytes: Bytes,
         sse: StoredSse,
+        tags: Option<String>,
         condition: &WriteCondition,
     ) -> S3Result<(String, StoredSse)> {
         let told = sse.told(&self.memory.behaviour.read().sse);
-        let object = self.memory.object(bytes, sse);
+        let object = Object { tags, ..self.memory.object(bytes, sse) };
         let e_tag = object.e_tag.clone();
         match self.writable(bucket)?.put(key, object, condition) {
             Ok(()) => Ok((e_tag, told)),
@@ -112,6 +113,24 @@ macro_rules! demand_key {
             $input.sse_customer_key_md5.as_deref(),
         )
     };
+}
+
+/// The source of a copy, its condition and its customer key being right.
+macro_rules! copy_source {
+    ($source:expr, $input:expr) => {{
+        let source = $source;
+        if let Some(ETagCondition::ETag(tag)) = &$input.copy_source_if_match
+            && tag.value() != source.e_tag
+        {
+            return Err(s3_error!(PreconditionFailed, "the source was replaced"));
+        }
+        source.sse.demand(
+            $input.copy_source_sse_customer_algorithm.as_deref(),
+            $input.copy_source_sse_customer_key.as_deref(),
+            $input.copy_source_sse_customer_key_md5.as_deref(),
+        )?;
+        source
+    }};
 }
 
 /// Puts what is said about encryption on an answer.
@@ -212,7 +231,8 @@ impl S3 for MemoryS3 {
         let sse = asked_sse!(input).resolve(&self.memory.behaviour.read())?;
         let condition = self.condition(input.if_match.take(), input.if_none_match.take())?;
         let context = sse.context.clone();
-        let (e_tag, told) = self.store(&input.bucket, &input.key, bytes, sse, &condition)?;
+        let tags = input.tagging.take();
+        let (e_tag, told) = self.store(&input.bucket, &input.key, bytes, sse, tags, &condition)?;
         let mut output = PutObjectOutput { e_tag: Some(ETag::Strong(e_tag)), ..Default::default() };
         output.ssekms_encryption_context = told.context.clone().and(context);
         output.checksum_crc32 = input.checksum_crc32;
@@ -277,17 +297,17 @@ impl S3 for MemoryS3 {
         let CopySource::Bucket { bucket, key, .. } = &input.copy_source else {
             return Err(s3_error!(NotImplemented, "access points"));
         };
-        let source = self.object(bucket, key)?;
-        source.sse.demand(
-            input.copy_source_sse_customer_algorithm.as_deref(),
-            input.copy_source_sse_customer_key.as_deref(),
-            input.copy_source_sse_customer_key_md5.as_deref(),
-        )?;
+        let source = copy_source!(self.object(bucket, key)?, input);
         let sse = asked_sse!(input).resolve(&self.memory.behaviour.read())?;
         let context = sse.context.clone();
         let bytes = source.bytes.clone();
+        let replaces_tags = input
+            .tagging_directive
+            .as_ref()
+            .is_some_and(|d| d.as_str() == TaggingDirective::REPLACE);
+        let tags = if replaces_tags { input.tagging } else { source.tags.clone() };
         let (e_tag, told) =
-            self.store(&input.bucket, &input.key, bytes, sse, &WriteCondition::None)?;
+            self.store(&input.bucket, &input.key, bytes, sse, tags, &WriteCondition::None)?;
         let result = CopyObjectResult {
             e_tag: Some(ETag::Strong(e_tag)),
             last_modified: Some(source.modified.into()),
@@ -385,7 +405,8 @@ impl S3 for MemoryS3 {
         let sse = asked_sse!(input).resolve(&self.memory.behaviour.read())?;
         let told = sse.told(&self.memory.behaviour.read().sse);
         let upload_id = format!("upload-{}", self.memory.fresh());
-        let upload = Upload { key: input.key.clone(), sse: sse.clone(), parts: BTreeMap::new() };
+        let (key, tags) = (input.key.clone(), input.tagging);
+        let upload = Upload { key, sse: sse.clone(), tags, parts: BTreeMap::new() };
         self.writable(&input.bucket)?.uploads.lock().insert(upload_id.clone(), upload);
         let mut output = CreateMultipartUploadOutput {
             bucket: Some(input.bucket),
@@ -420,6 +441,38 @@ impl S3 for MemoryS3 {
         Ok(S3Response::new(output))
     }
 
+    async fn upload_part_copy(
+        &self,
+        req: S3Request<UploadPartCopyInput>,
+    ) -> S3Result<S3Response<UploadPartCopyOutput>> {
+        let input = req.input;
+        let CopySource::Bucket { bucket, key, .. } = &input.copy_source else {
+            return Err(s3_error!(NotImplemented, "access points"));
+        };
+        let source = copy_source!(self.object(bucket, key)?, input);
+        let range = input.copy_source_range.as_deref().and_then(|r| r.strip_prefix("bytes="));
+        let bytes = match range.map(|r| r.split_once('-').map(|(a, b)| (a.parse(), b.parse()))) {
+            None => source.bytes.clone(),
+            Some(Some((Ok(first), Ok(last)))) if first <= last && last < source.bytes.len() => {
+                source.bytes.slice(first..last + 1)
+            }
+            Some(_) => return Err(s3_error!(InvalidArgument, "the range is not in the source")),
+        };
+        let e_tag = format!("{:032x}", self.memory.fresh());
+        let mut uploads = self.writable(&input.bucket)?.uploads.lock();
+        let upload = uploads
+            .get_mut(&input.upload_id)
+            .ok_or_else(|| s3_error!(NoSuchUpload, "no such upload"))?;
+        demand_key!(upload.sse, input)?;
+        upload.parts.insert(input.part_number, (e_tag.clone(), bytes));
+        let told = upload.sse.told(&self.memory.behaviour.read().sse);
+        let result = CopyPartResult { e_tag: Some(ETag::Strong(e_tag)), ..Default::default() };
+        let mut output =
+            UploadPartCopyOutput { copy_part_result: Some(result), ..Default::default() };
+        tell_sse!(output, told);
+        Ok(S3Response::new(output))
+    }
+
     async fn complete_multipart_upload(
         &self,
         req: S3Request<CompleteMultipartUploadInput>,
@@ -442,7 +495,7 @@ impl S3 for MemoryS3 {
                 ..Default::default()
             }));
         }
-        let (bytes, sse) = {
+        let (bytes, sse, tags) = {
             let mut uploads = bucket.uploads.lock();
             let upload = uploads
                 .get(&input.upload_id)
@@ -463,11 +516,11 @@ impl S3 for MemoryS3 {
                     _ => return Err(s3_error!(InvalidPart, "part {number} was not uploaded")),
                 }
             }
-            let sse = upload.sse.clone();
+            let (sse, tags) = (upload.sse.clone(), upload.tags.clone());
             uploads.remove(&input.upload_id);
-            (whole.freeze(), sse)
+            (whole.freeze(), sse, tags)
         };
-        let (e_tag, told) = self.store(&input.bucket, &input.key, bytes, sse, &condition)?;
+        let (e_tag, told) = self.store(&input.bucket, &input.key, bytes, sse, tags, &condition)?;
         let became = (input.key.clone(), e_tag.clone());
         bucket.finished.lock().insert(input.upload_id, became);
         Ok(S3Response::new(CompleteMultipartUploadOutput {

@@ -4,7 +4,7 @@
 use base64::{Engine, engine::general_purpose::STANDARD};
 use md5::{Digest, Md5};
 use s3s::dto::ServerSideEncryption;
-use s3s::{S3Error, S3Result, s3_error};
+use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 
 const KEY_ARN: &str = "arn:aws:kms:us-east-1:111122223333:key/";
 
@@ -25,6 +25,10 @@ pub struct Behaviour {
     pub bucket_default: Option<String>,
     /// How often every alias was pointed at another key.
     pub alias_generation: u32,
+    /// Modes (`customer`, `AES256`, …, `default`) whose writes are answered 403, as by a policy.
+    pub refuses: Vec<&'static str>,
+    /// Answers writes with KMS with this error code.
+    pub kms_error: Option<&'static str>,
     /// Answers 403 to everything.
     pub denies_all: bool,
     /// Answers 403 to writes.
@@ -87,6 +91,18 @@ impl AskedSse {
         match algorithm.as_deref() {
             None | Some("AES256" | "aws:kms" | "aws:kms:dsse") => {}
             Some(_) => return Err(s3_error!(InvalidArgument, "unknown encryption")),
+        }
+        let mode = match &customer {
+            Some(_) => "customer",
+            None => algorithm.as_deref().unwrap_or("default"),
+        };
+        if behaviour.refuses.iter().any(|refused| *refused == mode) {
+            return Err(s3_error!(AccessDenied, "Access Denied"));
+        }
+        if let Some(code) = behaviour.kms_error.filter(|_| is_kms) {
+            let mut error = S3Error::with_message(S3ErrorCode::Custom(code.into()), "no key");
+            error.set_status_code(hyper::StatusCode::BAD_REQUEST);
+            return Err(error);
         }
         if let Some(context) = &self.context {
             let json = STANDARD.decode(context).ok();

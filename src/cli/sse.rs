@@ -1,0 +1,270 @@
+//! `sealfs sse audit` and `sealfs sse migrate`: what the server encrypts, shown and changed.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+
+use crate::base::VolumeId;
+use crate::seal::forbid_dumps;
+use crate::stack::audit::{AuditOptions, AuditReport, Walked, audit};
+use crate::stack::inventory::{self, InventoryOptions};
+use crate::stack::migrate::{MigrateOptions, PARALLEL_DEFAULT, Phase, migrate};
+use crate::store::s3::{SseDetailFlags, SseKind};
+
+use super::args::{SecretArgs, StoreAddress, StoreArgs};
+use super::client::Client;
+use super::exit::{Exit, Failure, Outcome};
+use super::protocol::{Ask, Say};
+use super::sse_report;
+
+/// How often progress is shown, on a terminal and elsewhere.
+const SHOW_EVERY: Duration = Duration::from_millis(200);
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Flags of `sealfs sse`.
+#[derive(Args, Clone, Debug)]
+pub struct SseArgs {
+    #[command(subcommand)]
+    command: SseCommand,
+}
+
+#[derive(Subcommand, Clone, Debug)]
+enum SseCommand {
+    /// Show how every object of a volume is encrypted, and whether that is as requested
+    Audit(Box<AuditArgs>),
+    /// Bring every object of a volume into another server-side encryption
+    Migrate(Box<MigrateArgs>),
+}
+
+/// Flags of `sealfs sse audit`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  sealfs sse audit s3://my-bucket/data --passphrase-file ~/.sealfs.pass
+  sealfs sse audit s3://my-bucket/data --sse aws:kms --sse-kms-key-id alias/vault --json
+  sealfs sse audit s3://my-bucket/data --inventory inventory.csv.gz --sse aws:kms
+
+The objects are compared with the mode that the volume remembers; with --sse, with that one,
+and then no passphrase is needed. The exit status is 0 only if every object that was looked
+at is sealed and encrypted as requested, and 13 if not.")]
+struct AuditArgs {
+    /// s3://BUCKET[/PREFIX]
+    #[arg(value_name = "STORE")]
+    store: String,
+    #[command(flatten)]
+    access: StoreArgs,
+    #[command(flatten)]
+    secret: SecretArgs,
+    /// One JSON object; its fields are never renamed
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
+    /// A line for every mode and key, and one for every exception
+    #[arg(long)]
+    csv: bool,
+    /// Look at N objects only, picked at random from all
+    #[arg(long, value_name = "N")]
+    sample: Option<usize>,
+    /// Check the sealing of every object with the volume's key (a ranged GET for each)
+    #[arg(long)]
+    verify_sealing: bool,
+    /// Read an S3 Inventory report (CSV, also .gz) instead of asking for every object
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["sample", "verify_sealing"])]
+    inventory: Option<PathBuf>,
+    /// The columns of the report [default: fileSchema of manifest.json beside it]
+    #[arg(long, value_name = "COLUMNS", requires = "inventory")]
+    inventory_schema: Option<String>,
+}
+
+/// Flags of `sealfs sse migrate`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  sealfs sse migrate s3://my-bucket/data --to aws:kms --sse-kms-key-id alias/vault
+  sealfs sse migrate s3://my-bucket/data --to customer --sse-c-key-file new.key
+  sealfs sse migrate s3://my-bucket/data --to AES256 --sse-c-read-key-file old.key
+  sealfs sse migrate s3://my-bucket/data --to aws:kms --new-only
+
+It may be interrupted and run again, and the volume may be mounted meanwhile; away from a
+customer key, or to a new one, give the old key with --sse-c-read-key-file. The exit status
+is 0 only if the audit at the end finds every object as requested, and 13 if not.")]
+struct MigrateArgs {
+    /// s3://BUCKET[/PREFIX]
+    #[arg(value_name = "STORE")]
+    store: String,
+    /// The new mode; the volume remembers it
+    #[arg(long, value_name = "MODE", value_enum)]
+    to: SseKind,
+    #[command(flatten)]
+    address: StoreAddress,
+    #[command(flatten)]
+    detail: SseDetailFlags,
+    #[command(flatten)]
+    secret: SecretArgs,
+    /// Only remember the mode for what is written from now on; leave what is there
+    #[arg(long)]
+    new_only: bool,
+    /// The mount that has the volume was started with the new customer key
+    #[arg(long)]
+    mount_has_key: bool,
+    /// Objects at a time
+    #[arg(long, value_name = "N", default_value_t = PARALLEL_DEFAULT)]
+    parallel: usize,
+    /// Most objects changed in a second
+    #[arg(long, value_name = "N")]
+    rate: Option<u32>,
+    /// One JSON object; its fields are never renamed
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `sealfs sse`.
+pub fn run(args: SseArgs) -> Outcome {
+    if let Err(e) = forbid_dumps() {
+        eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
+    }
+    match args.command {
+        SseCommand::Audit(args) => run_audit(*args),
+        SseCommand::Migrate(args) => run_migrate(*args),
+    }
+}
+
+fn runtime() -> Outcome<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Exit::General, format!("cannot start threads: {e}")))
+}
+
+fn run_audit(args: AuditArgs) -> Outcome {
+    let store = args.access.resolve(&args.store)?;
+    let needs_key = store.sse.mode.is_none() || args.verify_sealing || args.secret.is_given();
+    let secret = needs_key.then(|| args.secret.read(false)).transpose()?;
+    let walked = Arc::new(Walked::default());
+    let report = match args.inventory {
+        Some(file) => {
+            let options = InventoryOptions { store, secret, file, schema: args.inventory_schema };
+            runtime()?.block_on(inventory::audit(&options))?
+        }
+        None => {
+            let options = AuditOptions {
+                store,
+                secret,
+                sample: args.sample,
+                verify_sealing: args.verify_sealing,
+            };
+            runtime()?.block_on(shown(walked.clone(), "auditing", async |_| {
+                audit(&options, walked).await
+            }))?
+        }
+    };
+    if args.json {
+        print_json(&report)?;
+    } else if args.csv {
+        sse_report::csv(&report, std::io::stdout().lock())
+            .map_err(|e| Failure::new(Exit::General, format!("cannot print the report: {e}")))?;
+    } else {
+        print!("{}", sse_report::text(&report));
+    }
+    verdict(&report)
+}
+
+fn run_migrate(args: MigrateArgs) -> Outcome {
+    let sse = args.detail.resolve(Some(args.to)).map_err(|e| Failure::new(Exit::Usage, e))?;
+    let store = args.address.resolve(&args.store, sse, true)?;
+    let secret = args.secret.read(false)?;
+    let options = MigrateOptions {
+        parallel: args.parallel,
+        rate: args.rate,
+        new_only: args.new_only,
+        mount_has_key: args.mount_has_key,
+        ..MigrateOptions::new(store, secret)
+    };
+    let walked = Arc::new(Walked::default());
+    let report = runtime()?.block_on(shown(walked.clone(), "migrating", async |bar| {
+        migrate(&options, walked, |phase| announce(bar, &phase), tell_mount).await
+    }))?;
+    match args.json {
+        true => print_json(&report)?,
+        false => print!("{}", sse_report::migration(&report)),
+    }
+    report.audit.as_ref().map_or(Ok(()), verdict)
+}
+
+/// Tells the mount of this volume on this machine, if there is one; whether it has followed.
+fn tell_mount(volume: VolumeId) -> bool {
+    let ask = Ask::Follow { volume_id: volume.to_string() };
+    let clients = Client::all().unwrap_or_default();
+    tokio::task::block_in_place(|| {
+        clients.iter().any(|client| matches!(client.ask(&ask, |_| {}), Ok(Say::Done { .. })))
+    })
+}
+
+fn announce(bar: Option<&ProgressBar>, phase: &Phase) {
+    let text = match phase {
+        Phase::Objects => "migrating".into(),
+        Phase::Waiting(left) => format!("the mount follows within {} s", left.as_secs()),
+        Phase::Rest => "migrating what was written meanwhile".into(),
+        Phase::Audit => "auditing".into(),
+    };
+    match bar {
+        Some(bar) => bar.set_message(text),
+        None => eprintln!("sealfs: {text}"),
+    }
+}
+
+fn print_json(report: &impl serde::Serialize) -> Outcome {
+    let json = serde_json::to_string_pretty(report)
+        .map_err(|e| Failure::new(Exit::General, format!("cannot print the report: {e}")))?;
+    println!("{json}");
+    Ok(())
+}
+
+fn verdict(report: &AuditReport) -> Outcome {
+    if report.is_clean() {
+        return Ok(());
+    }
+    let total = report.exceptions_total;
+    Err(Failure::new(Exit::NotAsRequested, format!("{total} objects are not as requested"))
+        .hint(format!("sealfs sse migrate {} --to MODE, or ask for what there is", report.store)))
+}
+
+/// Runs `work` with a bar of what it has walked: objects, rate and time left on a terminal, a
+/// line now and then elsewhere.
+async fn shown<T, E>(
+    walked: Arc<Walked>,
+    what: &'static str,
+    work: impl AsyncFnOnce(Option<&ProgressBar>) -> Result<T, E>,
+) -> Result<T, E> {
+    let bar = std::io::stderr().is_terminal().then(|| {
+        let style = "{msg} {bar:30} {human_pos}/{human_len} objects, {per_sec}, {eta} left";
+        let style = ProgressStyle::with_template(style).expect("the template is well formed");
+        ProgressBar::new(0).with_style(style).with_message(what)
+    });
+    let mut work = std::pin::pin!(work(bar.as_ref()));
+    let mut tick = tokio::time::interval(SHOW_EVERY);
+    let mut last_line = Instant::now();
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut work => break outcome,
+            _ = tick.tick() => {}
+        }
+        let (listed, done) = (walked.listed.load(Relaxed), walked.done.load(Relaxed));
+        if let Some(bar) = &bar {
+            bar.set_length(listed);
+            bar.set_position(done);
+        } else if last_line.elapsed() >= LINE_EVERY {
+            last_line = Instant::now();
+            let bytes = HumanBytes(walked.bytes.load(Relaxed));
+            eprintln!("sealfs: {what}: {done} of {listed} objects found so far, {bytes}");
+        }
+    };
+    if let Some(bar) = &bar {
+        bar.finish_and_clear();
+    }
+    outcome
+}

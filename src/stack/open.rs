@@ -1,0 +1,86 @@
+//! A volume opened to be looked at as a whole, without mounting it: by `sse` and `doctor`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::ObjectStore;
+
+use super::config::{self, Loaded};
+use super::{Layers, StackError, StoreOptions, load_keyring};
+use crate::seal::{Secret, VolumeKeys};
+use crate::store::s3::S3Store;
+use crate::store::{ErrorClass, Sealed, class};
+
+/// How long a read of keyring or configuration may take.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// Attempts of one request of a walk over all objects, and the pause before the second.
+const ATTEMPTS_MAX: u32 = 6;
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The parts of a volume that is not mounted here.
+pub struct Opened {
+    /// The store, unsealed.
+    pub layers: Layers,
+    /// The keys, if a secret was given.
+    pub keys: Option<VolumeKeys>,
+    /// Its configuration; the default one without keys.
+    pub loaded: Loaded,
+}
+
+impl Opened {
+    /// Connects, and with a secret opens keyring and configuration.
+    ///
+    /// # Errors
+    /// See [`StackError`]; nothing was changed.
+    pub async fn open(store: &StoreOptions, secret: Option<&Secret>) -> Result<Opened, StackError> {
+        let layers = Layers::connect(store, READ_TIMEOUT, false).await?;
+        let Some(secret) = secret else {
+            return Ok(Opened { layers, keys: None, loaded: Loaded::default() });
+        };
+        let keyring = load_keyring(&layers, &store.location.to_string()).await?;
+        let keys = keyring.unlock(secret)?;
+        let loaded = config::load(&*sealed(&layers, &keys)).await?;
+        Ok(Opened { layers, keys: Some(keys), loaded })
+    }
+
+    /// The sealed layer over the store, uncached; `None` without keys.
+    pub fn sealed(&self) -> Option<Arc<dyn ObjectStore>> {
+        self.keys.as_ref().map(|keys| sealed(&self.layers, keys))
+    }
+
+    /// The S3 adapter. Errors: the store is a directory.
+    pub fn s3(&self, store: &StoreOptions) -> Result<Arc<S3Store>, StackError> {
+        self.layers.s3.clone().ok_or_else(|| StackError::Encryption {
+            kind: super::StackErrorKind::Unsuitable,
+            message: format!("{} has no server that encrypts", store.location),
+            hint: "this command is for s3://BUCKET[/PREFIX]".into(),
+        })
+    }
+}
+
+fn sealed(layers: &Layers, keys: &VolumeKeys) -> Arc<dyn ObjectStore> {
+    Arc::new(Sealed::new(layers.retry.clone(), keys.clone()))
+}
+
+/// Asks again while the store is busy or away, a bounded number of times.
+pub(super) async fn patiently<T, F>(ask: impl Fn() -> F) -> object_store::Result<T>
+where
+    F: Future<Output = object_store::Result<T>>,
+{
+    let mut pause = PAUSE;
+    for _ in 1..ATTEMPTS_MAX {
+        match ask().await {
+            Err(e) if class(&e).is_retryable() => {
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+            outcome => return outcome,
+        }
+    }
+    ask().await
+}
+
+/// Whether an error says that an object is gone.
+pub(super) fn is_gone(e: &object_store::Error) -> bool {
+    class(e) == ErrorClass::NotFound
+}
