@@ -12,8 +12,13 @@ use sealfs::base::{Ino, SegmentId};
 use sealfs::meta::keys::{self, DirCookie};
 use sealfs::meta::{CommitRow, Dirent, ExtentRow, Kind, OrphanData, SegmentRow, Stats, VolumeRow};
 
-const PAGES: &[&str] =
-    &["README.md", "docs/FORMAT.md", "docs/ARCHITECTURE.md", "packaging/README.md"];
+const PAGES: &[&str] = &[
+    "README.md",
+    "docs/FORMAT.md",
+    "docs/ARCHITECTURE.md",
+    "docs/ENCRYPTION.md",
+    "packaging/README.md",
+];
 
 fn root() -> PathBuf {
     env!("CARGO_MANIFEST_DIR").into()
@@ -108,10 +113,12 @@ fn flags(text: &str) -> BTreeSet<String> {
 fn every_command_and_flag_that_is_named_exists() {
     // Guards against documentation of a flag that was renamed, or was never there. Read from
     // the code on the pages and compared with --help.
-    let help: BTreeMap<&str, BTreeSet<String>> =
-        ["init", "mount", "umount", "sync", "status", "demo"]
+    let mut help: BTreeMap<&str, BTreeSet<String>> =
+        ["init", "mount", "umount", "sync", "status", "demo", "doctor"]
             .map(|command| (command, flags(&sealfs(&[command, "--help"]))))
             .into();
+    let of_sse = ["audit", "migrate"].map(|command| flags(&sealfs(&["sse", command, "--help"])));
+    help.insert("sse", of_sse.into_iter().flatten().collect());
     let (mut wrong, mut seen) = (Vec::new(), 0);
     for name in PAGES {
         for code in code_of(&page(name)) {

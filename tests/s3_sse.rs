@@ -1,29 +1,17 @@
 //! Server-side encryption end to end: every mode on every kind of request, against a server that
 //! enforces it and against servers that lie.
 
+mod mounts;
+mod sse;
 mod support;
 
 use object_store::path::Path;
-use object_store::{Error, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutPayload, Result};
-use sealfs::store::s3::{S3Store, SecretKey32, SseMode};
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload, Result};
+use sealfs::store::s3::{S3Store, SseMode};
 use sealfs::store::{ErrorClass, class};
-use std::collections::BTreeMap;
+use sse::{customer, dsse, exercise, kms};
 use support::s3_store;
 use support::s3server::{S3Server, SseConduct};
-use zeroize::Zeroizing;
-
-fn customer(byte: u8) -> SseMode {
-    SseMode::Customer { key: SecretKey32::new(Zeroizing::new([byte; 32])) }
-}
-
-fn kms(key: Option<&str>, context: &[(&str, &str)], bucket_key: Option<bool>) -> SseMode {
-    let context = context.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
-    SseMode::Kms { key_id: key.map(str::to_owned), context, bucket_key }
-}
-
-fn dsse(key: Option<&str>) -> SseMode {
-    SseMode::Dsse { key_id: key.map(str::to_owned), context: BTreeMap::new() }
-}
 
 /// Every mode, each way a key can be named.
 fn modes() -> Vec<SseMode> {
@@ -40,30 +28,6 @@ fn modes() -> Vec<SseMode> {
         dsse(Some(arn)),
         customer(7),
     ]
-}
-
-/// Writes, reads and copies in every way the adapter has.
-async fn exercise(store: &S3Store) -> Result<()> {
-    let (put, created, uploaded, copied) =
-        (Path::from("put"), Path::from("created"), Path::from("up"), Path::from("copied"));
-    store.put(&put, "contents".into()).await?;
-    let version = store.put_opts(&created, "created".into(), PutMode::Create.into()).await?;
-    let update = PutMode::Update(version.into());
-    store.put_opts(&created, "updated".into(), update.into()).await?;
-    let mut upload = store.put_multipart(&uploaded).await?;
-    let part = vec![1u8; 5 << 20];
-    upload.put_part(part.clone().into()).await?;
-    upload.put_part("tail".into()).await?;
-    upload.complete().await?;
-    store.copy(&put, &copied).await?;
-
-    assert_eq!(store.get(&put).await?.bytes().await?, "contents");
-    assert_eq!(store.get(&created).await?.bytes().await?, "updated");
-    assert_eq!(store.get_range(&copied, 3..6).await?, "ten");
-    let options = object_store::GetOptions::new().with_range(Some(GetRange::Suffix(4)));
-    assert_eq!(store.get_opts(&uploaded, options).await?.bytes().await?, "tail");
-    assert_eq!(store.head(&uploaded).await?.size, part.len() as u64 + 4);
-    Ok(())
 }
 
 #[tokio::test]

@@ -130,7 +130,9 @@ impl From<StackError> for Failure {
             StackErrorKind::Corrupt => Exit::Corrupt,
             StackErrorKind::Other => Exit::General,
         };
-        Failure { exit, message: e.to_string(), hint: e.hint() }
+        // What lies beneath knows better what to do than the kind of trouble does.
+        let failure = Failure::new(exit, &e);
+        Failure { hint: failure.hint.clone().or_else(|| e.hint()), ..failure }
     }
 }
 

@@ -6,6 +6,7 @@ use crate::seal::{KdfParams, forbid_dumps};
 use crate::stack::{self, InitOptions};
 
 use super::args::{SecretArgs, StoreArgs};
+use super::doctor::describe;
 use super::exit::{Exit, Failure, Outcome};
 
 /// Flags of `sealfs init`.
@@ -29,6 +30,13 @@ pub struct InitArgs {
     /// A name for this key
     #[arg(long, value_name = "TEXT", default_value = "first")]
     label: String,
+    /// Create the bucket first, with default encryption, public access blocked and plain http
+    /// denied
+    #[arg(long)]
+    create_bucket: bool,
+    /// With versioning as well
+    #[arg(long, requires = "create_bucket")]
+    create_bucket_versioning: bool,
 }
 
 /// Runs `sealfs init`.
@@ -48,6 +56,11 @@ pub fn run(args: InitArgs) -> Outcome {
         .enable_all()
         .build()
         .map_err(|e| Failure::new(Exit::General, format!("cannot start threads: {e}")))?;
+    if args.create_bucket {
+        let made = stack::create_bucket(&options.store, args.create_bucket_versioning);
+        let findings = runtime.block_on(made)?;
+        eprint!("{}", describe(&findings, &args.store));
+    }
     let volume = runtime.block_on(stack::init(options))?;
     println!("volume {volume} created in {}", args.store);
     println!("mount it with: sealfs mount {} DIR", args.store);

@@ -9,6 +9,7 @@ mod client;
 mod daemon;
 mod demo;
 mod dirs;
+mod doctor;
 mod exit;
 mod fsck;
 mod init;
@@ -52,6 +53,8 @@ enum Command {
     Sync(sync::SyncArgs),
     /// Show how a mount is
     Status(status::StatusArgs),
+    /// Check whether a bucket and this machine are fit for a volume
+    Doctor(Box<doctor::DoctorArgs>),
     /// Check a volume, and repair it
     Fsck(Box<fsck::FsckArgs>),
     /// Export what only a local journal holds, as files
@@ -84,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::run(args),
         Command::Sync(args) => sync::run(args),
         Command::Status(args) => status::run(args),
+        Command::Doctor(args) => doctor::run(*args),
         Command::Fsck(args) => fsck::run(*args),
         Command::Recover(args) => recover::run(*args),
         Command::Sse(args) => sse::run(args),

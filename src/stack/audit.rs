@@ -22,6 +22,7 @@ use super::{StackError, StoreOptions};
 use crate::seal::offsets::{HEADER, plain_len};
 use crate::seal::{FIRST_EPOCH, Opener, Secret, VolumeKeys};
 use crate::store::s3::{Applied, Inspected, S3Store, SseMode};
+use crate::store::sentence;
 
 /// Requests at a time.
 pub const PARALLEL: usize = 64;
@@ -249,13 +250,10 @@ async fn look(
     verify: Option<&VolumeKeys>,
     meta: ObjectMeta,
 ) -> object_store::Result<(ObjectMeta, Found)> {
-    let said = |e: object_store::Error| {
-        e.to_string().split("\nhint: ").next().unwrap_or_default().to_owned()
-    };
     let inspected = match patiently(|| s3.inspect(&meta.location)).await {
         Ok(inspected) => inspected,
         Err(e) if is_gone(&e) => return Ok((meta, None)),
-        Err(e) => return Ok((meta, Some(Err(said(e))))),
+        Err(e) => return Ok((meta, Some(Err(sentence(&e))))),
     };
     let name = meta.location.as_ref();
     let sealing = match verify {
@@ -266,7 +264,7 @@ async fn look(
             match patiently(|| s3.first_bytes(&meta.location, HEADER as u64)).await {
                 Ok(header) => verified(keys, name, &header),
                 Err(e) if is_gone(&e) => return Ok((meta, None)),
-                Err(e) => Sealing::Broken(said(e)),
+                Err(e) => Sealing::Broken(sentence(&e)),
             }
         }
         _ => Sealing::Plausible,

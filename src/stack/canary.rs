@@ -4,7 +4,7 @@
 //! a few more requests find out which setting is in the way.
 
 use super::{Layers, StackError, StackErrorKind};
-use crate::store::{ErrorClass, ProbeError, class, probe};
+use crate::store::{ErrorClass, ProbeError, class, probe, sentence};
 
 /// Tries out what a volume needs of its store, in the mode that it will be written in.
 ///
@@ -19,8 +19,7 @@ pub async fn probe_store(layers: &Layers) -> Result<(), StackError> {
         && matches!(class(source), ErrorClass::Auth | ErrorClass::Other)
         && let Some(diagnosis) = s3.why_refused().await
     {
-        let said = source.to_string();
-        let said = said.split("\nhint: ").next().unwrap_or_default();
+        let said = sentence(source);
         return Err(StackError::Encryption {
             kind: StackErrorKind::Unsuitable,
             message: format!("cannot {what} in the store: {said}; {}", diagnosis.why),

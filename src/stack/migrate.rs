@@ -25,7 +25,7 @@ use super::{KEYRING_NAME, StackError, StackErrorKind, StoreOptions};
 use crate::base::VolumeId;
 use crate::seal::Secret;
 use crate::store::s3::{COPY_MAX, Reencrypted, S3Store, SseMode};
-use crate::store::{ErrorClass, class};
+use crate::store::{ErrorClass, class, sentence};
 
 /// Objects at a time, unless asked otherwise.
 pub const PARALLEL_DEFAULT: usize = 16;
@@ -244,10 +244,8 @@ impl Pass<'_> {
                     match self.one(&meta).await {
                         Ok(ended) => self.enter(&meta, ended),
                         Err(e) => {
-                            let text = e.to_string();
-                            let text = text.split("\nhint: ").next().unwrap_or_default();
                             let name = meta.location.to_string();
-                            failures.lock().insert(name, (meta.size, text.to_owned()));
+                            failures.lock().insert(name, (meta.size, sentence(&e)));
                         }
                     }
                     self.walked.done.fetch_add(1, Relaxed);

@@ -8,6 +8,8 @@
 //! | `config`, `config_use` | what the volume remembers of its encryption, and what follows |
 //! | `options`, `control` | what is asked for, and what a mount says: plain data |
 //! | `canary` | the probe, and what its refusal means |
+//! | `doctor`, `bucket_policy` | what a bucket, its settings and this machine are fit for |
+//! | `audit`, `inventory`, `migrate` | how every object is encrypted, shown and changed |
 //! | `open` | a volume that is not mounted, for `audit` and `migrate` |
 //! | `status` | the status of a running mount |
 //! | `volume` | `init` |
@@ -19,10 +21,12 @@
 //! | `state` | what this machine remembers of the volume |
 
 pub mod audit;
+pub mod bucket_policy;
 mod canary;
 pub mod config;
 pub mod config_use;
 mod control;
+pub mod doctor;
 mod error;
 mod fsck;
 pub mod inventory;
@@ -47,4 +51,4 @@ pub use layers::Layers;
 pub use mount::{Mounted, mount};
 pub use options::{InitOptions, LocalDisk, MountOptions, StoreOptions};
 pub use recover::{KeyringSource, LIST_NAME, RecoverOptions, Recovered, recover};
-pub use volume::init;
+pub use volume::{create_bucket, init};

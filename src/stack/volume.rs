@@ -8,9 +8,10 @@ use object_store::ObjectStore;
 
 use super::canary::probe_store;
 use super::config::{self, VolumeConfig};
+use super::doctor::{Finding, Level, secure_bucket};
 use super::keyring_object::create_keyring;
 use super::options::OPEN_TIMEOUT;
-use super::{InitOptions, Layers, StackError};
+use super::{InitOptions, Layers, StackError, StackErrorKind, StoreOptions};
 use crate::base::{Clock, SystemClock, VolumeId};
 use crate::fs::Fs;
 use crate::seal::{Keyring, RootKey};
@@ -41,6 +42,32 @@ pub async fn init(options: InitOptions) -> Result<VolumeId, StackError> {
     kv.close(true).await?;
     create_keyring(&layers, &name, &keyring).await?;
     Ok(keys.volume_id())
+}
+
+/// Creates the bucket of a store, and gives it default encryption, public access block, a policy
+/// against plain http and, if asked, versioning. Returns the settings that this server did not
+/// take.
+///
+/// # Errors
+/// [`StackError::Store`] if the bucket cannot be created (or is there already).
+pub async fn create_bucket(
+    store: &StoreOptions,
+    versioning: bool,
+) -> Result<Vec<Finding>, StackError> {
+    let layers = Layers::connect(store, READ_TIMEOUT, false).await?;
+    let Some(s3) = &layers.s3 else {
+        return Err(StackError::Encryption {
+            kind: StackErrorKind::Unsuitable,
+            message: format!("{} is no bucket that could be created", store.location),
+            hint: "drop --create-bucket".into(),
+        });
+    };
+    let created = s3.create_bucket().await;
+    created
+        .map_err(|e| StackError::store(format!("creating the bucket of {}", store.location), e))?;
+    let mut findings = secure_bucket(s3, &s3.sse_mode(), versioning).await;
+    findings.retain(|finding| finding.level != Level::Ok);
+    Ok(findings)
 }
 
 async fn refuse_if_not_empty(layers: &Layers, name: &str) -> Result<(), StackError> {

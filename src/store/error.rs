@@ -99,6 +99,21 @@ pub fn class(error: &object_store::Error) -> ErrorClass {
     }
 }
 
+/// What failed on what, without the words that the store trait puts around it, and without the
+/// hint.
+pub fn sentence(error: &object_store::Error) -> String {
+    let mut next: Option<&(dyn StdError + 'static)> = Some(error);
+    let mut text = error.to_string();
+    while let Some(cause) = next {
+        if let Some(e) = cause.downcast_ref::<StoreError>() {
+            text = e.to_string();
+            break;
+        }
+        next = cause.source();
+    }
+    text.split("\nhint: ").next().unwrap_or_default().trim_end_matches(": ").to_owned()
+}
+
 fn class_of_cause(cause: &(dyn StdError + Send + Sync + 'static)) -> ErrorClass {
     let mut next: Option<&(dyn StdError + 'static)> = Some(cause);
     while let Some(cause) = next {
@@ -190,6 +205,17 @@ mod tests {
         };
         assert_eq!(class(&wrapped), ErrorClass::Auth);
         assert_eq!(class(&replicate(&wrapped)), ErrorClass::Auth);
+    }
+
+    #[test]
+    fn the_sentence_is_the_innermost_one_of_ours() {
+        // Guards against "Generic S3 error: Object at location ..." before what a person needs.
+        let inner = StoreError::new(ErrorClass::Auth, "put a: AccessDenied: no\nhint: allow it");
+        let denied =
+            object_store::Error::PermissionDenied { path: "a".into(), source: Box::new(inner) };
+        assert_eq!(sentence(&denied), "put a: AccessDenied: no");
+        let plain = object_store::Error::Generic { store: "x", source: "odd".into() };
+        assert_eq!(sentence(&plain), "Generic x error: odd");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::S3Store;
 use super::errors::{Condition, from_sdk, own};
 use super::refusal::UNBLOCK_SSE_C;
 use super::sse::{self, SseMode};
-use crate::store::error::ErrorClass;
+use crate::store::error::{ErrorClass, class, sentence};
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextRef;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
@@ -115,13 +115,11 @@ where
         return Setting::Absent;
     }
     match status {
-        Some(405 | 501) => Setting::Unknown,
+        // An answer without the setting in it is how some servers say that they have none.
+        Some(200 | 405 | 501) => Setting::Unknown,
         _ if matches!(code.as_str(), "NotImplemented" | "MethodNotAllowed") => Setting::Unknown,
         Some(401 | 403) => Setting::Denied(code),
-        _ => {
-            let text = from_sdk(error, "get", what, Condition::None).to_string();
-            Setting::Failed(text.split("\nhint: ").next().unwrap_or_default().to_owned())
-        }
+        _ => Setting::Failed(sentence(&from_sdk(error, "get", what, Condition::None))),
     }
 }
 
@@ -164,11 +162,19 @@ impl S3Store {
         };
         let rule = ServerSideEncryptionRule::builder()
             .apply_server_side_encryption_by_default(default)
-            .set_bucket_key_enabled(mode.bucket_key())
-            .blocked_encryption_types(
-                BlockedEncryptionTypes::builder().encryption_type(blocked).build(),
-            )
-            .build();
+            .set_bucket_key_enabled(mode.bucket_key());
+        let blocking = BlockedEncryptionTypes::builder().encryption_type(blocked).build();
+        let with = rule.clone().blocked_encryption_types(blocking).build();
+        match self.put_encryption_rule(with).await {
+            // Another server than AWS may not know that part of it.
+            Err(e) if !self.inner.is_aws && class(&e) == ErrorClass::Other => {
+                self.put_encryption_rule(rule.build()).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn put_encryption_rule(&self, rule: ServerSideEncryptionRule) -> Result<()> {
         let rules = ServerSideEncryptionConfiguration::builder()
             .rules(rule)
             .build()

@@ -219,6 +219,7 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
             encryption: Encryption::new(options.sse, options.read_keys, &options.object_tags),
             sign_payload,
             batch_delete: AtomicBool::new(true),
+            is_tls: endpoint.as_deref().is_none_or(|e| e.starts_with("https://")),
             in_place: AtomicBool::new(true),
             is_aws: options.is_aws.unwrap_or_else(|| endpoint.as_deref().is_none_or(is_aws)),
             e_tag_style: AtomicU8::new(0),

@@ -57,6 +57,7 @@ struct Inner {
     batch_delete: AtomicBool,
     /// Cleared by the first server that does not know UpdateObjectEncryption.
     in_place: AtomicBool,
+    is_tls: bool,
     /// Whether it is AWS itself, no other server being named.
     is_aws: bool,
     /// How the server wants ETags in the condition of a write; see `write.rs`.
@@ -87,6 +88,16 @@ impl S3Store {
     /// The customer keys that are known, the writing one first.
     pub fn customer_keys(&self) -> Vec<SecretKey32> {
         self.inner.encryption.keys()
+    }
+
+    /// Whether requests go over TLS.
+    pub fn is_tls(&self) -> bool {
+        self.inner.is_tls
+    }
+
+    /// Whether nobody can listen: TLS, or this machine itself.
+    pub fn is_private(&self) -> bool {
+        !self.inner.sign_payload
     }
 
     /// The bucket's name.

@@ -107,7 +107,7 @@ impl Inner {
     }
 
     /// Sends a read with each customer key that may fit, and without one, until the server does
-    /// not refuse it for the key; the first refusal is reported if it refuses all.
+    /// not refuse it for the key; if it refuses all, the refusal of a key is reported.
     async fn with_fitting_key<T, E, F>(
         &self,
         action: &'static str,
@@ -132,7 +132,9 @@ impl Inner {
                     if !for_the_key {
                         return Err(error);
                     }
-                    refused.get_or_insert(error);
+                    if refused.is_none() || candidate.is_some() {
+                        refused = Some(error);
+                    }
                 }
             }
         }

@@ -451,12 +451,15 @@ impl S3 for MemoryS3 {
         };
         let source = copy_source!(self.object(bucket, key)?, input);
         let range = input.copy_source_range.as_deref().and_then(|r| r.strip_prefix("bytes="));
-        let bytes = match range.map(|r| r.split_once('-').map(|(a, b)| (a.parse(), b.parse()))) {
+        let bounds = |range: &str| {
+            let (first, last) = range.split_once('-')?;
+            let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+            (first <= last && last < source.bytes.len()).then_some(first..last + 1)
+        };
+        let bytes = match range.map(bounds) {
             None => source.bytes.clone(),
-            Some(Some((Ok(first), Ok(last)))) if first <= last && last < source.bytes.len() => {
-                source.bytes.slice(first..last + 1)
-            }
-            Some(_) => return Err(s3_error!(InvalidArgument, "the range is not in the source")),
+            Some(Some(range)) => source.bytes.slice(range),
+            Some(None) => return Err(s3_error!(InvalidArgument, "the range is not in the source")),
         };
         let e_tag = format!("{:032x}", self.memory.fresh());
         let mut uploads = self.writable(&input.bucket)?.uploads.lock();

@@ -1,0 +1,120 @@
+//! `sealfs doctor`: whether a bucket and this machine are fit, line by line.
+
+use clap::Args;
+
+use crate::seal::forbid_dumps;
+use crate::stack::bucket_policy;
+use crate::stack::doctor::{DoctorOptions, Finding, Level, examine};
+use crate::store::Location;
+
+use super::args::{SecretArgs, StoreArgs};
+use super::dirs;
+use super::exit::{Exit, Failure, Outcome};
+
+/// Flags of `sealfs doctor`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  sealfs doctor s3://my-bucket/data
+  sealfs doctor s3://my-bucket/data --passphrase-file ~/.sealfs.pass
+  sealfs doctor s3://my-bucket/data --fix --sse aws:kms --sse-kms-key-id alias/vault
+  sealfs doctor s3://my-bucket/data --iam-policy --sse aws:kms --sse-kms-key-id alias/vault
+
+With a key flag it asks for what the volume remembers; else for --sse. The exit status is 0
+unless a line says error.")]
+pub struct DoctorArgs {
+    /// s3://BUCKET[/PREFIX] or file:///ABSOLUTE/DIRECTORY
+    #[arg(value_name = "STORE")]
+    store: String,
+    #[command(flatten)]
+    access: StoreArgs,
+    #[command(flatten)]
+    secret: SecretArgs,
+    /// Set what is missing: default encryption, public access block, a policy against plain http
+    #[arg(long)]
+    fix: bool,
+    /// Print the IAM policy that a mount needs, and do nothing else
+    #[arg(long, conflicts_with = "fix")]
+    iam_policy: bool,
+    /// With --iam-policy: for mounts with --read-only
+    #[arg(long, requires = "iam_policy")]
+    read_only: bool,
+    /// One JSON object; its fields are never renamed
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `sealfs doctor`.
+pub fn run(args: DoctorArgs) -> Outcome {
+    let store = args.access.resolve(&args.store)?;
+    if args.iam_policy {
+        let Location::S3 { bucket, prefix } = &store.location else {
+            return Err(Failure::new(Exit::Usage, "--iam-policy is for s3://BUCKET[/PREFIX]"));
+        };
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+        let mode = store.sse.mode.clone().unwrap_or_default();
+        let tags = store.sse.tags.is_some();
+        let policy = bucket_policy::iam(bucket, &prefix, &mode, tags, args.read_only);
+        println!("{policy:#}");
+        return Ok(());
+    }
+    if let Err(e) = forbid_dumps() {
+        eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
+    }
+    let secret = args.secret.is_given().then(|| args.secret.read(false)).transpose()?;
+    let mut local = vec![dirs::state_dir()?, dirs::cache_dir()?];
+    local.retain(|dir| dir.exists());
+    if local.is_empty() {
+        local.push(std::env::temp_dir());
+    }
+    let options = DoctorOptions { store, secret, fix: args.fix, dirs: local };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Exit::General, format!("cannot start threads: {e}")))?;
+    let findings = runtime.block_on(examine(&options))?;
+    if args.json {
+        let json = serde_json::json!({ "store": args.store, "findings": findings });
+        println!("{json:#}");
+    } else {
+        print!("{}", describe(&findings, &args.store));
+    }
+    let errors = findings.iter().filter(|f| f.level == Level::Error).count();
+    match errors {
+        0 => Ok(()),
+        n => Err(Failure::new(Exit::Unsuitable, format!("{n} of {} checks fail", findings.len()))),
+    }
+}
+
+/// The findings for people: a line each, and below it what to do.
+pub fn describe(findings: &[Finding], store: &str) -> String {
+    let mut out = String::new();
+    for finding in findings {
+        let level = match finding.level {
+            Level::Ok => "ok",
+            Level::Warning => "warning",
+            Level::Error => "error",
+        };
+        out += &format!("{level:8} {:24} {}\n", finding.what, finding.text);
+        if let Some(next) = &finding.next {
+            out += &format!("{:8} {:24} next: {}\n", "", "", next.replace("STORE", store));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_that_is_not_ok_says_what_to_type() {
+        // Guards against a diagnosis without a cure, and a cure with a placeholder in it.
+        let next = Some("sealfs doctor STORE --fix".to_owned());
+        let text = "not blocked".to_owned();
+        let finding = Finding { level: Level::Warning, what: "public access", text, next };
+        let shown = describe(&[finding], "s3://b/p");
+        assert!(shown.starts_with("warning  public access            not blocked\n"), "{shown}");
+        assert!(shown.ends_with("next: sealfs doctor s3://b/p --fix\n"), "{shown}");
+    }
+}

@@ -1,0 +1,177 @@
+//! Issue 5 against moto, an S3 and KMS of somebody else: every mode that it applies, SSE-C, which it
+//! ignores and which must be noticed, and the settings of buckets.
+//!
+//! `scripts/test` installs it (`moto[server]` from PyPI) into the Python of SEALFS_TEST_PYTHON.
+
+mod mounts;
+mod sse;
+
+use std::fs::File;
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use aws_credential_types::Credentials;
+use mounts::{Remote, Volume};
+use sealfs::store::s3::SseMode;
+use sealfs::store::{ErrorClass, class};
+use sse::{Step, audit, customer, dsse, exercise, from_mode_to_mode, kms, reencrypt_all, store_on};
+
+const BUCKET: &str = "sealfs-test";
+const START_MAX: Duration = Duration::from_secs(30);
+
+/// A running moto; ends when dropped.
+struct Moto {
+    child: Child,
+    endpoint: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Moto {
+    /// Starts one with an empty bucket; `None`, said loudly, where it is not installed.
+    fn start() -> Option<Moto> {
+        let python = std::env::var("SEALFS_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+        let found = Command::new(&python).args(["-c", "import moto.server"]).output();
+        if !found.is_ok_and(|o| o.status.success()) {
+            eprintln!("SKIPPED: moto is not installed ({python} -m pip install 'moto[server]')");
+            return None;
+        }
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
+        let port = port.expect("a free port").port();
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let log = File::create(dir.path().join("log")).expect("a log");
+        let child = Command::new(&python)
+            .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()])
+            .env("AWS_ACCESS_KEY_ID", "moto")
+            .env("AWS_SECRET_ACCESS_KEY", "moto")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log)
+            .spawn()
+            .expect("python runs");
+        let moto = Moto { child, endpoint: format!("http://127.0.0.1:{port}"), _dir: dir };
+        let begun = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(begun.elapsed() < START_MAX, "moto does not listen");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Some(moto)
+    }
+
+    fn remote(&self) -> Remote {
+        Remote::s3(&self.endpoint, BUCKET, "moto", "moto")
+    }
+
+    fn client(&self) -> aws_sdk_s3::Client {
+        let config = aws_sdk_s3::Config::builder()
+            .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
+            .region(aws_sdk_s3::config::Region::new("us-east-1"))
+            .credentials_provider(Credentials::new("moto", "moto", None, None, "test"))
+            .endpoint_url(&self.endpoint)
+            .force_path_style(true)
+            .build();
+        aws_sdk_s3::Client::from_conf(config)
+    }
+
+    fn make_bucket(&self) {
+        let runtime = tokio::runtime::Runtime::new().expect("threads");
+        let made = runtime.block_on(self.client().create_bucket().bucket(BUCKET).send());
+        made.unwrap_or_else(|e| panic!("creating a bucket: {e:?}"));
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // it may have ended
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn every_mode_that_moto_applies_works_on_every_request() {
+    // Guards against headers that only our own server understands: put, create, update, parts,
+    // copy, ranges, and encrypting anew in one piece and in parts.
+    let Some(moto) = Moto::start() else { return };
+    moto.make_bucket();
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    let modes =
+        [SseMode::S3, kms(None, &[], None), kms(None, &[("a", "b")], Some(true)), dsse(None)];
+    for (n, mode) in modes.iter().enumerate() {
+        runtime.block_on(async {
+            let prefix = format!("mode-{n}");
+            let store = store_on(&moto.remote(), &prefix, mode.clone()).await;
+            exercise(&store).await.unwrap_or_else(|e| panic!("{mode}: {e}"));
+            assert_eq!(store.sse_applied().expect("said").mode_name(), mode.name());
+            let next = &modes[(n + 1) % modes.len()];
+            let store = store_on(&moto.remote(), &prefix, next.clone()).await;
+            reencrypt_all(&store, false).await.unwrap_or_else(|e| panic!("{mode} to {next}: {e}"));
+        });
+    }
+}
+
+#[test]
+fn a_volume_goes_from_mode_to_mode_on_moto() {
+    // Guards against a dialect of ours: init, mount, write, audit and migrate by the real
+    // commands on a server of others.
+    needs_fuse!();
+    let Some(moto) = Moto::start() else { return };
+    moto.make_bucket();
+    let v = Volume::bare_on(Some(moto.remote()));
+    let steps = [
+        Step::new("AES256", &[]),
+        Step::new("aws:kms", &["--sse-bucket-key"]),
+        Step::new("aws:kms:dsse", &[]),
+        Step::new("AES256", &[]),
+    ];
+    from_mode_to_mode(&v, &steps);
+}
+
+#[test]
+fn a_server_that_ignores_a_customer_key_is_noticed() {
+    // Guards against SSE-C that is accepted and not applied: moto stores such an object in the
+    // clear and answers 200.
+    let Some(moto) = Moto::start() else { return };
+    moto.make_bucket();
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    let refused = runtime.block_on(async {
+        let store = store_on(&moto.remote(), "c", customer(1)).await;
+        exercise(&store).await.expect_err("it was not applied")
+    });
+    assert_eq!(class(&refused), ErrorClass::SseMismatch, "{refused}");
+}
+
+#[test]
+fn a_bucket_is_made_safe_and_the_doctor_says_so() {
+    // Guards against a bucket left as the server makes it: default encryption, public access and
+    // the TLS-only policy are set by init --create-bucket, and missing ones are named and fixed.
+    let Some(moto) = Moto::start() else { return };
+    let v = Volume::bare_on(Some(moto.remote()));
+    let (url, pass) = (v.url(), v.text("passphrase"));
+    let init = ["init", &url, "--passphrase-file", &pass, "--sse=aws:kms"];
+    v.ok(&[&init[..], &["--create-bucket", "--create-bucket-versioning"]].concat());
+    let doctor = |more: &[&str]| {
+        let output =
+            v.run(&[&["doctor", &url, "--passphrase-file", &pass, "--json"], more].concat());
+        let json: serde_json::Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+        let level = |what: &str| {
+            let lines = json["findings"].as_array().expect("a list").clone();
+            let line = lines.into_iter().find(|l| l["what"] == what);
+            line.unwrap_or_else(|| panic!("no {what} in {json}"))["level"].clone()
+        };
+        ["default encryption", "public access", "plain http", "versioning", "conditional writes"]
+            .map(|what| level(what).as_str().expect("text").to_owned())
+    };
+    assert_eq!(doctor(&[]), ["ok", "ok", "ok", "ok", "ok"]);
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    runtime.block_on(async {
+        let client = moto.client();
+        client.delete_bucket_encryption().bucket(BUCKET).send().await.expect("removed");
+        client.delete_public_access_block().bucket(BUCKET).send().await.expect("removed");
+        client.delete_bucket_policy().bucket(BUCKET).send().await.expect("removed");
+    });
+    assert_eq!(doctor(&[])[..3], ["warning", "warning", "warning"]);
+    doctor(&["--fix"]);
+    assert_eq!(doctor(&[])[..3], ["ok", "ok", "ok"]);
+    audit(&v, &[], 0);
+}
