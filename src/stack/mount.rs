@@ -14,9 +14,9 @@ use super::config;
 use super::config_use::VolumeSse;
 use super::lease::{Beat, HEARTBEAT, Lease, is_running};
 use super::lineage::{Lineage, copied_elsewhere, go_on_beside, hex, lineage, refuse_rollback};
+use super::options::OPEN_TIMEOUT;
 use super::state::{Remembered, StateFile};
 use super::status::Shared;
-use super::volume::OPEN_TIMEOUT;
 use super::{Control, Layers, MountOptions, StackError, load_keyring};
 use crate::base::{JournalPos, SystemClock, VolumeId};
 use crate::commit::replay::replay;
@@ -161,9 +161,9 @@ async fn assemble(
         *held = Some(Arc::new(tokio::sync::Mutex::new(lease)));
     }
     let kv = if read_only {
-        Kv::open_reader(store.clone(), kv_options, OPEN_TIMEOUT).await?
+        Kv::open_reader(store.clone(), kv_options, options.open_timeout).await?
     } else {
-        Kv::open(store.clone(), kv_options, OPEN_TIMEOUT).await?
+        Kv::open(store.clone(), kv_options, options.open_timeout).await?
     };
     let kv = Arc::new(kv);
     let commit_row = match kv.get(&keys::commit()).await? {
