@@ -8,7 +8,7 @@ use log::LevelFilter;
 
 use crate::fuse::{Options as FuseOptions, TTL_FOLLOWER};
 use crate::seal::forbid_dumps;
-use crate::stack::MountOptions;
+use crate::stack::{LocalDisk, MountOptions};
 
 use super::args::{SecretArgs, StoreArgs, duration, journal_size, size};
 use super::client::is_mounted;
@@ -212,6 +212,7 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
         full_timeout: Duration::from_secs(60),
         refresh: Duration::from_secs(5),
         mount_point: point.clone(),
+        disk: LocalDisk::default(),
         secret: args.secret.read(false)?, // last: nobody types it for a wrong flag
     };
     Ok(Plan { volume, fuse, point })

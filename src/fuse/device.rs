@@ -78,14 +78,23 @@ impl Device {
         if len == 0 {
             return Ok(());
         }
-        let mut body = [0u8; 24];
-        body[0..8].copy_from_slice(&ino.0.to_ne_bytes());
-        body[8..16].copy_from_slice(&bytes.start.to_ne_bytes());
         // Both are signed there; 0 is "to the end".
         let len = if bytes.end > i64::MAX as u64 { 0 } else { len };
+        self.notify(ino, bytes.start, len)
+    }
+
+    /// Has the kernel ask for the attributes of `ino` again before it uses them. Never waits.
+    pub fn refresh_attributes(&self, ino: Ino) -> io::Result<()> {
+        self.notify(ino, u64::MAX, 0) // from -1 on: no pages
+    }
+
+    fn notify(&self, ino: Ino, start: u64, len: u64) -> io::Result<()> {
+        let mut body = [0u8; 24]; // struct fuse_notify_inval_inode_out
+        body[0..8].copy_from_slice(&ino.0.to_ne_bytes());
+        body[8..16].copy_from_slice(&start.to_ne_bytes());
         body[16..24].copy_from_slice(&len.to_ne_bytes());
         match self.put(0, NOTIFY_INVAL_INODE, &body) {
-            // The kernel does not know the inode any more: it has no pages of it.
+            // The kernel does not know the inode any more: it has nothing of it.
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             done => done,
         }

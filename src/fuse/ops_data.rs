@@ -54,12 +54,19 @@ impl Adapter {
             sync: open_flags & (libc::O_SYNC | libc::O_DSYNC) != 0,
             cached: write_flags & WRITE_CACHE != 0,
         };
-        match self.fs.write_now(rq.ino(), offset, data, flags) {
-            Some(result) => answer_written(rq.reply, result),
+        let ino = rq.ino();
+        let answer = move |reply: Reply, result| {
+            if flags.kill_suidgid {
+                reply.mode_changed(ino);
+            }
+            answer_written(reply, result);
+        };
+        match self.fs.write_now(ino, offset, data, flags) {
+            Some(result) => answer(rq.reply, result),
             None => {
                 let data = Bytes::copy_from_slice(data);
-                let written = self.fs.write(rq.ino(), offset, data, flags);
-                self.run_to(rq.reply, Interrupt::Never, written, answer_written);
+                let written = self.fs.write(ino, offset, data, flags);
+                self.run_to(rq.reply, Interrupt::Never, written, answer);
             }
         }
         Ok(())
@@ -92,8 +99,12 @@ impl Adapter {
     pub(super) fn fallocate(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
         rq.body.skip(8)?; // file handle
         let (offset, len, mode) = (rq.body.u64()?, rq.body.u64()?, rq.body.u32()? as i32);
-        let done = self.fs.fallocate(rq.ino(), offset, len, mode);
-        self.run_unit(rq.reply, done);
+        let ino = rq.ino();
+        let done = self.fs.fallocate(ino, offset, len, mode);
+        self.run(rq.reply, Interrupt::Never, done, move |reply, ()| {
+            reply.mode_changed(ino);
+            reply.done();
+        });
         Ok(())
     }
 
@@ -128,6 +139,7 @@ impl Adapter {
         let len = len.min(COPY_MAX);
         let copied = self.fs.copy_file_range(rq.ino(), offset_in, to, offset_out, len);
         self.run(rq.reply, Interrupt::Never, copied, move |reply, n| {
+            reply.mode_changed(to);
             let mut out = Out::with_capacity(8);
             match wide {
                 true => out.u64(n),

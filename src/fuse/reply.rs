@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::abi::Out;
 use super::device::Device;
 use super::errno::Errno;
+use crate::base::Ino;
 
 /// The right and the duty to answer one request. Dropping it unanswered answers `EINTR` when
 /// the operation could be interrupted and was, else `EIO`.
@@ -31,6 +32,15 @@ impl Reply {
     /// Where the request came from.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
+    }
+
+    /// Tells the kernel, before the answer, that the mode of `ino` may have changed: the answers
+    /// to WRITE, FALLOCATE and COPY_FILE_RANGE carry no attributes, and Linux would go on
+    /// running a program with the set-user-id bit that a write has just taken from it.
+    pub fn mode_changed(&self, ino: Ino) {
+        if let Err(e) = self.device.refresh_attributes(ino) {
+            log_unsent(self.unique, &e);
+        }
     }
 
     /// From now on, dropping this means that the operation was interrupted.

@@ -17,6 +17,7 @@
 //! | `recover` | what a journal holds, as files |
 //! | `mount` | a running mount and its background tasks, and its shutdown |
 //! | `lease` | who holds the volume read-write |
+//! | `lineage` | whether bucket and journal belong to one history |
 //! | `state` | what this machine remembers of the volume |
 
 pub mod audit;
@@ -32,6 +33,7 @@ pub mod inventory;
 mod keyring_object;
 pub mod layers;
 mod lease;
+mod lineage;
 pub mod migrate;
 mod mount;
 mod open;
@@ -47,6 +49,6 @@ pub use fsck::{FsckOptions, FsckProgress, FsckReport, Problem, fsck};
 pub use keyring_object::{KEYRING_NAME, load_keyring};
 pub use layers::Layers;
 pub use mount::{Mounted, mount};
-pub use options::{InitOptions, MountOptions, StoreOptions};
+pub use options::{InitOptions, LocalDisk, MountOptions, StoreOptions};
 pub use recover::{KeyringSource, LIST_NAME, RecoverOptions, Recovered, recover};
 pub use volume::{create_bucket, init};

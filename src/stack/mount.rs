@@ -13,6 +13,7 @@ use super::canary::probe_store;
 use super::config;
 use super::config_use::VolumeSse;
 use super::lease::{Beat, HEARTBEAT, Lease, is_running};
+use super::lineage::{Lineage, copied_elsewhere, go_on_beside, hex, lineage, refuse_rollback};
 use super::state::{Remembered, StateFile};
 use super::status::Shared;
 use super::volume::OPEN_TIMEOUT;
@@ -23,7 +24,7 @@ use crate::commit::view::ViewOptions;
 use crate::commit::{CommitOptions, Committer, Gates, View};
 use crate::data::{BlockCache, BlockCacheOptions};
 use crate::fs::{Fs, FsOptions, FsParts};
-use crate::journal::{Journal, JournalError, JournalOptions, RecordLoc, Recovery};
+use crate::journal::{Journal, JournalError, JournalOptions, Recovery};
 use crate::meta::{CommitRow, DecodeError, Stats, keys};
 use crate::seal::VolumeKeys;
 use crate::store::kv::{Kv, KvOptions};
@@ -307,23 +308,6 @@ async fn assemble(
     Ok(mounted)
 }
 
-/// Refuses a bucket at commit `found` if this machine has seen a later one, or if it was told
-/// of a later one (`at_least`); `accept` waives what the machine remembers, not what it is told.
-pub(super) fn refuse_rollback(
-    found: u64,
-    before: &Remembered,
-    at_least: u64,
-    accept: bool,
-) -> Result<(), StackError> {
-    if found < at_least {
-        return Err(StackError::TooOld { found, at_least });
-    }
-    if found < before.sequence && !accept {
-        return Err(StackError::Rollback { found, seen: before.sequence });
-    }
-    Ok(())
-}
-
 fn journal_dir(state_dir: &std::path::Path) -> PathBuf {
     state_dir.join("journal")
 }
@@ -338,7 +322,7 @@ async fn open_journal(
     let begun = Instant::now();
     loop {
         let journal = JournalOptions::new(journal_dir(state_dir), options.journal_bytes_max);
-        match Journal::open(journal, keys.clone(), Arc::new(crate::journal::disk::RealDisk)) {
+        match Journal::open(journal, keys.clone(), options.disk.0.clone()) {
             Err(JournalError::InUse(Some(pid)))
                 if !is_running(pid) && begun.elapsed() < DEAD_HOLDER_MAX =>
             {
@@ -378,103 +362,6 @@ async fn prove_metadata(store: Arc<dyn ObjectStore>, options: KvOptions) -> Resu
     }
     row.as_deref().map(CommitRow::decode).transpose().map_err(crate::commit::ViewError::from)?;
     Ok(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// Whether the last commit carries this journal's name and was made by a mount that this
-/// directory has never served: then a copy of the directory (of a disk, a virtual machine) was
-/// mounted elsewhere and has gone on under the same name. Gives the last record that certainly
-/// was committed from here.
-fn copied_elsewhere(
-    recovery: &Recovery,
-    row: Option<CommitRow>,
-    instance: Option<&str>,
-    before: &Remembered,
-) -> Option<JournalPos> {
-    let row = row.filter(|row| row.journal == recovery.id)?;
-    let ours = before.journal == recovery.id.to_string();
-    (ours && !before.knows(instance, row.position.0))
-        .then(|| JournalPos(before.journal_committed.max(recovery.released.0)))
-}
-
-/// What becomes of a journal that a copy of its directory has overtaken: what is in it beyond
-/// `committed` belongs to a history that is no more. Without anything it goes on, behind the
-/// numbers that the copy has used.
-fn go_on_beside(
-    journal: &Journal,
-    recovery: &Recovery,
-    row: Option<CommitRow>,
-    committed: JournalPos,
-) -> Result<Lineage, StackError> {
-    log::warn!("a copy of the local state has been mounted elsewhere meanwhile");
-    if recovery.last > committed {
-        return Ok(Lineage::Overtaken);
-    }
-    let base = row.map_or(committed, |row| row.position).max(recovery.last);
-    if base > recovery.last {
-        journal.start_after(base)?;
-    }
-    Ok(Lineage::Continues(base, Vec::new()))
-}
-
-enum Lineage {
-    /// Records after this position are still to be committed: these.
-    Continues(JournalPos, Vec<RecordLoc>),
-    /// Another writer has committed since, and records here were never committed; or the bucket
-    /// was put back to before them.
-    Overtaken,
-}
-
-/// Whether the local journal may be replayed over what the bucket has. A bucket that lost what
-/// this journal was told to be committed was rolled back; with `accept_rollback` the journal,
-/// which continues a history that is no more, counts as overtaken.
-fn lineage(
-    journal: &Journal,
-    recovery: &Recovery,
-    row: Option<CommitRow>,
-    before: &Remembered,
-    accept_rollback: bool,
-) -> Result<Lineage, StackError> {
-    let locs = |records: &[(JournalPos, RecordLoc)]| records.iter().map(|(_, loc)| *loc).collect();
-    if let Some(row) = row
-        && row.journal == recovery.id
-    {
-        if row.position < recovery.released {
-            if accept_rollback {
-                return Ok(Lineage::Overtaken);
-            }
-            let (found, seen) = (row.sequence, before.sequence.max(row.sequence + 1));
-            return Err(StackError::Rollback { found, seen });
-        }
-        // A rollback that was accepted: what the journal still has belongs to the history that
-        // was given up, and may have gaps.
-        if row.sequence < before.sequence && row.position < recovery.last {
-            return Ok(Lineage::Overtaken);
-        }
-        if row.position > recovery.last {
-            journal.start_after(row.position)?;
-            return Ok(Lineage::Continues(row.position, Vec::new()));
-        }
-        return Ok(Lineage::Continues(row.position, locs(recovery.after(row.position)?)));
-    }
-    let known =
-        if before.journal == recovery.id.to_string() { before.journal_committed } else { 0 };
-    let committed = JournalPos(known.max(recovery.released.0));
-    if recovery.last <= committed {
-        if recovery.last < committed {
-            // A power loss took records that were committed: their numbers are used up.
-            journal.start_after(committed)?;
-        }
-        return Ok(Lineage::Continues(recovery.last.max(committed), Vec::new()));
-    }
-    let found = row.map_or(0, |row| row.sequence);
-    if before.journal == recovery.id.to_string() && before.lineage == found {
-        return Ok(Lineage::Continues(committed, locs(recovery.after(committed)?)));
-    }
-    Ok(Lineage::Overtaken)
 }
 
 impl Mounted {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use object_store::ObjectStore;
 
+use crate::journal::disk::{DiskIo, RealDisk};
 use crate::seal::{KdfParams, Secret};
 use crate::store::Location;
 use crate::store::s3::SseAsk;
@@ -59,6 +60,22 @@ pub struct InitOptions {
     pub owner: (u32, u32),
 }
 
+/// The disk of the journal: the machine's own, or one that a test makes fail.
+#[derive(Clone)]
+pub struct LocalDisk(pub Arc<dyn DiskIo>);
+
+impl Default for LocalDisk {
+    fn default() -> Self {
+        LocalDisk(Arc::new(RealDisk))
+    }
+}
+
+impl std::fmt::Debug for LocalDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LocalDisk")
+    }
+}
+
 /// What `sealfs mount` does, below the FUSE mount itself.
 #[derive(Debug)]
 pub struct MountOptions {
@@ -94,6 +111,8 @@ pub struct MountOptions {
     pub refresh: Duration,
     /// Where it will be mounted, for the lease and for `status`.
     pub mount_point: PathBuf,
+    /// What the journal is written to.
+    pub disk: LocalDisk,
 }
 
 impl MountOptions {
@@ -121,6 +140,7 @@ impl MountOptions {
             full_timeout: Duration::from_secs(60),
             refresh: Duration::from_secs(5),
             mount_point: PathBuf::new(),
+            disk: LocalDisk::default(),
         }
     }
 }

@@ -23,7 +23,7 @@ pub use cached::{CacheOptions, CacheRule, Cached};
 pub use error::{ErrorClass, StoreError, class, sentence};
 pub use file::FileStore;
 pub use location::{Location, LocationError};
-pub use probe::{ProbeError, probe};
+pub use probe::{ProbeError, is_probe, probe};
 pub use retry::{Health, Retry, RetryOptions};
 pub use sealed::{Invalidate, Sealed};
 pub use segments::SegmentStore;

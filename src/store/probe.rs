@@ -8,6 +8,16 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, UpdateVersion};
 use thiserror::Error;
 
+/// What the names of probes begin with.
+pub const PREFIX: &str = "probe";
+
+/// Whether an object is one that a probe made, by its name.
+pub fn is_probe(location: &Path) -> bool {
+    let parts: Vec<_> = location.parts().collect();
+    let hex = |part: &str| part.len() == 32 && part.bytes().all(|b| b.is_ascii_hexdigit());
+    matches!(&parts[..], [first, name] if first.as_ref() == PREFIX && hex(name.as_ref()))
+}
+
 /// Why a store cannot hold a volume. Each text says what would go wrong.
 #[derive(Debug, Error)]
 pub enum ProbeError {
@@ -66,7 +76,7 @@ pub async fn probe(store: &dyn ObjectStore) -> Result<(), ProbeError> {
         source: object_store::Error::Generic { store: "probe", source: Box::new(e) },
     })?;
     let hex: String = random.iter().map(|b| format!("{b:02x}")).collect();
-    let location = Path::from_iter(["probe", &hex]);
+    let location = Path::from_iter([PREFIX, &hex]);
     let outcome = run(store, &location).await;
     match store.delete(&location).await {
         Ok(()) | Err(object_store::Error::NotFound { .. }) => outcome,

@@ -68,7 +68,7 @@ fn two_processes_that_wait_for_each_other_are_told_so() {
         locks.lines().any(|l| l.contains("->") && l.contains(&format!(" {} ", a.pid())))
     };
     wait_until("one waits for the other", waits);
-    assert_eq!(b.ask(&lock("F_SETLKW", "F_WRLCK", 0, 1)), "EDEADLK");
+    assert_eq!(b.ask(&lock("F_SETLKW", "F_WRLCK", 0, 1)), "EDEADLOCK"); // Linux: EDEADLK
     assert_eq!(b.ask(&lock("F_SETLK", "F_UNLCK", 0, 0)), "ok");
     assert_eq!(a.answer(), "ok");
     drop((a, b));

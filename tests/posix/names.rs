@@ -6,7 +6,8 @@ use std::fs::{self, File};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use super::sh;
 use crate::mounts;
@@ -62,7 +63,7 @@ fn paths_of_4095_bytes_work_and_deeper_trees_by_steps() {
     // The longest path: 4,095 bytes and its NUL.
     let root = vault.as_os_str().len();
     let (mut dir, step) = (vault.clone(), "s".repeat(199));
-    while dir.as_os_str().len() + 200 < 4_000 {
+    while dir.as_os_str().len() + 200 + 1 < 4_095 {
         dir = dir.join(&step);
     }
     fs::create_dir_all(&dir).expect("makes");
@@ -78,7 +79,7 @@ fn paths_of_4095_bytes_work_and_deeper_trees_by_steps() {
     sh(&vault, script).expect("steps");
     stand.move_elsewhere();
     assert_eq!(fs::read(&longest).expect("reads"), b"deep");
-    assert_eq!(sh(&vault, "find . -name f -exec cat {} +"), Ok("bottom".into()));
+    assert_eq!(sh(&vault, "find . -name f -execdir cat f ';'"), Ok("bottom".into()));
     assert_eq!(
         sh(&vault, "find . -type d | wc -l"),
         Ok((301 + (dir.as_os_str().len() - root) / 200).to_string())
@@ -140,52 +141,54 @@ fn every_lasting_name_is_listed_once_while_others_come_and_go() {
     for n in 0..LASTING {
         File::create(dir.join(format!("lasts-{n}"))).expect("creates");
     }
-    let (done, busy) = (AtomicBool::new(false), |worker: usize| {
-        let mut n = 0;
-        move |dir: &Path| {
-            let path = |n: usize| dir.join(format!("comes-{worker}-{n}"));
-            File::create(path(n)).expect("creates");
+    let (done, changes) = (AtomicBool::new(false), AtomicUsize::new(0));
+    // Each makes, renames and removes names of its own until the listings are done.
+    let change = |worker: usize| {
+        let name = |how: &str, n: usize| dir.join(format!("{how}-{worker}-{n}"));
+        for n in 0.. {
+            File::create(name("comes", n)).expect("creates");
             if n >= 50 {
-                fs::rename(path(n - 50), dir.join(format!("moved-{worker}-{n}"))).expect("renames");
+                fs::rename(name("comes", n - 50), name("moved", n)).expect("renames");
             }
             if n >= 100 {
-                fs::remove_file(dir.join(format!("moved-{worker}-{}", n - 50))).expect("unlinks");
+                fs::remove_file(name("moved", n - 50)).expect("unlinks");
             }
-            n += 1;
-            n
+            changes.fetch_add(1, Ordering::SeqCst);
+            if done.load(Ordering::SeqCst) {
+                break;
+            }
         }
-    });
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..2)
-            .map(|worker| {
-                let (mut step, dir, done) = (busy(worker), &dir, &done);
-                scope.spawn(move || {
-                    let mut steps = 0;
-                    while !done.load(Ordering::SeqCst) {
-                        steps = step(dir);
-                    }
-                    steps
-                })
-            })
-            .collect();
-        for round in 0..4 {
-            let mut seen: BTreeMap<OsString, usize> = BTreeMap::new();
-            for entry in fs::read_dir(&dir).expect("lists") {
-                *seen.entry(entry.expect("an entry").file_name()).or_insert(0) += 1;
+    };
+    let list = || {
+        let mut seen: BTreeMap<OsString, usize> = BTreeMap::new();
+        for entry in fs::read_dir(&dir).expect("lists") {
+            *seen.entry(entry.expect("an entry").file_name()).or_insert(0) += 1;
+        }
+        let lasting = |n: &usize| seen.get(OsStr::new(&format!("lasts-{n}"))) != Some(&1);
+        let wrong: Vec<usize> = (0..LASTING).filter(lasting).collect();
+        let doubled: Vec<_> = seen.into_iter().filter(|(_, n)| *n > 1).collect();
+        (wrong, doubled)
+    };
+    let found = std::thread::scope(|scope| {
+        let (change, done) = (&change, &done);
+        (0..2).for_each(|worker| drop(scope.spawn(move || change(worker))));
+        let begun = Instant::now();
+        let mut found = Vec::new();
+        while found.len() < 4 || changes.load(Ordering::SeqCst) < 300 {
+            found.push(list());
+            if begun.elapsed() > Duration::from_secs(60) {
+                break;
             }
-            let lasting = |n: &usize| seen.get(OsStr::new(&format!("lasts-{n}"))) != Some(&1);
-            let wrong: Vec<usize> = (0..LASTING).filter(lasting).collect();
-            assert_eq!(wrong, Vec::<usize>::new(), "round {round}: missing or doubled");
-            let doubled: Vec<_> = seen.iter().filter(|(_, n)| **n > 1).collect();
-            assert!(doubled.is_empty(), "round {round}: {doubled:?}");
         }
         done.store(true, Ordering::SeqCst);
-        let steps: usize = workers.into_iter().map(|w| w.join().expect("worked")).sum();
-        eprintln!(
-            "{LASTING} lasting names, listed 4 times while {steps} came, were renamed and went"
-        );
-        assert!(steps > 100, "only {steps} changes");
+        found
     });
+    let changes = changes.into_inner();
+    eprintln!("{LASTING} lasting names, listed {} times during {changes} changes", found.len());
+    for (wrong, doubled) in found {
+        assert_eq!((wrong, doubled), (vec![], vec![]), "missing or doubled");
+    }
+    assert!(changes >= 300, "only {changes} changes");
     assert_eq!(sh(&dir, "ls -f | grep -c lasts"), Ok(LASTING.to_string()));
     stand.close();
 }

@@ -25,8 +25,10 @@ use std::time::Duration;
 use object_store::ObjectStore;
 use parking_lot::Mutex;
 
+use super::config;
+use super::config_use::VolumeSse;
 use super::lease::held_by;
-use super::mount::refuse_rollback;
+use super::lineage::refuse_rollback;
 use super::state::{Remembered, StateFile};
 use super::volume::OPEN_TIMEOUT;
 use super::{Layers, MountOptions, StackError, StoreOptions, load_keyring, mount};
@@ -155,6 +157,9 @@ pub async fn fsck(
     let keyring = load_keyring(&layers, &name).await?;
     let keys = keyring.unlock(&options.secret)?;
     let id = keys.volume_id();
+    let loaded = config::load(&Sealed::new(layers.retry.clone(), keys.clone())).await?;
+    // The encryption that the volume remembers is needed to read objects under it.
+    let _sse = VolumeSse::begin(layers.s3.clone(), options.store.sse.clone(), loaded.config)?;
     let sealed = layers.sealed(&keys)?;
     let store: Arc<dyn ObjectStore> = sealed.clone();
     let state_dir = options.state_dir.join(id.to_string());
@@ -311,7 +316,8 @@ impl Run<'_> {
                 break;
             }
             self.progress.begin("repairing");
-            let repair = repair::Repair::new(mounted, &kv, &self.volume.keys);
+            let repair =
+                repair::Repair::new(mounted, &kv, &*self.volume.layers.retry, &self.volume.keys);
             let done = repair.round(&look.report.findings, &look.segments, &look.objects).await;
             let _ = kv.close(false).await; // a reader: there is nothing to lose
             let done = done?;

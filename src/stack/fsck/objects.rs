@@ -17,14 +17,19 @@ use crate::stack::config::CONFIG_NAME;
 use crate::stack::lease::LEASE_NAME;
 use crate::stack::{KEYRING_NAME, StackError};
 use crate::store::kv::META_PREFIX;
-use crate::store::{ErrorClass, SegmentStore, class};
+use crate::store::{ErrorClass, SegmentStore, class, is_probe};
 
 /// Segments that rows do not know are looked into this many at a time.
 const LOOKS_PARALLEL: usize = 8;
 /// While somebody writes, a segment younger than this may belong to a commit under way.
 const IN_FLIGHT_SECS: u64 = 3600;
+/// While somebody writes, a probe younger than this may be a mount that begins just now.
+const PROBE_SECS: u64 = 3600;
 /// Strangers that are named one by one.
 const STRANGERS_MAX: usize = 100;
+
+/// Objects that are neither segments nor metadata.
+const OTHERS: [&str; 3] = [KEYRING_NAME, LEASE_NAME, CONFIG_NAME];
 
 /// A segment as the bucket lists it.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +46,8 @@ pub(super) struct Listing {
     /// Objects of the metadata store, and their bytes as stored.
     pub(super) meta: Vec<(Path, u64)>,
     strangers: Vec<Path>,
+    /// What probes left that were killed, and when each was put (Unix seconds).
+    probes: Vec<(Path, u64)>,
     count: u64,
     bytes: u64,
 }
@@ -55,14 +62,16 @@ impl Listing {
             listing.bytes += object.size;
             let first = object.location.parts().next();
             let first = first.as_ref().map_or("", |part| part.as_ref());
-            if let Some(id) = SegmentStore::id(&object.location) {
-                let modified = SystemTime::from(object.last_modified);
-                let secs = modified.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+            let modified = SystemTime::from(object.last_modified);
+            let secs = modified.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+            if is_probe(&object.location) {
+                listing.probes.push((object.location, secs));
+            } else if let Some(id) = SegmentStore::id(&object.location) {
                 let listed = Listed { bytes: object.size, modified_secs: secs };
                 listing.segments.insert(id, listed);
             } else if first == META_PREFIX {
                 listing.meta.push((object.location, object.size));
-            } else if ![KEYRING_NAME, LEASE_NAME, CONFIG_NAME].contains(&first) {
+            } else if !OTHERS.contains(&first) {
                 listing.strangers.push(object.location);
             }
         }
@@ -86,6 +95,8 @@ pub(super) struct Objects {
     strangers: Vec<Path>,
     /// Plaintext sizes of listed segments that extents refer to and that have no row.
     pub(super) unaccounted: BTreeMap<SegmentId, u64>,
+    /// What killed probes left.
+    pub(super) probes: Vec<Path>,
 }
 
 pub(super) async fn compare(
@@ -149,6 +160,14 @@ pub(super) async fn compare(
         }
     }
     drop(looks);
+    // A probe takes seconds; a young one may be a mount that begins just now.
+    let old = |secs: u64| secs.saturating_add(PROBE_SECS) < now;
+    let probes = listing.probes.iter().filter(|(_, secs)| !writer || old(*secs));
+    found.probes = probes.map(|(name, _)| name.clone()).collect();
+    if !found.probes.is_empty() {
+        let n = found.probes.len();
+        notes.push(format!("{n} objects are left of mounts that were killed as they began"));
+    }
     if !found.leaked.is_empty() {
         notes.push(format!(
             "{} segments ({leaked_bytes} bytes) were uploaded and never committed; \

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::objects::Objects;
 use super::paths::names_of;
@@ -33,6 +34,7 @@ pub(super) struct Repair<'a> {
     fs: &'a Arc<Fs>,
     view: &'a View,
     kv: &'a Kv,
+    store: &'a dyn ObjectStore,
     name_hash_key: [u8; 16],
 }
 
@@ -41,9 +43,15 @@ fn fail(e: FsError) -> StackError {
 }
 
 impl Repair<'_> {
-    pub(super) fn new<'a>(mounted: &'a Mounted, kv: &'a Kv, keys: &VolumeKeys) -> Repair<'a> {
+    /// `store` is the bucket below sealing.
+    pub(super) fn new<'a>(
+        mounted: &'a Mounted,
+        kv: &'a Kv,
+        store: &'a dyn ObjectStore,
+        keys: &VolumeKeys,
+    ) -> Repair<'a> {
         let name_hash_key = keys.name_hash_key();
-        Repair { fs: &mounted.fs, view: mounted.view(), kv, name_hash_key }
+        Repair { fs: &mounted.fs, view: mounted.view(), kv, store, name_hash_key }
     }
 
     /// Puts right what can be put right now; what was done, in sentences. Structure goes before
@@ -75,6 +83,11 @@ impl Repair<'_> {
             self.submit(batch).await?;
             let n = objects.leaked.len();
             done.push(format!("{n} segments that no row knows: the next mount deletes them"));
+        }
+        for probe in &objects.probes {
+            let deleted = self.store.delete(probe).await;
+            deleted.map_err(|e| StackError::store(format!("deleting {probe}"), e))?;
+            done.push(format!("{probe}, left of a mount that was killed: deleted"));
         }
         Ok(done)
     }

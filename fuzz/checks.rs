@@ -1,0 +1,133 @@
+//! What must hold for any bytes: no panic, no endless loop, nothing accepted that reads back as
+//! something else. Used by the fuzz targets, and by `tests/fuzz_corpus.rs`, which replays the
+//! committed seeds.
+#![allow(dead_code)] // each target uses one
+
+use std::sync::OnceLock;
+
+use sealfs::base::JournalId;
+use sealfs::commit::Batch;
+use sealfs::journal::format::{FileHeader, Frame, Identity, Prelude, identity_from_bytes};
+use sealfs::meta::{CommitRow, Dirent, ExtentRow, Inode, SegmentRow, Stats, VolumeRow, keys};
+use sealfs::seal::{self, HEADER, InputKey, KEY, Keyring, Opener, RootKey, VolumeKeys, offsets};
+use sealfs::store::{Location, SegmentStore};
+
+fn volume() -> &'static VolumeKeys {
+    static KEYS: OnceLock<VolumeKeys> = OnceLock::new();
+    KEYS.get_or_init(|| VolumeKeys::from_root(RootKey::from_bytes(&[7; KEY]), 1))
+}
+
+/// Sealed objects: nothing opens that was not sealed; what was sealed and then changed does not
+/// open; whole and ranged reading agree.
+pub fn sealed(data: &[u8]) {
+    let key = InputKey::from_bytes(&[9; KEY]);
+    if let Ok(plain) = seal::open(&key, b"context", data) {
+        panic!("{} bytes that nobody sealed open to {}", data.len(), plain.len());
+    }
+    if let Some(header) = data.first_chunk::<HEADER>() {
+        assert!(Opener::new(&key, b"context", header).is_err(), "a commitment that nobody made");
+    }
+    if let Some(plain) = offsets::plain_len(data.len() as u64) {
+        assert_eq!(offsets::cipher_len(plain), data.len() as u64, "lengths go both ways");
+    }
+    // The input as plaintext: sealed, it opens; changed anywhere, it does not.
+    let mut message = seal::seal(&key, b"context", data);
+    assert_eq!(seal::open(&key, b"context", &message).as_deref(), Ok(data));
+    assert!(seal::open(&key, b"other", &message).is_err(), "another context");
+    let at = data.first().map_or(0, |b| usize::from(*b) * 131) % message.len();
+    message[at] ^= data.get(1).map_or(1, |b| b | 1);
+    assert!(seal::open(&key, b"context", &message).is_err(), "changed at {at}");
+}
+
+/// Journal: identity, file headers, frames, preludes, record heads.
+pub fn journal(data: &[u8]) {
+    let id = JournalId([3; 16]);
+    match identity_from_bytes(volume(), data) {
+        Identity::Ours(_) => panic!("an identity that nobody wrote"),
+        Identity::Foreign(_) | Identity::Damaged => {}
+    }
+    let seq = FileHeader::seq_in_clear(data);
+    let key = volume().journal_key();
+    assert!(FileHeader::from_page(volume(), &key, id, seq.unwrap_or(1), data).is_none());
+    if let Some(frame) = Frame::from_bytes(data) {
+        let _ = (frame.payload_len(), frame.stride());
+    }
+    let _ = Frame::find(data, 0, 1);
+    let _ = Prelude::from_bytes(data);
+    let _ = Batch::head_len(data);
+    if let Ok(batch) = Batch::decode_head(data) {
+        let mut again = Vec::new();
+        batch.encode_head(&mut again);
+        assert_eq!(Batch::decode_head(&again).as_ref(), Ok(&batch), "a head reads back");
+        let _ = batch.data_len();
+    }
+}
+
+/// The keyring: parsing is bounded and exact, and no key comes out of bytes.
+pub fn keyring(data: &[u8]) {
+    let Ok(keyring) = Keyring::parse(data) else { return };
+    assert_eq!(keyring.to_bytes(), data, "a keyring reads back to its bytes");
+    let _ = keyring.slots();
+    let _ = (keyring.volume_id(), keyring.generation(), keyring.hash());
+}
+
+/// Metadata rows and keys: what decodes encodes to the same bytes.
+pub fn rows(data: &[u8]) {
+    if let Ok(row) = Inode::decode(data) {
+        assert_eq!(row.encode(), data);
+    }
+    if let Ok(row) = Dirent::decode(data) {
+        assert_eq!(row.encode(), data);
+    }
+    if let Ok(row) = ExtentRow::decode(data) {
+        assert_eq!(row.encode(), data);
+        assert!(row.segment_offset.checked_add(row.len).is_some());
+    }
+    if let Ok(row) = SegmentRow::decode(data) {
+        assert_eq!(row.encode(), data);
+    }
+    if let Ok(row) = CommitRow::decode(data) {
+        assert_eq!(row.encode(), data);
+    }
+    if let Ok(row) = VolumeRow::decode(data) {
+        assert_eq!(row.encode(), data);
+    }
+    if let Ok(row) = Stats::decode(data) {
+        assert_eq!(row.encode(), data);
+    }
+    if let Some((parent, cookie, name)) = keys::dirent_of(data) {
+        assert_eq!(&*keys::dirent(parent, cookie, name), data);
+    }
+    if let Some((ino, generation, end)) = keys::extent_of(data) {
+        assert_eq!(&*keys::extent(ino, generation, end), data);
+    }
+    if let Some(ino) = keys::inode_of(data) {
+        assert_eq!(&*keys::inode(ino), data);
+    }
+    if let Some(ino) = keys::orphan_of(data) {
+        assert_eq!(&*keys::orphan(ino), data);
+    }
+    if let Some((ino, generation)) = keys::reclaim_of(data) {
+        assert_eq!(&*keys::reclaim(ino, generation), data);
+    }
+    if let Some(id) = keys::segment_of(data) {
+        assert_eq!(&*keys::segment(id), data);
+    }
+    if let Some((since, id)) = keys::dead_segment_of(data) {
+        assert_eq!(&*keys::dead_segment(since, id), data);
+    }
+    let _ = keys::xattr_of(data);
+}
+
+/// STORE arguments: what parses is shown as something that parses to the same; segment names
+/// lead back to their ids.
+pub fn location(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(location) = text.parse::<Location>() {
+        let shown = location.to_string();
+        assert_eq!(shown.parse::<Location>().as_ref(), Ok(&location), "{text:?} as {shown:?}");
+    }
+    if let Some(id) = SegmentStore::id(&text.into()) {
+        assert_eq!(SegmentStore::name(id), text.into());
+    }
+}

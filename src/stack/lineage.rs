@@ -1,0 +1,126 @@
+//! Whether the bucket and the local journal belong to one history: rollback, a journal that
+//! another writer has overtaken, and a local directory that was copied. Decides, and touches
+//! nothing but the next record's number. Called by `mount` and `fsck`.
+
+use super::StackError;
+use super::state::Remembered;
+use crate::base::JournalPos;
+use crate::journal::{Journal, RecordLoc, Recovery};
+use crate::meta::CommitRow;
+
+/// Refuses a bucket at commit `found` if this machine has seen a later one, or if it was told
+/// of a later one (`at_least`); `accept` waives what the machine remembers, not what it is told.
+pub(super) fn refuse_rollback(
+    found: u64,
+    before: &Remembered,
+    at_least: u64,
+    accept: bool,
+) -> Result<(), StackError> {
+    if found < at_least {
+        return Err(StackError::TooOld { found, at_least });
+    }
+    if found < before.sequence && !accept {
+        return Err(StackError::Rollback { found, seen: before.sequence });
+    }
+    Ok(())
+}
+
+/// Bytes in hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Whether the last commit carries this journal's name and was made by a mount that this
+/// directory has never served: then a copy of the directory (of a disk, a virtual machine) was
+/// mounted elsewhere and has gone on under the same name. Gives the last record that certainly
+/// was committed from here.
+pub(super) fn copied_elsewhere(
+    recovery: &Recovery,
+    row: Option<CommitRow>,
+    instance: Option<&str>,
+    before: &Remembered,
+) -> Option<JournalPos> {
+    // Less than this journal has released is a rollback, whoever made it.
+    let row = row.filter(|r| r.journal == recovery.id && r.position >= recovery.released)?;
+    let ours = before.journal == recovery.id.to_string();
+    (ours && !before.knows(instance, row.position.0))
+        .then(|| JournalPos(before.journal_committed.max(recovery.released.0)))
+}
+
+/// What becomes of a journal that a copy of its directory has overtaken: what is in it beyond
+/// `committed` belongs to a history that is no more. Without anything it goes on, behind the
+/// numbers that the copy has used.
+pub(super) fn go_on_beside(
+    journal: &Journal,
+    recovery: &Recovery,
+    row: Option<CommitRow>,
+    committed: JournalPos,
+) -> Result<Lineage, StackError> {
+    log::warn!("a copy of the local state has been mounted elsewhere meanwhile");
+    if recovery.last > committed {
+        return Ok(Lineage::Overtaken);
+    }
+    let base = row.map_or(committed, |row| row.position).max(recovery.last);
+    if base > recovery.last {
+        journal.start_after(base)?;
+    }
+    Ok(Lineage::Continues(base, Vec::new()))
+}
+
+/// What becomes of the local journal.
+pub(super) enum Lineage {
+    /// Records after this position are still to be committed: these.
+    Continues(JournalPos, Vec<RecordLoc>),
+    /// Another writer has committed since, and records here were never committed; or the bucket
+    /// was put back to before them.
+    Overtaken,
+}
+
+/// Whether the local journal may be replayed over what the bucket has. A bucket that lost what
+/// this journal was told to be committed was rolled back; with `accept_rollback` the journal,
+/// which continues a history that is no more, counts as overtaken.
+pub(super) fn lineage(
+    journal: &Journal,
+    recovery: &Recovery,
+    row: Option<CommitRow>,
+    before: &Remembered,
+    accept_rollback: bool,
+) -> Result<Lineage, StackError> {
+    let locs = |records: &[(JournalPos, RecordLoc)]| records.iter().map(|(_, loc)| *loc).collect();
+    if let Some(row) = row
+        && row.journal == recovery.id
+    {
+        if row.position < recovery.released {
+            if accept_rollback {
+                return Ok(Lineage::Overtaken);
+            }
+            let (found, seen) = (row.sequence, before.sequence.max(row.sequence + 1));
+            return Err(StackError::Rollback { found, seen });
+        }
+        // A rollback that was accepted: what the journal still has belongs to the history that
+        // was given up, and may have gaps.
+        if row.sequence < before.sequence && row.position < recovery.last {
+            return Ok(Lineage::Overtaken);
+        }
+        if row.position > recovery.last {
+            journal.start_after(row.position)?;
+            return Ok(Lineage::Continues(row.position, Vec::new()));
+        }
+        return Ok(Lineage::Continues(row.position, locs(recovery.after(row.position)?)));
+    }
+    let known =
+        if before.journal == recovery.id.to_string() { before.journal_committed } else { 0 };
+    let committed = JournalPos(known.max(recovery.released.0));
+    if recovery.last <= committed {
+        if recovery.last < committed {
+            // A power loss took records that were committed: their numbers are used up.
+            journal.start_after(committed)?;
+        }
+        return Ok(Lineage::Continues(recovery.last.max(committed), Vec::new()));
+    }
+    let found = row.map_or(0, |row| row.sequence);
+    if before.journal == recovery.id.to_string() && before.lineage == found {
+        return Ok(Lineage::Continues(committed, locs(recovery.after(committed)?)));
+    }
+    Ok(Lineage::Overtaken)
+}
