@@ -7,7 +7,7 @@ mod support;
 
 use std::fs;
 
-use mounts::{Remote, Volume};
+use mounts::{Remote, Volume, wait_until};
 use sealfs::store::s3::{S3Options, connect};
 use sse::{NOT_AS_REQUESTED, Step, args, assert_all_in, audit, customer, dsse, exercise, kms};
 use sse::{from_mode_to_mode, reencrypt_all};
@@ -226,6 +226,30 @@ fn a_lying_server_cannot_pass_an_audit_or_a_migration() {
     assert_eq!(output.status.code(), Some(5), "{output:?}");
     server.behave(|b| b.sse = SseConduct::Honest);
     audit(&v, &[], 0);
+}
+
+#[test]
+fn an_upload_in_the_wrong_mode_stays_in_the_journal_and_status_says_why() {
+    // Guards against a server that stops applying the mode in the middle of a mount: nothing may
+    // be reported as stored, nothing may be lost, and a person must be able to see it.
+    needs_fuse!();
+    let server = S3Server::start();
+    let v = volume(&server, &["--sse=AES256"]);
+    v.mount(&[]);
+    server.behave(|b| b.sse = SseConduct::Claims("aws:kms".into()));
+    fs::write(v.at("file"), vec![5; 100_000]).expect("writes");
+    wait_until("status names the mismatch", || {
+        v.status("state") == "offline"
+            && v.status("reason").to_string().contains("asked for AES256, the server applied")
+    });
+    assert!(v.status("pending_bytes").as_u64() > Some(0));
+    server.behave(|b| b.sse = SseConduct::Honest);
+    v.umount();
+    v.forget_local_state();
+    v.mount(&[]);
+    assert_eq!(fs::read(v.at("file")).expect("reads"), vec![5; 100_000]);
+    v.umount();
+    assert_all_in(&v, &Step::new("AES256", &[]));
 }
 
 #[test]

@@ -68,10 +68,7 @@ pub fn run(args: DoctorArgs) -> Outcome {
         local.push(std::env::temp_dir());
     }
     let options = DoctorOptions { store, secret, fix: args.fix, dirs: local };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::new(Exit::General, format!("cannot start threads: {e}")))?;
+    let runtime = super::runtime()?;
     let findings = runtime.block_on(examine(&options))?;
     if args.json {
         let json = serde_json::json!({ "store": args.store, "findings": findings });

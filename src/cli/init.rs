@@ -52,10 +52,7 @@ pub fn run(args: InitArgs) -> Outcome {
     let owner = unsafe { (libc::getuid(), libc::getgid()) };
     let kdf = KdfParams::default();
     let options = InitOptions { store, secret, label: args.label, kdf, owner };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::new(Exit::General, format!("cannot start threads: {e}")))?;
+    let runtime = super::runtime()?;
     if args.create_bucket {
         let made = stack::create_bucket(&options.store, args.create_bucket_versioning);
         let findings = runtime.block_on(made)?;

@@ -78,6 +78,14 @@ Examples:
     )
 }
 
+/// Threads for a command that talks to the store.
+fn runtime() -> exit::Outcome<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Exit::General, format!("cannot start threads: {e}")))
+}
+
 /// Runs the command line; returns the process's exit status. Call it first in `main`: `mount`
 /// forks, which needs a process of one thread.
 pub fn main() -> ExitCode {

@@ -20,6 +20,7 @@ use super::args::{SecretArgs, StoreAddress, StoreArgs};
 use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
 use super::protocol::{Ask, Say};
+use super::runtime;
 use super::sse_report;
 
 /// How often progress is shown, on a terminal and elsewhere.
@@ -131,13 +132,6 @@ pub fn run(args: SseArgs) -> Outcome {
         SseCommand::Audit(args) => run_audit(*args),
         SseCommand::Migrate(args) => run_migrate(*args),
     }
-}
-
-fn runtime() -> Outcome<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::new(Exit::General, format!("cannot start threads: {e}")))
 }
 
 fn run_audit(args: AuditArgs) -> Outcome {

@@ -16,6 +16,7 @@ use super::config_use;
 use super::open::Opened;
 use super::{StackError, StackErrorKind, StoreOptions};
 use crate::seal::Secret;
+use crate::store::location::percent_decode;
 use crate::store::s3::SseMode;
 
 /// The columns that are needed.
@@ -183,27 +184,15 @@ fn parse(file: &FilePath, input: impl Read, schema: &str) -> Result<Vec<Line>, S
             "" => continue,
             text => text.parse().map_err(|_| bad("the size is no number"))?,
         };
-        let key = percent_decoded(field(key)?).ok_or_else(|| bad("the key is garbled"))?;
+        let key = key_decoded(field(key)?).ok_or_else(|| bad("the key is garbled"))?;
         lines.push(Line { key, bytes, status: field(status)?.to_owned() });
     }
     Ok(lines)
 }
 
 /// A key as reports carry it: `%XX` for unusual bytes, `+` for a space.
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'%' => {
-                let digit = |b: u8| (b as char).to_digit(16).map(|d| d as u8);
-                out.push(digit(bytes.next()?)? << 4 | digit(bytes.next()?)?);
-            }
-            b'+' => out.push(b' '),
-            other => out.push(other),
-        }
-    }
-    String::from_utf8(out).ok()
+fn key_decoded(text: &str) -> Option<String> {
+    percent_decode(&text.replace('+', "%20"))
 }
 
 #[cfg(test)]

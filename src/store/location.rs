@@ -92,7 +92,8 @@ fn parse_s3(rest: &str) -> Result<Location, LocationError> {
 /// S3 keys have at most 1,024 bytes; our names below the prefix need fewer than 200.
 const PREFIX_BYTES_MAX: usize = 800;
 
-fn percent_decode(text: &str) -> Option<String> {
+/// Bytes for `%XX`; `None` if that is garbled or not UTF-8.
+pub(crate) fn percent_decode(text: &str) -> Option<String> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(b) = bytes.next() {

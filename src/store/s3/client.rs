@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use url::{Host, Url};
 use zeroize::Zeroizing;
 
@@ -40,6 +41,8 @@ const STALL_GRACE: Duration = Duration::from_secs(20);
 const IDLE_CONNECTIONS_MAX: usize = 128;
 /// How long an idle connection is kept; below the idle limits of servers and load balancers.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// Objects that are read and written again at a time, by a migration.
+const REWRITES_MAX: usize = 4;
 /// Region to sign for when nothing names one: what most other servers expect.
 const REGION_FALLBACK: &str = "us-east-1";
 
@@ -220,6 +223,7 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
             sign_payload,
             batch_delete: AtomicBool::new(true),
             is_tls: endpoint.as_deref().is_none_or(|e| e.starts_with("https://")),
+            rewriting: Semaphore::new(REWRITES_MAX),
             in_place: AtomicBool::new(true),
             is_aws: options.is_aws.unwrap_or_else(|| endpoint.as_deref().is_none_or(is_aws)),
             e_tag_style: AtomicU8::new(0),

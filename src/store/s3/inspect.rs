@@ -7,7 +7,7 @@
 use super::errors::{Condition, from_sdk, is_unsupported, own, write_from_sdk};
 use super::read::{quoted, system_time};
 use super::sse::{self, Answer, Applied, SecretKey32, SseMode};
-use super::write::{applied, check_sse, with_source_key, with_sse};
+use super::write::{COPY_THROUGH_MAX, applied, check_sse, with_source_key, with_sse};
 use super::{Inner, S3Store};
 use crate::store::error::ErrorClass;
 use aws_sdk_s3::types::{
@@ -100,17 +100,28 @@ impl S3Store {
             return Ok(Reencrypted::InPlace);
         }
         let source_key = self.key_of(&was.applied);
-        match was.size > copy_max {
+        let copied = match was.size > copy_max {
             false => inner.copy_onto_itself(location, was, source_key.as_ref()).await?,
             true => inner.copy_in_parts(location, was, source_key.as_ref(), copy_max).await?,
+        };
+        match copied {
+            true => Ok(Reencrypted::Copied),
+            false => self.rewrite(location, was).await,
         }
-        Ok(Reencrypted::Copied)
     }
 
     /// Reads an object and writes the same bytes in the present mode, provided that it still is
     /// the version that was inspected: for small objects that somebody else may be replacing,
     /// since the condition of a PUT holds for its target, and that of a copy for its source only.
+    /// Also for servers that cannot copy what is under SSE-C (Ceph). Up to 64 MiB, few at a time.
     pub async fn rewrite(&self, location: &Path, was: &Inspected) -> Result<Reencrypted> {
+        if was.size > COPY_THROUGH_MAX {
+            let message =
+                format!("rewrite {location}: it is too large, and the server cannot copy it");
+            return Err(own(ErrorClass::Other, message));
+        }
+        let turn = self.inner.rewriting.acquire().await;
+        let _turn = turn.expect("the semaphore is never closed");
         let version = UpdateVersion { e_tag: was.e_tag.clone(), version: None };
         let options = GetOptions { if_match: was.e_tag.clone(), ..GetOptions::default() };
         let bytes = self.get_opts(location, options).await?.bytes().await?;
@@ -170,12 +181,13 @@ impl Inner {
         }
     }
 
+    /// False if this server cannot make such a copy.
     async fn copy_onto_itself(
         &self,
         location: &Path,
         was: &Inspected,
         source_key: Option<&SecretKey32>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let (path, sse) = (location.as_ref(), self.encryption.now());
         let tags = self.encryption.tags();
         let e_tag = was.e_tag.as_deref().map(quoted);
@@ -195,11 +207,13 @@ impl Inner {
         if let Some(key) = source_key {
             request = with_source_key!(request, key);
         }
-        let answer = request
-            .send()
-            .await
-            .map_err(|e| write_from_sdk(e, "copy", path, Condition::Update, sse.mode()))?;
-        check_sse(&sse, Answer::Whole, applied!(answer), "copy", path)
+        let answer = match request.send().await {
+            Err(e) if is_unsupported(&e) => return Ok(false),
+            answer => answer
+                .map_err(|e| write_from_sdk(e, "copy", path, Condition::Update, sse.mode()))?,
+        };
+        check_sse(&sse, Answer::Whole, applied!(answer), "copy", path)?;
+        Ok(true)
     }
 
     async fn copy_in_parts(
@@ -208,10 +222,10 @@ impl Inner {
         was: &Inspected,
         source_key: Option<&SecretKey32>,
         copy_max: u64,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let id = self.create_upload(location).await?;
         let copied = self.copy_parts(location, &id, was, source_key, copy_max).await;
-        if copied.is_err()
+        if !matches!(copied, Ok(true))
             && let Err(e) = self.abort_upload(location, &id).await
         {
             log::warn!("cannot abort a copy of {location}: {e}");
@@ -226,7 +240,7 @@ impl Inner {
         was: &Inspected,
         source_key: Option<&SecretKey32>,
         copy_max: u64,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         const ACTION: &str = "copy a part of";
         let (path, sse) = (location.as_ref(), self.encryption.of_upload(id));
         let part_bytes = COPY_PART.min(copy_max.max(1));
@@ -275,6 +289,6 @@ impl Inner {
             .await
             .map_err(|e| from_sdk(e, "finish the copy of", path, Condition::Update))?;
         self.encryption.end_upload(id);
-        Ok(())
+        Ok(true)
     }
 }

@@ -55,6 +55,8 @@ struct Inner {
     sign_payload: bool,
     /// Cleared by the first server that does not know DeleteObjects.
     batch_delete: AtomicBool,
+    /// Bounds the memory of objects that are read and written again.
+    rewriting: tokio::sync::Semaphore,
     /// Cleared by the first server that does not know UpdateObjectEncryption.
     in_place: AtomicBool,
     is_tls: bool,

@@ -23,7 +23,7 @@ use std::sync::atomic::Ordering;
 /// Keys of one DeleteObjects request (S3 API Reference, "DeleteObjects").
 const DELETE_BATCH_MAX: usize = 1000;
 /// Largest object that is copied through this machine, in bytes.
-const COPY_CREATE_MAX: u64 = 64 << 20;
+pub(super) const COPY_THROUGH_MAX: u64 = 64 << 20;
 /// Parallel DeleteObject requests where DeleteObjects is not known.
 const DELETE_PARALLEL_MAX: usize = 16;
 
@@ -211,17 +211,11 @@ impl Inner {
 
     /// One CopyObject inside the bucket, up to 5 GiB. `CopyMode::Create` reads the object and
     /// creates it under the other name, because few servers know a condition on CopyObject and
-    /// the others would overwrite; up to [`COPY_CREATE_MAX`] bytes.
+    /// the others would overwrite; so does a copy that this server does not implement (Ceph's of
+    /// objects under SSE-C). Both up to [`COPY_THROUGH_MAX`] bytes.
     pub(super) async fn copy(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         if options.mode == CopyMode::Create {
-            let found = self.get(from, GetOptions::default()).await?;
-            if found.meta.size > COPY_CREATE_MAX {
-                let source = format!("copy if not exists of {from}: it is too large").into();
-                return Err(Error::NotSupported { source });
-            }
-            let contents = found.bytes().await?;
-            let created = self.put(to, contents.into(), PutMode::Create.into());
-            return created.await.map(drop);
+            return self.copy_through(from, to, If::Absent).await;
         }
         let sse = self.encryption.now();
         let request = self
@@ -234,11 +228,23 @@ impl Inner {
         if let SseMode::Customer { key } = sse.mode() {
             request = with_source_key!(request, key);
         }
-        let answer = request
-            .send()
-            .await
-            .map_err(|e| write_from_sdk(e, "copy", from.as_ref(), Condition::None, sse.mode()))?;
+        let answer = match request.send().await {
+            Err(e) if is_unsupported(&e) => return self.copy_through(from, to, If::Any).await,
+            answer => answer.map_err(|e| {
+                write_from_sdk(e, "copy", from.as_ref(), Condition::None, sse.mode())
+            })?,
+        };
         check_sse(&sse, Answer::Whole, applied!(answer), "copy to", to.as_ref())
+    }
+
+    /// A copy that passes through this machine.
+    async fn copy_through(&self, from: &Path, to: &Path, when: If) -> Result<()> {
+        let found = self.get(from, GetOptions::default()).await?;
+        if found.meta.size > COPY_THROUGH_MAX {
+            let source = format!("copy of {from}: it is too large").into();
+            return Err(Error::NotSupported { source });
+        }
+        self.put_if(to, found.bytes().await?.into(), when).await.map(drop)
     }
 
     /// `x-amz-copy-source` of an object.
