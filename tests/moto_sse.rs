@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use aws_credential_types::Credentials;
 use mounts::{Remote, Volume};
-use sealfs::store::s3::SseMode;
+use sealfs::stack::bucket_policy::{denies_plain_http, with_tls_only};
+use sealfs::store::s3::{Setting, SseMode};
 use sealfs::store::{ErrorClass, class};
 use sse::{Step, audit, customer, dsse, exercise, from_mode_to_mode, kms, reencrypt_all, store_on};
 
@@ -142,8 +143,8 @@ fn a_server_that_ignores_a_customer_key_is_noticed() {
 
 #[test]
 fn a_bucket_is_made_safe_and_the_doctor_says_so() {
-    // Guards against a bucket left as the server makes it: default encryption, public access and
-    // the TLS-only policy are set by init --create-bucket, and missing ones are named and fixed.
+    // Guards against a bucket left as the server makes it: default encryption and public access
+    // are set by init --create-bucket, and missing ones are named and fixed.
     let Some(moto) = Moto::start() else { return };
     let v = Volume::bare_on(Some(moto.remote()));
     let (url, pass) = (v.url(), v.text("passphrase"));
@@ -170,8 +171,17 @@ fn a_bucket_is_made_safe_and_the_doctor_says_so() {
         client.delete_public_access_block().bucket(BUCKET).send().await.expect("removed");
         client.delete_bucket_policy().bucket(BUCKET).send().await.expect("removed");
     });
-    assert_eq!(doctor(&[])[..3], ["warning", "warning", "warning"]);
+    assert_eq!(doctor(&[])[..2], ["warning", "warning"]);
     doctor(&["--fix"]);
-    assert_eq!(doctor(&[])[..3], ["ok", "ok", "ok"]);
+    assert_eq!(doctor(&[])[..2], ["ok", "ok"]);
+    // Over plain http `--fix` leaves the policy alone, which would lock this very client out.
+    runtime.block_on(async {
+        let store = store_on(&moto.remote(), "data", SseMode::Default).await;
+        assert_eq!(store.policy().await, Setting::Absent);
+        let policy = with_tls_only(None, BUCKET).expect("a new one");
+        store.put_policy(&policy).await.expect("taken");
+        let Setting::Is(found) = store.policy().await else { panic!("no policy") };
+        assert!(denies_plain_http(&found), "{found}");
+    });
     audit(&v, &[], 0);
 }
