@@ -406,8 +406,7 @@ impl Export<'_> {
     ) -> Result<(), StackError> {
         while len > 0 {
             let piece = len.min(COPY_BYTES);
-            let bytes: Vec<u8> =
-                self.journal.read(record, skip..skip + piece).map_err(JournalError::from)?;
+            let bytes = self.journal.read(record, skip..skip + piece)?;
             file.write_all_at(&bytes, at).map_err(local("writing into", self.out))?;
             self.done.bytes += u64::from(piece);
             (at, skip, len) = (at + u64::from(piece), skip + piece, len - piece);

@@ -88,11 +88,10 @@ impl Check<'_> {
         match (kind, names) {
             (Kind::Dir, 0) if ino == Ino::ROOT || nlink == 0 => {}
             (_, 0) if nlink > 0 => note(Finding::Unnamed { ino, kind }),
+            (Kind::Dir, 1) if ino != Ino::ROOT && parent == found_in => {}
             (Kind::Dir, 1) if ino != Ino::ROOT => {
-                if parent != found_in {
-                    let (said, found) = (Ino(parent), Ino(found_in));
-                    note(Finding::WrongParent { ino, said, found });
-                }
+                let (said, found) = (Ino(parent), Ino(found_in));
+                note(Finding::WrongParent { ino, said, found });
             }
             (Kind::Dir, _) => note(Finding::ManyNames { ino, names: names.into() }),
             _ if names != nlink => {

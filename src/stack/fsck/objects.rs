@@ -196,10 +196,11 @@ impl Objects {
 
     /// Segments of which nothing can be trusted to be there, for finding the files.
     pub(super) fn lost(&self) -> impl Iterator<Item = (SegmentId, Vec<Range<u64>>)> + '_ {
-        let whole = |id: &SegmentId| (*id, vec![0..u64::MAX]);
-        let sizes = self.sizes.iter().map(|(id, said, listed)| {
+        let from = |start: u64| std::iter::once(start..u64::MAX).collect();
+        let whole = move |id: &SegmentId| (*id, from(0));
+        let sizes = self.sizes.iter().map(move |(id, said, listed)| {
             let there = listed.unwrap_or(0).min(*said);
-            (*id, vec![there..u64::MAX])
+            (*id, from(there))
         });
         self.missing.iter().map(whole).chain(sizes)
     }
@@ -208,7 +209,7 @@ impl Objects {
     pub(super) fn problems(&self) -> impl Iterator<Item = (String, Option<SegmentId>)> + '_ {
         let missing = self.missing.iter();
         let missing = missing.map(|id| (format!("segment {id} is not in the bucket"), Some(*id)));
-        let sizes = self.sizes.iter().map(|(id, said, listed)| {
+        let sizes = self.sizes.iter().map(move |(id, said, listed)| {
             let is = listed.map_or("no size that sealing makes".into(), |n| format!("{n}"));
             (format!("segment {id} should have {said} bytes and has {is}"), Some(*id))
         });

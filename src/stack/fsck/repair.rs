@@ -371,8 +371,11 @@ impl Repair<'_> {
         (batch.inodes, batch.bytes) = (1, bytes as i64);
         self.link(&mut batch, lost, to, Kind::File).await?;
         self.submit(batch).await?;
+        if !moves {
+            return Ok(());
+        }
         let mut from = 0;
-        while moves {
+        loop {
             let (start, stop) = keys::extents_above(ino, generation, from);
             let page = self.kv.scan(&start, &stop, MOVE_ROWS, 1 << 20).await?;
             let mut batch = Batch::default();
@@ -385,11 +388,10 @@ impl Repair<'_> {
                 from = end;
             }
             if page.is_empty() {
-                break;
+                return Ok(());
             }
             self.submit(batch).await?;
         }
-        Ok(())
     }
 }
 

@@ -64,7 +64,7 @@ impl DirectWriter {
                 rest = later;
                 if filled == room {
                     let piece = &buffer[..filled];
-                    let aligned = at % ALIGN == 0 && piece.len() as u64 % ALIGN == 0;
+                    let aligned = at.is_multiple_of(ALIGN) && filled.is_multiple_of(ALIGN as usize);
                     match direct.as_ref().filter(|_| aligned).map(|d| d.write_all_at(piece, at)) {
                         Some(Ok(())) => {}
                         Some(Err(e)) if e.raw_os_error() == Some(libc::EINVAL) => {
