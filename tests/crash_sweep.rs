@@ -380,7 +380,7 @@ fn when(history: &[(usize, Tree)], seen: &Tree, from: usize, what: &str) -> usiz
 }
 
 /// Points that are visited at once.
-const POINTS_AT_ONCE: usize = 20;
+const POINTS_AT_ONCE: usize = 40;
 
 fn stride() -> u64 {
     if std::env::var_os("SEALFS_TEST_FULL").is_some() { 1 } else { 4 }
@@ -391,6 +391,7 @@ async fn mounted(bench: &Bench, disk: Option<&SimDisk>) -> std::result::Result<M
         o.takeover = true;
         o.commit_interval = Duration::from_secs(3600);
         o.read_timeout = Duration::from_secs(2);
+        o.open_timeout = Duration::from_secs(3); // SlateDB goes on asking a store that is dead
         if let Some(disk) = disk {
             o.disk = LocalDisk(Arc::new(disk.clone()));
         }

@@ -16,7 +16,9 @@ const PAGES: &[&str] = &[
     "README.md",
     "docs/FORMAT.md",
     "docs/ARCHITECTURE.md",
+    "docs/POSIX.md",
     "docs/ENCRYPTION.md",
+    "docs/RELIABILITY.md",
     "packaging/README.md",
 ];
 
@@ -114,7 +116,7 @@ fn every_command_and_flag_that_is_named_exists() {
     // Guards against documentation of a flag that was renamed, or was never there. Read from
     // the code on the pages and compared with --help.
     let mut help: BTreeMap<&str, BTreeSet<String>> =
-        ["init", "mount", "umount", "sync", "status", "demo", "doctor"]
+        ["init", "mount", "umount", "sync", "status", "demo", "doctor", "fsck", "recover"]
             .map(|command| (command, flags(&sealfs(&[command, "--help"]))))
             .into();
     let of_sse = ["audit", "migrate"].map(|command| flags(&sealfs(&["sse", command, "--help"])));

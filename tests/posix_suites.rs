@@ -49,12 +49,16 @@ fn pjdfstest_passes_every_case_on_the_default_mount() {
     let mut cc = Command::new("cc");
     cc.args(["-shared", "-fPIC", "-O1", source, "-o"]).arg(&preload);
     assert!(cc.status().expect("cc runs: Rust links with it").success());
-    // `mount -o OPTIONS DIR` goes to the helper that packages install in /sbin.
+    // `mount -o remount,ro DIR` goes to the helper that packages install in /sbin.
     let bin = v.path("bin");
     fs::create_dir(&bin).expect("makes a directory");
     let helper = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/mount.fuse.sealfs");
     let path = std::env::var("PATH").unwrap_or_default();
-    let shim = format!("#!/bin/sh\nPATH={path} exec sh {helper} store \"$3\" \"$1\" \"$2\"\n");
+    let shim = format!(
+        "#!/bin/sh\nPATH={path}\ncase $2 in\n\
+         remount*) exec sh {helper} store \"$3\" \"$1\" \"$2\" ;;\n\
+         *) exec mount \"$@\" ;;\nesac\n"
+    );
     fs::write(bin.join("mount"), shim).expect("writes");
     fs::set_permissions(bin.join("mount"), fs::Permissions::from_mode(0o755)).expect("chmod");
     let path = format!("{}:{path}", bin.display());

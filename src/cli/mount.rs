@@ -213,6 +213,7 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
         refresh: Duration::from_secs(5),
         mount_point: point.clone(),
         disk: LocalDisk::default(),
+        open_timeout: MountOptions::OPEN_TIMEOUT,
         secret: args.secret.read(false)?, // last: nobody types it for a wrong flag
     };
     Ok(Plan { volume, fuse, point })

@@ -58,7 +58,7 @@ async fn write_back(device: &Arc<Device>, ino: Ino, bytes: Range<u64>) -> Result
     let device = Arc::clone(device);
     let done = tokio::task::spawn_blocking(move || device.write_back(ino, bytes)).await;
     let failed = |e: &dyn std::fmt::Display| {
-        FsError::Io(format!("the kernel did not write back inode {}: {e}", ino.0).into())
+        FsError::Io(format!("the kernel did not write back inode {}: {e}", ino.0))
     };
     match done {
         Ok(done) => done.map_err(|e| failed(&e)),

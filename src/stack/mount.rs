@@ -14,9 +14,9 @@ use super::config;
 use super::config_use::VolumeSse;
 use super::lease::{Beat, HEARTBEAT, Lease, is_running};
 use super::lineage::{Lineage, copied_elsewhere, go_on_beside, hex, lineage, refuse_rollback};
+use super::options::OPEN_TIMEOUT;
 use super::state::{Remembered, StateFile};
 use super::status::Shared;
-use super::volume::OPEN_TIMEOUT;
 use super::{Control, Layers, MountOptions, StackError, load_keyring};
 use crate::base::{JournalPos, SystemClock, VolumeId};
 use crate::commit::replay::replay;
@@ -155,15 +155,15 @@ async fn assemble(
     };
     if !read_only {
         if options.takeover {
-            prove_metadata(store.clone(), kv_options.clone()).await?;
+            prove_metadata(store.clone(), kv_options.clone(), options.open_timeout).await?;
         }
         let lease = Lease::acquire(store.clone(), options.takeover).await?;
         *held = Some(Arc::new(tokio::sync::Mutex::new(lease)));
     }
     let kv = if read_only {
-        Kv::open_reader(store.clone(), kv_options, OPEN_TIMEOUT).await?
+        Kv::open_reader(store.clone(), kv_options, options.open_timeout).await?
     } else {
-        Kv::open(store.clone(), kv_options, OPEN_TIMEOUT).await?
+        Kv::open(store.clone(), kv_options, options.open_timeout).await?
     };
     let kv = Arc::new(kv);
     let commit_row = match kv.get(&keys::commit()).await? {
@@ -354,8 +354,12 @@ fn gates(sealed: Arc<Sealed>, lease: Option<SharedLease>) -> Gates {
 /// Reads the last commit as a follower, which changes nothing: `--takeover` replaces the record
 /// of the holder even if that is damaged, so first it must be certain that these are the keys of
 /// this volume and that there is something to take over.
-async fn prove_metadata(store: Arc<dyn ObjectStore>, options: KvOptions) -> Result<(), StackError> {
-    let reader = Kv::open_reader(store, options, OPEN_TIMEOUT).await?;
+async fn prove_metadata(
+    store: Arc<dyn ObjectStore>,
+    options: KvOptions,
+    open_timeout: Duration,
+) -> Result<(), StackError> {
+    let reader = Kv::open_reader(store, options, open_timeout).await?;
     let row = reader.get(&keys::commit()).await?;
     if let Err(e) = reader.close(false).await {
         log::debug!("closing a reader: {e}");

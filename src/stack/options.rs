@@ -60,6 +60,9 @@ pub struct InitOptions {
     pub owner: (u32, u32),
 }
 
+/// How long `init` and `mount` wait for the metadata store to open.
+pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// The disk of the journal: the machine's own, or one that a test makes fail.
 #[derive(Clone)]
 pub struct LocalDisk(pub Arc<dyn DiskIo>);
@@ -113,9 +116,14 @@ pub struct MountOptions {
     pub mount_point: PathBuf,
     /// What the journal is written to.
     pub disk: LocalDisk,
+    /// How long opening the metadata may take.
+    pub open_timeout: Duration,
 }
 
 impl MountOptions {
+    /// What [`MountOptions::open_timeout`] is unless told otherwise.
+    pub const OPEN_TIMEOUT: Duration = OPEN_TIMEOUT;
+
     /// The defaults for a volume and its local directories.
     pub fn new(
         store: StoreOptions,
@@ -141,6 +149,7 @@ impl MountOptions {
             refresh: Duration::from_secs(5),
             mount_point: PathBuf::new(),
             disk: LocalDisk::default(),
+            open_timeout: OPEN_TIMEOUT,
         }
     }
 }

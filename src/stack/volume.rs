@@ -10,14 +10,13 @@ use super::canary::probe_store;
 use super::config::{self, VolumeConfig};
 use super::doctor::{Finding, Level, secure_bucket};
 use super::keyring_object::create_keyring;
+use super::options::OPEN_TIMEOUT;
 use super::{InitOptions, Layers, StackError, StackErrorKind, StoreOptions};
 use crate::base::{Clock, SystemClock, VolumeId};
 use crate::fs::Fs;
 use crate::seal::{Keyring, RootKey};
 use crate::store::kv::{Kv, KvOptions};
 
-/// How long `init` and `mount` wait for the metadata store to open.
-pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(120);
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Creates a volume. The prefix must be empty and the server must honour conditional writes.

@@ -36,13 +36,18 @@ impl Check<'_> {
             }
             // Up to the next inode that there is: a name that leads in between dangles.
             let next = inodes.ino().await?;
-            let upto = next.map_or(u64::MAX, |next| next - 1);
+            let upto = match next {
+                None => u64::MAX,
+                Some(next) if next > from => next - 1,
+                // A key without a number, which has been noted.
+                Some(_) => table.last().map_or(from, |named| named.ino),
+            };
             self.count_names(&mut table, from, upto).await?;
             table.iter().for_each(|named| self.one_named(named));
-            match next {
-                Some(next) => from = next,
-                None => return Ok(()),
+            if next.is_none() {
+                return Ok(());
             }
+            from = upto.saturating_add(1);
         }
     }
 
