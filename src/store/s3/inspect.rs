@@ -10,6 +10,7 @@ use super::sse::{self, Answer, Applied, SecretKey32, SseMode};
 use super::write::{COPY_THROUGH_MAX, applied, check_sse, with_source_key, with_sse};
 use super::{Inner, S3Store};
 use crate::store::error::ErrorClass;
+use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::types::{
     CompletedMultipartUpload, CompletedPart, MetadataDirective, ObjectEncryption,
     ServerSideEncryption, SsekmsEncryption, StorageClass, TaggingDirective,
@@ -266,8 +267,10 @@ impl Inner {
                     .sse_customer_key(key.base64())
                     .sse_customer_key_md5(key.md5_base64());
             }
-            let answer =
-                request.send().await.map_err(|e| from_sdk(e, ACTION, path, Condition::Update))?;
+            let answer = match request.send().await {
+                Err(e) if is_unsupported(&e) || wants_a_length(&e) => return Ok(false),
+                answer => answer.map_err(|e| from_sdk(e, ACTION, path, Condition::Update))?,
+            };
             let result = answer.copy_part_result();
             let e_tag = result.and_then(|r| r.e_tag()).ok_or_else(|| {
                 own(ErrorClass::Transport, format!("{ACTION} {path}: the answer has no ETag"))
@@ -291,4 +294,10 @@ impl Inner {
         self.encryption.end_upload(id);
         Ok(true)
     }
+}
+
+/// Whether a server refused a copy of a part for want of a body's length (Ceph 16): such a request
+/// has no body, and the client sends no length of none.
+fn wants_a_length<E: ProvideErrorMetadata>(error: &E) -> bool {
+    error.code() == Some("MissingContentLength")
 }
