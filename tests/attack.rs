@@ -89,11 +89,13 @@ async fn read(m: &Mounted, name: &str) -> Result<Bytes, FsError> {
 
 /// An attack on a bucket that holds `all`: what it puts and what it deletes.
 type Attack = Box<dyn Fn(&Target, &Objects) -> (Objects, Vec<Path>)>;
+/// What it does to the bytes of one object.
+type Change = Box<dyn Fn(&mut Vec<u8>)>;
 
 /// Attacks on the segment of `two`: it must give EIO, and the other files must not notice.
 fn on_a_segment() -> Vec<(String, Attack)> {
     let mut attacks: Vec<(String, Attack)> = Vec::new();
-    let mut change = |what: String, change: Box<dyn Fn(&mut Vec<u8>)>| {
+    let mut change = |what: String, change: Change| {
         let attack: Attack = Box::new(move |t, all| {
             let at = t.segments["two"].clone();
             let mut bytes = all[&at].to_vec();

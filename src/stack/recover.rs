@@ -23,7 +23,7 @@ use crate::base::{Ino, JournalPos, Timestamp};
 use crate::commit::replay::batch_of;
 use crate::commit::{Generation, ViewError};
 use crate::data::Source;
-use crate::journal::{Journal, JournalError, RecordLoc};
+use crate::journal::{Journal, RecordLoc};
 use crate::meta::{DecodeError, Dirent, Inode, Kind, NAME_MAX, keys};
 use crate::seal::{KEYRING_MAX, Keyring, Secret, VolumeKeys};
 

@@ -203,9 +203,9 @@ pub fn from_mode_to_mode(v: &Volume, steps: &[Step]) {
         assert_eq!(v.status("warnings").as_array().map(Vec::len), Some(0));
         assert_eq!(fs::read(v.at("small")).expect("reads"), small);
         assert!(fs::read(v.at("large")).expect("reads") == large);
-        for earlier in 0..=n {
+        for (earlier, step) in steps[..=n].iter().enumerate() {
             let found = fs::read_to_string(v.at(&format!("step-{earlier}"))).expect("reads");
-            assert_eq!(found, steps[earlier].mode);
+            assert_eq!(found, step.mode);
         }
         v.umount();
         assert_all_in(v, step);

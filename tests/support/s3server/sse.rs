@@ -96,7 +96,7 @@ impl AskedSse {
             Some(_) => "customer",
             None => algorithm.as_deref().unwrap_or("default"),
         };
-        if behaviour.refuses.iter().any(|refused| *refused == mode) {
+        if behaviour.refuses.contains(&mode) {
             return Err(s3_error!(AccessDenied, "Access Denied"));
         }
         if let Some(code) = behaviour.kms_error.filter(|_| is_kms) {
