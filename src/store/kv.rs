@@ -502,14 +502,24 @@ impl Kv {
     }
 
     /// Flushes and closes. With `flush` the memtable goes to level 0 first, so that the next
-    /// mount starts without replaying the WAL.
+    /// mount starts without replaying the WAL; that takes as long as the store does. Without it
+    /// there is nothing to wait for, and a store that is away is given up on.
+    ///
+    /// # Errors
+    /// The store's; [`KvError::Unavailable`] after `CLOSE_DEADLINE` without `flush`.
     pub async fn close(&self, flush: bool) -> Result<(), KvError> {
-        match self.handle() {
-            Handle::Writer(db) => {
-                let flush_type = flush.then_some(FlushType::MemTable);
-                Ok(db.close_with_options(CloseOptions { flush_type }).await?)
+        let close = async {
+            match self.handle() {
+                Handle::Writer(db) => {
+                    let flush_type = flush.then_some(FlushType::MemTable);
+                    Ok(db.close_with_options(CloseOptions { flush_type }).await?)
+                }
+                Handle::Reader(db) => Ok(db.close().await?),
             }
-            Handle::Reader(db) => Ok(db.close().await?),
+        };
+        match flush {
+            true => close.await,
+            false => bounded(CLOSE_DEADLINE, close).await,
         }
     }
 }
