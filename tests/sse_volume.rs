@@ -8,7 +8,10 @@ mod support;
 use std::fs;
 
 use mounts::{Remote, Volume, wait_until};
-use sealfs::store::s3::{S3Options, connect};
+use object_store::ObjectStoreExt;
+use object_store::path::Path;
+use sealfs::store::s3::{Reencrypted, S3Options, SseMode, connect};
+use sealfs::store::{ErrorClass, class};
 use sse::{NOT_AS_REQUESTED, Step, args, assert_all_in, audit, customer, dsse, exercise, kms};
 use sse::{from_mode_to_mode, reencrypt_all};
 use support::s3server::{ACCESS_KEY, BUCKET, Fault, FaultKind, RequestKind, S3Server, SECRET_KEY};
@@ -145,7 +148,7 @@ async fn every_object_can_be_brought_from_any_mode_into_any_other() {
     // copies in parts as those above 5 GiB are made.
     let modes = || {
         vec![
-            sealfs::store::s3::SseMode::S3,
+            SseMode::S3,
             kms(Some("alias/archive"), &[("a", "b")], Some(true)),
             kms(Some(ARN), &[], None),
             dsse(None),
@@ -165,6 +168,110 @@ async fn every_object_can_be_brought_from_any_mode_into_any_other() {
             done.unwrap_or_else(|e| panic!("from {from} to {to}: {e}"));
             assert_eq!(server.open_uploads(), 0);
         }
+    }
+}
+
+#[tokio::test]
+async fn encryption_is_changed_in_place_where_the_server_can() {
+    // Guards against a migration that moves terabytes which AWS would have left where they are, and
+    // against one that leaves out what cannot be changed in place.
+    for can in [true, false] {
+        let server = S3Server::start();
+        server.behave(|b| b.updates_in_place = Some(can));
+        exercise(&s3_store(&server, SseMode::S3).await).await.expect("written");
+        let to = |sse: SseMode| {
+            let options = S3Options { sse, is_aws: Some(true), ..s3_options(&server.endpoint()) };
+            connect(options)
+        };
+        let in_place = kms(Some(ARN), &[], Some(true));
+        let copied = [kms(Some(ARN), &[("a", "b")], None), dsse(Some(ARN)), SseMode::S3];
+        let modes = [(in_place.clone(), can)].into_iter();
+        for (mode, can) in modes.chain(copied.map(|mode| (mode, false))) {
+            let store = to(mode.clone()).await.expect("good options");
+            let expected = if can { Reencrypted::InPlace } else { Reencrypted::Copied };
+            for name in ["put", "up"] {
+                let path = Path::from(name);
+                let before = store.get(&path).await.expect("there").bytes().await.expect("whole");
+                let was = store.inspect(&path).await.expect("there");
+                let done = store.reencrypt(&path, &was, 1 << 30).await;
+                assert_eq!(done.expect("can be done"), expected, "{name} to {mode}");
+                let now = store.inspect(&path).await.expect("there");
+                assert_eq!(mode.unlike(&now.applied, &mut None), None, "{name} to {mode}");
+                assert_eq!(was.e_tag == now.e_tag, expected == Reencrypted::InPlace);
+                let after = store.get(&path).await.expect("there").bytes().await.expect("whole");
+                assert!(before == after, "{name} to {mode}: other contents");
+            }
+        }
+        // Of an object that is under a customer key, or away, nobody can change it in place.
+        let store = s3_store(&server, customer(1)).await;
+        store.put(&Path::from("put"), "contents".into()).await.expect("written");
+        let options = S3Options {
+            sse: in_place,
+            read_keys: customer(1).customer_key().into_iter().cloned().collect(),
+            is_aws: Some(true),
+            ..s3_options(&server.endpoint())
+        };
+        let store = connect(options).await.expect("good options");
+        let was = store.inspect(&Path::from("put")).await.expect("there");
+        let done = store.reencrypt(&Path::from("put"), &was, 1 << 30).await;
+        assert_eq!(done.expect("can be done"), Reencrypted::Copied);
+        let was = store.inspect(&Path::from("up")).await.expect("there");
+        store.delete(&Path::from("up")).await.expect("deleted");
+        let gone = store.reencrypt(&Path::from("up"), &was, 1 << 30).await;
+        let gone = gone.expect_err("it is away");
+        let gone_or_replaced = [ErrorClass::NotFound, ErrorClass::Precondition];
+        assert!(gone_or_replaced.contains(&class(&gone)), "{gone}");
+    }
+}
+
+#[test]
+fn a_bucket_that_blocks_customer_keys_is_found_and_mended() {
+    // Guards against AWS's default for new buckets, which refuses SSE-C: doctor must see it before
+    // the first write does, and change nothing else of the bucket's encryption.
+    let server = S3Server::start();
+    let rule = |block: &str| {
+        format!(
+            "<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault>\
+             <SSEAlgorithm>aws:kms</SSEAlgorithm><KMSMasterKeyID>{ARN}</KMSMasterKeyID>\
+             </ApplyServerSideEncryptionByDefault><BlockedEncryptionTypes>\
+             <EncryptionType>{block}</EncryptionType></BlockedEncryptionTypes>\
+             <BucketKeyEnabled>true</BucketKeyEnabled></Rule></ServerSideEncryptionConfiguration>"
+        )
+    };
+    server.behave(|b| b.bucket_rule = Some(rule("SSE-C")));
+    let v = Volume::bare_on(Some(remote(&server)));
+    let (url, pass) = (v.url(), v.text("passphrase"));
+    let key = Step::customer(&v, 1);
+    let flags = args(&["--sse=customer"], &[&key.open()]).join(" ");
+    let flags: Vec<&str> = flags.split(' ').collect();
+    let level = |more: &[&str]| {
+        let output = v.run(&[&["doctor", &url, "--json"], more].concat());
+        let json: serde_json::Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+        let lines = json["findings"].as_array().expect("a list").clone();
+        let line = lines.into_iter().find(|l| l["what"] == "SSE-C").expect("a line on SSE-C");
+        line["level"].as_str().expect("text").to_owned()
+    };
+    let init = [&["init", &url, "--passphrase-file", &pass], &flags[..]].concat();
+    let said = v.fails(&init, 5);
+    assert!(said.contains("BlockedEncryptionTypes") && said.contains("doctor"), "{said}");
+    assert_eq!(level(&flags), "error");
+    assert_eq!(level(&[]), "ok", "nobody asks for it");
+
+    assert_eq!(level(&[&flags[..], &["--fix"]].concat()), "ok");
+    let mended = server.bucket_rule().expect("set");
+    assert!(mended.contains("<EncryptionType>NONE</EncryptionType>"), "{mended}");
+    for kept in ["<SSEAlgorithm>aws:kms<", ARN, "<BucketKeyEnabled>true<"] {
+        assert!(mended.contains(kept), "{kept} is gone: {mended}");
+    }
+    v.ok(&init);
+
+    // What nobody needs is a warning, and can be blocked again.
+    assert_eq!(level(&[]), "warning");
+    assert_eq!(level(&["--fix"]), "ok");
+    let blocked = server.bucket_rule().expect("set");
+    for kept in ["<EncryptionType>SSE-C</EncryptionType>", "<SSEAlgorithm>aws:kms<", ARN] {
+        assert!(blocked.contains(kept), "{kept} is not there: {blocked}");
     }
 }
 

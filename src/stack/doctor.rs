@@ -232,17 +232,22 @@ async fn settings(report: &mut Report, s3: &S3Store, mode: &SseMode, fix: bool) 
 async fn default_encryption(report: &mut Report, s3: &S3Store, mode: &SseMode, fix: bool) {
     let what = "default encryption";
     let mut found = s3.default_encryption().await;
+    let wants_customer = matches!(mode, SseMode::Customer { .. });
     let is_missing = |found: &Setting<DefaultEncryption>| match found {
         Setting::Absent => true,
         Setting::Is(default) => {
             mode.algorithm().is_some_and(|asked| asked != default.algorithm)
-                || matches!(mode, SseMode::Customer { .. }) && default.blocks_customer == Some(true)
+                || default.blocks_customer == Some(wants_customer)
         }
         _ => false,
     };
     let mut failed = None;
     if fix && is_missing(&found) {
-        failed = s3.put_default_encryption(mode).await.err();
+        let present = match &found {
+            Setting::Is(default) => Some(default),
+            _ => None,
+        };
+        failed = s3.put_default_encryption(mode, present).await.err();
         found = s3.default_encryption().await;
     }
     let next = match &failed {

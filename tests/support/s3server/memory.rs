@@ -97,6 +97,23 @@ impl Bucket {
         Ok(())
     }
 
+    /// Changes how a stored object is encrypted; bytes, ETag and time stay. False if it is not
+    /// there.
+    pub fn set_sse(&self, key: &str, change: impl FnOnce(&mut StoredSse)) -> bool {
+        let mut objects = self.objects.write();
+        let Some(object) = objects.get_mut(key) else { return false };
+        let mut sse = object.sse.clone();
+        change(&mut sse);
+        *object = Arc::new(Object {
+            bytes: object.bytes.clone(),
+            e_tag: object.e_tag.clone(),
+            tags: object.tags.clone(),
+            modified: object.modified,
+            sse,
+        });
+        true
+    }
+
     pub fn remove(&self, key: &str) -> bool {
         self.objects.write().remove(key).is_some()
     }

@@ -12,6 +12,7 @@ mod faults;
 mod memory;
 mod net;
 mod service;
+mod settings;
 mod sse;
 
 pub use control::serve_control;
@@ -133,6 +134,11 @@ impl S3Server {
     /// The tags of an object of the first bucket, as the header carried them.
     pub fn tags(&self, key: &str) -> Option<String> {
         self.memory.raw().get(key).and_then(|object| object.tags.clone())
+    }
+
+    /// The rule of the bucket's default encryption, as it was put last.
+    pub fn bucket_rule(&self) -> Option<String> {
+        self.memory.behaviour.read().bucket_rule.clone()
     }
 
     /// How an object of the first bucket was stored.

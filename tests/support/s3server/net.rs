@@ -3,6 +3,7 @@
 use super::faults::{FaultKind, Faults, Outage, RequestKind};
 use super::memory::Memory;
 use super::service::MemoryS3;
+use super::settings;
 use super::{ACCESS_KEY, SECRET_KEY};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -127,6 +128,9 @@ impl Shared {
     }
 
     async fn act(&self, request: Request<Incoming>) -> Result<Response<Body>, HttpError> {
+        if settings::is_one(&request, &self.memory.behaviour.read()) {
+            return settings::answer(request, &self.memory).await;
+        }
         self.service.call(request.map(Body::from)).await
     }
 }

@@ -29,6 +29,12 @@ pub struct Behaviour {
     pub refuses: Vec<&'static str>,
     /// Answers writes with KMS with this error code.
     pub kms_error: Option<&'static str>,
+    /// Whether it does UpdateObjectEncryption or refuses it; `None`: it has never heard of it, and
+    /// takes it for a PutObject.
+    pub updates_in_place: Option<bool>,
+    /// The rule of the bucket's default encryption, as PutBucketEncryption sends it; `None` if the
+    /// server has no such setting.
+    pub bucket_rule: Option<String>,
     /// Answers 403 to everything.
     pub denies_all: bool,
     /// Answers 403 to writes.
@@ -96,7 +102,9 @@ impl AskedSse {
             Some(_) => "customer",
             None => algorithm.as_deref().unwrap_or("default"),
         };
-        if behaviour.refuses.contains(&mode) {
+        let blocks = |rule: &String| rule.contains("<EncryptionType>SSE-C</EncryptionType>");
+        let is_blocked = customer.is_some() && behaviour.bucket_rule.as_ref().is_some_and(blocks);
+        if is_blocked || behaviour.refuses.contains(&mode) {
             return Err(s3_error!(AccessDenied, "Access Denied"));
         }
         if let Some(code) = behaviour.kms_error.filter(|_| is_kms) {

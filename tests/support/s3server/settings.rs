@@ -1,0 +1,92 @@
+//! The calls about encryption that AWS added after the `s3s` trait: `PUT /BUCKET/KEY?encryption`
+//! (UpdateObjectEncryption), and `GET` and `PUT /BUCKET?encryption` with BlockedEncryptionTypes.
+
+use super::memory::Memory;
+use super::sse::Behaviour;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response, header};
+use s3s::{Body, HttpError};
+
+/// Whether this module answers a request, of a server that behaves like that.
+pub fn is_one(request: &Request<Incoming>, behaviour: &Behaviour) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    let is_encryption = query.split('&').any(|p| p == "encryption" || p == "encryption=");
+    let has_key = target(request).1.is_some();
+    is_encryption
+        && match *request.method() {
+            Method::PUT if has_key => behaviour.updates_in_place.is_some(),
+            Method::PUT | Method::GET => !has_key && behaviour.bucket_rule.is_some(),
+            _ => false,
+        }
+}
+
+/// Answers it.
+pub async fn answer(
+    request: Request<Incoming>,
+    memory: &Memory,
+) -> Result<Response<Body>, HttpError> {
+    let (bucket, key) = target(&request);
+    let is_put = request.method() == Method::PUT;
+    let signed = request.headers().contains_key(header::AUTHORIZATION);
+    let body = request.into_body().collect().await.map_err(|e| HttpError::new(Box::new(e)))?;
+    let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+    let Some(bucket) = memory.bucket(&bucket) else {
+        return Ok(refusal(404, "NoSuchBucket"));
+    };
+    if !signed || is_put && memory.behaviour.read().denies_writes {
+        return Ok(refusal(403, "AccessDenied"));
+    }
+    let Some(key) = key else {
+        let rule = &mut memory.behaviour.write().bucket_rule;
+        if is_put {
+            *rule = Some(body);
+            return Ok(success(String::new()));
+        }
+        return Ok(success(rule.clone().unwrap_or_default()));
+    };
+    if memory.behaviour.read().updates_in_place == Some(false) {
+        return Ok(refusal(501, "NotImplemented"));
+    }
+    // What AWS takes: an object under SSE-S3 or SSE-KMS, and the ARN of a key.
+    let sse = bucket.get(&key).map(|object| object.sse.clone());
+    let Some(sse) = sse else { return Ok(refusal(404, "NoSuchKey")) };
+    let from = sse.algorithm.as_deref();
+    let arn = element(&body, "KMSKeyArn").filter(|arn| arn.contains(":key/"));
+    let (Some("AES256" | "aws:kms"), Some(arn)) = (from, arn) else {
+        return Ok(refusal(400, "InvalidRequest"));
+    };
+    bucket.set_sse(&key, |sse| {
+        sse.algorithm = Some("aws:kms".into());
+        sse.kms_key = Some(arn.to_owned());
+        sse.bucket_key = element(&body, "BucketKeyEnabled").map(|on| on == "true");
+        sse.context = None;
+    });
+    Ok(success(String::new()))
+}
+
+/// Bucket and key of a path-style request.
+fn target(request: &Request<Incoming>) -> (String, Option<String>) {
+    let path = request.uri().path().trim_start_matches('/');
+    match path.split_once('/') {
+        Some((bucket, key)) if !key.is_empty() => (bucket.to_owned(), Some(key.to_owned())),
+        Some((bucket, _)) => (bucket.to_owned(), None),
+        None => (path.to_owned(), None),
+    }
+}
+
+/// The text of the first element of this name.
+fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
+    rest.split_once(&format!("</{name}>")).map(|(text, _)| text)
+}
+
+fn success(body: String) -> Response<Body> {
+    Response::new(Body::from(body))
+}
+
+fn refusal(status: u16, code: &str) -> Response<Body> {
+    let xml = format!("<Error><Code>{code}</Code><Message>refused</Message></Error>");
+    let answer = Response::builder().status(status).header(header::CONTENT_TYPE, "application/xml");
+    answer.body(Body::from(xml)).expect("a fixed answer")
+}
