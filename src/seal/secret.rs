@@ -111,12 +111,19 @@ fn map_region() -> NonNull<u8> {
 }
 
 /// Makes this process non-dumpable: no core files, and no `ptrace` or `/proc/PID/mem` by other
-/// processes of the same user (prctl(2), `PR_SET_DUMPABLE`). Called once by `cli/` before a key
-/// exists; again after `execve`.
+/// processes of the same user (prctl(2), `PR_SET_DUMPABLE`). What dumps it all the same (`gcore`
+/// run by root) finds no kind of memory to dump (core(5), `coredump_filter`): not only keys are in
+/// there, but contents and names of what is in use. Called once by `cli/` before a key exists;
+/// again after `execve`.
+///
+/// # Errors
+/// `/proc/self/coredump_filter` cannot be written (no `/proc`), or prctl(2) failed.
 pub fn forbid_dumps() -> io::Result<()> {
+    // First: files below /proc/self are root's once the process is non-dumpable.
+    let filter = std::fs::write("/proc/self/coredump_filter", "0");
     // SAFETY: PR_SET_DUMPABLE takes one integer and touches no memory of ours.
     match unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) } {
-        0 => Ok(()),
+        0 => filter,
         _ => Err(io::Error::last_os_error()),
     }
 }
