@@ -6,4 +6,4 @@ mod clock;
 mod ids;
 
 pub use clock::{Clock, SystemClock, Timestamp};
-pub use ids::{Ino, JournalId, JournalPos, SegmentId, VolumeId};
+pub use ids::{Ino, JournalId, JournalPos, SegmentId, VolumeId, hex};

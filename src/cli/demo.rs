@@ -12,6 +12,7 @@ use clap::Args;
 use super::client::is_mounted;
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
+use crate::base::hex;
 
 /// Flags of `sealfs demo`.
 #[derive(Args, Clone, Debug)]
@@ -85,9 +86,8 @@ fn path_line() -> Option<String> {
 fn make_passphrase(path: &Path) -> std::io::Result<()> {
     let mut random = [0u8; 16];
     getrandom::fill(&mut random).map_err(std::io::Error::other)?;
-    let hex: String = random.iter().map(|b| format!("{b:02x}")).collect();
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(mut file) => writeln!(file, "{hex}"),
+        Ok(mut file) => writeln!(file, "{}", hex(&random)),
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(e) => Err(e),
     }

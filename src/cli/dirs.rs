@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::exit::{Exit, Failure, Outcome};
+use crate::base::hex;
 
 /// Whether this process is root.
 pub fn is_root() -> bool {
@@ -40,6 +41,15 @@ pub fn cache_dir() -> Outcome<PathBuf> {
 /// Where journals are by default.
 pub fn state_dir() -> Outcome<PathBuf> {
     base("/var/lib/sealfs", "XDG_STATE_HOME", ".local/state")
+}
+
+/// `given`, made absolute, or the default.
+pub fn absolute_or(given: Option<&Path>, default: fn() -> Outcome<PathBuf>) -> Outcome<PathBuf> {
+    match given {
+        Some(dir) => std::path::absolute(dir)
+            .map_err(|e| Failure::new(Exit::General, format!("{}: {e}", dir.display()))),
+        None => default(),
+    }
 }
 
 /// Where control sockets are: one directory per user, whatever `--state-dir` says, so that
@@ -74,8 +84,7 @@ pub fn make_private(dir: &Path) -> io::Result<()> {
 /// The control socket of the mount at `point` (absolute, resolved).
 pub fn socket_path(point: &Path) -> Outcome<PathBuf> {
     let hash = Sha256::digest(point.as_os_str().as_bytes());
-    let hex: String = hash[..8].iter().map(|b| format!("{b:02x}")).collect();
-    Ok(runtime_dir()?.join(format!("{hex}.sock")))
+    Ok(runtime_dir()?.join(format!("{}.sock", hex(&hash[..8]))))
 }
 
 /// The control sockets of this user's mounts, dead ones included.

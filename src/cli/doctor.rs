@@ -2,7 +2,6 @@
 
 use clap::Args;
 
-use crate::seal::forbid_dumps;
 use crate::stack::bucket_policy;
 use crate::stack::doctor::{DoctorOptions, Finding, Level, examine};
 use crate::store::Location;
@@ -58,9 +57,7 @@ pub fn run(args: DoctorArgs) -> Outcome {
         println!("{policy:#}");
         return Ok(());
     }
-    if let Err(e) = forbid_dumps() {
-        eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
-    }
+    super::keep_private();
     let secret = args.secret.is_given().then(|| args.secret.read(false)).transpose()?;
     let mut local = vec![dirs::state_dir()?, dirs::cache_dir()?];
     local.retain(|dir| dir.exists());

@@ -11,7 +11,6 @@ use clap::Args;
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::seal::forbid_dumps;
 use crate::stack::{self, FsckOptions, FsckProgress, FsckReport};
 
 use super::args::{SecretArgs, StoreArgs, duration};
@@ -69,17 +68,10 @@ pub struct FsckArgs {
 /// Runs `sealfs fsck`.
 pub fn run(args: FsckArgs) -> Outcome {
     let store = args.access.resolve(&args.store)?;
-    if let Err(e) = forbid_dumps() {
-        eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
-    }
-    let state_dir = match &args.state_dir {
-        Some(dir) => std::path::absolute(dir)
-            .map_err(|e| Failure::new(Exit::General, format!("{}: {e}", dir.display())))?,
-        None => dirs::state_dir()?,
-    };
+    super::keep_private();
     let options = FsckOptions {
         store,
-        state_dir,
+        state_dir: dirs::absolute_or(args.state_dir.as_deref(), dirs::state_dir)?,
         data: args.data,
         resume: args.resume,
         repair: args.repair,
@@ -87,10 +79,7 @@ pub fn run(args: FsckArgs) -> Outcome {
         read_timeout: args.read_timeout,
         secret: args.secret.read(false)?,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::new(Exit::General, format!("cannot start threads: {e}")))?;
+    let runtime = super::runtime()?;
     let report = runtime.block_on(watched(options));
     runtime.shutdown_timeout(Duration::from_secs(2));
     let report = report?;

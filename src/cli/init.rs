@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::seal::{KdfParams, forbid_dumps};
+use crate::seal::KdfParams;
 use crate::stack::{self, InitOptions};
 
 use super::args::{SecretArgs, StoreArgs};
@@ -44,9 +44,7 @@ pub fn run(args: InitArgs) -> Outcome {
     let mut store = args.access.resolve(&args.store)?;
     let mode = store.sse.for_new_volume().map_err(|e| Failure::new(Exit::Usage, e))?;
     store.sse.mode = Some(mode);
-    if let Err(e) = forbid_dumps() {
-        eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
-    }
+    super::keep_private();
     let secret = args.secret.read(true)?;
     // SAFETY: these calls take nothing and cannot fail (getuid(2)).
     let owner = unsafe { (libc::getuid(), libc::getgid()) };

@@ -78,6 +78,13 @@ Examples:
     )
 }
 
+/// Keeps keys out of core dumps, or says on stderr that it cannot.
+fn keep_private() {
+    if let Err(e) = crate::seal::forbid_dumps() {
+        eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
+    }
+}
+
 /// Threads for a command that talks to the store.
 fn runtime() -> exit::Outcome<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()

@@ -191,15 +191,10 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
     if fuse.read_only {
         fuse.ttl = TTL_FOLLOWER;
     }
-    let absolute = |dir: &Option<PathBuf>, default: fn() -> Outcome<PathBuf>| match dir {
-        Some(dir) => std::path::absolute(dir)
-            .map_err(|e| Failure::new(Exit::General, format!("{}: {e}", dir.display()))),
-        None => default(),
-    };
     let volume = MountOptions {
         store,
-        cache_dir: absolute(&args.local.cache_dir, dirs::cache_dir)?,
-        state_dir: absolute(&args.local.state_dir, dirs::state_dir)?,
+        cache_dir: dirs::absolute_or(args.local.cache_dir.as_deref(), dirs::cache_dir)?,
+        state_dir: dirs::absolute_or(args.local.state_dir.as_deref(), dirs::state_dir)?,
         cache_bytes_max: args.local.cache_size,
         journal_bytes_max: args.local.journal_size,
         commit_interval: args.local.commit_interval,

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use clap::Args;
 use indicatif::HumanBytes;
 
-use crate::seal::forbid_dumps;
 use crate::stack::{self, KeyringSource, LIST_NAME, RecoverOptions};
 
 use super::args::{SecretArgs, StoreArgs};
@@ -55,16 +54,11 @@ pub fn run(args: RecoverArgs) -> Outcome {
         )
         .hint("it is called journal, or journal.set-aside-…, below the state directory"));
     }
-    if let Err(e) = forbid_dumps() {
-        eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
-    }
+    super::keep_private();
     let secret = args.secret.read(false)?;
     let out_dir = args.out.clone();
     let options = RecoverOptions { journal_dir: args.journal, out_dir, keyring, secret };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::new(Exit::General, format!("cannot start threads: {e}")))?;
+    let runtime = super::runtime()?;
     let done = runtime.block_on(stack::recover(options))?;
     println!(
         "{} files ({} of them in part, {}) and {} others recovered to {}",

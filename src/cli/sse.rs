@@ -10,7 +10,6 @@ use clap::{Args, Subcommand};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 use crate::base::VolumeId;
-use crate::seal::forbid_dumps;
 use crate::stack::audit::{AuditOptions, AuditReport, Walked, audit};
 use crate::stack::inventory::{self, InventoryOptions};
 use crate::stack::migrate::{MigrateOptions, PARALLEL_DEFAULT, Phase, migrate};
@@ -125,9 +124,7 @@ struct MigrateArgs {
 
 /// Runs `sealfs sse`.
 pub fn run(args: SseArgs) -> Outcome {
-    if let Err(e) = forbid_dumps() {
-        eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
-    }
+    super::keep_private();
     match args.command {
         SseCommand::Audit(args) => run_audit(*args),
         SseCommand::Migrate(args) => run_migrate(*args),

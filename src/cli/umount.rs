@@ -12,6 +12,7 @@ use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
 use super::progress::Display;
 use super::protocol::{Ask, Say};
+use crate::stack::is_running;
 
 /// How long the mount process may take to end once it has said that it is done.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -89,7 +90,7 @@ fn explain_busy(failure: Failure, client: &Client, args: &UmountArgs) -> Failure
 /// Waits until the process is gone, so that the next mount finds its journal free.
 fn await_exit(pid: libc::pid_t) -> Outcome {
     let begun = Instant::now();
-    while is_alive(pid) {
+    while u32::try_from(pid).is_ok_and(is_running) {
         if begun.elapsed() > EXIT_TIMEOUT {
             return Err(Failure::new(Exit::General, format!("process {pid} does not end"))
                 .hint(format!("look at it: ps {pid}")));
@@ -97,12 +98,4 @@ fn await_exit(pid: libc::pid_t) -> Outcome {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
-}
-
-/// Whether the process still has its files open: a zombie, which only waits for its parent to
-/// notice, has not.
-fn is_alive(pid: libc::pid_t) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    state.is_some_and(|state| !"ZX".contains(state))
 }

@@ -18,7 +18,7 @@ use super::committer::{CommitError, Committer, unix_secs};
 use super::pack::{Plan, SegmentPlan};
 use super::pending::Generation;
 use super::resolve::{self, Changes};
-use super::view::ViewError;
+use super::view::{ViewError, last_commit};
 use super::work::Work;
 use crate::base::SegmentId;
 use crate::journal::{Journal, JournalError};
@@ -89,8 +89,7 @@ impl Committer {
         generation: &Generation,
     ) -> Result<Option<(CommitRow, Stats)>, CommitError> {
         let kv = self.view.kv();
-        let Some(row) = kv.get(&keys::commit()).await? else { return Ok(None) };
-        let row = CommitRow::decode(&row).map_err(ViewError::from)?;
+        let Some(row) = last_commit(kv).await? else { return Ok(None) };
         if row.journal != self.journal.id() || row.position < generation.last {
             return Ok(None);
         }

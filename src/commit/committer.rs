@@ -14,11 +14,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::reclaim;
-use super::view::{View, ViewError};
+use super::view::{View, ViewError, last_commit};
 use super::work::Work;
 use crate::base::{JournalPos, SegmentId};
 use crate::journal::{Journal, JournalError};
-use crate::meta::{CommitRow, keys};
+use crate::meta::CommitRow;
 use crate::store::error::{ErrorClass, class};
 use crate::store::kv::KvError;
 use crate::store::segments::SegmentStore;
@@ -266,10 +266,8 @@ impl Committer {
     /// Opens the metadata store again and makes sure that what it has is this mount's.
     async fn reopen(&self) -> Result<(), CommitError> {
         self.view.kv().reopen((self.gates.still_ours)()).await?;
-        let row = self.view.kv().get(&keys::commit()).await?;
-        let row = row.as_deref().map(CommitRow::decode).transpose().map_err(ViewError::from)?;
         let ours = self.committed();
-        match row {
+        match last_commit(self.view.kv()).await? {
             Some(row) if row.journal != ours.journal && row.sequence > ours.sequence => {
                 Err(KvError::Fenced.into())
             }

@@ -32,4 +32,4 @@ mod work;
 pub use batch::{Batch, DataOp, RowOp};
 pub use committer::{CommitError, CommitOptions, Committer, Gates, Progress, WriterState};
 pub use pending::Generation;
-pub use view::{Lookup, View, ViewError};
+pub use view::{Lookup, View, ViewError, last_commit};

@@ -19,7 +19,7 @@ use crate::base::{Ino, JournalPos};
 use crate::data::plan::Pending;
 use crate::data::{Extent, Part};
 use crate::journal::RecordLoc;
-use crate::meta::{DecodeError, ExtentRow, Inode, Key, Stats, keys};
+use crate::meta::{CommitRow, DecodeError, ExtentRow, Inode, Key, Stats, keys};
 use crate::store::kv::{Kv, KvError};
 
 /// A generation whose rows take this much memory is closed: one metadata batch stays small.
@@ -38,6 +38,15 @@ pub enum ViewError {
     /// A row is not in the format.
     #[error(transparent)]
     Row(#[from] DecodeError),
+}
+
+/// The row of the last commit; `None` in a volume that has had none since `init`.
+///
+/// # Errors
+/// [`ViewError`]: the metadata store failed, or the row is not in the format.
+pub async fn last_commit(kv: &Kv) -> Result<Option<CommitRow>, ViewError> {
+    let row = kv.get(&keys::commit()).await?;
+    Ok(row.as_deref().map(CommitRow::decode).transpose()?)
 }
 
 /// The answer of a look-up that does not wait.

@@ -134,24 +134,7 @@ impl Fs {
         uid: u32,
         gid: u32,
     ) -> Vec<(Bytes, Option<Bytes>)> {
-        let root = Inode {
-            kind: Kind::Dir,
-            perm: 0o755,
-            nlink: 2,
-            uid,
-            gid,
-            rdev: 0,
-            size: 0,
-            allocated: 0,
-            atime: now,
-            mtime: now,
-            ctime: now,
-            btime: now,
-            generation: 0,
-            xattrs: 0,
-            parent: Ino::ROOT,
-            target: Bytes::new(),
-        };
+        let root = Inode { parent: Ino::ROOT, ..Inode::new(Kind::Dir, 0o755, uid, gid, now) };
         let row = |key: crate::meta::Key, value: Bytes| (Bytes::from(key.into_vec()), Some(value));
         let volume = crate::meta::VolumeRow { created_secs: now.secs.max(0) as u64 };
         let stats = crate::meta::Stats { inodes: 1, bytes: 0 };

@@ -78,29 +78,19 @@ impl Fs {
         new: &NewInode,
         nlink: u32,
     ) -> (Ino, Inode) {
-        let now = self.clock.now();
         let inherits_group = dir.perm & SETGID != 0;
         let mut perm = new.perm;
         if inherits_group && new.kind == Kind::Dir {
             perm |= SETGID;
         }
+        let gid = if inherits_group { dir.gid } else { caller.gid };
         let inode = Inode {
-            kind: new.kind,
-            perm,
             nlink,
-            uid: caller.uid,
-            gid: if inherits_group { dir.gid } else { caller.gid },
             rdev: new.rdev,
             size: new.target.len() as u64,
-            allocated: 0,
-            atime: now,
-            mtime: now,
-            ctime: now,
-            btime: now,
-            generation: 0,
-            xattrs: 0,
             parent: if new.kind == Kind::Dir { parent } else { Ino(0) },
             target: new.target.clone(),
+            ..Inode::new(new.kind, perm, caller.uid, gid, self.clock.now())
         };
         let ino = state.inos.allocate(parent, batch);
         if new.kind == Kind::File {

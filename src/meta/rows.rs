@@ -113,6 +113,28 @@ fn time(r: &mut Reader<'_>) -> Result<Timestamp, DecodeError> {
 }
 
 impl Inode {
+    /// An empty inode made `now`, with one link (a directory: two) and no parent.
+    pub fn new(kind: Kind, perm: u16, uid: u32, gid: u32, now: Timestamp) -> Inode {
+        Inode {
+            kind,
+            perm,
+            nlink: if kind == Kind::Dir { 2 } else { 1 },
+            uid,
+            gid,
+            rdev: 0,
+            size: 0,
+            allocated: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            btime: now,
+            generation: 0,
+            xattrs: 0,
+            parent: Ino(0),
+            target: Bytes::new(),
+        }
+    }
+
     /// Encodes the row: 100 bytes, then the symlink target.
     pub fn encode(&self) -> Bytes {
         let mut out = Vec::with_capacity(100 + self.target.len());

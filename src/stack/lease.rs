@@ -12,6 +12,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersi
 use serde::{Deserialize, Serialize};
 
 use super::StackError;
+use crate::base::hex;
 use crate::commit::committer::unix_secs;
 use crate::store::{ErrorClass, class};
 
@@ -71,8 +72,9 @@ fn start_of(pid: u32) -> u64 {
     }
 }
 
-/// Whether there is such a process, and not only what is left of it.
-pub(super) fn is_running(pid: u32) -> bool {
+/// Whether there is such a process, and not only what is left of it until its parent takes
+/// notice: that has no file open.
+pub fn is_running(pid: u32) -> bool {
     start_of(pid) != 0
 }
 
@@ -87,7 +89,7 @@ impl Row {
         getrandom::fill(&mut id).expect("the operating system gives random bytes");
         let pid = std::process::id();
         Row {
-            mount: id.iter().map(|b| format!("{b:02x}")).collect(),
+            mount: hex(&id),
             host: read_line("/proc/sys/kernel/hostname"),
             boot: machine_boot(),
             pid,

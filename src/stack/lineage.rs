@@ -25,11 +25,6 @@ pub(super) fn refuse_rollback(
     Ok(())
 }
 
-/// Bytes in hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
 /// Whether the last commit carries this journal's name and was made by a mount that this
 /// directory has never served: then a copy of the directory (of a disk, a virtual machine) was
 /// mounted elsewhere and has gone on under the same name. Gives the last record that certainly

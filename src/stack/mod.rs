@@ -48,6 +48,7 @@ pub use error::{StackError, StackErrorKind};
 pub use fsck::{FsckOptions, FsckProgress, FsckReport, Problem, fsck};
 pub use keyring_object::{KEYRING_NAME, load_keyring};
 pub use layers::Layers;
+pub use lease::is_running;
 pub use mount::{Mounted, mount};
 pub use options::{InitOptions, LocalDisk, MountOptions, StoreOptions};
 pub use recover::{KeyringSource, LIST_NAME, RecoverOptions, Recovered, recover};

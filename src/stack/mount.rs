@@ -13,15 +13,15 @@ use super::canary::probe_store;
 use super::config;
 use super::config_use::VolumeSse;
 use super::lease::{Beat, HEARTBEAT, Lease, is_running};
-use super::lineage::{Lineage, copied_elsewhere, go_on_beside, hex, lineage, refuse_rollback};
+use super::lineage::{Lineage, copied_elsewhere, go_on_beside, lineage, refuse_rollback};
 use super::options::OPEN_TIMEOUT;
 use super::state::{Remembered, StateFile};
 use super::status::Shared;
 use super::{Control, Layers, MountOptions, StackError, load_keyring};
-use crate::base::{JournalPos, SystemClock, VolumeId};
+use crate::base::{JournalPos, SystemClock, VolumeId, hex};
 use crate::commit::replay::replay;
 use crate::commit::view::ViewOptions;
-use crate::commit::{CommitOptions, Committer, Gates, View};
+use crate::commit::{CommitOptions, Committer, Gates, View, last_commit};
 use crate::data::{BlockCache, BlockCacheOptions};
 use crate::fs::{Fs, FsOptions, FsParts};
 use crate::journal::{Journal, JournalError, JournalOptions, Recovery};
@@ -166,10 +166,7 @@ async fn assemble(
         Kv::open(store.clone(), kv_options, options.open_timeout).await?
     };
     let kv = Arc::new(kv);
-    let commit_row = match kv.get(&keys::commit()).await? {
-        Some(row) => Some(CommitRow::decode(&row).map_err(crate::commit::ViewError::from)?),
-        None => None,
-    };
+    let commit_row = last_commit(&kv).await?;
     let found = commit_row.map_or(0, |row| row.sequence);
     if let Err(e) = refuse_rollback(found, &before, options.at_least, options.accept_rollback) {
         let _ = kv.close(false).await;
@@ -360,13 +357,13 @@ async fn prove_metadata(
     open_timeout: Duration,
 ) -> Result<(), StackError> {
     let reader = Kv::open_reader(store, options, open_timeout).await?;
-    let row = reader.get(&keys::commit()).await?;
+    let read = last_commit(&reader).await;
     // A reader has nothing to lose; a store that is away would hold it up.
     let closed = tokio::time::timeout(CLOSE_PENDING_MAX, reader.close(false)).await;
     if !matches!(closed, Ok(Ok(()))) {
         log::debug!("a reader did not close");
     }
-    row.as_deref().map(CommitRow::decode).transpose().map_err(crate::commit::ViewError::from)?;
+    read?;
     Ok(())
 }
 

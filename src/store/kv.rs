@@ -204,6 +204,24 @@ async fn open_reading(
 }
 
 impl Kv {
+    fn new(
+        handle: Handle,
+        store: Arc<dyn ObjectStore>,
+        cache: Arc<SplitCache>,
+        options: KvOptions,
+    ) -> Kv {
+        Kv {
+            handle: RwLock::new(handle),
+            store,
+            cache,
+            options,
+            compacting: AtomicBool::new(false),
+            reopen_broke_off: AtomicBool::new(false),
+            commits: AtomicU64::new(0),
+            collected: Mutex::new(None),
+        }
+    }
+
     /// Opens the database for writing and fences every earlier writer. Creates it if there is
     /// none (only `init` calls it on an empty prefix).
     ///
@@ -217,16 +235,7 @@ impl Kv {
         let store: Arc<dyn ObjectStore> = Arc::new(SlateStore::new(store));
         let cache = new_cache(&options);
         let db = bounded(open_timeout, open_writer(store.clone(), cache.clone(), None)).await?;
-        Ok(Kv {
-            handle: RwLock::new(Handle::Writer(Arc::new(db))),
-            store,
-            cache,
-            options,
-            compacting: AtomicBool::new(false),
-            reopen_broke_off: AtomicBool::new(false),
-            commits: AtomicU64::new(0),
-            collected: Mutex::new(None),
-        })
+        Ok(Kv::new(Handle::Writer(Arc::new(db)), store, cache, options))
     }
 
     /// Opens the database read-only; it follows the writer every `options.refresh`.
@@ -239,16 +248,7 @@ impl Kv {
         let cache = new_cache(&options);
         let reading = open_reading(store.clone(), cache.clone(), &options);
         let db = bounded(open_timeout, reading).await?;
-        Ok(Kv {
-            handle: RwLock::new(Handle::Reader(Arc::new(db))),
-            store,
-            cache,
-            options,
-            compacting: AtomicBool::new(false),
-            reopen_broke_off: AtomicBool::new(false),
-            commits: AtomicU64::new(0),
-            collected: Mutex::new(None),
-        })
+        Ok(Kv::new(Handle::Reader(Arc::new(db)), store, cache, options))
     }
 
     fn handle(&self) -> Handle {

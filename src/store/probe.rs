@@ -4,6 +4,7 @@
 //! nothing behind; an object named `probe/…` that is found later is of a probe that was killed.
 
 use super::error::{ErrorClass, class};
+use crate::base::hex;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, UpdateVersion};
 use thiserror::Error;
@@ -70,13 +71,8 @@ fn hint(e: &object_store::Error) -> &'static str {
 /// [`ProbeError`]: the first promise that is not kept. The object is removed in every case in
 /// which the store allows it.
 pub async fn probe(store: &dyn ObjectStore) -> Result<(), ProbeError> {
-    let mut random = [0u8; 16];
-    getrandom::fill(&mut random).map_err(|e| ProbeError::Failed {
-        what: "draw a random name",
-        source: object_store::Error::Generic { store: "probe", source: Box::new(e) },
-    })?;
-    let hex: String = random.iter().map(|b| format!("{b:02x}")).collect();
-    let location = Path::from_iter([PREFIX, &hex]);
+    let location = random_name()
+        .map_err(|source| ProbeError::Failed { what: "draw a random name", source })?;
     let outcome = run(store, &location).await;
     match store.delete(&location).await {
         Ok(()) | Err(object_store::Error::NotFound { .. }) => outcome,
@@ -86,6 +82,14 @@ pub async fn probe(store: &dyn ObjectStore) -> Result<(), ProbeError> {
         }
         Err(source) => Err(ProbeError::Failed { what: "delete an object", source }),
     }
+}
+
+/// A name below [`PREFIX`] that no object has.
+pub(super) fn random_name() -> object_store::Result<Path> {
+    let mut random = [0u8; 16];
+    getrandom::fill(&mut random)
+        .map_err(|e| object_store::Error::Generic { store: "probe", source: Box::new(e) })?;
+    Ok(Path::from_iter([PREFIX, &hex(&random)]))
 }
 
 async fn run(store: &dyn ObjectStore, location: &Path) -> Result<(), ProbeError> {

@@ -33,9 +33,8 @@ use super::options::OPEN_TIMEOUT;
 use super::state::{Remembered, StateFile};
 use super::{Layers, MountOptions, StackError, StoreOptions, load_keyring, mount};
 use crate::base::VolumeId;
-use crate::commit::ViewError;
 use crate::commit::check::{CheckOptions, Finding, Report, Segments, check};
-use crate::meta::{CommitRow, keys};
+use crate::commit::{ViewError, last_commit};
 use crate::seal::{Secret, VolumeKeys};
 use crate::store::Sealed;
 use crate::store::kv::{Kv, KvError, KvOptions};
@@ -336,10 +335,7 @@ impl Run<'_> {
 
     async fn look_at(&mut self, kv: &Kv, data: bool) -> Result<Look, StackError> {
         let mut notes = Vec::new();
-        let sequence = match kv.get(&keys::commit()).await? {
-            Some(row) => CommitRow::decode(&row).map_err(ViewError::from)?.sequence,
-            None => 0,
-        };
+        let sequence = last_commit(kv).await?.map_or(0, |row| row.sequence);
         self.progress.begin("metadata");
         let rows = &self.progress.rows;
         let (report, segments) = check(kv, CheckOptions::default(), rows).await?;

@@ -264,25 +264,8 @@ impl Repair<'_> {
         let now = SystemClock.now();
         // SAFETY: these calls take nothing and cannot fail (getuid(2)).
         let (uid, gid) = unsafe { (libc::getuid(), libc::getgid()) };
-        let (perm, nlink) = if kind == Kind::Dir { (0o700, 2) } else { (0o600, 1) };
-        Inode {
-            kind,
-            perm,
-            nlink,
-            uid,
-            gid,
-            rdev: 0,
-            size: 0,
-            allocated: 0,
-            atime: now,
-            mtime: now,
-            ctime: now,
-            btime: now,
-            generation: 0,
-            xattrs: 0,
-            parent,
-            target: Bytes::new(),
-        }
+        let perm = if kind == Kind::Dir { 0o700 } else { 0o600 };
+        Inode { parent, ..Inode::new(kind, perm, uid, gid, now) }
     }
 
     fn put_directory(&self, batch: &mut Batch, ino: Ino, parent: Ino) {

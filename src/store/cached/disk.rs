@@ -12,6 +12,7 @@ use super::super::stats::RequestStats;
 use super::direct::DirectWriter;
 use super::granule::{self, MARK, PAGE};
 use super::page;
+use crate::base::hex;
 use bytes::Bytes;
 use lru::LruCache;
 use object_store::ObjectMeta;
@@ -141,7 +142,7 @@ impl Disk {
     }
 
     fn file(&self, key: &Key) -> PathBuf {
-        let hex: String = key.iter().map(|b| format!("{b:02x}")).collect();
+        let hex = hex(key);
         self.dir.join(&hex[..2]).join(&hex[2..])
     }
 

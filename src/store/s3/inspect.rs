@@ -7,7 +7,9 @@
 use super::errors::{Condition, from_sdk, is_unsupported, own, write_from_sdk};
 use super::read::{quoted, system_time};
 use super::sse::{self, Answer, Applied, SecretKey32, SseMode};
-use super::write::{COPY_THROUGH_MAX, applied, check_sse, with_source_key, with_sse};
+use super::write::{
+    COPY_THROUGH_MAX, applied, applied_by_s3, check_sse, with_source_key, with_sse,
+};
 use super::{Inner, S3Store};
 use crate::store::error::ErrorClass;
 use aws_sdk_s3::error::ProvideErrorMetadata;
@@ -62,12 +64,9 @@ impl S3Store {
             modified: system_time(answer.last_modified.as_ref()),
             storage_class: answer.storage_class.clone(),
             applied: Applied {
-                algorithm: answer.server_side_encryption().map(|a| a.as_str().to_owned()),
-                kms_key_id: answer.ssekms_key_id().map(str::to_owned),
-                kms_context: None,
-                bucket_key: answer.bucket_key_enabled(),
                 customer_algorithm: answer.sse_customer_algorithm().map(str::to_owned),
                 customer_key_md5: answer.sse_customer_key_md5().map(str::to_owned),
+                ..applied_by_s3!(answer)
             },
             e_tag: answer.e_tag,
         })
@@ -89,7 +88,7 @@ impl S3Store {
     /// version that was inspected. `copy_max`: above it the copy is made of parts ([`COPY_MAX`]).
     ///
     /// # Errors
-    /// `Precondition` if it was replaced meanwhile, `NotFound` if it is gone.
+    /// `Precondition` or `NotFound` if it was replaced or is gone meanwhile.
     pub async fn reencrypt(
         &self,
         location: &Path,

@@ -5,6 +5,7 @@
 //!
 //! Source: S3 User Guide, "Protecting data with server-side encryption".
 
+use crate::base::hex;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use md5::{Digest, Md5};
 use parking_lot::Mutex;
@@ -91,7 +92,7 @@ fn key_id(bytes: &[u8; 32]) -> String {
     let mut hash = Sha256::new();
     hash.update(b"sealfs sse-c key id");
     hash.update(bytes);
-    hash.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect()
+    hex(&hash.finalize()[..8])
 }
 
 impl PartialEq for SecretKey32 {

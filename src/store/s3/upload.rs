@@ -7,7 +7,7 @@
 use super::body::{crc32_header, request_body};
 use super::errors::{Condition, from_sdk, own, write_from_sdk};
 use super::sse::{self, Answer, Applied};
-use super::write::{applied, check_sse, no_attributes, with_sse};
+use super::write::{applied, applied_by_s3, check_sse, no_attributes, with_sse};
 use super::{Inner, S3Store};
 use crate::store::error::ErrorClass;
 use async_trait::async_trait;
@@ -128,12 +128,9 @@ impl Inner {
         let answer =
             request.send().await.map_err(|e| from_sdk(e, ACTION, path, Condition::None))?;
         let applied = Applied {
-            algorithm: answer.server_side_encryption().map(|a| a.as_str().to_owned()),
-            kms_key_id: answer.ssekms_key_id().map(str::to_owned),
-            kms_context: None,
-            bucket_key: answer.bucket_key_enabled(),
             customer_algorithm: answer.sse_customer_algorithm().map(str::to_owned),
             customer_key_md5: answer.sse_customer_key_md5().map(str::to_owned),
+            ..applied_by_s3!(answer)
         };
         check_sse(&sse, Answer::Part, applied, ACTION, path)?;
         let e_tag = answer.e_tag().ok_or_else(|| {
@@ -173,12 +170,7 @@ impl Inner {
             .send()
             .await
             .map_err(|e| from_sdk(e, ACTION, path, Condition::None))?;
-        let applied = Applied {
-            algorithm: answer.server_side_encryption().map(|a| a.as_str().to_owned()),
-            kms_key_id: answer.ssekms_key_id().map(str::to_owned),
-            bucket_key: answer.bucket_key_enabled(),
-            ..Applied::default()
-        };
+        let applied = applied_by_s3!(answer);
         check_sse(&self.encryption.of_upload(id), Answer::Part, applied, ACTION, path)?;
         self.encryption.end_upload(id);
         Ok(PutResult {

@@ -9,6 +9,7 @@ use super::errors::{Condition, from_code, from_sdk, is_unsupported, own, write_f
 use super::read::quoted;
 use super::sse::{self, Answer, Applied, SseCheck, SseMode};
 use crate::store::error::{self as store_error, ErrorClass};
+use crate::store::probe;
 use aws_sdk_s3::types::{Delete, ObjectIdentifier, ServerSideEncryption};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -60,16 +61,28 @@ pub(super) use with_sse;
 macro_rules! applied {
     ($answer:expr) => {
         Applied {
-            algorithm: $answer.server_side_encryption().map(|a| a.as_str().to_owned()),
-            kms_key_id: $answer.ssekms_key_id().map(str::to_owned),
             kms_context: $answer.ssekms_encryption_context().map(str::to_owned),
-            bucket_key: $answer.bucket_key_enabled(),
             customer_algorithm: $answer.sse_customer_algorithm().map(str::to_owned),
             customer_key_md5: $answer.sse_customer_key_md5().map(str::to_owned),
+            ..$crate::store::s3::write::applied_by_s3!($answer)
         }
     };
 }
 pub(super) use applied;
+
+/// The part of it that every answer has; of a request that carries no context, with no key of
+/// the customer's.
+macro_rules! applied_by_s3 {
+    ($answer:expr) => {
+        Applied {
+            algorithm: $answer.server_side_encryption().map(|a| a.as_str().to_owned()),
+            kms_key_id: $answer.ssekms_key_id().map(str::to_owned),
+            bucket_key: $answer.bucket_key_enabled(),
+            ..Applied::default()
+        }
+    };
+}
+pub(super) use applied_by_s3;
 
 /// Puts the customer key of the object that is copied on a copy.
 macro_rules! with_source_key {
@@ -153,11 +166,7 @@ impl Inner {
     /// Puts and removes an object in `mode`: whether this server and these credentials can.
     pub(super) async fn try_mode(&self, mode: &SseMode) -> Result<()> {
         let sse = SseCheck::new(mode.clone());
-        let mut random = [0u8; 16];
-        getrandom::fill(&mut random)
-            .map_err(|e| own(ErrorClass::Other, format!("no random bytes: {e}")))?;
-        let hex: String = random.iter().map(|b| format!("{b:02x}")).collect();
-        let location = Path::from_iter(["probe", &hex]);
+        let location = probe::random_name()?;
         let put = self.put_in(&sse, &location, "canary".into(), If::Any).await;
         if put.is_ok() || matches!(&put, Err(e) if store_error::class(e) == ErrorClass::SseMismatch)
         {
