@@ -80,11 +80,19 @@ pub struct ViewOptions {
     /// A generation with this much file data is closed, so that the committer works through a
     /// long write in pieces and frees the journal as it goes, well before it is full.
     pub generation_bytes_max: u64,
+    /// With this much file data pending, a full generation does not wait for the commit interval:
+    /// a burst below it has the machine to itself, and is uploaded when it is over.
+    pub burst_bytes_max: u64,
 }
 
 impl Default for ViewOptions {
     fn default() -> Self {
-        ViewOptions { rows_max: 65_536, files_max: 8_192, generation_bytes_max: 256 << 20 }
+        ViewOptions {
+            rows_max: 65_536,
+            files_max: 8_192,
+            generation_bytes_max: 256 << 20,
+            burst_bytes_max: 1 << 30,
+        }
     }
 }
 
@@ -101,6 +109,7 @@ pub struct View {
     pending_row_bytes: AtomicU64,
     pending_data_bytes: AtomicU64,
     generation_bytes_max: u64,
+    burst_bytes_max: u64,
 }
 
 /// Rows of a range, and where to go on if there may be more.
@@ -124,6 +133,7 @@ impl View {
             pending_row_bytes: AtomicU64::new(0),
             pending_data_bytes: AtomicU64::new(0),
             generation_bytes_max: options.generation_bytes_max,
+            burst_bytes_max: options.burst_bytes_max,
         }
     }
 
@@ -133,7 +143,7 @@ impl View {
     }
 
     /// Makes `batch` visible. The caller has journalled it at `record` and calls this in
-    /// journal order. True if a generation is full and the committer should not wait.
+    /// journal order. True if so much is pending that the committer should not wait.
     pub fn apply(&self, batch: Batch, record: RecordLoc, data_start: u32) -> bool {
         let data = batch.data_len() as u64;
         let mut layers = self.layers.write();
@@ -141,14 +151,14 @@ impl View {
         layers.active.apply(batch, record, data_start);
         let after = layers.active.row_bytes;
         self.pending_row_bytes.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
-        self.pending_data_bytes.fetch_add(data, Ordering::Relaxed);
+        let pending = self.pending_data_bytes.fetch_add(data, Ordering::Relaxed) + data;
         let active = &layers.active;
-        let full = active.data_bytes >= self.generation_bytes_max
-            || active.row_bytes >= GENERATION_ROW_BYTES_MAX;
+        let many_rows = active.row_bytes >= GENERATION_ROW_BYTES_MAX;
+        let full = many_rows || active.data_bytes >= self.generation_bytes_max;
         if full {
             Self::rotate(&mut layers);
         }
-        full
+        many_rows || full && pending >= self.burst_bytes_max
     }
 
     fn rotate(layers: &mut Layers) {

@@ -207,6 +207,7 @@ async fn assemble(
     let base = parts.as_ref().map_or(JournalPos(0), |(_, base, _)| *base);
     let view_options = ViewOptions {
         generation_bytes_max: (options.journal_bytes_max / 4).clamp(8 << 20, 256 << 20),
+        burst_bytes_max: (options.journal_bytes_max / 4).clamp(8 << 20, 1 << 30),
         ..ViewOptions::default()
     };
     let view = Arc::new(View::new(kv.clone(), base, stats, view_options));
