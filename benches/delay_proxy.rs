@@ -1,17 +1,18 @@
-//! A TCP proxy that adds a round-trip time and nothing else.
+//! A TCP proxy that adds a round-trip time and, if asked, the bandwidth of a link.
 //!
-//! Usage: `delay_proxy --to HOST:PORT [--port N] [--rtt-ms 20]`. Prints `listen=127.0.0.1:N` and
+//! Usage: `delay_proxy --to HOST:PORT [--port N] [--rtt-ms 20] [--mib-per-s N]`. Prints `listen=127.0.0.1:N` and
 //! serves until killed (or standard input ends, without `--forever`).
 //!
 //! Every byte is forwarded half a round trip after it was read, in order, in each direction; any
-//! amount may be under way, so the bandwidth is not limited. A connection costs one round trip
+//! amount may be under way, so the delay does not limit the bandwidth; `--mib-per-s` does, for all
+//! connections together, each way. A connection costs one round trip
 //! before its first byte, as a TCP handshake would. Two threads a direction, because the sleep of
 //! a thread is exact to 0.1 ms where timers of a runtime count in milliseconds.
 
 use clap::Parser;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,33 @@ use std::time::{Duration, Instant};
 const PIECE_BYTES: usize = 256 << 10;
 /// Pieces under way in one direction of one connection: 1 GiB at most, so that it never limits.
 const PIECES_MAX: usize = 4096;
+
+/// One direction of the link: when it is free for the next piece.
+#[derive(Default)]
+struct Link {
+    seconds_per_byte: f64,
+    free: Mutex<Option<Instant>>,
+}
+
+impl Link {
+    fn new(mib_per_s: Option<f64>) -> Arc<Link> {
+        let seconds_per_byte = mib_per_s.map_or(0.0, |rate| 1.0 / (rate * (1 << 20) as f64));
+        Arc::new(Link { seconds_per_byte, free: Mutex::default() })
+    }
+
+    /// When the last byte of a piece that arrives now has gone through.
+    fn through(&self, length: usize) -> Instant {
+        let now = Instant::now();
+        if self.seconds_per_byte == 0.0 {
+            return now;
+        }
+        let mut free = self.free.lock().expect("nobody panics with it");
+        let begins = free.map_or(now, |at| at.max(now));
+        let ends = begins + Duration::from_secs_f64(length as f64 * self.seconds_per_byte);
+        *free = Some(ends);
+        ends
+    }
+}
 
 #[derive(Parser)]
 struct Args {
@@ -31,6 +59,9 @@ struct Args {
     /// Round trip to add, in milliseconds
     #[arg(long, default_value_t = 20.0)]
     rtt_ms: f64,
+    /// Bandwidth of each direction, in MiB/s; without it there is no limit
+    #[arg(long)]
+    mib_per_s: Option<f64>,
     /// Keep serving when standard input ends
     #[arg(long)]
     forever: bool,
@@ -46,14 +77,16 @@ fn main() -> std::io::Result<()> {
         });
     }
     let one_way = Duration::from_secs_f64(args.rtt_ms.max(0.0) / 2000.0);
+    let (up, down) = (Link::new(args.mib_per_s), Link::new(args.mib_per_s));
     let listener = TcpListener::bind(("127.0.0.1", args.port))?;
     let mut out = std::io::stdout();
     writeln!(out, "listen={}", listener.local_addr()?)?;
     out.flush()?;
     for client in listener.incoming() {
         let client = client?;
+        let (up, down) = (up.clone(), down.clone());
         thread::spawn(move || {
-            if let Err(error) = forward(client, args.to, one_way) {
+            if let Err(error) = forward(client, args.to, one_way, up, down) {
                 eprintln!("delay_proxy: {error}");
             }
         });
@@ -62,18 +95,24 @@ fn main() -> std::io::Result<()> {
 }
 
 /// Forwards one connection both ways; returns when the threads that do it are started.
-fn forward(client: TcpStream, to: SocketAddr, one_way: Duration) -> std::io::Result<()> {
+fn forward(
+    client: TcpStream,
+    to: SocketAddr,
+    one_way: Duration,
+    up: Arc<Link>,
+    down: Arc<Link>,
+) -> std::io::Result<()> {
     thread::sleep(2 * one_way);
     let server = TcpStream::connect(to)?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    direction(client.try_clone()?, server.try_clone()?, one_way);
-    direction(server, client, one_way);
+    direction(client.try_clone()?, server.try_clone()?, one_way, up);
+    direction(server, client, one_way, down);
     Ok(())
 }
 
 /// Forwards one direction. When either side ends or breaks, so does the other.
-fn direction(mut from: TcpStream, mut to: TcpStream, one_way: Duration) {
+fn direction(mut from: TcpStream, mut to: TcpStream, one_way: Duration, link: Arc<Link>) {
     let (queue, pieces) = mpsc::sync_channel::<(Instant, Vec<u8>)>(PIECES_MAX);
     let mut buffer = vec![0; PIECE_BYTES];
     thread::spawn(move || {
@@ -81,7 +120,7 @@ fn direction(mut from: TcpStream, mut to: TcpStream, one_way: Duration) {
         while let Ok(length) = from.read(&mut buffer)
             && length > 0
         {
-            let due = Instant::now() + one_way;
+            let due = link.through(length) + one_way;
             if queue.send((due, buffer[..length].to_vec())).is_err() {
                 // Nobody takes what this side still says.
                 let _ = from.shutdown(Shutdown::Read);

@@ -249,7 +249,9 @@ class Server:
         self.proxy = None
         if rtt_ms:
             to = self.endpoint.removeprefix("http://")
-            command = (os.path.join(examples, "delay_proxy"), "--to", to, "--rtt-ms", str(rtt_ms))
+            command = [os.path.join(examples, "delay_proxy"), "--to", to, "--rtt-ms", str(rtt_ms)]
+            if args.mib_per_s:
+                command += ["--mib-per-s", str(args.mib_per_s)]
             self.proxy = Tool(*command, ready="listen")
             self.endpoint = "http://" + self.proxy.values["listen"]
         self.env = dict(
@@ -600,6 +602,7 @@ def main():
     parser.add_argument("--bin", required=True, help="directory with sealfs and examples/")
     parser.add_argument("--work", default="/var/tmp", help="where files go (should be ext4)")
     parser.add_argument("--rtt-ms", type=float, default=20, help="round trip of the slow server")
+    parser.add_argument("--mib-per-s", type=float, help="bandwidth of the slow server's link")
     parser.add_argument("--size-mib", type=int, default=1024, help="size of the large file")
     parser.add_argument("--files", type=int, default=4000, help="small files")
     parser.add_argument("--random-reads", type=int, default=200)

@@ -21,6 +21,7 @@ use kill::names::Names;
 use kill::ranges::Ranges;
 use kill::records::Records;
 use kill::sql::Sql;
+use kill::untar::Untar;
 use kill::{Load, Signals, Span, common_instant};
 use mounts::{Remote, Volume, is_alive, wait_until};
 use s3server::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
@@ -71,6 +72,7 @@ impl Ordeal {
         ordeal.loads.push(Box::new(Names::new(&v.vault(), "more names", seed + 1)));
         ordeal.loads.push(Box::new(Records::new(&v.vault(), seed)));
         ordeal.loads.push(Box::new(Ranges::new(&v.vault(), seed)));
+        ordeal.loads.push(Box::new(Untar::new(&v.vault(), seed)));
         match Sql::new(&v.vault(), seed) {
             Some(sql) => ordeal.loads.push(Box::new(sql)),
             None => eprintln!("without sqlite3, which is not here"),

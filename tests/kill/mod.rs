@@ -9,6 +9,7 @@ pub mod names;
 pub mod ranges;
 pub mod records;
 pub mod sql;
+pub mod untar;
 
 use std::io;
 use std::path::Path;
