@@ -21,6 +21,9 @@ const PIECE_BYTES: usize = 256 << 10;
 /// Pieces under way in one direction of one connection: 1 GiB at most, so that it never limits.
 const PIECES_MAX: usize = 4096;
 
+/// What a limited link holds back before it takes more.
+const LINK_QUEUE: Duration = Duration::from_millis(20);
+
 /// One direction of the link: when it is free for the next piece.
 #[derive(Default)]
 struct Link {
@@ -29,8 +32,8 @@ struct Link {
 }
 
 impl Link {
-    fn new(mib_per_s: Option<f64>) -> Arc<Link> {
-        let seconds_per_byte = mib_per_s.map_or(0.0, |rate| 1.0 / (rate * (1 << 20) as f64));
+    fn new(mib_per_s: Option<u32>) -> Arc<Link> {
+        let seconds_per_byte = mib_per_s.map_or(0.0, |rate| 1.0 / (f64::from(rate) * 1048576.0));
         Arc::new(Link { seconds_per_byte, free: Mutex::default() })
     }
 
@@ -60,8 +63,8 @@ struct Args {
     #[arg(long, default_value_t = 20.0)]
     rtt_ms: f64,
     /// Bandwidth of each direction, in MiB/s; without it there is no limit
-    #[arg(long)]
-    mib_per_s: Option<f64>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    mib_per_s: Option<u32>,
     /// Keep serving when standard input ends
     #[arg(long)]
     forever: bool,
@@ -120,7 +123,10 @@ fn direction(mut from: TcpStream, mut to: TcpStream, one_way: Duration, link: Ar
         while let Ok(length) = from.read(&mut buffer)
             && length > 0
         {
-            let due = link.through(length) + one_way;
+            let through = link.through(length);
+            // Nobody reads far ahead of the link, so that connections share it piece by piece.
+            thread::sleep(through.saturating_duration_since(Instant::now() + LINK_QUEUE));
+            let due = through + one_way;
             if queue.send((due, buffer[..length].to_vec())).is_err() {
                 // Nobody takes what this side still says.
                 let _ = from.shutdown(Shutdown::Read);

@@ -602,7 +602,7 @@ def main():
     parser.add_argument("--bin", required=True, help="directory with sealfs and examples/")
     parser.add_argument("--work", default="/var/tmp", help="where files go (should be ext4)")
     parser.add_argument("--rtt-ms", type=float, default=20, help="round trip of the slow server")
-    parser.add_argument("--mib-per-s", type=float, help="bandwidth of the slow server's link")
+    parser.add_argument("--mib-per-s", type=int, help="bandwidth of the slow server's link")
     parser.add_argument("--size-mib", type=int, default=1024, help="size of the large file")
     parser.add_argument("--files", type=int, default=4000, help="small files")
     parser.add_argument("--random-reads", type=int, default=200)

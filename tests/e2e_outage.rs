@@ -6,7 +6,9 @@ mod mounts;
 mod support;
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::unix::thread::JoinHandleExt;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use e2e::{drop_pages, noise};
@@ -154,5 +156,52 @@ fn an_umount_during_an_outage_keeps_the_journal_for_the_next_mount() {
     v.mount(&[]);
     assert_eq!(fs::read(v.at("before")).expect("reads"), b"in the bucket");
     assert_eq!(fs::read(v.at("during")).expect("reads"), b"only here");
+    v.umount();
+}
+
+extern "C" fn handled(_: libc::c_int) {}
+
+#[test]
+fn a_signal_ends_who_waits_for_the_bucket_only_if_it_kills() {
+    // Guards against EINTR from stat and read for programs with timers, which no local file system
+    // gives them, and against a process that cannot be killed while the network is away.
+    needs_fuse!();
+    let server = S3Server::start();
+    let v = Volume::create_on(e2e::remote(&server));
+    let flags = ["--read-timeout", "60s"];
+    v.mount(&flags);
+    for name in ["read", "killed"] {
+        fs::write(v.at(name), noise(1, 300_000)).expect("writes");
+        v.ok(&["sync", &v.text("vault")]); // each in a segment of its own
+    }
+    v.umount();
+    v.forget_local_state();
+    v.mount(&flags);
+    let mut file = File::open(v.at("read")).expect("opens");
+    fs::metadata(v.at("killed")).expect("stats");
+    server.faults().set_outage(Outage::Silent);
+    // SAFETY: a handler that does nothing, without SA_RESTART; nobody else here uses the signal.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handled as *const () as libc::sighandler_t;
+        assert_eq!(libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()), 0);
+    }
+    let reader = std::thread::spawn(move || file.read(&mut [0; 1000]));
+    let mut cat = Command::new("cat");
+    let mut cat = cat.arg(v.at("killed")).stdout(Stdio::null()).spawn().expect("cat runs");
+    for _ in 0..5 {
+        std::thread::sleep(Duration::from_millis(100));
+        // SAFETY: the thread is not joined before the end.
+        assert_eq!(unsafe { libc::pthread_kill(reader.as_pthread_t(), libc::SIGUSR1) }, 0);
+    }
+    assert!(!reader.is_finished() && cat.try_wait().expect("own child").is_none());
+    // SAFETY: own child, which has not been waited for.
+    assert_eq!(unsafe { libc::kill(cat.id() as i32, libc::SIGTERM) }, 0);
+    wait_at_most(Duration::from_secs(20), "cat ends", || {
+        cat.try_wait().expect("own child").is_some()
+    });
+    assert!(!reader.is_finished());
+    server.faults().set_outage(Outage::None);
+    assert_eq!(reader.join().expect("no panic").expect("no signal disturbs it"), 1000);
     v.umount();
 }

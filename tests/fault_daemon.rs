@@ -394,35 +394,52 @@ fn a_core_of_the_running_daemon_holds_no_key_contents_or_name() {
     let pass = b"correct horse battery staple".to_vec();
     let secret = Secret::Passphrase(pass.clone().into());
     let keys = Keyring::parse(&keyring).expect("parses").unlock(&secret).expect("unlocks");
-    let core = v.path("core");
-    let dumped = Command::new("gcore").arg("-o").arg(&core).arg(v.daemon().to_string()).output();
-    let dumped = dumped.expect("gcore runs");
-    let file = v.path(&format!("core.{}", v.daemon()));
-    if !file.exists() {
-        let why = String::from_utf8_lossy(&dumped.stderr).into_owned();
-        eprintln!("skipped: gcore may not read the process: {why}");
+    let pid = v.daemon();
+    let Some(core) = gcore(&v, pid) else {
         v.umount();
         return;
-    }
-    let core = fs::read(&file).expect("reads");
-    assert!(core.starts_with(b"\x7fELF"), "{} bytes are no core", core.len());
+    };
     assert!(memchr(&core, b"sealfs").is_some(), "it is not of the daemon");
-    // What the filter of coredump_filter(5) keeps out is there: the same, found by its name in
-    // the memory itself.
-    assert!(in_memory(v.daemon(), name.as_bytes()), "the name is not in memory at all");
+    assert!(in_memory(pid, name.as_bytes()), "the name is not in memory at all");
+    let found = |core: &[u8], needle: &[u8]| memchr(core, needle).is_some();
+    for (what, bytes) in [
+        ("name", name.as_bytes()),
+        ("first of the contents", &contents[..32]),
+        ("last of the contents", &contents[contents.len() - 32..]),
+    ] {
+        assert!(!found(&core, bytes), "the {what} is in the core");
+    }
+    // Keys are not in the memory that is dumped by default either.
+    fs::write(format!("/proc/{pid}/coredump_filter"), "0x33").expect("root may");
+    let whole = gcore(&v, pid).expect("as before");
+    assert!(whole.len() > 1 << 20 && found(&whole, name.as_bytes()), "{} bytes", whole.len());
     let (root, journal, state) = (*keys.root().expose(), keys.journal_key(), keys.state_key());
     for (what, secret) in [
         ("root key", root.to_vec()),
         ("journal key", journal.expose().to_vec()),
         ("state key", state.expose().to_vec()),
         ("passphrase", pass),
-        ("name", name.as_bytes().to_vec()),
-        ("first of the contents", contents[..32].to_vec()),
-        ("last of the contents", contents[contents.len() - 32..].to_vec()),
     ] {
-        assert_eq!(memchr(&core, &secret), None, "the {what} is in the core");
+        assert!(!found(&core, &secret), "the {what} is in the core");
+        assert!(!found(&whole, &secret), "the {what} is in the core with all memory");
     }
     v.umount();
+}
+
+/// A core of a running process; `None`, said loudly, where it may not be made.
+fn gcore(v: &Volume, pid: i32) -> Option<Vec<u8>> {
+    let dumped = Command::new("gcore").arg("-o").arg(v.path("core")).arg(pid.to_string()).output();
+    let dumped = dumped.expect("gcore runs");
+    let file = v.path(&format!("core.{pid}"));
+    if !file.exists() {
+        let why = String::from_utf8_lossy(&dumped.stderr).into_owned();
+        eprintln!("skipped: gcore may not read the process: {why}");
+        return None;
+    }
+    let core = fs::read(&file).expect("reads");
+    assert!(core.starts_with(b"\x7fELF"), "{} bytes are no core", core.len());
+    fs::remove_file(file).expect("own file");
+    Some(core)
 }
 
 /// Whether `needle` is anywhere in the readable memory of a process (proc_pid_mem(5); for root).

@@ -267,9 +267,13 @@ fn a_bucket_that_blocks_customer_keys_is_found_and_mended() {
     }
     v.ok(&init);
 
-    // What nobody needs is a warning, and can be blocked again.
-    assert_eq!(level(&[]), "warning");
+    // Nothing is blocked on a guess: nobody has said here what the volume needs.
     assert_eq!(level(&["--fix"]), "ok");
+    assert_eq!(server.bucket_rule().expect("set"), mended);
+    // What this volume does not need is a warning, and can be blocked again; the rest stays.
+    let s3 = ["--sse=aws:kms", "--sse-kms-key-id=alias/another"];
+    assert_eq!(level(&s3), "warning");
+    assert_eq!(level(&[&s3[..], &["--fix"]].concat()), "ok");
     let blocked = server.bucket_rule().expect("set");
     for kept in ["<EncryptionType>SSE-C</EncryptionType>", "<SSEAlgorithm>aws:kms<", ARN] {
         assert!(blocked.contains(kept), "{kept} is not there: {blocked}");

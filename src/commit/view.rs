@@ -170,14 +170,16 @@ impl View {
         layers.frozen.push_back(Arc::new(full));
     }
 
-    /// The oldest pending generation, frozen. With `all` the newest changes are frozen too if
-    /// nothing older is waiting; else only a generation that is already full.
-    pub fn freeze(&self, all: bool) -> Option<Arc<Generation>> {
+    /// The oldest pending generation, frozen, if there is one to commit: when commits are `due`
+    /// whatever is pending, else a full one once more is pending than a burst may leave.
+    pub fn freeze(&self, due: bool) -> Option<Arc<Generation>> {
         let mut layers = self.layers.write();
-        if layers.frozen.is_empty() && all {
+        if layers.frozen.is_empty() && due {
             Self::rotate(&mut layers);
         }
-        layers.frozen.front().cloned()
+        let much = self.pending_data_bytes.load(Ordering::Relaxed) >= self.burst_bytes_max;
+        let ready = |g: &&Arc<Generation>| due || much || g.row_bytes >= GENERATION_ROW_BYTES_MAX;
+        layers.frozen.front().filter(ready).cloned()
     }
 
     /// Forgets the oldest frozen generation: the metadata store has it now, durably. `changed`

@@ -10,6 +10,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -23,6 +24,7 @@ use super::device::Device;
 use super::errno::Errno;
 use super::mount::Negotiated;
 use super::reply::Reply;
+use super::signals::is_dying;
 
 /// What all request threads of a mount share.
 pub struct Adapter {
@@ -36,10 +38,15 @@ pub struct Adapter {
     /// The kernel keeps written pages for a while (`FUSE_WRITEBACK_CACHE`).
     pub(super) write_back: bool,
     runtime: Handle,
-    /// Requests handed to tokio that may be given up when their caller gets a signal. Bounded
-    /// by the requests the kernel has under way.
-    interruptible: Arc<Mutex<HashMap<u64, AbortHandle>>>,
+    interruptible: Interruptible,
 }
+
+/// Requests handed to tokio that may be given up when their caller ends, and who that is. Bounded
+/// by the requests the kernel has under way.
+type Interruptible = Arc<Mutex<HashMap<u64, (AbortHandle, u32)>>>;
+
+/// How often it is looked whether a caller that got a signal is about to end.
+const DYING_LOOK: Duration = Duration::from_millis(250);
 
 /// One request on its way through its operation: who asks about what, and the answer due.
 pub(super) struct Request<'a> {
@@ -58,8 +65,8 @@ impl Request<'_> {
     }
 }
 
-/// Whether a pending operation may be dropped half-way when its caller is interrupted: only
-/// what changes nothing.
+/// Whether a pending operation may be dropped half-way when a signal ends its caller: only what
+/// changes nothing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Interrupt {
     Allowed,
@@ -86,7 +93,7 @@ impl Adapter {
             log::error!("a request of {} bytes has no valid header; ignored", request.len());
             return;
         };
-        let reply = Reply::new(device, header.unique);
+        let reply = Reply::new(device, header.unique, header.pid);
         let request = Request { header, body: Body::new(body), reply };
         match catch_unwind(AssertUnwindSafe(|| self.route(request))) {
             Ok(Ok(())) => {}
@@ -161,7 +168,7 @@ impl Adapter {
         F: Future<Output = Result<T, FsError>> + Send + 'static,
         A: FnOnce(Reply, Result<T, FsError>) + Send + 'static,
     {
-        let unique = reply.unique();
+        let (unique, caller) = (reply.unique(), reply.caller());
         if interrupt == Interrupt::Allowed {
             reply.set_interruptible();
         }
@@ -183,7 +190,7 @@ impl Adapter {
                     let _leave = Leave { table, unique };
                     task.await;
                 });
-                waiting.insert(unique, handle.abort_handle());
+                waiting.insert(unique, (handle.abort_handle(), caller));
             }
         }
     }
@@ -222,13 +229,31 @@ impl Adapter {
 
     fn interrupt(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
         let unique = rq.body.u64()?;
-        // Unknown: answered already, or one that must run to its end. No answer is due.
-        if let Some(task) = self.interruptible.lock().remove(&unique) {
-            task.abort();
+        // Linux tells of the first signal only, which may be one that the caller handles.
+        if !give_up_if_dying(&self.interruptible, unique) {
+            let waiting = Arc::clone(&self.interruptible);
+            self.runtime.spawn(async move {
+                while !give_up_if_dying(&waiting, unique) {
+                    tokio::time::sleep(DYING_LOOK).await;
+                }
+            });
         }
         rq.reply.none();
         Ok(())
     }
+}
+
+/// Gives a request up whose caller is about to end. True if there is nothing left to watch: also
+/// when it was answered already, or must run to its end.
+fn give_up_if_dying(waiting: &Interruptible, unique: u64) -> bool {
+    let mut waiting = waiting.lock();
+    let Some((task, caller)) = waiting.get(&unique) else { return true };
+    if !is_dying(*caller) {
+        return false;
+    }
+    task.abort();
+    waiting.remove(&unique);
+    true
 }
 
 /// Answers with an entry, and takes the counted lookup back if the kernel did not want it.
@@ -242,7 +267,7 @@ pub(super) fn answer_entry(fs: &Arc<Fs>, reply: Reply, attr: &Attr, ttl: TtlSecs
 
 /// Takes a finished or aborted task out of the table of interruptible ones.
 struct Leave {
-    table: Arc<Mutex<HashMap<u64, AbortHandle>>>,
+    table: Interruptible,
     unique: u64,
 }
 

@@ -11,6 +11,7 @@
 //! | `dispatch` | routing, and the rule that request threads never wait for the network |
 //! | `ops_*` | the operations by family |
 //! | `seek` | data and holes of a file that the kernel has not written back yet |
+//! | `signals` | whether a signal ends the caller of a request, which may then be given up |
 //! | `errno` | which error number an error becomes |
 //!
 //! Access times: a read never changes them (as `noatime`); the kernel keeps `mtime` and
@@ -29,6 +30,7 @@ mod ops_xattr;
 mod options;
 mod reply;
 mod seek;
+mod signals;
 
 use std::io;
 use std::os::fd::AsFd;

@@ -14,14 +14,20 @@ use crate::base::Ino;
 pub struct Reply {
     device: Arc<Device>,
     unique: u64,
+    caller: u32,
     answered: bool,
     interruptible: bool,
 }
 
 impl Reply {
-    /// The answer to request `unique`, which was read from `device`.
-    pub fn new(device: &Arc<Device>, unique: u64) -> Reply {
-        Reply { device: Arc::clone(device), unique, answered: false, interruptible: false }
+    /// The answer to request `unique` of thread `caller`, which was read from `device`.
+    pub fn new(device: &Arc<Device>, unique: u64, caller: u32) -> Reply {
+        Reply { device: Arc::clone(device), unique, caller, answered: false, interruptible: false }
+    }
+
+    /// The thread that asked, as this process sees it (0 if it does not).
+    pub fn caller(&self) -> u32 {
+        self.caller
     }
 
     /// The number by which the kernel knows the request.

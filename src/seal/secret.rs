@@ -117,10 +117,14 @@ fn map_region() -> NonNull<u8> {
 /// again after `execve`.
 ///
 /// # Errors
-/// `/proc/self/coredump_filter` cannot be written (no `/proc`), or prctl(2) failed.
+/// prctl(2) failed, or `/proc/self/coredump_filter` is there and cannot be written.
 pub fn forbid_dumps() -> io::Result<()> {
     // First: files below /proc/self are root's once the process is non-dumpable.
-    let filter = std::fs::write("/proc/self/coredump_filter", "0");
+    // A kernel without core dumps does not have it.
+    let filter = match std::fs::write("/proc/self/coredump_filter", "0") {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    };
     // SAFETY: PR_SET_DUMPABLE takes one integer and touches no memory of ours.
     match unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) } {
         0 => filter,

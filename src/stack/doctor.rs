@@ -118,7 +118,9 @@ pub async fn examine(options: &DoctorOptions) -> Result<Vec<Finding>, StackError
         if !connection(&mut report, s3).await {
             return Ok(report.0);
         }
-        settings(&mut report, s3, &choice.mode, options.fix).await;
+        let known = opened.keys.is_some() || options.store.sse.mode.is_some();
+        let needs = Needs { mode: &choice.mode, known };
+        settings(&mut report, s3, needs, options.fix).await;
         permissions(&mut report, s3).await;
     }
     conditional(&mut report, &opened).await;
@@ -135,7 +137,7 @@ pub async fn examine(options: &DoctorOptions) -> Result<Vec<Finding>, StackError
 /// it refuses.
 pub async fn secure_bucket(s3: &S3Store, mode: &SseMode, versioning: bool) -> Vec<Finding> {
     let mut report = Report::default();
-    settings(&mut report, s3, mode, true).await;
+    settings(&mut report, s3, Needs { mode, known: true }, true).await;
     if versioning {
         report.0.retain(|finding| finding.what != "versioning");
         match s3.put_versioning().await {
@@ -144,6 +146,14 @@ pub async fn secure_bucket(s3: &S3Store, mode: &SseMode, versioning: bool) -> Ve
         }
     }
     report.0
+}
+
+/// What the volume asks of its bucket.
+#[derive(Clone, Copy)]
+struct Needs<'a> {
+    mode: &'a SseMode,
+    /// Told by a flag, or by the volume; else it is only what a bucket does by itself.
+    known: bool,
 }
 
 /// Reachability, transport and clock; false if nothing more can be asked.
@@ -195,8 +205,8 @@ async fn connection(report: &mut Report, s3: &S3Store) -> bool {
 }
 
 /// The settings of the bucket; with `fix`, what is missing is set and looked at again.
-async fn settings(report: &mut Report, s3: &S3Store, mode: &SseMode, fix: bool) {
-    default_encryption(report, s3, mode, fix).await;
+async fn settings(report: &mut Report, s3: &S3Store, needs: Needs<'_>, fix: bool) {
+    default_encryption(report, s3, needs, fix).await;
     public_access(report, s3, fix).await;
     plain_http(report, s3, fix).await;
     match s3.versioning().await {
@@ -229,7 +239,8 @@ async fn settings(report: &mut Report, s3: &S3Store, mode: &SseMode, fix: bool) 
     }
 }
 
-async fn default_encryption(report: &mut Report, s3: &S3Store, mode: &SseMode, fix: bool) {
+async fn default_encryption(report: &mut Report, s3: &S3Store, needs: Needs<'_>, fix: bool) {
+    let mode = needs.mode;
     let what = "default encryption";
     let mut found = s3.default_encryption().await;
     let wants_customer = matches!(mode, SseMode::Customer { .. });
@@ -237,7 +248,8 @@ async fn default_encryption(report: &mut Report, s3: &S3Store, mode: &SseMode, f
         Setting::Absent => true,
         Setting::Is(default) => {
             mode.algorithm().is_some_and(|asked| asked != default.algorithm)
-                || default.blocks_customer == Some(wants_customer)
+                // Others may write with SSE-C: nothing is blocked on a guess.
+                || needs.known && default.blocks_customer == Some(wants_customer)
         }
         _ => false,
     };
@@ -268,6 +280,11 @@ async fn default_encryption(report: &mut Report, s3: &S3Store, mode: &SseMode, f
                     next,
                 ),
                 (SseMode::Customer { .. }, _) => report.ok("SSE-C", "allowed"),
+                (_, Some(true)) if !needs.known => report.ok("SSE-C", "blocked"),
+                (_, Some(false)) if !needs.known => report.ok(
+                    "SSE-C",
+                    "allowed; whether the volume needs it is told with its passphrase or --sse",
+                ),
                 (_, Some(true)) => report.ok("SSE-C", "blocked, and not needed"),
                 (_, Some(false)) => report.warning(
                     "SSE-C",

@@ -119,7 +119,7 @@ pub enum StackError {
     Metadata(#[from] KvError),
     /// Rows of the volume.
     #[error(transparent)]
-    View(#[from] ViewError),
+    View(ViewError),
     /// The local journal.
     #[error("local journal: {0}")]
     Journal(#[from] JournalError),
@@ -139,6 +139,16 @@ pub enum StackError {
     /// What this machine remembers of the volume does not authenticate.
     #[error("local state {} is damaged or belongs to another volume", .0.display())]
     State(PathBuf),
+}
+
+impl From<ViewError> for StackError {
+    /// A metadata store that is away, or taken over, is no damage to a row.
+    fn from(e: ViewError) -> StackError {
+        match e {
+            ViewError::Store(e) => StackError::Metadata(e),
+            ViewError::Row(_) => StackError::View(e),
+        }
+    }
 }
 
 impl StackError {

@@ -202,8 +202,10 @@ impl Load for Untar {
 
     fn settle(&mut self, root: &Path) -> Result<(), String> {
         let (number, whole) = self.newest(root)?;
-        let last = self.trees.last().expect("never empty");
-        if number != last.number {
+        let last = self.trees.last_mut().expect("never empty");
+        if number == last.number {
+            last.made.get_or_insert(Instant::now()); // its answer may have been lost
+        } else {
             if last.made.is_some() || number + 1 != last.number {
                 return Err(format!("the newest directory is {number}, not {}", last.number));
             }

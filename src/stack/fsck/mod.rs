@@ -34,7 +34,7 @@ use super::state::{Remembered, StateFile};
 use super::{Layers, MountOptions, StackError, StoreOptions, load_keyring, mount};
 use crate::base::VolumeId;
 use crate::commit::check::{CheckOptions, Finding, Report, Segments, check};
-use crate::commit::{ViewError, last_commit};
+use crate::commit::last_commit;
 use crate::seal::{Secret, VolumeKeys};
 use crate::store::Sealed;
 use crate::store::kv::{Kv, KvError, KvOptions};
@@ -277,10 +277,7 @@ impl Run<'_> {
             Err(e) => Err(e),
         };
         match outcome {
-            Err(
-                StackError::Metadata(KvError::Damaged(why))
-                | StackError::View(ViewError::Store(KvError::Damaged(why))),
-            ) => self.look_blind(why).await,
+            Err(StackError::Metadata(KvError::Damaged(why))) => self.look_blind(why).await,
             outcome => outcome,
         }
     }

@@ -148,8 +148,8 @@ impl S3Store {
     }
 
     /// Sets the bucket's default encryption to `mode`, with SSE-C blocked unless it is the mode.
-    /// A mode that cannot be a default, or is whatever the default is, leaves that as it is at
-    /// `present` (`AES256` if there is none).
+    /// Where `present` is of that algorithm, or the mode asks for none, only the blocking changes
+    /// (without `present` the algorithm is then `AES256`).
     pub async fn put_default_encryption(
         &self,
         mode: &SseMode,
@@ -158,7 +158,11 @@ impl S3Store {
         let asked = mode.algorithm();
         let stays = present.filter(|p| asked.is_none_or(|asked| asked == p.algorithm));
         let algorithm = asked.or(stays.map(|p| p.algorithm.as_str())).unwrap_or(sse::AES256);
-        let key = mode.key_id().or(stays.and_then(|p| p.kms_key.as_deref()));
+        let key = stays.map_or(mode.key_id(), |present| present.kms_key.as_deref());
+        let bucket_key = match stays {
+            Some(present) => present.bucket_key.then_some(true),
+            None => mode.bucket_key(),
+        };
         let default = ServerSideEncryptionByDefault::builder()
             .sse_algorithm(ServerSideEncryption::from(algorithm))
             .set_kms_master_key_id(key.map(str::to_owned))
@@ -170,7 +174,7 @@ impl S3Store {
         };
         let rule = ServerSideEncryptionRule::builder()
             .apply_server_side_encryption_by_default(default)
-            .set_bucket_key_enabled(mode.bucket_key().or(stays.map(|p| p.bucket_key)));
+            .set_bucket_key_enabled(bucket_key);
         let blocking = BlockedEncryptionTypes::builder().encryption_type(blocked).build();
         let with = rule.clone().blocked_encryption_types(blocking).build();
         match self.put_encryption_rule(with).await {

@@ -1,0 +1,64 @@
+//! Whether a caller is about to end. Only then may its request be given up: local file systems
+//! never answer `EINTR` to those who only handle a signal (a timer, a child that has ended), and
+//! programs do not expect it.
+
+const fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
+}
+
+/// Signals that by default do nothing, or stop the process (signal(7)).
+const HARMLESS: u64 = bit(libc::SIGCHLD)
+    | bit(libc::SIGCONT)
+    | bit(libc::SIGURG)
+    | bit(libc::SIGWINCH)
+    | bit(libc::SIGSTOP)
+    | bit(libc::SIGTSTP)
+    | bit(libc::SIGTTIN)
+    | bit(libc::SIGTTOU);
+
+/// Whether a signal is pending that ends thread `tid`; false where that cannot be seen.
+pub(super) fn is_dying(tid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status"));
+    status.is_ok_and(|status| has_fatal_signal(&status))
+}
+
+/// The same from the text of `/proc/TID/status` (proc_pid_status(5)). Linux turns what ends a
+/// process without a core dump into a pending SIGKILL of each of its threads.
+fn has_fatal_signal(status: &str) -> bool {
+    let mask = |name: &str| {
+        let hex = status.lines().find_map(|line| line.strip_prefix(name));
+        hex.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
+    };
+    let pending = mask("SigPnd:") | mask("ShdPnd:");
+    let taken_care_of = mask("SigBlk:") | mask("SigIgn:") | mask("SigCgt:") | HARMLESS;
+    pending & (bit(libc::SIGKILL) | !taken_care_of) != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(pending: u64, shared: u64, caught: u64) -> String {
+        format!(
+            "Name:\tcat\nSigQ:\t1/95\nSigPnd:\t{pending:016x}\nShdPnd:\t{shared:016x}\n\
+             SigBlk:\t0000000000000000\nSigIgn:\t0000000000001000\nSigCgt:\t{caught:016x}\n"
+        )
+    }
+
+    #[test]
+    fn only_a_signal_that_ends_the_caller_is_fatal() {
+        // Guards against EINTR from stat or read for a program that uses timers, and against
+        // Ctrl-C that has to wait for the network.
+        let (int, alarm, quit) = (bit(libc::SIGINT), bit(libc::SIGALRM), bit(libc::SIGQUIT));
+        let kill = bit(libc::SIGKILL);
+        assert!(!has_fatal_signal(&status(0, 0, 0)));
+        assert!(!has_fatal_signal(&status(0, alarm, alarm | int)), "it has a handler");
+        assert!(!has_fatal_signal(&status(bit(libc::SIGPIPE), 0, 0)), "it is ignored");
+        assert!(!has_fatal_signal(&status(0, bit(libc::SIGCHLD) | bit(libc::SIGTSTP), 0)));
+        assert!(has_fatal_signal(&status(kill, int, alarm)));
+        assert!(has_fatal_signal(&status(0, quit, alarm)), "it dumps core");
+        assert!(has_fatal_signal(&status(kill, 0, u64::MAX)), "nobody handles SIGKILL");
+        assert!(!has_fatal_signal("Name:\tcat\n"));
+        assert!(!is_dying(std::process::id()) && !is_dying(0));
+    }
+}
