@@ -17,6 +17,7 @@ const PAGES: &[&str] = &[
     "docs/FORMAT.md",
     "docs/ARCHITECTURE.md",
     "docs/POSIX.md",
+    "docs/PERFORMANCE.md",
     "docs/ENCRYPTION.md",
     "docs/RELIABILITY.md",
     "packaging/README.md",
