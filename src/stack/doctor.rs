@@ -182,7 +182,16 @@ async fn connection(report: &mut Report, s3: &S3Store) -> bool {
         false => report.ok(what, text),
     }
     match (s3.is_tls(), s3.is_private()) {
-        (true, _) => report.ok("transport", "TLS 1.2 or later, the certificate is checked"),
+        (true, _) => {
+            let version = match &ping.server {
+                Some(server) => s3.tls_version(server).await,
+                None => Err(std::io::Error::other("no host")),
+            };
+            let version = version.map(str::to_owned).unwrap_or_else(|e| {
+                format!("TLS 1.2 or later (this client speaks no other; which one: {e})")
+            });
+            report.ok("transport", format!("{version}, the certificate is checked"));
+        }
         (false, true) => report.ok("transport", "plain http, which does not leave this machine"),
         (false, false) => report.warning(
             "transport",

@@ -4,12 +4,16 @@
 //! One request per call. A setting that cannot be read says why, which is an answer too.
 
 use super::S3Store;
+use super::client::ca_bundle;
 use super::errors::{Condition, from_sdk, own};
 use super::refusal::UNBLOCK_SSE_C;
 use super::sse::{self, SseMode};
+use super::tls::negotiated;
 use crate::store::error::{ErrorClass, class, sentence};
 use aws_sdk_s3::config::http::HttpResponse;
-use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextRef;
+use aws_sdk_s3::config::interceptors::{
+    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+};
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
@@ -24,6 +28,7 @@ use parking_lot::Mutex;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
+use url::Url;
 
 /// A setting as the server tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,12 +92,14 @@ pub struct Diagnosis {
 }
 
 /// How a request to the server went.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Ping {
     /// Time from request to answer.
     pub took: Duration,
     /// The server's clock minus this machine's, in seconds; `None` if it sends no date.
     pub clock_skew_secs: Option<i64>,
+    /// Host and port that the request went to.
+    pub server: Option<(String, u16)>,
 }
 
 /// The setting out of an answer; `absent` are the codes that say it is not set.
@@ -331,7 +338,7 @@ impl S3Store {
 
     /// One HeadBucket: how long it takes, and what the server's clock says.
     pub async fn ping(&self) -> Result<Ping> {
-        let date = ServerDate::default();
+        let seen = Seen::default();
         let begun = Instant::now();
         let answer = self
             .inner
@@ -339,13 +346,23 @@ impl S3Store {
             .head_bucket()
             .bucket(&self.inner.bucket)
             .customize()
-            .interceptor(date.clone())
+            .interceptor(seen.clone())
             .send()
             .await;
         let took = begun.elapsed();
         answer.map_err(|e| from_sdk(e, "head", "the bucket", Condition::None))?;
-        let clock_skew_secs = *date.0.lock();
-        Ok(Ping { took, clock_skew_secs })
+        let clock_skew_secs = *seen.ahead.lock();
+        let server = seen.server.lock().take();
+        Ok(Ping { took, clock_skew_secs, server })
+    }
+
+    /// The version of TLS that the server of a [`Ping`] speaks with this client: `TLS 1.3`, say.
+    ///
+    /// # Errors
+    /// What keeps a connection of its own from being made: a proxy, for example.
+    pub async fn tls_version(&self, server: &(String, u16)) -> std::io::Result<&'static str> {
+        let bundle = ca_bundle().map_err(std::io::Error::other)?;
+        negotiated(&server.0, server.1, bundle.as_deref()).await
     }
 
     /// What of the bucket's settings makes the server refuse the mode of writes, as far as a few
@@ -395,13 +412,29 @@ impl S3Store {
     }
 }
 
-/// Takes the server's clock from the date of an answer, as seconds ahead of this machine's.
+/// What a request and its answer show of the server.
 #[derive(Clone, Debug, Default)]
-struct ServerDate(Arc<Mutex<Option<i64>>>);
+struct Seen {
+    /// Its clock, from the date of the answer, in seconds ahead of this machine's.
+    ahead: Arc<Mutex<Option<i64>>>,
+    server: Arc<Mutex<Option<(String, u16)>>>,
+}
 
-impl Intercept for ServerDate {
+impl Intercept for Seen {
     fn name(&self) -> &'static str {
-        "ServerDate"
+        "Seen"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> std::result::Result<(), BoxError> {
+        let url = Url::parse(context.request().uri())?;
+        let host = url.host_str().map(|host| host.trim_matches(['[', ']']).to_owned());
+        *self.server.lock() = host.zip(url.port_or_known_default());
+        Ok(())
     }
 
     fn read_before_deserialization(
@@ -413,7 +446,7 @@ impl Intercept for ServerDate {
         let date = context.response().headers().get("date");
         let date = date.and_then(|text| DateTime::from_str(text, DateTimeFormat::HttpDate).ok());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        *self.0.lock() = date.map(|date| date.secs() - now.as_secs() as i64);
+        *self.ahead.lock() = date.map(|date| date.secs() - now.as_secs() as i64);
         Ok(())
     }
 }

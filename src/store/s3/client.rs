@@ -302,8 +302,8 @@ async fn region_chain(options: &S3Options) -> RegionProviderChain {
 /// One connection pool for all requests; TLS trusts the system's roots, or only the bundle of
 /// `AWS_CA_BUNDLE` where that is set (as the AWS tools do).
 fn http_client() -> Result<SharedHttpClient, ConnectError> {
-    let trust = match std::env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty()) {
-        Some(path) => TrustStore::empty().with_pem_certificate(read_bundle(Path::new(&path))?),
+    let trust = match ca_bundle()? {
+        Some(pem) => TrustStore::empty().with_pem_certificate(pem),
         None => TrustStore::default(),
     };
     let context =
@@ -314,6 +314,12 @@ fn http_client() -> Result<SharedHttpClient, ConnectError> {
         .tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc))
         .tls_context(context)
         .build_https())
+}
+
+/// The certificates of `AWS_CA_BUNDLE` (PEM), where that is set.
+pub(super) fn ca_bundle() -> Result<Option<Vec<u8>>, ConnectError> {
+    let path = std::env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty());
+    path.map(|path| read_bundle(Path::new(&path))).transpose()
 }
 
 fn read_bundle(path: &Path) -> Result<Vec<u8>, ConnectError> {

@@ -15,6 +15,7 @@ mod list;
 mod read;
 mod refusal;
 mod sse;
+mod tls;
 mod upload;
 mod write;
 
