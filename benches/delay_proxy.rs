@@ -1,13 +1,13 @@
 //! A TCP proxy that adds a round-trip time and, if asked, the bandwidth of a link.
 //!
-//! Usage: `delay_proxy --to HOST:PORT [--port N] [--rtt-ms 20] [--mib-per-s N]`. Prints `listen=127.0.0.1:N` and
-//! serves until killed (or standard input ends, without `--forever`).
+//! Usage: `delay_proxy --to HOST:PORT [--port N] [--rtt-ms 20] [--mib-per-s N]`. Prints
+//! `listen=127.0.0.1:N` and serves until killed (or standard input ends, without `--forever`).
 //!
 //! Every byte is forwarded half a round trip after it was read, in order, in each direction; any
 //! amount may be under way, so the delay does not limit the bandwidth; `--mib-per-s` does, for all
-//! connections together, each way. A connection costs one round trip
-//! before its first byte, as a TCP handshake would. Two threads a direction, because the sleep of
-//! a thread is exact to 0.1 ms where timers of a runtime count in milliseconds.
+//! connections together, each way. A connection costs one round trip before its first byte, as a
+//! TCP handshake would. Two threads a direction, because the sleep of a thread is exact to 0.1 ms
+//! where timers of a runtime count in milliseconds.
 
 use clap::Parser;
 use std::io::{Read, Write};
@@ -25,7 +25,6 @@ const PIECES_MAX: usize = 4096;
 const LINK_QUEUE: Duration = Duration::from_millis(20);
 
 /// One direction of the link: when it is free for the next piece.
-#[derive(Default)]
 struct Link {
     seconds_per_byte: f64,
     free: Mutex<Option<Instant>>,

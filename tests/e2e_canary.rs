@@ -31,7 +31,7 @@ const PASSPHRASE: &str = "correct horse battery staple";
 /// How a text may lie there: as it is, in UTF-16, in hex, in base64 at any offset.
 fn spellings(text: &str) -> Vec<Vec<u8>> {
     use base64::Engine as _;
-    let hex: String = text.bytes().map(|b| format!("{b:02x}")).collect();
+    let hex = sealfs::base::hex(text.as_bytes());
     let mut all = vec![
         text.as_bytes().to_vec(),
         text.bytes().flat_map(|b| [b, 0]).collect(),

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
+use sealfs::base::hex;
 use sealfs::seal::{
     InputKey, KdfParams, Keyring, RootKey, Secret, VolumeKeys, offsets, open, seal,
 };
@@ -21,10 +22,6 @@ const NAME: &str = "seg/0a/0a0b0c0d0e0f000102030405060708090";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn bytes(len: usize) -> Vec<u8> {

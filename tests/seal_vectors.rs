@@ -200,7 +200,7 @@ fn the_numbers_on_the_format_page_are_right() {
     let keys = VolumeKeys::from_root(RootKey::from_bytes(&std::array::from_fn(|i| i as u8)), 1);
     let name = "seg/4f/4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f";
     let key = keys.object_key(1, name);
-    let key: String = key.expose().iter().map(|b| format!("{b:02x}")).collect();
+    let key = sealfs::base::hex(key.expose());
     assert!(page.contains(&keys.volume_id().to_string()) && page.contains(name));
     assert!(page.contains(&key));
     let passphrase = Secret::Passphrase(Zeroizing::new(b"x".to_vec()));

@@ -6,6 +6,7 @@ mod sse;
 mod support;
 
 use std::fs;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use mounts::{Remote, Volume, wait_until};
@@ -14,7 +15,7 @@ use object_store::path::Path;
 use sealfs::store::s3::{Reencrypted, S3Options, SseMode, connect};
 use sealfs::store::{ErrorClass, class};
 use sse::{NOT_AS_REQUESTED, Step, args, assert_all_in, audit, customer, dsse, exercise, kms};
-use sse::{from_mode_to_mode, reencrypt_all};
+use sse::{doctor, from_mode_to_mode, reencrypt_all};
 use support::s3server::{ACCESS_KEY, BUCKET, Fault, FaultKind, RequestKind, S3Server, SECRET_KEY};
 use support::s3server::{SseConduct, StoredSse};
 use support::{s3_options, s3_store};
@@ -39,10 +40,14 @@ fn stored(server: &S3Server) -> Vec<(String, StoredSse)> {
     keys.map(|key| (key.clone(), server.stored_sse(&key).expect("listed"))).collect()
 }
 
-fn migrate(v: &Volume, flags: &[&str]) -> std::process::Output {
+fn migration(v: &Volume, flags: &[&str]) -> Command {
     let (url, pass) = (v.url(), v.text("passphrase"));
     let head = ["sse", "migrate", &url, "--passphrase-file", &pass, "--json"];
-    v.run(&[&head[..], flags].concat())
+    v.command(&[&head[..], flags].concat())
+}
+
+fn migrate(v: &Volume, flags: &[&str]) -> Output {
+    migration(v, flags).output().expect("the command runs")
 }
 
 #[test]
@@ -230,29 +235,19 @@ fn a_bucket_that_blocks_customer_keys_is_found_and_mended() {
     // Guards against AWS's default for new buckets, which refuses SSE-C: doctor must see it before
     // the first write does, and change nothing else of the bucket's encryption.
     let server = S3Server::start();
-    let rule = |block: &str| {
-        format!(
-            "<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault>\
-             <SSEAlgorithm>aws:kms</SSEAlgorithm><KMSMasterKeyID>{ARN}</KMSMasterKeyID>\
-             </ApplyServerSideEncryptionByDefault><BlockedEncryptionTypes>\
-             <EncryptionType>{block}</EncryptionType></BlockedEncryptionTypes>\
-             <BucketKeyEnabled>true</BucketKeyEnabled></Rule></ServerSideEncryptionConfiguration>"
-        )
-    };
-    server.behave(|b| b.bucket_rule = Some(rule("SSE-C")));
+    let rule = format!(
+        "<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault>\
+         <SSEAlgorithm>aws:kms</SSEAlgorithm><KMSMasterKeyID>{ARN}</KMSMasterKeyID>\
+         </ApplyServerSideEncryptionByDefault><BlockedEncryptionTypes>\
+         <EncryptionType>SSE-C</EncryptionType></BlockedEncryptionTypes>\
+         <BucketKeyEnabled>true</BucketKeyEnabled></Rule></ServerSideEncryptionConfiguration>"
+    );
+    server.behave(|b| b.bucket_rule = Some(rule));
     let v = Volume::bare_on(Some(remote(&server)));
     let (url, pass) = (v.url(), v.text("passphrase"));
-    let key = Step::customer(&v, 1);
-    let flags = args(&["--sse=customer"], &[&key.open()]).join(" ");
-    let flags: Vec<&str> = flags.split(' ').collect();
-    let level = |more: &[&str]| {
-        let output = v.run(&[&["doctor", &url, "--json"], more].concat());
-        let json: serde_json::Value =
-            serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
-        let lines = json["findings"].as_array().expect("a list").clone();
-        let line = lines.into_iter().find(|l| l["what"] == "SSE-C").expect("a line on SSE-C");
-        line["level"].as_str().expect("text").to_owned()
-    };
+    let key = Step::customer(&v, 1).open();
+    let flags = args(&["--sse=customer"], &[&key]);
+    let level = |more: &[&str]| doctor(&v, more, ["SSE-C"])[0].clone();
     let init = [&["init", &url, "--passphrase-file", &pass], &flags[..]].concat();
     let said = v.fails(&init, 5);
     assert!(said.contains("BlockedEncryptionTypes") && said.contains("doctor"), "{said}");
@@ -429,9 +424,7 @@ fn migrated_while_written(elsewhere: bool) {
         }
     };
     write(0..20);
-    let (url, pass) = (v.url(), v.text("passphrase"));
-    let words = ["sse", "migrate", &url, "--passphrase-file", &pass, "--json", "--to=aws:kms"];
-    let mut command = v.command(&[&words[..], &["--rate=50"]].concat());
+    let mut command = migration(&v, &["--to=aws:kms", "--rate=50"]);
     if elsewhere {
         command.env("SEALFS_RUNTIME_DIR", v.path("run elsewhere"));
     }

@@ -151,14 +151,20 @@ impl View {
         layers.active.apply(batch, record, data_start);
         let after = layers.active.row_bytes;
         self.pending_row_bytes.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
-        let pending = self.pending_data_bytes.fetch_add(data, Ordering::Relaxed) + data;
+        self.pending_data_bytes.fetch_add(data, Ordering::Relaxed);
         let active = &layers.active;
-        let many_rows = active.row_bytes >= GENERATION_ROW_BYTES_MAX;
-        let full = many_rows || active.data_bytes >= self.generation_bytes_max;
+        let full = active.data_bytes >= self.generation_bytes_max
+            || active.row_bytes >= GENERATION_ROW_BYTES_MAX;
         if full {
             Self::rotate(&mut layers);
         }
-        many_rows || full && pending >= self.burst_bytes_max
+        full && self.is_much(&layers)
+    }
+
+    /// Whether more is frozen than a burst may leave for the commit interval.
+    fn is_much(&self, layers: &Layers) -> bool {
+        self.pending_data_bytes.load(Ordering::Relaxed) >= self.burst_bytes_max
+            || layers.frozen.iter().any(|g| g.row_bytes >= GENERATION_ROW_BYTES_MAX)
     }
 
     fn rotate(layers: &mut Layers) {
@@ -177,9 +183,8 @@ impl View {
         if layers.frozen.is_empty() && due {
             Self::rotate(&mut layers);
         }
-        let much = self.pending_data_bytes.load(Ordering::Relaxed) >= self.burst_bytes_max;
-        let ready = |g: &&Arc<Generation>| due || much || g.row_bytes >= GENERATION_ROW_BYTES_MAX;
-        layers.frozen.front().filter(ready).cloned()
+        let ready = due || self.is_much(&layers);
+        layers.frozen.front().filter(|_| ready).cloned()
     }
 
     /// Forgets the oldest frozen generation: the metadata store has it now, durably. `changed`

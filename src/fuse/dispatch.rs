@@ -246,13 +246,13 @@ impl Adapter {
 /// Gives a request up whose caller is about to end. True if there is nothing left to watch: also
 /// when it was answered already, or must run to its end.
 fn give_up_if_dying(waiting: &Interruptible, unique: u64) -> bool {
-    let mut waiting = waiting.lock();
-    let Some((task, caller)) = waiting.get(&unique) else { return true };
-    if !is_dying(*caller) {
+    let Some(caller) = waiting.lock().get(&unique).map(|(_, caller)| *caller) else { return true };
+    if !is_dying(caller) {
         return false;
     }
-    task.abort();
-    waiting.remove(&unique);
+    if let Some((task, _)) = waiting.lock().remove(&unique) {
+        task.abort();
+    }
     true
 }
 

@@ -205,10 +205,12 @@ async fn assemble(
         parts = Some((Arc::new(journal), base, todo));
     }
     let base = parts.as_ref().map_or(JournalPos(0), |(_, base, _)| *base);
+    let quarter = (options.journal_bytes_max / 4).max(8 << 20);
+    let default = ViewOptions::default();
     let view_options = ViewOptions {
-        generation_bytes_max: (options.journal_bytes_max / 4).clamp(8 << 20, 256 << 20),
-        burst_bytes_max: (options.journal_bytes_max / 4).clamp(8 << 20, 1 << 30),
-        ..ViewOptions::default()
+        generation_bytes_max: default.generation_bytes_max.min(quarter),
+        burst_bytes_max: default.burst_bytes_max.min(quarter),
+        ..default
     };
     let view = Arc::new(View::new(kv.clone(), base, stats, view_options));
     let mut remembered = Remembered {

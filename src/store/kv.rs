@@ -375,8 +375,7 @@ impl Kv {
         let old = self.writer()?;
         let epoch = old.manifest().writer_epoch();
         // It may wait for a task that will never end.
-        let close = old.close_with_options(CloseOptions { flush_type: None });
-        let _ = tokio::time::timeout(CLOSE_DEADLINE, close).await;
+        let _ = close_handle(Handle::Writer(old), false).await;
         let mut opened = open_writer(self.store.clone(), self.cache.clone(), Some(epoch)).await;
         if matches!(opened, Err(KvError::Fenced))
             && self.reopen_broke_off.load(Ordering::Acquire)
@@ -399,8 +398,7 @@ impl Kv {
         let reading = open_reading(self.store.clone(), self.cache.clone(), &self.options);
         let db = bounded(open_timeout, reading).await?;
         *self.handle.write() = Handle::Reader(Arc::new(db));
-        let close = old.close_with_options(CloseOptions { flush_type: None });
-        let _ = tokio::time::timeout(CLOSE_DEADLINE, close).await;
+        let _ = close_handle(Handle::Writer(old), false).await;
         Ok(())
     }
 
@@ -508,19 +506,7 @@ impl Kv {
     /// # Errors
     /// The store's; [`KvError::Unavailable`] after `CLOSE_DEADLINE` without `flush`.
     pub async fn close(&self, flush: bool) -> Result<(), KvError> {
-        let close = async {
-            match self.handle() {
-                Handle::Writer(db) => {
-                    let flush_type = flush.then_some(FlushType::MemTable);
-                    Ok(db.close_with_options(CloseOptions { flush_type }).await?)
-                }
-                Handle::Reader(db) => Ok(db.close().await?),
-            }
-        };
-        match flush {
-            true => close.await,
-            false => bounded(CLOSE_DEADLINE, close).await,
-        }
+        close_handle(self.handle(), flush).await
     }
 }
 
@@ -535,6 +521,23 @@ fn new_cache(options: &KvOptions) -> Arc<SplitCache> {
             .with_meta_cache(Some(moka(options.meta_cache_bytes)))
             .build(),
     )
+}
+
+/// As [`Kv::close`].
+async fn close_handle(handle: Handle, flush: bool) -> Result<(), KvError> {
+    let close = async {
+        match handle {
+            Handle::Writer(db) => {
+                let flush_type = flush.then_some(FlushType::MemTable);
+                Ok(db.close_with_options(CloseOptions { flush_type }).await?)
+            }
+            Handle::Reader(db) => Ok(db.close().await?),
+        }
+    };
+    match flush {
+        true => close.await,
+        false => bounded(CLOSE_DEADLINE, close).await,
+    }
 }
 
 async fn bounded<T>(

@@ -88,6 +88,16 @@ pub fn text(seed: u64, at: u64, len: usize) -> Vec<u8> {
     (at..at + len as u64).map(|i| (mix(seed ^ (i / 8)) >> (i % 8 * 8)) as u8 | 1).collect()
 }
 
+/// The highest number that follows `prefix` in a name of `dir`.
+pub fn newest(dir: &Path, prefix: &str) -> io::Result<u64> {
+    let mut newest = None;
+    for entry in std::fs::read_dir(dir)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        newest = newest.max(name.strip_prefix(prefix).and_then(|n| n.parse().ok()));
+    }
+    newest.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
 /// Closes a file, and says whether that failed.
 pub fn close(file: std::fs::File) -> io::Result<()> {
     use std::os::fd::IntoRawFd;

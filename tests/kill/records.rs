@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::{Load, Signals, Span, close, mix, text};
+use super::{Load, Signals, Span, close, mix, newest, text};
 
 const DIR: &str = "records";
 /// Then the next file begins.
@@ -90,13 +90,7 @@ impl Records {
 
     /// The newest file that is there, and what is in it.
     fn look(&self, root: &Path) -> io::Result<(u64, Vec<u8>)> {
-        let mut newest = None;
-        for entry in fs::read_dir(root.join(DIR))? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            let number = name.strip_prefix("log-").and_then(|n| n.parse().ok());
-            newest = newest.max(number);
-        }
-        let newest: u64 = newest.ok_or(io::ErrorKind::NotFound)?;
+        let newest = newest(&root.join(DIR), "log-")?;
         Ok((newest, fs::read(Records::path(root, newest))?))
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use super::{Load, Signals, Span, mix, text};
+use super::{Load, Signals, Span, mix, newest, text};
 
 const DIR: &str = "untar";
 const DIRS: u64 = 4;
@@ -22,7 +22,6 @@ enum Entry {
 }
 
 /// How much of an entry is there.
-#[derive(PartialEq)]
 enum Found {
     Whole,
     /// Nothing, or what can be while it is written.
@@ -166,12 +165,7 @@ impl Untar {
     /// The newest directory that is there, and how many entries of it are whole; after them comes
     /// at most one in part.
     fn newest(&self, root: &Path) -> Result<(u64, usize), String> {
-        let mut newest = None;
-        for entry in fs::read_dir(root.join(DIR)).map_err(|e| e.to_string())? {
-            let name = entry.map_err(|e| e.to_string())?.file_name();
-            newest = newest.max(name.to_string_lossy().parse().ok());
-        }
-        let newest: u64 = newest.ok_or("no directory at all")?;
+        let newest = newest(&root.join(DIR), "").map_err(|e| format!("the newest: {e}"))?;
         let dir = Untar::tree(root, newest);
         let mut whole = 0;
         for (n, (name, entry)) in self.entries.iter().enumerate() {

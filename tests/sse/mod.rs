@@ -140,6 +140,19 @@ pub fn args<'a>(words: &[&'a str], more: &[&'a [String]]) -> Vec<&'a str> {
     words.iter().copied().chain(more).collect()
 }
 
+/// The levels of these lines of `sealfs doctor`.
+pub fn doctor<const N: usize>(v: &Volume, more: &[&str], lines: [&str; N]) -> [String; N] {
+    let output = v.run(&[&["doctor", &v.url(), "--json"], more].concat());
+    let json: serde_json::Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+    let findings = json["findings"].as_array().expect("a list");
+    lines.map(|what| {
+        let line = findings.iter().find(|l| l["what"] == what);
+        let line = line.unwrap_or_else(|| panic!("no {what} in {json}"));
+        line["level"].as_str().expect("text").to_owned()
+    })
+}
+
 /// The JSON of `sealfs sse audit`, which must end with `status`.
 pub fn audit(v: &Volume, more: &[&str], status: i32) -> serde_json::Value {
     let (url, pass) = (v.url(), v.text("passphrase"));

@@ -29,10 +29,7 @@ pub enum RequestKind {
 impl RequestKind {
     /// The kind of a request of the path-style API.
     pub fn of<B>(request: &hyper::Request<B>) -> RequestKind {
-        let query = request.uri().query().unwrap_or_default();
-        let has = |name: &str| {
-            query.split('&').any(|pair| pair.split('=').next().is_some_and(|key| key == name))
-        };
+        let has = |name: &str| has_query(request, name);
         let has_key = request.uri().path().trim_start_matches('/').contains('/');
         match request.method().as_str() {
             "GET" if has("list-type") || !has_key => RequestKind::List,
@@ -49,6 +46,12 @@ impl RequestKind {
             _ => RequestKind::Other,
         }
     }
+}
+
+/// Whether the query of a request has this name.
+pub fn has_query<B>(request: &hyper::Request<B>, name: &str) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    query.split('&').any(|pair| pair.split('=').next().is_some_and(|key| key == name))
 }
 
 /// What happens to a request.

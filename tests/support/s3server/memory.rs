@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// One stored object.
+#[derive(Clone)]
 pub struct Object {
     pub bytes: Bytes,
     /// Without quotes; unique to this write of this object.
@@ -95,23 +96,6 @@ impl Bucket {
         }
         objects.insert(key.to_owned(), Arc::new(object));
         Ok(())
-    }
-
-    /// Changes how a stored object is encrypted; bytes, ETag and time stay. False if it is not
-    /// there.
-    pub fn set_sse(&self, key: &str, change: impl FnOnce(&mut StoredSse)) -> bool {
-        let mut objects = self.objects.write();
-        let Some(object) = objects.get_mut(key) else { return false };
-        let mut sse = object.sse.clone();
-        change(&mut sse);
-        *object = Arc::new(Object {
-            bytes: object.bytes.clone(),
-            e_tag: object.e_tag.clone(),
-            tags: object.tags.clone(),
-            modified: object.modified,
-            sse,
-        });
-        true
     }
 
     pub fn remove(&self, key: &str) -> bool {

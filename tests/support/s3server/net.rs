@@ -152,12 +152,20 @@ async fn refuse(
 ) -> Result<Response<Body>, HttpError> {
     let has_body = request.method() != hyper::Method::HEAD;
     BodyExt::collect(request.into_body()).await.map_err(|e| HttpError::new(Box::new(e)))?;
+    let mut answer = refusal(status, code);
+    if !has_body {
+        *answer.body_mut() = Body::empty();
+    }
+    Ok(answer)
+}
+
+/// An answer that is an error.
+pub(super) fn refusal(status: u16, code: &str) -> Response<Body> {
     let xml = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code><Message>injected</Message></Error>"
     );
-    let body = if has_body { Body::from(xml) } else { Body::empty() };
     let answer = Response::builder().status(status).header(header::CONTENT_TYPE, "application/xml");
-    Ok(answer.body(body).expect("a fixed answer"))
+    answer.body(Body::from(xml)).expect("a fixed answer")
 }
 
 async fn halved(

@@ -1,8 +1,10 @@
 //! The calls about encryption that AWS added after the `s3s` trait: `PUT /BUCKET/KEY?encryption`
 //! (UpdateObjectEncryption), and `GET` and `PUT /BUCKET?encryption` with BlockedEncryptionTypes.
 
-use super::memory::Memory;
-use super::sse::Behaviour;
+use super::faults::has_query;
+use super::memory::{Memory, Object, WriteCondition};
+use super::net::refusal;
+use super::sse::{Behaviour, StoredSse};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, header};
@@ -10,10 +12,8 @@ use s3s::{Body, HttpError};
 
 /// Whether this module answers a request, of a server that behaves like that.
 pub fn is_one(request: &Request<Incoming>, behaviour: &Behaviour) -> bool {
-    let query = request.uri().query().unwrap_or_default();
-    let is_encryption = query.split('&').any(|p| p == "encryption" || p == "encryption=");
     let has_key = target(request).1.is_some();
-    is_encryption
+    has_query(request, "encryption")
         && match *request.method() {
             Method::PUT if has_key => behaviour.updates_in_place.is_some(),
             Method::PUT | Method::GET => !has_key && behaviour.bucket_rule.is_some(),
@@ -49,20 +49,24 @@ pub async fn answer(
         return Ok(refusal(501, "NotImplemented"));
     }
     // What AWS takes: an object under SSE-S3 or SSE-KMS, and the ARN of a key.
-    let sse = bucket.get(&key).map(|object| object.sse.clone());
-    let Some(sse) = sse else { return Ok(refusal(404, "NoSuchKey")) };
-    let from = sse.algorithm.as_deref();
+    let Some(object) = bucket.get(&key) else { return Ok(refusal(404, "NoSuchKey")) };
+    let from = object.sse.algorithm.as_deref();
     let arn = element(&body, "KMSKeyArn").filter(|arn| arn.contains(":key/"));
     let (Some("AES256" | "aws:kms"), Some(arn)) = (from, arn) else {
         return Ok(refusal(400, "InvalidRequest"));
     };
-    bucket.set_sse(&key, |sse| {
-        sse.algorithm = Some("aws:kms".into());
-        sse.kms_key = Some(arn.to_owned());
-        sse.bucket_key = element(&body, "BucketKeyEnabled").map(|on| on == "true");
-        sse.context = None;
-    });
-    Ok(success(String::new()))
+    let sse = StoredSse {
+        algorithm: Some("aws:kms".into()),
+        kms_key: Some(arn.to_owned()),
+        bucket_key: element(&body, "BucketKeyEnabled").map(|on| on == "true"),
+        ..StoredSse::default()
+    };
+    // Bytes, ETag and time stay.
+    let now = Object { sse, ..Object::clone(&object) };
+    match bucket.put(&key, now, &WriteCondition::Matches(object.e_tag.clone())) {
+        Ok(()) => Ok(success(String::new())),
+        Err(_) => Ok(refusal(409, "OperationAborted")),
+    }
 }
 
 /// Bucket and key of a path-style request.
@@ -83,10 +87,4 @@ fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
 
 fn success(body: String) -> Response<Body> {
     Response::new(Body::from(body))
-}
-
-fn refusal(status: u16, code: &str) -> Response<Body> {
-    let xml = format!("<Error><Code>{code}</Code><Message>refused</Message></Error>");
-    let answer = Response::builder().status(status).header(header::CONTENT_TYPE, "application/xml");
-    answer.body(Body::from(xml)).expect("a fixed answer")
 }
