@@ -11,6 +11,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -18,6 +19,7 @@ use futures::future::{BoxFuture, Shared};
 use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::base::{Ino, SegmentId};
 use crate::store::error::{ErrorClass, class};
@@ -27,6 +29,9 @@ use crate::store::segments::SegmentStore;
 pub const BLOCK: u64 = 64 << 10;
 /// The most that one GET fetches.
 pub const FETCH_BYTES_MAX: u64 = 4 << 20;
+/// A fetch that could not begin for so long is given up: its segment may have been deleted since
+/// it was planned, which would be taken for damage. Well below the grace of dead segments.
+const TURN_MAX: Duration = Duration::from_secs(120);
 /// What the first small file of a segment fetches around itself.
 const WINDOW_FIRST: u64 = 256 << 10;
 /// Segments whose locality is remembered.
@@ -138,6 +143,11 @@ pub struct BlockCache {
 
 fn read_error(segment: SegmentId, e: &object_store::Error) -> ReadError {
     ReadError { segment, class: class(e), message: e.to_string().into() }
+}
+
+fn never_begun(segment: SegmentId) -> ReadError {
+    let message = format!("no answer to earlier requests for {} s", TURN_MAX.as_secs());
+    ReadError { segment, class: ErrorClass::Transport, message: message.into() }
 }
 
 /// The part of `start..end` that `data` has, which is the bytes of a segment from `base` on.
@@ -331,9 +341,15 @@ impl BlockCache {
         let blocks = run.clone();
         let (start, end) = (run.start as u64 * BLOCK, run.end as u64 * BLOCK);
         let work = async move {
-            let permit = cache.fetches.clone().acquire_owned().await;
-            let _permit = permit.expect("the semaphore is never closed");
-            let got = cache.segments.get_up_to(id, start..end).await;
+            let turn = timeout(TURN_MAX, cache.fetches.clone().acquire_owned()).await;
+            let got = match turn {
+                Ok(permit) => {
+                    let _permit = permit.expect("the semaphore is never closed");
+                    let got = cache.segments.get_up_to(id, start..end).await;
+                    got.map_err(|e| read_error(id, &e))
+                }
+                Err(_) => Err(never_begun(id)),
+            };
             let mut inner = cache.inner.lock();
             for b in run.clone() {
                 inner.running.remove(&(id, b));
@@ -343,7 +359,7 @@ impl BlockCache {
                     inner.insert(id, run, data.clone(), cache.options.bytes_max);
                     Ok(data)
                 }
-                Err(e) => Err(read_error(id, &e)),
+                Err(e) => Err(e),
             }
         };
         let fetch: Fetch = work.boxed().shared();
