@@ -24,6 +24,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use sealfs::base::Ino;
+use sealfs::commit::CleanOptions;
 use sealfs::fs::{Fs, FsError, Kind, RenameFlags, SetAttr, WriteFlags};
 use sealfs::journal::disk_sim::{Fault, Restart, SimDisk};
 use sealfs::stack::{LocalDisk, Mounted};
@@ -379,6 +380,10 @@ fn when(history: &[(usize, Tree)], seen: &Tree, from: usize, what: &str) -> usiz
     }
 }
 
+const AT_ONCE: CleanOptions =
+    CleanOptions { dead_bytes_min: 1, tiny_min: 2, look_every: Duration::ZERO };
+const NEVER: CleanOptions = CleanOptions { dead_bytes_min: 0, ..AT_ONCE };
+
 /// Points that are visited at once.
 const POINTS_AT_ONCE: usize = 40;
 
@@ -386,10 +391,18 @@ fn stride() -> u64 {
     if std::env::var_os("SEALFS_TEST_FULL").is_some() { 1 } else { 4 }
 }
 
-async fn mounted(bench: &Bench, disk: Option<&SimDisk>) -> std::result::Result<Mounted, String> {
+async fn mounted(
+    bench: &Bench,
+    disk: Option<&SimDisk>,
+    clean: CleanOptions,
+) -> std::result::Result<Mounted, String> {
     let change = |o: &mut sealfs::stack::MountOptions| {
         o.takeover = true;
         o.commit_interval = Duration::from_secs(3600);
+        o.clean = clean;
+        if clean.dead_bytes_min > 0 {
+            o.dead_grace = Duration::ZERO; // nobody reads what they clean
+        }
         o.read_timeout = Duration::from_secs(2);
         o.open_timeout = Duration::from_secs(3); // SlateDB goes on asking a store that is dead
         if let Some(disk) = disk {
@@ -405,7 +418,7 @@ async fn check_bucket(bucket: &Arc<InMemory>, history: &[(usize, Tree)], from: u
     let elsewhere = Bench { store, local: tempfile::tempdir().expect("tempdir") };
     let report = elsewhere.fsck(|_| {}).await;
     assert_eq!(report.problems, [], "{what}");
-    let m = mounted(&elsewhere, None).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+    let m = mounted(&elsewhere, None, NEVER).await.unwrap_or_else(|e| panic!("{what}: {e}"));
     when(history, &look(&m.fs).await, from, &format!("{what}: another machine"));
     m.shutdown(Duration::ZERO).await;
 }
@@ -415,13 +428,26 @@ async fn a_crash_at_every_request_to_the_store_leaves_a_state_of_history() {
     // Guards against a commit that is visible by halves, is applied twice after its answer was
     // lost, or forgets what was acknowledged. The process dies at the nth request, for each n
     // that the workload reaches, once before and once after the store has acted.
+    sweep(NEVER).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_while_segments_are_cleaned_leaves_a_state_of_history() {
+    // Guards against extents that name what was never uploaded or is deleted, and against
+    // segments that no row knows. The same, with a round of cleaning after each commit.
+    sweep(AT_ONCE).await;
+}
+
+async fn sweep(clean: CleanOptions) {
     let history = history();
     let bucket = Arc::new(InMemory::new());
     let bench = Bench::over(bucket.clone()).await;
     let whole = Mortal::new(bucket.clone(), u64::MAX, true);
     let bench = Bench { store: whole.clone(), ..bench };
-    let m = mounted(&bench, None).await.expect("mounts");
+    let m = mounted(&bench, None, clean).await.expect("mounts");
     assert_eq!(work(&m).await.bucket, 21, "without a fault everything is synced");
+    let cleaned = m.control.status().cleaned_bytes;
+    assert_eq!(cleaned > 0, clean.dead_bytes_min > 0, "{cleaned} bytes were moved");
     m.shutdown(LONG).await;
     let requests = whole.requests.load(Ordering::SeqCst);
     assert!(requests > 60, "the workload reaches only {requests} requests");
@@ -430,17 +456,17 @@ async fn a_crash_at_every_request_to_the_store_leaves_a_state_of_history() {
     let count = points.len();
     // Most of a point is waiting for things that are dead.
     let visits = futures::stream::iter(points);
-    visits.for_each_concurrent(POINTS_AT_ONCE, |(n, acts)| die_at(&history, n, acts)).await;
+    visits.for_each_concurrent(POINTS_AT_ONCE, |(n, acts)| die_at(&history, n, acts, clean)).await;
     eprintln!("{count} crash points at the store, {requests} requests");
 }
 
 /// One point of the sweep over requests to the store.
-async fn die_at(history: &[(usize, Tree)], n: u64, acts: bool) {
+async fn die_at(history: &[(usize, Tree)], n: u64, acts: bool, clean: CleanOptions) {
     let bucket = Arc::new(InMemory::new());
     let mut bench = Bench::over(bucket.clone()).await;
     let mortal = Mortal::new(bucket.clone(), n, acts);
     bench.store = mortal.clone();
-    let reached = match mounted(&bench, None).await {
+    let reached = match mounted(&bench, None, clean).await {
         Err(_) => Reached::default(), // died while mounting
         Ok(m) => {
             let reached = work(&m).await;
@@ -451,7 +477,7 @@ async fn die_at(history: &[(usize, Tree)], n: u64, acts: bool) {
     let what = mortal.point();
     check_bucket(&bucket, history, reached.bucket, &what).await;
     bench.store = bucket.clone();
-    let m = mounted(&bench, None).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+    let m = mounted(&bench, None, NEVER).await.unwrap_or_else(|e| panic!("{what}: {e}"));
     // A killed process loses nothing that it had answered.
     when(history, &look(&m.fs).await, reached.done, &what);
     assert!(m.sync(LONG).await, "{what}");
@@ -477,7 +503,7 @@ async fn a_crash_at_every_request_to_the_disk_leaves_a_state_of_history() {
             let disk = SimDisk::new();
             disk.fault_at(n, Fault::Crash);
             let what = format!("disk request {n}, {how:?}");
-            let reached = match mounted(&bench, Some(&disk)).await {
+            let reached = match mounted(&bench, Some(&disk), NEVER).await {
                 Err(_) => Reached::default(),
                 Ok(m) => {
                     let reached = work(&m).await;
@@ -488,7 +514,8 @@ async fn a_crash_at_every_request_to_the_disk_leaves_a_state_of_history() {
             ended |= !disk.crashed();
             disk.restart(how);
             check_bucket(&bucket, &history, reached.bucket, &what).await;
-            let m = mounted(&bench, Some(&disk)).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+            let m =
+                mounted(&bench, Some(&disk), NEVER).await.unwrap_or_else(|e| panic!("{what}: {e}"));
             // Killed: everything that was answered. Power lost: everything that was synced.
             let kept = if how == Restart::Kill { reached.done } else { reached.local };
             when(&history, &look(&m.fs).await, kept, &what);

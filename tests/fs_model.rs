@@ -23,10 +23,11 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
         .expect("a runtime")
 });
 
-/// Runs a script; `slow`: on a store that takes its time, `lost`: the machine is lost at its end.
-fn run(script: &[Op], slow: bool, lost: bool) -> Result<(), String> {
+/// Runs a script; `slow`: on a store that takes its time, `lost`: the machine is lost at its end,
+/// `clean`: segments are cleaned all the while.
+fn run(script: &[Op], slow: bool, lost: bool, clean: bool) -> Result<(), String> {
     RUNTIME.block_on(async {
-        let mut world = World::new(slow).await;
+        let mut world = World::new(slow, clean).await;
         for (n, op) in script.iter().enumerate() {
             world.apply(op).await.map_err(|e| format!("step {n}, {op:?}: {e}"))?;
         }
@@ -47,9 +48,10 @@ fn random_scripts_do_what_the_model_does() {
         max_shrink_time: 120_000,
         ..Config::default()
     });
-    let scripts = (prop::collection::vec(op(), 1..40), any::<bool>(), any::<bool>());
-    let outcome = runner.run(&scripts, |(script, slow, lost)| {
-        run(&script, slow, lost).map_err(TestCaseError::fail)
+    let flag = any::<bool>;
+    let scripts = (prop::collection::vec(op(), 1..40), flag(), flag(), flag());
+    let outcome = runner.run(&scripts, |(script, slow, lost, clean)| {
+        run(&script, slow, lost, clean).map_err(TestCaseError::fail)
     });
     match outcome {
         Err(TestError::Fail(why, script)) => panic!("{why}; the script, shrunk: {script:?}"),
@@ -62,5 +64,5 @@ fn statistics_count_what_a_newer_generation_takes_away_from_an_older_one() {
     // Guards against sums that stop at zero between two pending generations: the newer one
     // takes away what only the older one has added. Was: bytes in statfs 4096, not 0.
     let script = [Op::Create(At(0, 0)), Op::Write(0, 0, 1), Op::Freeze, Op::Resize(0, 0)];
-    assert_eq!(run(&script, false, false), Ok(()));
+    assert_eq!(run(&script, false, false, false), Ok(()));
 }

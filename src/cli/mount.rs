@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use log::LevelFilter;
 
+use crate::commit::{CleanOptions, CommitOptions};
 use crate::fuse::{Options as FuseOptions, TTL_FOLLOWER};
 use crate::seal::forbid_dumps;
 use crate::stack::{LocalDisk, MountOptions};
@@ -61,6 +62,10 @@ pub struct MountArgs {
     /// Refuse a bucket that is older than this commit (`sealfs status` shows the number)
     #[arg(long, value_name = "COMMIT", default_value_t = 0)]
     at_least: u64,
+    /// Move what is live out of half-dead segments once so much in them is dead, and merge tiny
+    /// ones; 0: never
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = size)]
+    clean_after: u64,
 }
 
 /// What a mount keeps on this machine, and how long it waits.
@@ -209,6 +214,8 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
         mount_point: point.clone(),
         disk: LocalDisk::default(),
         open_timeout: MountOptions::OPEN_TIMEOUT,
+        clean: CleanOptions { dead_bytes_min: args.clean_after, ..CleanOptions::default() },
+        dead_grace: CommitOptions::default().dead_grace,
         secret: args.secret.read(false)?, // last: nobody types it for a wrong flag
     };
     Ok(Plan { volume, fuse, point })

@@ -23,14 +23,18 @@ use super::work::Work;
 use crate::base::SegmentId;
 use crate::journal::{Journal, JournalError};
 use crate::meta::{CommitRow, Stats, keys};
+use crate::store::kv::KvError;
 use crate::store::segments::SegmentStore;
+
+/// A row to write; without a value, to delete.
+type Change = (Bytes, Option<Bytes>);
 
 /// Segments that are uploaded at once.
 const UPLOADS_MAX: usize = 3;
 /// How often a commit that waits looks whether level 0 is what it waits for.
 const COMPACT_LOOK: Duration = Duration::from_millis(500);
 
-fn new_segment_id() -> SegmentId {
+pub(super) fn new_segment_id() -> SegmentId {
     let mut id = [0; 16];
     getrandom::fill(&mut id).expect("the operating system gives random bytes");
     SegmentId(id)
@@ -56,6 +60,7 @@ impl Committer {
         if !generation.dropped.is_empty() || work.has_abandoned() {
             self.reclaim.lock().wake();
         }
+        self.clean_counts.freed.fetch_add(work.freed, Ordering::Relaxed);
         self.committed.send_replace(row);
         Ok(())
     }
@@ -66,17 +71,26 @@ impl Committer {
             // An earlier try got as far as the memtable or the bucket: writing the position
             // again makes all of it durable. Applying it twice would count extents twice.
             Some((row, stats)) => (vec![(commit_key(), Some(row.encode()))], row, stats),
-            None => self.rows(work).await?,
+            None => {
+                let (rows, freed, row, stats) = self.rows(work).await?;
+                work.freed = freed;
+                (rows, row, stats)
+            }
         };
-        let kv = self.view.kv();
-        let commit = kv.commit(rows);
+        self.write_rows(rows).await?;
+        Ok((row, stats))
+    }
+
+    /// Writes rows as one atomic batch; returns when the bucket has it.
+    ///
+    /// # Errors
+    /// As [`crate::store::kv::Kv::commit`]: the batch may be there all the same.
+    pub(super) async fn write_rows(&self, rows: Vec<Change>) -> Result<(), KvError> {
+        let commit = self.view.kv().commit(rows);
         tokio::pin!(commit);
         loop {
             tokio::select! {
-                done = &mut commit => {
-                    done?;
-                    return Ok((row, stats));
-                }
+                done = &mut commit => return done,
                 // It may wait for room in level 0, which only a compaction makes.
                 _ = tokio::time::sleep(COMPACT_LOOK) => self.compact_if_needed(),
             }
@@ -128,11 +142,8 @@ impl Committer {
         Ok(())
     }
 
-    #[allow(clippy::type_complexity)]
-    async fn rows(
-        &self,
-        work: &Work,
-    ) -> Result<(Vec<(Bytes, Option<Bytes>)>, CommitRow, Stats), CommitError> {
+    /// The rows of a commit, and the bytes of older segments that they free.
+    async fn rows(&self, work: &Work) -> Result<(Vec<Change>, u64, CommitRow, Stats), CommitError> {
         let (generation, plan): (&Generation, &Plan) = (&work.generation, &work.plan);
         let mut changes = Changes::default();
         for (file, ranges, fresh) in &plan.files {
@@ -142,7 +153,7 @@ impl Committer {
             resolve::drop_file(&self.view, &mut changes, *file).await?;
         }
         let sizes: HashMap<SegmentId, u64> = plan.segments.iter().map(|s| (s.id, s.len)).collect();
-        resolve::settle_segments(&self.view, &mut changes, &sizes, unix_secs()).await?;
+        let freed = resolve::settle_segments(&self.view, &mut changes, &sizes, unix_secs()).await?;
         work.bury_abandoned(&mut changes, unix_secs());
         let before = *self.committed.borrow();
         let row = CommitRow {
@@ -155,7 +166,7 @@ impl Committer {
         let mut stats = self.view.committed_stats();
         stats.inodes = stats.inodes.saturating_add_signed(generation.inodes);
         stats.bytes = stats.bytes.saturating_add_signed(generation.bytes);
-        let mut rows: Vec<(Bytes, Option<Bytes>)> =
+        let mut rows: Vec<Change> =
             Vec::with_capacity(generation.rows.len() + changes.rows.len() + 3);
         for (key, pending) in &generation.rows {
             rows.push((Bytes::copy_from_slice(key), pending.value.clone()));
@@ -165,7 +176,7 @@ impl Committer {
         let writer = Bytes::copy_from_slice(&self.options.instance);
         rows.push((Bytes::from(keys::writer().into_vec()), Some(writer)));
         rows.push((Bytes::from(keys::stats().into_vec()), Some(stats.encode())));
-        Ok((rows, row, stats))
+        Ok((rows, freed, row, stats))
     }
 }
 

@@ -13,6 +13,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+use super::clean::{self, CleanOptions};
 use super::reclaim;
 use super::view::{View, ViewError, last_commit};
 use super::work::Work;
@@ -37,6 +38,8 @@ pub struct CommitOptions {
     pub dead_grace: Duration,
     /// Names the mount in every commit (`g writer`).
     pub instance: [u8; 16],
+    /// When segments are cleaned.
+    pub clean: CleanOptions,
 }
 
 impl Default for CommitOptions {
@@ -45,6 +48,7 @@ impl Default for CommitOptions {
             interval: Duration::from_secs(2),
             dead_grace: Duration::from_secs(300),
             instance: [0; 16],
+            clean: CleanOptions::default(),
         }
     }
 }
@@ -80,6 +84,8 @@ pub struct Progress {
     pub sequence: u64,
     /// File bytes uploaded since the mount.
     pub uploaded_bytes: u64,
+    /// Live bytes moved out of segments that were cleaned, since the mount.
+    pub cleaned_bytes: u64,
 }
 
 /// Why a commit did not go through.
@@ -91,6 +97,12 @@ pub enum CommitError {
     /// A segment could not be uploaded.
     #[error("uploading segment {0}: {1}")]
     Upload(SegmentId, #[source] object_store::Error),
+    /// A segment that is to be cleaned could not be read.
+    #[error("moving live data out of segment {0}: {1}")]
+    Clean(SegmentId, #[source] object_store::Error),
+    /// The task of a round of cleaning.
+    #[error("{0}")]
+    Round(String),
     /// The local journal could not be read.
     #[error("reading the journal: {0}")]
     Journal(#[from] JournalError),
@@ -126,7 +138,7 @@ pub struct Committer {
     pub(super) journal: Arc<Journal>,
     pub(super) segments: Arc<SegmentStore>,
     pub(super) options: CommitOptions,
-    wake: Notify,
+    pub(super) wake: Arc<Notify>,
     wanted: AtomicU64,
     pub(super) committed: watch::Sender<CommitRow>,
     state: watch::Sender<WriterState>,
@@ -134,6 +146,8 @@ pub struct Committer {
     /// The generation whose commit failed, and what of it the bucket has.
     pub(super) work: Mutex<Option<Work>>,
     pub(super) reclaim: Mutex<reclaim::State>,
+    pub(super) clean: Mutex<clean::State>,
+    pub(super) clean_counts: clean::Counts,
     stop: watch::Sender<bool>,
     gates: Gates,
 }
@@ -153,6 +167,17 @@ pub fn unix_secs() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
+/// Commits do not wait for `what` if it cannot be done now.
+fn put_off(what: &str, outcome: Result<(), CommitError>) -> Result<(), CommitError> {
+    match outcome {
+        Err(e) if !e.is_fenced() && !e.needs_reopen() => {
+            log::warn!("{what} failed, will be tried again: {e}");
+            Ok(())
+        }
+        outcome => outcome,
+    }
+}
+
 impl Committer {
     /// A committer that goes on after `committed`. Call [`Committer::run`] to start it.
     pub fn new(
@@ -168,13 +193,15 @@ impl Committer {
             journal,
             segments,
             options,
-            wake: Notify::new(),
+            wake: Arc::default(),
             wanted: AtomicU64::new(0),
             committed: watch::Sender::new(committed),
             state: watch::Sender::new(WriterState::Online),
             uploaded: AtomicU64::new(0),
             work: Mutex::new(None),
-            reclaim: Mutex::new(reclaim::State::default()),
+            reclaim: Mutex::default(),
+            clean: Mutex::default(),
+            clean_counts: clean::Counts::default(),
             stop: watch::Sender::new(false),
             gates,
         })
@@ -189,6 +216,12 @@ impl Committer {
             self.note_failure(&CommitError::Internal(text.to_string())).await;
             tokio::time::sleep(RETRY_PAUSE_MAX).await;
         }
+        self.give_up_cleaning();
+    }
+
+    /// Ends a round of cleaning: nobody is left to write its rows.
+    pub fn give_up_cleaning(&self) {
+        std::mem::take(&mut *self.clean.lock());
     }
 
     async fn commit_until_stopped(&self) {
@@ -266,6 +299,8 @@ impl Committer {
     /// Opens the metadata store again and makes sure that what it has is this mount's.
     async fn reopen(&self) -> Result<(), CommitError> {
         self.view.kv().reopen((self.gates.still_ours)()).await?;
+        // A batch whose outcome was unknown is there now, or never will be.
+        self.view.invalidate();
         let ours = self.committed();
         match last_commit(self.view.kv()).await? {
             Some(row) if row.journal != ours.journal && row.sequence > ours.sequence => {
@@ -290,7 +325,7 @@ impl Committer {
         (asked && last > self.committed.borrow().position) || overdue
     }
 
-    /// Commits what is due, then does a bounded piece of reclaiming.
+    /// Commits what is due, then does a bounded piece of reclaiming and of cleaning.
     async fn step(&self) -> Result<(), CommitError> {
         loop {
             if *self.state.borrow() == WriterState::Fenced {
@@ -303,15 +338,12 @@ impl Committer {
         if !(self.gates.may_delete)() {
             return Ok(());
         }
-        match self.reclaim_some().await {
-            // Commits do not wait for what cannot be reclaimed now.
-            Err(e) if !e.is_fenced() && !e.needs_reopen() => {
-                log::warn!("reclaiming deleted data failed, will be tried again: {e}");
-                self.reclaim.lock().pause();
-                Ok(())
-            }
-            outcome => outcome,
+        let reclaimed = self.reclaim_some().await;
+        if reclaimed.is_err() {
+            self.reclaim.lock().pause();
         }
+        put_off("reclaiming deleted data", reclaimed)?;
+        put_off("cleaning segments", self.clean_some().await)
     }
 
     /// Level 0 must be compacted even while something is damaged: full, it would stop every
@@ -323,9 +355,11 @@ impl Committer {
     async fn reclaim_some(&self) -> Result<(), CommitError> {
         let mut state = std::mem::take(&mut *self.reclaim.lock());
         let grace = self.options.dead_grace;
-        let result = reclaim::step(&self.view, &self.segments, &mut state, grace).await;
+        let spared = |id| self.clean.lock().reads(id);
+        let result = reclaim::step(&self.view, &self.segments, &mut state, grace, spared).await;
         *self.reclaim.lock() = state;
-        result.map_err(CommitError::from)
+        self.clean_counts.freed.fetch_add(result?, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Asks for a commit of everything applied so far and waits until the bucket has it, the
@@ -408,6 +442,7 @@ impl Committer {
             oldest: since.map(|s: Instant| s.elapsed()),
             committed: row.position,
             sequence: row.sequence,
+            cleaned_bytes: self.clean_counts.moved.load(Ordering::Relaxed),
             uploaded_bytes: self.uploaded.load(Ordering::Relaxed),
         }
     }

@@ -14,12 +14,14 @@
 //! | `work` | one commit on its way, kept over failed tries |
 //! | `replay` | the journal's records become pending changes again |
 //! | `check` | whether committed rows keep the rules among each other |
+//! | `clean` | live bytes leave segments that are mostly dead, or tiny |
 //! | `reclaim` | deleted data: extents in bounded batches, then dead segments |
 
 mod attempt;
 pub mod batch;
 mod caches;
 pub mod check;
+mod clean;
 pub mod committer;
 pub mod pack;
 pub mod pending;
@@ -30,6 +32,7 @@ pub mod view;
 mod work;
 
 pub use batch::{Batch, DataOp, RowOp};
+pub use clean::CleanOptions;
 pub use committer::{CommitError, CommitOptions, Committer, Gates, Progress, WriterState};
 pub use pending::Generation;
 pub use view::{Lookup, View, ViewError, last_commit};

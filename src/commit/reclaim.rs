@@ -9,8 +9,8 @@ use futures::StreamExt;
 use super::committer::unix_secs;
 use super::resolve::{self, Changes};
 use super::view::{View, ViewError};
-use crate::data::Extent;
-use crate::meta::{DecodeError, ExtentRow, keys};
+use crate::base::SegmentId;
+use crate::meta::{DecodeError, keys};
 use crate::store::error::{ErrorClass, class};
 use crate::store::segments::SegmentStore;
 
@@ -46,15 +46,18 @@ impl State {
     }
 }
 
-/// Reclaims a bounded piece. Called by the committer between commits: it alone writes.
+/// Reclaims a bounded piece; returns how many bytes of segments are not referred to any more.
+/// Called by the committer between commits: it alone writes. The segments `spared` are not
+/// deleted now: a round of cleaning is about to read them, and they may have died since.
 pub async fn step(
     view: &View,
     segments: &SegmentStore,
     state: &mut State,
     grace: Duration,
-) -> Result<(), ViewError> {
+    spared: impl Fn(SegmentId) -> bool,
+) -> Result<u64, ViewError> {
     if state.not_before.is_some_and(|at| at > Instant::now()) {
-        return Ok(());
+        return Ok(0);
     }
     state.not_before = None;
     if state.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
@@ -62,23 +65,25 @@ pub async fn step(
         state.data_due = true;
         state.segments_due.get_or_insert_with(Instant::now);
     }
+    let mut freed = 0;
     if state.data_due {
-        state.data_due = reclaim_data(view).await?;
+        (state.data_due, freed) = reclaim_data(view).await?;
         state.segments_due.get_or_insert_with(|| Instant::now() + grace);
     }
     if state.segments_due.is_some_and(|at| at <= Instant::now()) {
-        let next = delete_segments(view, segments, grace).await?;
+        let next = delete_segments(view, segments, grace, spared).await?;
         state.segments_due = next.map(|wait| Instant::now() + wait);
     }
-    Ok(())
+    Ok(freed)
 }
 
-/// Deletes up to [`BATCH_ROWS`] rows behind `r` rows; true if there may be more.
-async fn reclaim_data(view: &View) -> Result<bool, ViewError> {
+/// Deletes up to [`BATCH_ROWS`] rows behind `r` rows; whether there may be more, and how many
+/// bytes of segments that frees.
+async fn reclaim_data(view: &View) -> Result<(bool, u64), ViewError> {
     let (from, to) = keys::all_with_tag(b'r');
     let todo = view.kv().scan(&from, &to, 64, 1 << 16).await?;
     if todo.is_empty() {
-        return Ok(false);
+        return Ok((false, 0));
     }
     let mut out = Changes::default();
     let mut left = BATCH_ROWS;
@@ -97,12 +102,8 @@ async fn reclaim_data(view: &View) -> Result<bool, ViewError> {
             let (from, to) = keys::extents_above(ino, generation, 0);
             let rows = view.kv().scan(&from, &to, left, 1 << 20).await?;
             for (k, v) in &rows {
-                let (_, _, end) = keys::extent_of(k).ok_or(DecodeError("extent key"))?;
-                let row = ExtentRow::decode(v)?;
-                let start = end.checked_sub(row.len).ok_or(DecodeError("extent before 0"))?;
-                let offset = row.segment_offset;
-                let extent = Extent { start, end, segment: row.segment, offset };
-                out.delete_extent((ino, generation), &extent);
+                let (file, extent) = resolve::extent_of(k, v)?;
+                out.delete_extent(file, &extent);
             }
             let done = rows.len() < left;
             left -= rows.len();
@@ -115,10 +116,10 @@ async fn reclaim_data(view: &View) -> Result<bool, ViewError> {
             break;
         }
     }
-    resolve::settle_segments(view, &mut out, &Default::default(), unix_secs()).await?;
+    let freed = resolve::settle_segments(view, &mut out, &Default::default(), unix_secs()).await?;
     let rows = out.rows.into_iter().map(|(k, v)| (Bytes::from(k.into_vec()), v));
     view.kv().commit(rows).await?;
-    Ok(true)
+    Ok((true, freed))
 }
 
 /// Deletes segments that have been dead for `grace`; how long to wait before there is more to
@@ -127,6 +128,7 @@ async fn delete_segments(
     view: &View,
     segments: &SegmentStore,
     grace: Duration,
+    spared: impl Fn(SegmentId) -> bool,
 ) -> Result<Option<Duration>, ViewError> {
     let (from, to) = keys::all_with_tag(b'z');
     let found = view.kv().scan(&from, &to, BATCH_SEGMENTS, 1 << 16).await?;
@@ -140,6 +142,10 @@ async fn delete_segments(
             // A clock that was set back must not postpone it beyond the grace.
             next = Some(Duration::from_secs((over - now).clamp(1, grace.as_secs().max(1))));
             break;
+        }
+        if spared(id) {
+            next = Some(PAUSE);
+            continue;
         }
         dead.push((key, value, id));
     }

@@ -10,10 +10,12 @@ use super::pending::FileKey;
 use super::view::{View, ViewError};
 use crate::base::SegmentId;
 use crate::data::{Extent, Overlay, Source};
-use crate::meta::{ExtentRow, Key, SegmentRow, keys};
+use crate::meta::{DecodeError, ExtentRow, Key, SegmentRow, keys};
 
-/// Committed extents that one scan brings.
-const SCAN_ROWS: usize = 256;
+/// Committed extents that the first scan for a range brings, and the most that a later one does:
+/// a small file has one, a long write may cover thousands.
+const SCAN_ROWS_FIRST: usize = 8;
+const SCAN_ROWS_MAX: usize = 256;
 /// A dropped file with at most this many extents is deleted with the commit; a larger one in
 /// the background, so that deleting it is a constant number of rows now.
 pub const INLINE_DROP_EXTENTS: usize = 64;
@@ -40,6 +42,15 @@ impl Changes {
     }
 }
 
+/// The file and the extent that an `e` row stands for.
+pub fn extent_of(key: &[u8], value: &[u8]) -> Result<(FileKey, Extent), DecodeError> {
+    let (ino, generation, end) = keys::extent_of(key).ok_or(DecodeError("extent key"))?;
+    let row = ExtentRow::decode(value)?;
+    let start = end.checked_sub(row.len).ok_or(DecodeError("extent before 0"))?;
+    let extent = Extent { start, end, segment: row.segment, offset: row.segment_offset };
+    Ok(((ino, generation), extent))
+}
+
 /// Applies `changes` of one file to its committed extents. `fresh`: it has none.
 pub async fn apply_file(
     view: &View,
@@ -48,19 +59,43 @@ pub async fn apply_file(
     changes: &[Change],
     fresh: bool,
 ) -> Result<(), ViewError> {
-    let mut old: BTreeMap<u64, Extent> = BTreeMap::new();
-    if !fresh {
-        // Everything below `known` has been looked at; skips what no change touches.
-        let mut known = 0;
-        for change in changes {
-            while known < change.end {
-                let from = known.max(change.start);
-                let (extents, complete_to) = view.scan_extents(file, from, SCAN_ROWS).await?;
-                old.extend(extents.into_iter().map(|e| (e.end, e)));
-                known = complete_to;
-            }
+    let old = match fresh {
+        true => BTreeMap::new(),
+        false => committed(view, file, changes.iter().map(|c| (c.start, c.end))).await?,
+    };
+    apply_changes(out, file, changes, &old);
+    Ok(())
+}
+
+/// The committed extents that touch `ranges`, which are in order, and some beside them, by end.
+pub async fn committed(
+    view: &View,
+    file: FileKey,
+    ranges: impl Iterator<Item = (u64, u64)>,
+) -> Result<BTreeMap<u64, Extent>, ViewError> {
+    let mut found = BTreeMap::new();
+    // Everything below `known` has been looked at; skips what no range touches.
+    let mut known = 0;
+    let mut rows = SCAN_ROWS_FIRST;
+    for (start, end) in ranges {
+        while known < end {
+            let from = known.max(start);
+            let (extents, complete_to) = view.scan_extents(file, from, rows).await?;
+            found.extend(extents.into_iter().map(|e| (e.end, e)));
+            known = complete_to;
+            rows = (rows * 4).min(SCAN_ROWS_MAX);
         }
     }
+    Ok(found)
+}
+
+/// Applies `changes` of one file to its extents `old`: all that the changes touch, by end.
+pub fn apply_changes(
+    out: &mut Changes,
+    file: FileKey,
+    changes: &[Change],
+    old: &BTreeMap<u64, Extent>,
+) {
     let mut now: Overlay<Source> = Overlay::default();
     for e in old.values() {
         now.insert(e.start, e.end, Source::Segment { id: e.segment, offset: e.offset });
@@ -92,13 +127,12 @@ pub async fn apply_file(
     }
     if kept < old.len() {
         let ends: std::collections::BTreeSet<u64> = now.iter().map(|(_, end, _)| end).collect();
-        for (end, e) in &old {
+        for (end, e) in old {
             if !ends.contains(end) {
                 out.delete_extent(file, e);
             }
         }
     }
-    Ok(())
 }
 
 /// Drops all committed extents of a data generation, if they are few; else leaves a `r` row.
@@ -116,18 +150,21 @@ pub async fn drop_file(view: &View, out: &mut Changes, file: FileKey) -> Result<
 }
 
 /// Turns changes of live bytes into `s` rows; a segment that nothing refers to any more
-/// becomes a `z` row dated `now_secs`. `new` are the sizes of the segments just uploaded.
+/// becomes a `z` row dated `now_secs`. `new` are the sizes of the segments just uploaded. Returns
+/// how many bytes of older segments are not referred to any more.
 pub async fn settle_segments(
     view: &View,
     out: &mut Changes,
     new: &HashMap<SegmentId, u64>,
     now_secs: u64,
-) -> Result<(), ViewError> {
+) -> Result<u64, ViewError> {
+    let mut freed = 0;
     let mut totals = std::mem::take(&mut out.live);
     for id in new.keys() {
         totals.entry(*id).or_insert(0);
     }
     for (id, delta) in totals {
+        freed += delta.min(0).unsigned_abs();
         let key = keys::segment(id);
         let before = match new.get(&id) {
             Some(&size) => Some(SegmentRow { size, live: 0 }),
@@ -152,5 +189,5 @@ pub async fn settle_segments(
             out.rows.insert(key, Some(SegmentRow { size: before.size, live }.encode()));
         }
     }
-    Ok(())
+    Ok(freed)
 }

@@ -15,11 +15,12 @@ use parking_lot::{Mutex, RwLock};
 use super::batch::Batch;
 use super::caches::{ExtentCache, KnownExtents, RowCache};
 use super::pending::{FileKey, Generation};
+use super::resolve::extent_of;
 use crate::base::{Ino, JournalPos};
 use crate::data::plan::Pending;
 use crate::data::{Extent, Part};
 use crate::journal::RecordLoc;
-use crate::meta::{CommitRow, DecodeError, ExtentRow, Inode, Key, Stats, keys};
+use crate::meta::{CommitRow, DecodeError, Inode, Key, Stats, keys};
 use crate::store::kv::{Kv, KvError};
 
 /// A generation whose rows take this much memory is closed: one metadata batch stays small.
@@ -212,7 +213,14 @@ impl View {
         self.pending_data_bytes.fetch_sub(generation.data_bytes, Ordering::Relaxed);
     }
 
-    /// Drops what is cached of the store (a follower saw a newer state).
+    /// Drops the cached extents of `files`: their rows have changed.
+    pub fn forget_extents<'a>(&self, files: impl Iterator<Item = &'a FileKey>) {
+        self.retired.fetch_add(1, Ordering::AcqRel);
+        let mut extents = self.extents.lock();
+        files.for_each(|file| extents.pop(file));
+    }
+
+    /// Drops what is cached of the store: a follower saw a newer state, or it was opened again.
     pub fn invalidate(&self) {
         self.retired.fetch_add(1, Ordering::AcqRel);
         self.rows.lock().clear();
@@ -435,13 +443,10 @@ impl View {
     ) -> Result<(Vec<Extent>, u64), ViewError> {
         let (from, to) = keys::extents_above(ino, generation, start);
         let rows = self.kv.scan(&from, &to, limit, READ_AHEAD_BYTES).await?;
-        let mut extents = Vec::with_capacity(rows.len());
-        for (key, value) in &rows {
-            let (_, _, end) = keys::extent_of(key).ok_or(DecodeError("extent key"))?;
-            let row = ExtentRow::decode(value)?;
-            let start = end.checked_sub(row.len).ok_or(DecodeError("extent before 0"))?;
-            extents.push(Extent { start, end, segment: row.segment, offset: row.segment_offset });
-        }
+        let extents: Vec<Extent> = rows
+            .iter()
+            .map(|(key, value)| Ok(extent_of(key, value)?.1))
+            .collect::<Result<_, DecodeError>>()?;
         let complete_to = match extents.last() {
             Some(last) if rows.len() == limit => last.end,
             _ => u64::MAX,

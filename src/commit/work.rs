@@ -20,6 +20,8 @@ pub(super) struct Work {
     /// For each segment of the plan, whether the bucket has it.
     uploaded: Vec<bool>,
     abandoned: Vec<SegmentId>,
+    /// Bytes of older segments that nothing refers to once this is committed.
+    pub(super) freed: u64,
 }
 
 impl Work {
@@ -27,7 +29,7 @@ impl Work {
     pub(super) fn new(generation: Arc<Generation>, new_id: impl FnMut() -> SegmentId) -> Work {
         let plan = pack(&generation, new_id);
         let uploaded = vec![false; plan.segments.len()];
-        Work { generation, plan, uploaded, abandoned: Vec::new() }
+        Work { generation, plan, uploaded, abandoned: Vec::new(), freed: 0 }
     }
 
     /// Positions in the plan of the segments that are still to be uploaded.

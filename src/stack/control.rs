@@ -87,6 +87,8 @@ pub struct Status {
     pub oldest_pending_secs: Option<f64>,
     /// Bytes per second sent to the store, over the last ten seconds or so.
     pub upload_bytes_per_sec: u64,
+    /// Live bytes that were moved since the mount out of segments that were mostly dead, or tiny.
+    pub cleaned_bytes: u64,
     /// Bytes the journal takes on the local disk.
     pub journal_bytes: u64,
     /// Its limit, `--journal-size`.

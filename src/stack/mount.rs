@@ -242,8 +242,12 @@ async fn assemble(
             time_secs: commit_row.map_or(0, |row| row.time_secs),
             writer_epoch: kv.writer_epoch(),
         };
-        let commit =
-            CommitOptions { interval: options.commit_interval, instance, ..Default::default() };
+        let commit = CommitOptions {
+            interval: options.commit_interval,
+            dead_grace: options.dead_grace,
+            instance,
+            clean: options.clean,
+        };
         let gates = gates(sealed.clone(), held.clone());
         let c = Committer::new(view.clone(), opened.clone(), segments, row, commit, gates);
         (journal, committer) = (Some(opened), Some(c));
@@ -515,6 +519,9 @@ impl Mounted {
             if tokio::time::timeout(grace, task).await.is_err() {
                 abort.abort();
             }
+        }
+        if let Some(writer) = &self.writer {
+            writer.committer.give_up_cleaning(); // its task may have been aborted
         }
         let close = self.shared.view.kv().close(drained);
         let limit = if drained { CLOSE_MAX } else { CLOSE_PENDING_MAX };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use object_store::ObjectStore;
 
+use crate::commit::{CleanOptions, CommitOptions};
 use crate::journal::disk::{DiskIo, RealDisk};
 use crate::seal::{KdfParams, Secret};
 use crate::store::Location;
@@ -118,6 +119,10 @@ pub struct MountOptions {
     pub disk: LocalDisk,
     /// How long opening the metadata may take.
     pub open_timeout: Duration,
+    /// When segments that are mostly dead, or tiny, are cleaned.
+    pub clean: CleanOptions,
+    /// How long a segment without live bytes stays in the bucket.
+    pub dead_grace: Duration,
 }
 
 impl MountOptions {
@@ -150,6 +155,8 @@ impl MountOptions {
             mount_point: PathBuf::new(),
             disk: LocalDisk::default(),
             open_timeout: OPEN_TIMEOUT,
+            clean: CleanOptions::default(),
+            dead_grace: CommitOptions::default().dead_grace,
         }
     }
 }

@@ -124,7 +124,8 @@ impl Control for Shared {
         let requests = self.layers.stats.snapshot();
         let (hits, misses) = self.blocks.hits_and_misses();
         let reads = hits + misses;
-        let oldest = self.committer.as_ref().and_then(|c| c.progress().oldest);
+        let committed = self.committer.as_ref().map(|c| c.progress());
+        let oldest = committed.and_then(|p| p.oldest);
         Status {
             volume_id: self.volume.to_string(),
             store: self.store.clone(),
@@ -140,6 +141,7 @@ impl Control for Shared {
                 .map_or(self.sequence, |c| c.committed().sequence),
             oldest_pending_secs: oldest.map(|d| d.as_secs_f64()),
             upload_bytes_per_sec: self.upload_rate(requests.bytes_up),
+            cleaned_bytes: committed.map_or(0, |p| p.cleaned_bytes),
             journal_bytes: self.journal.as_ref().map_or(0, |j| j.used_bytes()),
             journal_bytes_max: self.journal_bytes_max,
             cache_bytes: self.layers.cache_bytes(),

@@ -284,9 +284,32 @@ impl Kv {
         limit: usize,
         read_ahead_bytes: usize,
     ) -> Result<Vec<Row>, KvError> {
+        self.scan_with(start, end, limit, read_ahead_bytes, true).await
+    }
+
+    /// As [`Kv::scan`], for rows that will not be wanted again soon: they push no others out of
+    /// memory.
+    pub async fn scan_once(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+        read_ahead_bytes: usize,
+    ) -> Result<Vec<Row>, KvError> {
+        self.scan_with(start, end, limit, read_ahead_bytes, false).await
+    }
+
+    async fn scan_with(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+        read_ahead_bytes: usize,
+        cache_blocks: bool,
+    ) -> Result<Vec<Row>, KvError> {
         let options = ScanOptions {
             read_ahead_bytes,
-            cache_blocks: true,
+            cache_blocks,
             max_fetch_tasks: 4,
             ..ScanOptions::default()
         };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
+use sealfs::commit::CleanOptions;
 use sealfs::commit::check::{CheckOptions, Report, check};
 use sealfs::fs::{Attr, Fs, Kind};
 use sealfs::meta::{CommitRow, keys};
@@ -36,6 +37,8 @@ pub struct World {
     counter: u8,
     /// Requests take time, so that commits are under way while operations go on.
     slow: bool,
+    /// Segments are cleaned at every occasion.
+    clean: bool,
 }
 
 fn secret() -> Secret {
@@ -77,7 +80,12 @@ async fn new_volume() -> Arc<InMemory> {
     Arc::new(VOLUME.get().expect("set above").fork())
 }
 
-async fn open(bucket: &Arc<InMemory>, slow: bool, local: &TempDir) -> Checked<Mounted> {
+async fn open(
+    bucket: &Arc<InMemory>,
+    slow: bool,
+    clean: bool,
+    local: &TempDir,
+) -> Checked<Mounted> {
     let mut failed = String::new();
     for _ in 0..100 {
         let (cache, state) = (local.path().join("cache"), local.path().join("state"));
@@ -87,6 +95,11 @@ async fn open(bucket: &Arc<InMemory>, slow: bool, local: &TempDir) -> Checked<Mo
         // Commits are where the script says.
         options.commit_interval = Duration::from_secs(3600);
         options.takeover = true;
+        if clean {
+            let look_every = Duration::ZERO;
+            options.clean = CleanOptions { dead_bytes_min: 1, tiny_min: 2, look_every };
+            options.dead_grace = Duration::from_secs(1);
+        }
         match mount(options).await {
             Ok(mounted) => return Ok(mounted),
             // A task of the mount before may still hold its journal.
@@ -98,14 +111,15 @@ async fn open(bucket: &Arc<InMemory>, slow: bool, local: &TempDir) -> Checked<Mo
 }
 
 impl World {
-    /// A new volume, mounted; `slow`: on a store that takes its time.
-    pub async fn new(slow: bool) -> World {
+    /// A new volume, mounted; `slow`: on a store that takes its time, `clean`: with segments
+    /// cleaned whenever two could be merged or half of one is dead.
+    pub async fn new(slow: bool, clean: bool) -> World {
         let (bucket, local) = (new_volume().await, local());
-        let mounted = open(&bucket, slow, &local).await.expect("mounts");
+        let mounted = open(&bucket, slow, clean, &local).await.expect("mounts");
         let model = Reference::new();
         let history = vec![(0, model.clone())];
         let mounted = Some(mounted);
-        World { model, bucket, local, mounted, history, begun: 0, counter: 0, slow }
+        World { model, bucket, local, mounted, history, begun: 0, counter: 0, slow, clean }
     }
 
     pub fn fs(&self) -> &Arc<Fs> {
@@ -231,7 +245,7 @@ impl World {
 
     /// Mounts again: what has a name is as it was, what has none goes.
     async fn find_again(&mut self, before: Vec<Attr>) -> Checked {
-        self.mounted = Some(open(&self.bucket, self.slow, &self.local).await?);
+        self.mounted = Some(open(&self.bucket, self.slow, self.clean, &self.local).await?);
         self.model.remounted();
         self.await_reaped().await?;
         for attr in before {
@@ -273,7 +287,7 @@ impl World {
     pub async fn lose(&mut self) -> Checked {
         self.unmount(Duration::ZERO).await;
         self.local = local();
-        self.mounted = Some(open(&self.bucket, self.slow, &self.local).await?);
+        self.mounted = Some(open(&self.bucket, self.slow, self.clean, &self.local).await?);
         let row = self.committed().await?;
         let found = match row {
             Some(row) if row.sequence != self.begun => {

@@ -30,10 +30,17 @@ impl<'a> Cursor<'a> {
         Cursor { kv, next, end, page: VecDeque::new(), last_page: false, rows }
     }
 
+    /// Goes to the first row not before `key`.
+    pub fn skip_to(&mut self, key: Key) {
+        self.next = key;
+        self.page.clear();
+        self.last_page = false;
+    }
+
     /// The row at this place, which stays.
     pub async fn peek(&mut self) -> Result<Option<&(Bytes, Bytes)>, ViewError> {
         if self.page.is_empty() && !self.last_page {
-            let page = self.kv.scan(&self.next, &self.end, PAGE, READ_AHEAD).await?;
+            let page = self.kv.scan_once(&self.next, &self.end, PAGE, READ_AHEAD).await?;
             self.last_page = page.len() < PAGE;
             self.rows.fetch_add(page.len() as u64, Ordering::Relaxed);
             if let Some((key, _)) = page.last() {

@@ -219,6 +219,8 @@ async fn repair_mount(
     let (store, state) = (options.store.clone(), options.state_dir.clone());
     let mut mount_options = MountOptions::new(store, secret, cache.path(), state);
     mount_options.cache_bytes_max = 0;
+    // What is repaired was found before: no extent may move meanwhile, and no segment come.
+    mount_options.clean.dead_bytes_min = 0;
     mount_options.read_timeout = options.read_timeout;
     mount_options.at_least = options.at_least;
     let mounted = mount(mount_options).await?;

@@ -1,0 +1,141 @@
+//! Which segments are worth cleaning. Pure.
+
+use std::collections::HashMap;
+
+use super::CleanOptions;
+use crate::base::SegmentId;
+use crate::commit::pack::SEGMENT_BYTES_MAX;
+use crate::meta::SegmentRow;
+
+/// A segment below this is tiny: an `fsync` a second leaves one every commit interval.
+pub(super) const TINY_BYTES: u64 = 1 << 20;
+/// Cleaning begins when this part of all stored bytes, or of all segments, would come free: a
+/// round reads every extent row, which must be worth it.
+const SHARE: u64 = 16;
+/// Live bytes that one round moves at most.
+const ROUND_BYTES_MAX: u64 = 256 << 20;
+/// Segments of either sort that are remembered while looking; others wait for a later round.
+const CANDIDATES_MAX: usize = 32_768;
+
+/// The segments whose live bytes are to be moved.
+#[derive(Debug, Default)]
+pub(super) struct Choice {
+    pub(super) segments: HashMap<SegmentId, SegmentRow>,
+    /// Others are worth it, too.
+    pub(super) more: bool,
+    /// Plaintext bytes of all segments, chosen or not.
+    pub(super) stored: u64,
+}
+
+/// Looks at segments one by one and then says which to clean.
+#[derive(Debug)]
+pub(super) struct Chooser {
+    options: CleanOptions,
+    /// Tiny segments that were found not to be worth it.
+    left_out: usize,
+    segments: usize,
+    bytes: u64,
+    dead_bytes: u64,
+    half_dead: Vec<(SegmentId, SegmentRow)>,
+    tiny: Vec<(SegmentId, SegmentRow)>,
+}
+
+impl Chooser {
+    pub(super) fn new(options: CleanOptions, left_out: usize) -> Chooser {
+        let (half_dead, tiny) = (Vec::new(), Vec::new());
+        Chooser { options, left_out, segments: 0, bytes: 0, dead_bytes: 0, half_dead, tiny }
+    }
+
+    /// Takes a segment into account.
+    pub(super) fn see(&mut self, id: SegmentId, row: SegmentRow) {
+        self.segments += 1;
+        self.bytes = self.bytes.saturating_add(row.size);
+        let SegmentRow { size, live } = row;
+        if live == 0 || live > size || live > SEGMENT_BYTES_MAX {
+            return; // not ours to judge: `fsck` says what is wrong
+        }
+        if size < TINY_BYTES {
+            if self.tiny.len() < CANDIDATES_MAX {
+                self.tiny.push((id, row));
+            }
+        } else if live <= size / 2 {
+            self.dead_bytes = self.dead_bytes.saturating_add(size - live);
+            if self.half_dead.len() < CANDIDATES_MAX {
+                self.half_dead.push((id, row));
+            }
+        }
+    }
+
+    /// The choice: the deadest first, as far as a round goes, then the tiny.
+    pub(super) fn choice(mut self) -> Choice {
+        let mut choice = Choice { stored: self.bytes, ..Choice::default() };
+        let mut room = ROUND_BYTES_MAX;
+        let mut take = |candidates: &[(SegmentId, SegmentRow)]| {
+            for (id, row) in candidates {
+                let Some(left) = room.checked_sub(row.live) else {
+                    choice.more = true;
+                    return;
+                };
+                room = left;
+                choice.segments.insert(*id, *row);
+            }
+        };
+        if self.dead_bytes >= self.options.dead_bytes_min.max(self.bytes / SHARE) {
+            self.half_dead.sort_unstable_by_key(|(id, row)| {
+                // In 1/65536 of the size, which is enough to rank by.
+                (u128::from(row.live) * 65_536 / u128::from(row.size), *id)
+            });
+            take(&self.half_dead);
+        }
+        let enough = self.options.tiny_min.max(self.segments / SHARE as usize).max(2);
+        if self.tiny.len() >= enough + self.left_out {
+            take(&self.tiny);
+        }
+        choice
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(segments: &[(u64, u64)]) -> Vec<usize> {
+        let mut chooser = Chooser::new(CleanOptions::default(), 0);
+        let id = |n: usize| SegmentId((n as u128).to_be_bytes());
+        for (n, &(size, live)) in segments.iter().enumerate() {
+            chooser.see(id(n), SegmentRow { size, live });
+        }
+        let chosen = chooser.choice().segments;
+        (0..segments.len()).filter(|&n| chosen.contains_key(&id(n))).collect()
+    }
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn segments_are_cleaned_when_enough_is_dead_and_the_deadest_first() {
+        // Guards against a bucket that grows with every overwrite, against moving more than is
+        // freed, and against a round without end.
+        let few = [(16 * MIB, MIB), (16 * MIB, 8 * MIB), (16 * MIB, 9 * MIB)];
+        assert!(chosen(&few).is_empty(), "23 MiB are not worth a look at every extent");
+        let mut many = vec![(16 * MIB, 16 * MIB); 20];
+        many.extend(vec![(16 * MIB, 8 * MIB + 1); 20]);
+        many.extend(vec![(16 * MIB, 4 * MIB); 10]);
+        assert_eq!(chosen(&many), (40..50).collect::<Vec<_>>(), "those more than half dead");
+        many.extend(vec![(16 * MIB, 16 * MIB); 200]);
+        assert!(chosen(&many).is_empty(), "a small part of a large volume");
+        let deadest = (0..400).map(|n| (16 * MIB, if n % 2 == 0 { MIB } else { 8 * MIB }));
+        let chosen = chosen(&deadest.collect::<Vec<_>>());
+        assert!(chosen.iter().filter(|&n| n % 2 == 0).count() == 200, "the deadest");
+        assert_eq!(chosen.len(), 200 + (256 - 200) / 8, "256 MiB at most");
+    }
+
+    #[test]
+    fn many_tiny_segments_are_merged_and_odd_rows_are_left_alone() {
+        // Guards against an object for every commit of a log that is appended to for a year.
+        assert!(chosen(&[(4096, 4096); 255]).is_empty());
+        assert_eq!(chosen(&[(4096, 4096); 256]).len(), 256);
+        let mut odd = vec![(MIB, 0), (4096, 8192), (1 << 40, 1 << 38)];
+        odd.extend([(4096, 1); 300]);
+        assert_eq!(chosen(&odd), (3..303).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,368 @@
+//! Cleaning of segments: the live bytes of those that are mostly dead, or tiny, move to new ones,
+//! so that the bucket keeps about what the volume holds (Rosenblum and Ousterhout, *The design
+//! and implementation of a log-structured file system*, 1992).
+//!
+//! A round finds, reads and uploads on a task of its own; commits go on meanwhile. Rows are
+//! written by the committer alone, between two commits, and only for bytes that are still where
+//! they were read. What is uploaded is announced before, by `z` rows dated in the future: if the
+//! round is cut off, its segments are deleted like dead ones. What it leaves of the old
+//! segments dies by the ordinary accounting and is deleted after the ordinary grace.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `choose` | which segments are worth it |
+//! | `plan` | what lies where in the new ones; what of it is still in use |
+//! | `carry` | the task: find, read, upload |
+
+mod carry;
+mod choose;
+mod plan;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::mpsc::{self, error::TryRecvError};
+use tokio::task::JoinHandle;
+
+use super::attempt::new_segment_id;
+use super::check::Cursor;
+use super::committer::{CommitError, Committer, unix_secs};
+use super::pending::FileKey;
+use super::resolve::{self, Changes};
+use super::view::ViewError;
+use crate::base::SegmentId;
+use crate::data::Extent;
+use crate::meta::{DecodeError, Key, OrphanData, SegmentRow, keys};
+use carry::{Carried, Moved, Order};
+use choose::{Choice, Chooser};
+
+/// New segments of one round. What is live in half-dead ones needs 33 at most: two that follow
+/// each other are more than one full. Others wait for the next round.
+const OUTPUTS_MAX: usize = 64;
+/// How long a round may take.
+const ROUND_DEADLINE: Duration = Duration::from_secs(1800);
+/// How long what it uploads is safe from being taken for dead: well beyond its deadline.
+const RESERVED_SECS: u64 = 2 * 3600;
+/// Uploaded segments that wait for their rows; the task waits when there are more.
+const MOVED_QUEUE: usize = 2;
+/// How long to leave it after a failure.
+const PAUSE: Duration = Duration::from_secs(300);
+/// A busy mount looks after this many commits, and when this part of what is stored has come free
+/// (but not for less than [`CleanOptions::dead_bytes_min`]).
+const LOOK_COMMITS: u64 = 512;
+const LOOK_SHARE: u64 = 64;
+
+/// When segments are cleaned.
+#[derive(Clone, Copy, Debug)]
+pub struct CleanOptions {
+    /// Dead bytes in segments that are at least half dead, before any of them is cleaned; 0: no
+    /// segment ever is, nor a tiny one.
+    pub dead_bytes_min: u64,
+    /// Tiny segments before they are merged, at least two.
+    pub tiny_min: usize,
+    /// How often a mount that makes few commits looks for work; for the first time after a sixth
+    /// of it.
+    pub look_every: Duration,
+}
+
+impl Default for CleanOptions {
+    fn default() -> Self {
+        let look_every = Duration::from_secs(1800);
+        CleanOptions { dead_bytes_min: 64 << 20, tiny_min: 256, look_every }
+    }
+}
+
+/// A round under way.
+struct Round {
+    task: JoinHandle<Result<Carried, CommitError>>,
+    moved: mpsc::Receiver<Moved>,
+    chosen: Arc<HashMap<SegmentId, SegmentRow>>,
+    /// More segments than those are worth it.
+    more: bool,
+    /// The `z` rows that announce its segments are dated so.
+    reserved: u64,
+    unused: Vec<SegmentId>,
+    bytes: u64,
+}
+
+impl Drop for Round {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A point in the life of a mount: when, after which commit, bytes that came free until then.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    at: Instant,
+    sequence: u64,
+    freed: u64,
+}
+
+/// What the committer keeps between two steps of cleaning.
+#[derive(Default)]
+pub struct State {
+    begun: Option<Mark>,
+    /// When it last looked at all segments.
+    looked: Option<Mark>,
+    /// Bytes of all segments then.
+    stored: u64,
+    /// The last round left something to do.
+    again: bool,
+    /// Where it ended in the extent rows, and what it left out up to there.
+    next: Option<Key>,
+    left_out: usize,
+    not_before: Option<Instant>,
+    round: Option<Round>,
+}
+
+impl State {
+    fn is_due(&mut self, options: &CleanOptions, now: Mark) -> bool {
+        let begun = *self.begun.get_or_insert(now);
+        if options.dead_bytes_min == 0 || self.not_before.is_some_and(|at| at > now.at) {
+            return false;
+        }
+        let since = self.looked.unwrap_or(begun);
+        let commits = now.sequence.saturating_sub(since.sequence);
+        let waited = now.at - since.at;
+        let much = options.dead_bytes_min.max(self.stored / LOOK_SHARE);
+        self.again
+            || commits >= LOOK_COMMITS
+            || commits > 0 && waited >= options.look_every
+            || self.looked.is_none() && waited >= options.look_every / 6
+            || now.freed.saturating_sub(since.freed) >= much
+    }
+
+    /// Whether a round may be about to read this segment.
+    pub(super) fn reads(&self, id: SegmentId) -> bool {
+        self.round.as_ref().is_some_and(|round| round.chosen.contains_key(&id))
+    }
+
+    /// A round has come to its end, or as far as `carried` says.
+    fn note_end(&mut self, round: &Round, carried: Carried) {
+        let before = if self.next.is_some() { self.left_out } else { 0 };
+        self.left_out = before + carried.left_out;
+        // A round that moved nothing would choose the same again.
+        let more = (round.more || carried.more) && round.bytes > 0;
+        self.again = more || carried.next.is_some();
+        self.next = carried.next;
+    }
+}
+
+/// Counts for `status` and for the next look. Bytes since the mount.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Bytes of segments that came free.
+    pub freed: AtomicU64,
+    /// Live bytes that were moved.
+    pub moved: AtomicU64,
+}
+
+impl Committer {
+    /// Goes on with a round, or looks whether one is due. Bounded: at most [`MOVED_QUEUE`]
+    /// segments get their rows.
+    pub(super) async fn clean_some(&self) -> Result<(), CommitError> {
+        let mut state = std::mem::take(&mut *self.clean.lock());
+        let outcome = self.clean_step(&mut state).await;
+        if outcome.is_err() {
+            state.round = None;
+            state.not_before = Some(Instant::now() + PAUSE);
+            // What it emptied so far is dead.
+            self.reclaim.lock().wake();
+        }
+        *self.clean.lock() = state;
+        outcome
+    }
+
+    async fn clean_step(&self, state: &mut State) -> Result<(), CommitError> {
+        let sequence = self.committed.borrow().sequence;
+        let freed = self.clean_counts.freed.load(Ordering::Relaxed);
+        let now = Mark { at: Instant::now(), sequence, freed };
+        if state.round.is_none() && state.is_due(&self.options.clean, now) {
+            state.looked = Some(now);
+            state.again = false;
+            state.not_before = None;
+            self.begin_round(state).await?;
+        }
+        let Some(round) = &mut state.round else { return Ok(()) };
+        for _ in 0..MOVED_QUEUE {
+            match round.moved.try_recv() {
+                Ok(moved) => {
+                    round.unused.retain(|id| *id != moved.id);
+                    round.bytes += self.switch(&moved, round.reserved).await?;
+                }
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => {
+                    let ended = (&mut round.task).await;
+                    let carried =
+                        ended.unwrap_or_else(|e| Err(CommitError::Internal(e.to_string())));
+                    // Not as it is: what the task met may be over, and is no failure of a commit.
+                    let carried = carried.map_err(|e| CommitError::Round(e.to_string()))?;
+                    self.end_round(round).await?;
+                    let round = state.round.take().expect("it was there");
+                    state.note_end(&round, carried);
+                    return Ok(());
+                }
+            }
+        }
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Looks at all segments, and sets out if it is worth it.
+    async fn begin_round(&self, state: &mut State) -> Result<(), CommitError> {
+        let kv = self.view.kv();
+        let mut chooser = Chooser::new(self.options.clean, state.left_out);
+        let rows = AtomicU64::new(0);
+        let mut cursor = Cursor::new(kv, b's', &rows);
+        while let Some((key, value)) = cursor.next().await? {
+            let row = keys::segment_of(&key).ok_or(DecodeError("segment key"));
+            let row = row.and_then(|id| Ok((id, SegmentRow::decode(&value)?)));
+            let (id, row) = row.map_err(ViewError::from)?;
+            chooser.see(id, row);
+        }
+        let Choice { segments: chosen, more, stored } = chooser.choice();
+        state.stored = stored;
+        if chosen.is_empty() {
+            state.next = None;
+            return Ok(());
+        }
+        log::info!("moving what is live out of {} segments", chosen.len());
+        let reserved = unix_secs() + RESERVED_SECS;
+        let ids: Vec<_> = (0..OUTPUTS_MAX).map(|_| new_segment_id()).collect();
+        let announced = |id: &SegmentId| (reservation(reserved, *id), Some(OrphanData::encode()));
+        self.write_rows(ids.iter().map(announced).collect()).await?;
+        let chosen = Arc::new(chosen);
+        let order = Order {
+            kv: kv.clone(),
+            segments: self.segments.as_ref().clone(),
+            chosen: chosen.clone(),
+            ids: ids.clone(),
+            reserved,
+            from: state.next.clone(),
+        };
+        let (send, moved) = mpsc::channel(MOVED_QUEUE);
+        let wake = self.wake.clone();
+        let task = tokio::spawn(async move {
+            let carry = carry::carry(order, send, wake.clone());
+            let late = |_| CommitError::Internal("it took too long".into());
+            let outcome = tokio::time::timeout(ROUND_DEADLINE, carry).await.map_err(late);
+            wake.notify_one();
+            outcome?
+        });
+        state.round = Some(Round { task, moved, chosen, more, reserved, unused: ids, bytes: 0 });
+        Ok(())
+    }
+
+    /// Makes the files use a new segment, as far as they still have what was moved; returns
+    /// how many of its bytes that are.
+    async fn switch(&self, moved: &Moved, reserved: u64) -> Result<u64, CommitError> {
+        let Moved { id, output } = moved;
+        let reservation = reservation(reserved, *id);
+        if self.view.kv().get(&reservation).await?.is_none() {
+            log::warn!("segment {id} was taken for dead before its rows were written");
+            return Ok(0);
+        }
+        let mut files: BTreeMap<FileKey, Vec<(Extent, u64)>> = BTreeMap::new();
+        let mut at = 0;
+        for piece in &output.pieces {
+            files.entry(piece.file).or_default().push((piece.extent, at));
+            at += piece.len();
+        }
+        let mut out = Changes::default();
+        let mut bytes = 0;
+        for (file, pieces) in &mut files {
+            pieces.sort_unstable_by_key(|(extent, _)| extent.start);
+            let ranges = pieces.iter().map(|(extent, _)| (extent.start, extent.end));
+            let now = resolve::committed(&self.view, *file, ranges).await?;
+            let changes = plan::changes(&now, pieces, *id);
+            bytes += changes.iter().map(|c| c.end - c.start).sum::<u64>();
+            resolve::apply_changes(&mut out, *file, &changes, &now);
+        }
+        let sizes = HashMap::from([(*id, output.len)]);
+        resolve::settle_segments(&self.view, &mut out, &sizes, unix_secs()).await?;
+        let mut rows: Vec<_> =
+            out.rows.into_iter().map(|(k, v)| (Bytes::from(k.into_vec()), v)).collect();
+        rows.push((reservation, None));
+        let written = self.write_rows(rows).await;
+        // Whatever came of it: nobody may go on with the old places, whose segments will be
+        // deleted.
+        self.view.forget_extents(files.keys());
+        written?;
+        self.clean_counts.moved.fetch_add(bytes, Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    /// Takes back the announcement of what was not uploaded.
+    async fn end_round(&self, round: &Round) -> Result<(), CommitError> {
+        let rows = round.unused.iter().map(|id| (reservation(round.reserved, *id), None));
+        self.write_rows(rows.collect()).await?;
+        log::info!("moved {} live bytes to new segments", round.bytes);
+        self.reclaim.lock().wake();
+        Ok(())
+    }
+}
+
+fn reservation(until_secs: u64, id: SegmentId) -> Bytes {
+    Bytes::from(keys::dead_segment(until_secs, id).into_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(more: bool, bytes: u64) -> Round {
+        let task = tokio::spawn(async { Ok(Carried::default()) });
+        let (_, moved) = mpsc::channel(1);
+        let (chosen, unused) = (Arc::default(), Vec::new());
+        Round { task, moved, chosen, more, reserved: 0, unused, bytes }
+    }
+
+    #[tokio::test]
+    async fn a_round_goes_on_where_it_was_cut_and_is_not_repeated_without_gain() {
+        // Guards against a mount that cleans the same crumbs for ever, and against segments behind
+        // many others that are never reached.
+        let mut state = State::default();
+        let cut = |left_out| Carried { next: Some(b"e5"[..].into()), more: true, left_out };
+        state.note_end(&round(true, 0), cut(2));
+        assert!(state.again && state.next.is_some());
+        state.note_end(&round(true, 0), cut(3));
+        assert_eq!((state.again, state.left_out), (true, 5));
+        state.note_end(&round(true, 0), Carried { left_out: 1, ..Carried::default() });
+        assert_eq!((state.again, state.left_out, &state.next), (false, 6, &None));
+        state.note_end(&round(true, 1), Carried::default());
+        assert_eq!((state.again, state.left_out), (true, 0), "there was more, and it gained");
+        state.note_end(&round(false, 1), Carried::default());
+        assert!(!state.again);
+    }
+
+    #[test]
+    fn a_look_is_due_after_commits_time_or_what_came_free() {
+        // Guards against an idle mount that reads its rows again and again, and against one that
+        // never looks.
+        let options = CleanOptions::default();
+        let start = Instant::now();
+        let at =
+            |secs, sequence, freed| Mark { at: start + Duration::from_secs(secs), sequence, freed };
+        let mut state = State::default();
+        assert!(!state.is_due(&options, at(0, 7, 0)) && !state.is_due(&options, at(299, 8, 0)));
+        assert!(state.is_due(&options, at(300, 7, 0)), "what an earlier mount left");
+        assert!(state.is_due(&options, at(1, 8, 64 << 20)));
+        assert!(state.is_due(&options, at(1, 7 + 512, 0)));
+        (state.looked, state.stored) = (Some(at(300, 7, 0)), 64 << 30);
+        assert!(!state.is_due(&options, at(90_000, 7, 0)), "nothing was committed");
+        assert!(state.is_due(&options, at(2100, 8, 0)));
+        assert!(!state.is_due(&options, at(301, 8, 64 << 20)), "little of so much");
+        assert!(state.is_due(&options, at(301, 8, 1 << 30)));
+        state.not_before = Some(start + Duration::from_secs(400));
+        assert!(
+            !state.is_due(&options, at(301, 8, 1 << 30))
+                && state.is_due(&options, at(401, 8, 1 << 30))
+        );
+        let never = CleanOptions { dead_bytes_min: 0, ..options };
+        assert!(!state.is_due(&never, at(401, 8, 1 << 30)));
+    }
+}

@@ -1,0 +1,290 @@
+//! How live bytes are laid out in new segments, how they are read, and which of them are still
+//! in use when they have been moved. Pure.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use super::choose::TINY_BYTES;
+use crate::base::SegmentId;
+use crate::commit::pack::{Change, SEGMENT_BYTES_MAX};
+use crate::commit::pending::FileKey;
+use crate::data::Extent;
+use crate::meta::SegmentRow;
+
+/// Bytes between two live ranges that are rather read than asked around.
+const GAP_MAX: u64 = 64 << 10;
+/// Bytes that one request reads; a single extent may be longer.
+const FETCH_BYTES: u64 = 4 << 20;
+/// An output takes no further segment beyond so many pieces (its rows are written at once), or
+/// old segments (each costs a request before anything is uploaded).
+const OUTPUT_PIECES: usize = 16_384;
+const OUTPUT_SOURCES: usize = 512;
+/// A tiny segment of more pieces stays: merging those of the smallest files would cost more than
+/// it saves. Four fit into an output, so merging makes them fewer.
+const TINY_PIECES_MAX: usize = OUTPUT_PIECES / 4;
+
+/// An extent that is to move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// Whose it is.
+    pub(super) file: FileKey,
+    /// Where it is now.
+    pub(super) extent: Extent,
+}
+
+impl Piece {
+    pub(super) fn len(&self) -> u64 {
+        self.extent.end - self.extent.start
+    }
+}
+
+/// A new segment: its pieces one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    pub(super) pieces: Vec<Piece>,
+    /// Plaintext bytes.
+    pub(super) len: u64,
+}
+
+/// One request: a range of a segment, and the pieces of the output that it brings.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Fetch {
+    pub(super) segment: SegmentId,
+    pub(super) range: Range<u64>,
+    pub(super) pieces: Range<usize>,
+}
+
+/// What becomes of the pieces that were found.
+#[derive(Debug, Default)]
+pub(super) struct Layout {
+    pub(super) outputs: Vec<Output>,
+    /// Tiny segments of so many pieces that merging them is not worth it.
+    pub(super) left_out: usize,
+    /// Segments whose pieces contradict their rows: `fsck` says how.
+    pub(super) odd: Vec<SegmentId>,
+}
+
+/// Packs `pieces` of the segments `chosen`; pieces come in the order of their rows. What lies
+/// together in a segment stays together (it was written together), and segments follow each
+/// other in the order of the first file in each: so pieces that were appended to a file one by
+/// one become one extent. All pieces of a segment go to the same output.
+pub(super) fn layout(pieces: Vec<Piece>, chosen: &HashMap<SegmentId, SegmentRow>) -> Layout {
+    let mut place = HashMap::new();
+    let mut groups: Vec<(SegmentId, Vec<Piece>)> = Vec::new();
+    for piece in pieces {
+        let segment = piece.extent.segment;
+        let at = *place.entry(segment).or_insert(groups.len());
+        if at == groups.len() {
+            groups.push((segment, Vec::new()));
+        }
+        groups[at].1.push(piece);
+    }
+    let mut layout = Layout::default();
+    let mut sources = 0;
+    for (segment, mut group) in groups {
+        let Some(row) = chosen.get(&segment) else { continue };
+        let len = group.iter().fold(0, |sum: u64, piece| sum.saturating_add(piece.len()));
+        let inside = |p: &Piece| p.extent.offset.saturating_add(p.len()) <= row.size;
+        if len > row.live || !group.iter().all(inside) {
+            layout.odd.push(segment);
+            continue;
+        }
+        if row.size < TINY_BYTES && group.len() > TINY_PIECES_MAX {
+            layout.left_out += 1;
+            continue;
+        }
+        group.sort_by_key(|piece| piece.extent.offset);
+        let fits = |o: &Output| {
+            o.len + len <= SEGMENT_BYTES_MAX
+                && o.pieces.len() + group.len() <= OUTPUT_PIECES
+                && sources < OUTPUT_SOURCES
+        };
+        if !layout.outputs.last().is_some_and(fits) {
+            layout.outputs.push(Output::default());
+            sources = 0;
+        }
+        let output = layout.outputs.last_mut().expect("one was just pushed");
+        output.pieces.extend(group);
+        output.len += len;
+        sources += 1;
+    }
+    layout
+}
+
+/// The requests that bring `pieces`, in order.
+pub(super) fn fetches(pieces: &[Piece]) -> Vec<Fetch> {
+    let mut fetches: Vec<Fetch> = Vec::new();
+    for (n, piece) in pieces.iter().enumerate() {
+        let (segment, from) = (piece.extent.segment, piece.extent.offset);
+        let to = from + piece.len();
+        match fetches.last_mut() {
+            Some(last)
+                if last.segment == segment
+                    && from >= last.range.start
+                    && from <= last.range.end.saturating_add(GAP_MAX)
+                    && to <= last.range.start.saturating_add(FETCH_BYTES) =>
+            {
+                last.range.end = last.range.end.max(to);
+                last.pieces.end = n + 1;
+            }
+            _ => fetches.push(Fetch { segment, range: from..to, pieces: n..n + 1 }),
+        }
+    }
+    fetches
+}
+
+/// What moving `pieces` of one file, each with its place in the segment `to`, changes of the
+/// extents `now` that the file has (by end): only what is still where it was read.
+pub(super) fn changes(
+    now: &BTreeMap<u64, Extent>,
+    pieces: &[(Extent, u64)],
+    to: SegmentId,
+) -> Vec<Change> {
+    let mut changes: Vec<Change> = Vec::new();
+    for &(was, at) in pieces {
+        let touching = now.range(was.start + 1..).map(|(_, e)| e);
+        for e in touching.take_while(|e| e.start < was.end) {
+            let (start, end) = (e.start.max(was.start), e.end.min(was.end));
+            // The same byte of the same segment is at the same place of the file.
+            let same = e.segment == was.segment
+                && e.offset + (start - e.start) == was.offset + (start - was.start);
+            if !same {
+                continue;
+            }
+            let offset = at + (start - was.start);
+            match changes.last_mut() {
+                Some(Change { start: first, end: last, to: Some((_, from)) })
+                    if *last == start && *from + (start - *first) == offset =>
+                {
+                    *last = end;
+                }
+                _ => changes.push(Change { start, end, to: Some((to, offset)) }),
+            }
+        }
+    }
+    changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Ino;
+
+    const MIB: u64 = 1 << 20;
+
+    fn segment(n: u8) -> SegmentId {
+        SegmentId([n; 16])
+    }
+
+    fn extent(start: u64, end: u64, of: u8, offset: u64) -> Extent {
+        Extent { start, end, segment: segment(of), offset }
+    }
+
+    fn piece(ino: u64, start: u64, end: u64, of: u8, offset: u64) -> Piece {
+        Piece { file: (Ino(ino), 0), extent: extent(start, end, of, offset) }
+    }
+
+    fn full(ids: impl IntoIterator<Item = u8>) -> HashMap<SegmentId, SegmentRow> {
+        let row = SegmentRow { size: 16 * MIB, live: 16 * MIB };
+        ids.into_iter().map(|n| (segment(n), row)).collect()
+    }
+
+    #[test]
+    fn what_lay_together_stays_together_and_an_output_is_a_segment_at_most() {
+        // Guards against a segment's files being scattered, which a cold `grep -r` would feel,
+        // and against an output that no memory was meant for.
+        let rows = vec![
+            piece(1, 0, 10, 2, 100),
+            piece(1, 10, 20, 1, 0),
+            piece(3, 0, 10, 2, 40),
+            piece(4, 0, 9 * MIB, 3, 0),
+            piece(5, 0, 8 * MIB, 4, 0),
+        ];
+        let outputs = layout(rows, &full(1..=4)).outputs;
+        let shape = |o: &Output| {
+            o.pieces.iter().map(|p| (p.extent.segment.0[0], p.extent.offset)).collect::<Vec<_>>()
+        };
+        assert_eq!(shape(&outputs[0]), [(2, 40), (2, 100), (1, 0), (3, 0)]);
+        assert_eq!((outputs[0].len, outputs[1].len), (9 * MIB + 30, 8 * MIB));
+        assert_eq!(outputs.len(), 2);
+    }
+
+    #[test]
+    fn rows_that_contradict_each_other_and_segments_of_crumbs_stay() {
+        // Guards against an accounting error that becomes a deletion, against one bad row that
+        // keeps everything behind it from being cleaned, and against merging that makes more
+        // tiny segments than it takes.
+        let mut chosen = full([1, 2, 3]);
+        chosen.insert(segment(2), SegmentRow { size: 16 * MIB, live: 19 });
+        chosen.insert(segment(4), SegmentRow { size: MIB - 1, live: MIB - 1 });
+        let mut pieces = vec![
+            piece(1, 0, 10, 1, 16 * MIB - 9),
+            piece(1, 10, 20, 2, 0),
+            piece(1, 20, 30, 2, 10),
+            piece(1, 30, 40, 3, u64::MAX - 1),
+        ];
+        pieces.extend((0..4097).map(|n| piece(2 + n, 0, 1, 4, n)));
+        let all = layout(pieces.clone(), &chosen);
+        assert_eq!(all.odd, [segment(1), segment(2), segment(3)]);
+        assert_eq!((all.outputs.len(), all.left_out), (0, 1));
+        pieces.pop();
+        let fewer = layout(pieces, &chosen);
+        assert_eq!((fewer.outputs.len(), fewer.left_out), (1, 0));
+        let many = (0..1025u64).map(|n| {
+            let id = SegmentId((n as u128).to_be_bytes());
+            let extent = Extent { start: n * 4, end: n * 4 + 4, segment: id, offset: 0 };
+            (Piece { file: (Ino(1), 0), extent }, (id, SegmentRow { size: 4, live: 4 }))
+        });
+        let (pieces, chosen): (Vec<_>, HashMap<_, _>) = many.unzip();
+        let sizes: Vec<_> =
+            layout(pieces, &chosen).outputs.iter().map(|o| o.pieces.len()).collect();
+        assert_eq!(sizes, [512, 512, 1], "a request for each, before anything is uploaded");
+    }
+
+    #[test]
+    fn neighbours_are_read_at_once_and_far_ones_apart() {
+        // Guards against a request for every 4 KiB, and against reading a segment for one.
+        let pieces = [
+            piece(1, 0, 10, 1, 0),
+            piece(1, 20, 30, 1, 10 + GAP_MAX),
+            piece(1, 40, 50, 1, 21 + 2 * GAP_MAX),
+            piece(1, 60, 70, 2, 0),
+            piece(1, 80, 80 + 5 * MIB, 2, 10),
+        ];
+        let fetches = fetches(&pieces);
+        let shape: Vec<_> = fetches.iter().map(|f| (f.range.clone(), f.pieces.clone())).collect();
+        let third = 21 + 2 * GAP_MAX;
+        assert_eq!(
+            shape,
+            [
+                (0..20 + GAP_MAX, 0..2),
+                (third..third + 10, 2..3),
+                (0..10, 3..4),
+                (10..10 + 5 * MIB, 4..5)
+            ]
+        );
+    }
+
+    #[test]
+    fn only_bytes_that_are_still_where_they_were_read_move() {
+        // Guards against cleaning undoing a write, a truncation or a hole that came meanwhile.
+        let was = [(extent(0, 100, 1, 500), 0), (extent(100, 150, 2, 0), 100)];
+        let now = |extents: &[Extent]| extents.iter().map(|e| (e.end, *e)).collect();
+        let moved = |start, end, at| Change { start, end, to: Some((segment(9), at)) };
+        let untouched: BTreeMap<_, _> = now(&[was[0].0, was[1].0]);
+        assert_eq!(changes(&untouched, &was, segment(9)), [moved(0, 150, 0)], "one extent");
+        let written = now(&[
+            extent(0, 20, 1, 500),
+            extent(20, 30, 7, 0),
+            extent(40, 100, 1, 540),
+            extent(100, 150, 1, 900),
+        ]);
+        let left = [moved(0, 20, 0), moved(40, 100, 40)];
+        assert_eq!(changes(&written, &was, segment(9)), left);
+        let elsewhere = now(&[extent(0, 100, 1, 501), extent(100, 150, 3, 0)]);
+        assert_eq!(changes(&elsewhere, &was, segment(9)), []);
+        let merged = now(&[extent(0, 160, 1, 500)]);
+        assert_eq!(changes(&merged, &was, segment(9)), [moved(0, 100, 0)]);
+        assert_eq!(changes(&now(&[]), &was, segment(9)), []);
+    }
+}
