@@ -13,6 +13,7 @@ use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
@@ -238,6 +239,40 @@ async fn a_mount_that_was_overtaken_reads_on_and_never_writes_again() {
     let again = mount(options(&bucket, a.path())).await.expect("mount of the overtaken machine");
     assert!(again.set_aside.is_some(), "its journal is kept and reported");
     again.shutdown(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_cached_is_found_while_a_mount_turns_to_reading() {
+    // Guards against EIO for whoever looks a name up, lists or reads in the moment in which the
+    // overtaken mount has no handle that reads: requests of its store take 20 ms.
+    let inner: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    format(&inner).await;
+    let [before, a, b] = [0; 3].map(|_| tempfile::tempdir().expect("tempdir"));
+    let m = mount(options(&inner, before.path())).await.expect("mount");
+    for n in 0..20 {
+        let f = create(&m.fs, &format!("f{n}")).await;
+        write(&m.fs, f, 1).await;
+    }
+    assert!(m.shutdown(LONG).await);
+    let wait = Duration::from_millis(20);
+    let config = ThrottleConfig { wait_get_per_call: wait, ..ThrottleConfig::default() };
+    let slow: Arc<dyn ObjectStore> = Arc::new(ThrottledStore::new(inner.clone(), config));
+    let first = mount(options(&slow, a.path())).await.expect("mount");
+    let mut o = options(&inner, b.path());
+    o.takeover = true;
+    let second = mount(o).await.expect("takeover");
+    let _ = first.fs.create(ROOT, Ino::ROOT, b"late".to_vec(), 0o644, 0).await;
+    assert!(!first.sync(LONG).await, "the overtaken mount cannot commit");
+    let looks = (0..20).map(async |n: u32| {
+        let found = first.fs.lookup(Ino::ROOT, format!("f{n}").into_bytes()).await?;
+        first.fs.read(found.ino, 0, 1 << 20).await
+    });
+    for (n, read) in futures::future::join_all(looks).await.into_iter().enumerate() {
+        assert_eq!(read.map(|data| data.len()), Ok(1 << 20), "f{n}");
+    }
+    assert!(first.fs.readdir(Ino::ROOT, 2, 100).await.expect("lists").len() >= 20);
+    first.shutdown(Duration::ZERO).await;
+    second.shutdown(LONG).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

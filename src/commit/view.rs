@@ -298,7 +298,11 @@ impl View {
     pub async fn load(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError> {
         let before = self.retired.load(Ordering::Acquire);
         // A copy: the store's value is a slice that would pin a whole block.
-        let value = self.kv.get(key).await?.map(|v| Bytes::copy_from_slice(&v));
+        let value = match self.kv.get(key).await {
+            Err(KvError::Fenced) if self.kv.until_reader().await => self.kv.get(key).await,
+            outcome => outcome,
+        };
+        let value = value?.map(|v| Bytes::copy_from_slice(&v));
         let mut rows = self.rows.lock();
         if self.retired.load(Ordering::Acquire) == before {
             rows.put(key.into(), value.clone());
@@ -350,7 +354,11 @@ impl View {
             }
         }
         let before = self.retired.load(Ordering::Acquire);
-        let base = self.kv.scan(start, end, limit, READ_AHEAD_BYTES).await?;
+        let scan = || self.kv.scan(start, end, limit, READ_AHEAD_BYTES);
+        let base = match scan().await {
+            Err(KvError::Fenced) if self.kv.until_reader().await => scan().await?,
+            outcome => outcome?,
+        };
         if base.len() == limit
             && let Some((last, _)) = base.last()
         {
@@ -421,7 +429,13 @@ impl View {
         let mut extents = Vec::new();
         let mut to = start;
         while to < end {
-            let (more, complete_to) = self.scan_extents(file, to, EXTENTS_PER_LOAD).await?;
+            let scan = || self.scan_extents(file, to, EXTENTS_PER_LOAD);
+            let (more, complete_to) = match scan().await {
+                Err(ViewError::Store(KvError::Fenced)) if self.kv.until_reader().await => {
+                    scan().await?
+                }
+                outcome => outcome?,
+            };
             extents.extend(more);
             to = complete_to;
         }

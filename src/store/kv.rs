@@ -21,6 +21,7 @@ use slatedb::db_cache::SplitCache;
 use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
 use slatedb::{CloseReason, Db, DbReader, DbReaderMode, ErrorKind, WriteBatch};
 use slatedb_common::retry::NonRetryable;
+use tokio::sync::watch;
 
 use super::kv_store::SlateStore;
 
@@ -147,6 +148,8 @@ pub struct Kv {
     /// Commits since the memtable last went to level 0.
     commits: AtomicU64,
     collected: Mutex<Option<Instant>>,
+    /// The handle only reads: from the start, or since [`Kv::become_reader`].
+    reads_only: watch::Sender<bool>,
 }
 
 fn settings() -> Settings {
@@ -210,6 +213,7 @@ impl Kv {
         cache: Arc<SplitCache>,
         options: KvOptions,
     ) -> Kv {
+        let reads_only = watch::Sender::new(matches!(handle, Handle::Reader(_)));
         Kv {
             handle: RwLock::new(handle),
             store,
@@ -219,6 +223,7 @@ impl Kv {
             reopen_broke_off: AtomicBool::new(false),
             commits: AtomicU64::new(0),
             collected: Mutex::new(None),
+            reads_only,
         }
     }
 
@@ -421,8 +426,17 @@ impl Kv {
         let reading = open_reading(self.store.clone(), self.cache.clone(), &self.options);
         let db = bounded(open_timeout, reading).await?;
         *self.handle.write() = Handle::Reader(Arc::new(db));
+        self.reads_only.send_replace(true);
         let _ = close_handle(Handle::Writer(old), false).await;
         Ok(())
+    }
+
+    /// Waits until [`Kv::become_reader`] is done, for at most `read_timeout`; true if it is. Who was
+    /// refused with [`KvError::Fenced`] and only reads can then ask again.
+    pub async fn until_reader(&self) -> bool {
+        let mut reads_only = self.reads_only.subscribe();
+        let reader = reads_only.wait_for(|reads_only| *reads_only);
+        tokio::time::timeout(self.options.read_timeout, reader).await.is_ok()
     }
 
     /// Starts a compaction in the background when level 0 has grown; unless `collect` is false
