@@ -72,10 +72,13 @@ fn describe(s: &Status, now: SystemTime) -> String {
     line("journal", format!("{} of {}", size(s.journal_bytes), size(s.journal_bytes_max)));
     let hits = s.cache_hit_ratio.map(|r| format!(", {:.0} % of reads hit", r * 100.0));
     let hits = hits.unwrap_or_default();
-    if s.cleaned_bytes > 0 {
-        line("cleaned", format!("{} moved out of half-dead segments", size(s.cleaned_bytes)));
-    }
     line("cache", format!("{} of {}{hits}", size(s.cache_bytes), size(s.cache_bytes_max)));
+    if s.cleaned_bytes > 0 {
+        line(
+            "cleaned",
+            format!("{} moved out of half-dead or tiny segments", size(s.cleaned_bytes)),
+        );
+    }
     let r = &s.requests;
     line(
         "requests",
@@ -144,7 +147,7 @@ mod tests {
         for part in [
             "offline for 2 minutes: timed out",
             "2.00 KiB in 3 files, the oldest for 61.2 s",
-            "3.00 MiB moved out of half-dead segments",
+            "3.00 MiB moved out of half-dead or tiny segments",
             "93 % of reads hit",
             "default (the server applied AES256)",
             "warning   a journal was set aside",

@@ -27,7 +27,7 @@ use crate::store::kv::KvError;
 use crate::store::segments::SegmentStore;
 
 /// A row to write; without a value, to delete.
-type Change = (Bytes, Option<Bytes>);
+type RowChange = (Bytes, Option<Bytes>);
 
 /// Segments that are uploaded at once.
 const UPLOADS_MAX: usize = 3;
@@ -85,7 +85,7 @@ impl Committer {
     ///
     /// # Errors
     /// As [`crate::store::kv::Kv::commit`]: the batch may be there all the same.
-    pub(super) async fn write_rows(&self, rows: Vec<Change>) -> Result<(), KvError> {
+    pub(super) async fn write_rows(&self, rows: Vec<RowChange>) -> Result<(), KvError> {
         let commit = self.view.kv().commit(rows);
         tokio::pin!(commit);
         loop {
@@ -143,7 +143,10 @@ impl Committer {
     }
 
     /// The rows of a commit, and the bytes of older segments that they free.
-    async fn rows(&self, work: &Work) -> Result<(Vec<Change>, u64, CommitRow, Stats), CommitError> {
+    async fn rows(
+        &self,
+        work: &Work,
+    ) -> Result<(Vec<RowChange>, u64, CommitRow, Stats), CommitError> {
         let (generation, plan): (&Generation, &Plan) = (&work.generation, &work.plan);
         let mut changes = Changes::default();
         for (file, ranges, fresh) in &plan.files {
@@ -166,12 +169,12 @@ impl Committer {
         let mut stats = self.view.committed_stats();
         stats.inodes = stats.inodes.saturating_add_signed(generation.inodes);
         stats.bytes = stats.bytes.saturating_add_signed(generation.bytes);
-        let mut rows: Vec<Change> =
+        let mut rows: Vec<RowChange> =
             Vec::with_capacity(generation.rows.len() + changes.rows.len() + 3);
         for (key, pending) in &generation.rows {
             rows.push((Bytes::copy_from_slice(key), pending.value.clone()));
         }
-        rows.extend(changes.rows.into_iter().map(|(k, v)| (Bytes::from(k.into_vec()), v)));
+        rows.extend(changes.into_rows());
         rows.push((commit_key(), Some(row.encode())));
         let writer = Bytes::copy_from_slice(&self.options.instance);
         rows.push((Bytes::from(keys::writer().into_vec()), Some(writer)));

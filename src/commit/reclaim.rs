@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures::StreamExt;
 
 use super::committer::unix_secs;
@@ -117,8 +116,7 @@ async fn reclaim_data(view: &View) -> Result<(bool, u64), ViewError> {
         }
     }
     let freed = resolve::settle_segments(view, &mut out, &Default::default(), unix_secs()).await?;
-    let rows = out.rows.into_iter().map(|(k, v)| (Bytes::from(k.into_vec()), v));
-    view.kv().commit(rows).await?;
+    view.kv().commit(out.into_rows()).await?;
     Ok((true, freed))
 }
 
@@ -134,6 +132,7 @@ async fn delete_segments(
     let found = view.kv().scan(&from, &to, BATCH_SEGMENTS, 1 << 16).await?;
     let now = unix_secs();
     let mut dead = Vec::new();
+    let mut held_back = false;
     let mut next = (found.len() == BATCH_SEGMENTS).then_some(Duration::ZERO);
     for (key, value) in found {
         let (since, id) = keys::dead_segment_of(&key).ok_or(DecodeError("dead segment key"))?;
@@ -143,11 +142,15 @@ async fn delete_segments(
             next = Some(Duration::from_secs((over - now).clamp(1, grace.as_secs().max(1))));
             break;
         }
-        if spared(id) {
-            next = Some(PAUSE);
-            continue;
+        match spared(id) {
+            true => held_back = true,
+            false => dead.push((key, value, id)),
         }
-        dead.push((key, value, id));
+    }
+    if held_back && dead.is_empty() {
+        next = Some(PAUSE);
+    } else if held_back {
+        next = Some(Duration::ZERO);
     }
     // Nothing may be deleted on the word of a row that the bucket might never have, or by a
     // mount that was overtaken: both are known only once a batch of ours is durable.

@@ -10,10 +10,10 @@ use super::pending::FileKey;
 use super::view::{View, ViewError};
 use crate::base::SegmentId;
 use crate::data::{Extent, Overlay, Source};
-use crate::meta::{DecodeError, ExtentRow, Key, SegmentRow, keys};
+use crate::meta::{DecodeError, ExtentRow, Key, OrphanData, SegmentRow, keys};
 
 /// Committed extents that the first scan for a range brings, and the most that a later one does:
-/// a small file has one, a long write may cover thousands.
+/// a small file has one, a long write may cover thousands, and scattered ones few each.
 const SCAN_ROWS_FIRST: usize = 8;
 const SCAN_ROWS_MAX: usize = 256;
 /// A dropped file with at most this many extents is deleted with the commit; a larger one in
@@ -30,6 +30,16 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// The rows as the metadata store takes them.
+    pub fn into_rows(self) -> impl Iterator<Item = (Bytes, Option<Bytes>)> {
+        self.rows.into_iter().map(|(key, value)| (Bytes::from(key.into_vec()), value))
+    }
+
+    /// The segment is dead since `since_secs`, and deleted when its grace is over.
+    pub fn bury(&mut self, id: SegmentId, since_secs: u64) {
+        self.rows.insert(keys::dead_segment(since_secs, id), Some(OrphanData::encode()));
+    }
+
     fn put_extent(&mut self, file: FileKey, end: u64, row: ExtentRow) {
         *self.live.entry(row.segment).or_default() += row.len as i64;
         self.rows.insert(keys::extent(file.0, file.1, end), Some(row.encode()));
@@ -76,8 +86,8 @@ pub async fn committed(
     let mut found = BTreeMap::new();
     // Everything below `known` has been looked at; skips what no range touches.
     let mut known = 0;
-    let mut rows = SCAN_ROWS_FIRST;
     for (start, end) in ranges {
+        let mut rows = SCAN_ROWS_FIRST;
         while known < end {
             let from = known.max(start);
             let (extents, complete_to) = view.scan_extents(file, from, rows).await?;
@@ -144,8 +154,7 @@ pub async fn drop_file(view: &View, out: &mut Changes, file: FileKey) -> Result<
             return Ok(());
         }
     }
-    let row = crate::meta::OrphanData::encode();
-    out.rows.insert(keys::reclaim(file.0, file.1), Some(row));
+    out.rows.insert(keys::reclaim(file.0, file.1), Some(OrphanData::encode()));
     Ok(())
 }
 
@@ -183,8 +192,7 @@ pub async fn settle_segments(
         });
         if live == 0 {
             out.rows.insert(key, None);
-            let dead = keys::dead_segment(now_secs, id);
-            out.rows.insert(dead, Some(crate::meta::OrphanData::encode()));
+            out.bury(id, now_secs);
         } else {
             out.rows.insert(key, Some(SegmentRow { size: before.size, live }.encode()));
         }

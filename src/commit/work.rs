@@ -7,7 +7,6 @@ use super::pack::{Plan, pack};
 use super::pending::Generation;
 use super::resolve::Changes;
 use crate::base::SegmentId;
-use crate::meta::keys;
 
 /// Names remembered of uploads that failed. Each costs a row; beyond this they are forgotten
 /// and, if they are in the bucket, stay there unused.
@@ -62,8 +61,7 @@ impl Work {
     /// Adds to `changes` the rows by which given-up uploads are deleted like dead segments.
     pub(super) fn bury_abandoned(&self, changes: &mut Changes, now_secs: u64) {
         for &id in &self.abandoned {
-            let key = keys::dead_segment(now_secs, id);
-            changes.rows.insert(key, Some(crate::meta::OrphanData::encode()));
+            changes.bury(id, now_secs);
         }
     }
 }
@@ -74,6 +72,7 @@ mod tests {
     use crate::base::{Ino, JournalPos};
     use crate::commit::batch::{Batch, DataOp};
     use crate::journal::RecordLoc;
+    use crate::meta::keys;
 
     #[test]
     fn a_segment_whose_upload_failed_gets_a_new_name_and_the_old_one_is_buried() {

@@ -29,8 +29,8 @@ use crate::store::segments::SegmentStore;
 pub const BLOCK: u64 = 64 << 10;
 /// The most that one GET fetches.
 pub const FETCH_BYTES_MAX: u64 = 4 << 20;
-/// A fetch that could not begin for so long is given up: its segment may have been deleted since
-/// it was planned, which would be taken for damage. Well below the grace of dead segments.
+/// A fetch that could not begin for so long has to be planned again: its segment may have been
+/// deleted since, which would be taken for damage. Well below the grace of dead segments.
 const TURN_MAX: Duration = Duration::from_secs(120);
 /// What the first small file of a segment fetches around itself.
 const WINDOW_FIRST: u64 = 256 << 10;
@@ -62,6 +62,9 @@ pub struct ReadError {
     pub class: ErrorClass,
     /// For people.
     pub message: Arc<str>,
+    /// The fetch waited too long for its turn to be begun: what it was planned from may have
+    /// changed, plan again.
+    pub stale: bool,
 }
 
 type BlockKey = (SegmentId, u32);
@@ -142,12 +145,12 @@ pub struct BlockCache {
 }
 
 fn read_error(segment: SegmentId, e: &object_store::Error) -> ReadError {
-    ReadError { segment, class: class(e), message: e.to_string().into() }
+    ReadError { segment, class: class(e), message: e.to_string().into(), stale: false }
 }
 
 fn never_begun(segment: SegmentId) -> ReadError {
-    let message = format!("no answer to earlier requests for {} s", TURN_MAX.as_secs());
-    ReadError { segment, class: ErrorClass::Transport, message: message.into() }
+    let message = format!("other requests came first for {} s", TURN_MAX.as_secs());
+    ReadError { segment, class: ErrorClass::Transport, message: message.into(), stale: true }
 }
 
 /// The part of `start..end` that `data` has, which is the bytes of a segment from `base` on.
@@ -158,7 +161,7 @@ fn cut(data: &Bytes, base: u64, start: u64, end: u64) -> Bytes {
 
 fn ends_before(segment: SegmentId, at: u64) -> ReadError {
     let message = format!("ends before byte {at}").into();
-    ReadError { segment, class: ErrorClass::Corrupt, message }
+    ReadError { segment, class: ErrorClass::Corrupt, message, stale: false }
 }
 
 fn blocks_of(range: &Range<u64>) -> Range<u32> {

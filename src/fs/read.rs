@@ -219,7 +219,10 @@ impl Fs {
             match part.source {
                 Source::Segment { id, offset } => {
                     let range = offset..offset + (part.end - part.start);
-                    self.blocks.read(id, range, small, &mut out).await?;
+                    match self.blocks.read(id, range, small, &mut out).await {
+                        Err(e) if e.stale => return Ok(None),
+                        outcome => outcome?,
+                    }
                 }
                 _ => match self.local_part(part)? {
                     Some(bytes) => out.push(bytes),

@@ -32,7 +32,7 @@ pub(super) struct Order {
     pub(super) kv: Arc<Kv>,
     pub(super) segments: SegmentStore,
     /// What to empty.
-    pub(super) chosen: Arc<HashMap<SegmentId, SegmentRow>>,
+    pub(super) chosen: HashMap<SegmentId, SegmentRow>,
     /// Names for new segments.
     pub(super) ids: Vec<SegmentId>,
     /// Unix seconds; from then on the new segments may be deleted.
@@ -56,6 +56,8 @@ pub(super) struct Carried {
     pub(super) more: bool,
     /// See [`Layout::left_out`].
     pub(super) left_out: usize,
+    /// Extent rows that were looked at.
+    pub(super) extents: usize,
 }
 
 /// Copies what is live in the chosen segments into new ones, hands each over when the bucket
@@ -66,16 +68,17 @@ pub(super) async fn carry(
     wake: Arc<Notify>,
 ) -> Result<Carried, CommitError> {
     let Order { kv, segments, chosen, ids, reserved, from } = order;
-    let (pieces, next) = pieces(&kv, &chosen, from).await?;
+    let (pieces, next, extents) = pieces(&kv, &chosen, from).await?;
     let Layout { outputs, left_out, odd } = plan::layout(pieces, &chosen);
     for id in odd {
         log::warn!("segment {id} is not cleaned: its rows contradict each other, see sealfs fsck");
     }
-    let carried = Carried { next, more: outputs.len() > ids.len(), left_out };
+    log::debug!("{} outputs, {extents} extents looked at", outputs.len());
+    let carried = Carried { next, more: outputs.len() > ids.len(), left_out, extents };
     for (id, output) in ids.into_iter().zip(outputs) {
         let data = read(&segments, &output).await?;
         if unix_secs() >= reserved {
-            return Err(CommitError::Internal("the machine slept through it".into()));
+            return Err(CommitError::Round("the machine slept through it".into()));
         }
         segments.put(id, data).await.map_err(|e| CommitError::Upload(id, e))?;
         if done.send(Moved { id, output }).await.is_err() {
@@ -86,30 +89,31 @@ pub(super) async fn carry(
     Ok(carried)
 }
 
-/// The extents that refer to `chosen`, in the order of their rows, as they are now, and the
-/// first row that was not looked at.
+/// The extents that refer to `chosen`, in the order of their rows, as they are now; the first
+/// row that was not looked at; how many were.
 async fn pieces(
     kv: &Kv,
     chosen: &HashMap<SegmentId, SegmentRow>,
     from: Option<Key>,
-) -> Result<(Vec<Piece>, Option<Key>), ViewError> {
+) -> Result<(Vec<Piece>, Option<Key>, usize), ViewError> {
     let mut pieces = Vec::new();
     let rows = AtomicU64::new(0);
     let mut cursor = Cursor::new(kv, b'e', &rows);
     if let Some(from) = from {
         cursor.skip_to(from);
     }
+    let mut looked_at = 0;
     while let Some((key, value)) = cursor.next().await? {
         if pieces.len() == PIECES_MAX {
-            return Ok((pieces, Some(key[..].into())));
+            return Ok((pieces, Some(key[..].into()), looked_at));
         }
+        looked_at += 1;
         let (file, extent) = extent_of(&key, &value)?;
         if chosen.contains_key(&extent.segment) {
             pieces.push(Piece { file, extent });
         }
     }
-    log::debug!("{} of {} extents are to move", pieces.len(), rows.into_inner());
-    Ok((pieces, None))
+    Ok((pieces, None, looked_at))
 }
 
 /// The plaintext of `output`, authenticated, piece by piece.

@@ -12,6 +12,8 @@ pub(super) const TINY_BYTES: u64 = 1 << 20;
 /// Cleaning begins when this part of all stored bytes, or of all segments, would come free: a
 /// round reads every extent row, which must be worth it.
 const SHARE: u64 = 16;
+/// So many extent rows are worth reading for a tiny segment less.
+const ROWS_A_SEGMENT: usize = 4096;
 /// Live bytes that one round moves at most.
 const ROUND_BYTES_MAX: u64 = 256 << 20;
 /// Segments of either sort that are remembered while looking; others wait for a later round.
@@ -21,29 +23,47 @@ const CANDIDATES_MAX: usize = 32_768;
 #[derive(Debug, Default)]
 pub(super) struct Choice {
     pub(super) segments: HashMap<SegmentId, SegmentRow>,
-    /// Others are worth it, too.
+    /// Others are, or may be, worth it, too.
     pub(super) more: bool,
     /// Plaintext bytes of all segments, chosen or not.
     pub(super) stored: u64,
+}
+
+/// What earlier rounds learned.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Learned {
+    /// Tiny segments that were found not to be worth it.
+    pub(super) left_out: usize,
+    /// Extent rows of the volume.
+    pub(super) extents: usize,
 }
 
 /// Looks at segments one by one and then says which to clean.
 #[derive(Debug)]
 pub(super) struct Chooser {
     options: CleanOptions,
-    /// Tiny segments that were found not to be worth it.
-    left_out: usize,
+    learned: Learned,
     segments: usize,
     bytes: u64,
     dead_bytes: u64,
     half_dead: Vec<(SegmentId, SegmentRow)>,
     tiny: Vec<(SegmentId, SegmentRow)>,
+    /// Of either sort, remembered or not.
+    seen: [usize; 2],
 }
 
 impl Chooser {
-    pub(super) fn new(options: CleanOptions, left_out: usize) -> Chooser {
-        let (half_dead, tiny) = (Vec::new(), Vec::new());
-        Chooser { options, left_out, segments: 0, bytes: 0, dead_bytes: 0, half_dead, tiny }
+    pub(super) fn new(options: CleanOptions, learned: Learned) -> Chooser {
+        Chooser {
+            options,
+            learned,
+            segments: 0,
+            bytes: 0,
+            dead_bytes: 0,
+            half_dead: Vec::new(),
+            tiny: Vec::new(),
+            seen: [0; 2],
+        }
     }
 
     /// Takes a segment into account.
@@ -55,11 +75,13 @@ impl Chooser {
             return; // not ours to judge: `fsck` says what is wrong
         }
         if size < TINY_BYTES {
+            self.seen[1] += 1;
             if self.tiny.len() < CANDIDATES_MAX {
                 self.tiny.push((id, row));
             }
         } else if live <= size / 2 {
             self.dead_bytes = self.dead_bytes.saturating_add(size - live);
+            self.seen[0] += 1;
             if self.half_dead.len() < CANDIDATES_MAX {
                 self.half_dead.push((id, row));
             }
@@ -69,7 +91,8 @@ impl Chooser {
     /// The choice: the deadest first, as far as a round goes, then the tiny.
     pub(super) fn choice(mut self) -> Choice {
         let mut choice = Choice { stored: self.bytes, ..Choice::default() };
-        let mut room = ROUND_BYTES_MAX;
+        let [half_dead, tiny] = self.seen;
+        let (mut room, mut more) = (ROUND_BYTES_MAX, false);
         let mut take = |candidates: &[(SegmentId, SegmentRow)]| {
             for (id, row) in candidates {
                 let Some(left) = room.checked_sub(row.live) else {
@@ -86,11 +109,15 @@ impl Chooser {
                 (u128::from(row.live) * 65_536 / u128::from(row.size), *id)
             });
             take(&self.half_dead);
+            more |= half_dead > self.half_dead.len();
         }
-        let enough = self.options.tiny_min.max(self.segments / SHARE as usize).max(2);
-        if self.tiny.len() >= enough + self.left_out {
+        let worth = (self.segments / SHARE as usize).max(self.learned.extents / ROWS_A_SEGMENT);
+        let enough = self.options.tiny_min.max(worth).max(2);
+        if tiny >= enough + self.learned.left_out {
             take(&self.tiny);
+            more |= tiny > self.tiny.len();
         }
+        choice.more |= more;
         choice
     }
 }
@@ -100,7 +127,7 @@ mod tests {
     use super::*;
 
     fn chosen(segments: &[(u64, u64)]) -> Vec<usize> {
-        let mut chooser = Chooser::new(CleanOptions::default(), 0);
+        let mut chooser = Chooser::new(CleanOptions::default(), Learned::default());
         let id = |n: usize| SegmentId((n as u128).to_be_bytes());
         for (n, &(size, live)) in segments.iter().enumerate() {
             chooser.see(id(n), SegmentRow { size, live });
@@ -134,6 +161,8 @@ mod tests {
         // Guards against an object for every commit of a log that is appended to for a year.
         assert!(chosen(&[(4096, 4096); 255]).is_empty());
         assert_eq!(chosen(&[(4096, 4096); 256]).len(), 256);
+        let many = vec![(4096, 4096); 600_000];
+        assert_eq!(chosen(&many).len(), CANDIDATES_MAX, "more than are remembered");
         let mut odd = vec![(MIB, 0), (4096, 8192), (1 << 40, 1 << 38)];
         odd.extend([(4096, 1); 300]);
         assert_eq!(chosen(&odd), (3..303).collect::<Vec<_>>());

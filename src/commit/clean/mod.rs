@@ -18,12 +18,10 @@ mod carry;
 mod choose;
 mod plan;
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::task::JoinHandle;
 
@@ -35,12 +33,11 @@ use super::resolve::{self, Changes};
 use super::view::ViewError;
 use crate::base::SegmentId;
 use crate::data::Extent;
-use crate::meta::{DecodeError, Key, OrphanData, SegmentRow, keys};
+use crate::meta::{DecodeError, Key, SegmentRow, keys};
 use carry::{Carried, Moved, Order};
-use choose::{Choice, Chooser};
+use choose::{Choice, Chooser, Learned};
 
-/// New segments of one round. What is live in half-dead ones needs 33 at most: two that follow
-/// each other are more than one full. Others wait for the next round.
+/// New segments of one round; what would need more waits for the next.
 const OUTPUTS_MAX: usize = 64;
 /// How long a round may take.
 const ROUND_DEADLINE: Duration = Duration::from_secs(1800);
@@ -48,8 +45,9 @@ const ROUND_DEADLINE: Duration = Duration::from_secs(1800);
 const RESERVED_SECS: u64 = 2 * 3600;
 /// Uploaded segments that wait for their rows; the task waits when there are more.
 const MOVED_QUEUE: usize = 2;
-/// How long to leave it after a failure.
+/// How long to leave it after a failure, and after several in a row at most.
 const PAUSE: Duration = Duration::from_secs(300);
+const PAUSE_MAX: Duration = Duration::from_secs(3600);
 /// A busy mount looks after this many commits, and when this part of what is stored has come free
 /// (but not for less than [`CleanOptions::dead_bytes_min`]).
 const LOOK_COMMITS: u64 = 512;
@@ -79,7 +77,8 @@ impl Default for CleanOptions {
 struct Round {
     task: JoinHandle<Result<Carried, CommitError>>,
     moved: mpsc::Receiver<Moved>,
-    chosen: Arc<HashMap<SegmentId, SegmentRow>>,
+    /// What it may be about to read.
+    reads: HashSet<SegmentId>,
     /// More segments than those are worth it.
     more: bool,
     /// The `z` rows that announce its segments are dated so.
@@ -112,10 +111,11 @@ pub struct State {
     stored: u64,
     /// The last round left something to do.
     again: bool,
-    /// Where it ended in the extent rows, and what it left out up to there.
+    /// Where it ended in the extent rows, and what it learned up to there.
     next: Option<Key>,
-    left_out: usize,
+    learned: Learned,
     not_before: Option<Instant>,
+    pause: Duration,
     round: Option<Round>,
 }
 
@@ -138,17 +138,31 @@ impl State {
 
     /// Whether a round may be about to read this segment.
     pub(super) fn reads(&self, id: SegmentId) -> bool {
-        self.round.as_ref().is_some_and(|round| round.chosen.contains_key(&id))
+        self.round.as_ref().is_some_and(|round| round.reads.contains(&id))
     }
 
     /// A round has come to its end, or as far as `carried` says.
     fn note_end(&mut self, round: &Round, carried: Carried) {
-        let before = if self.next.is_some() { self.left_out } else { 0 };
-        self.left_out = before + carried.left_out;
-        // A round that moved nothing would choose the same again.
-        let more = (round.more || carried.more) && round.bytes > 0;
+        let begun_behind = self.next.is_some();
+        let before = if begun_behind { self.learned } else { Learned::default() };
+        self.learned = Learned {
+            left_out: before.left_out + carried.left_out,
+            extents: before.extents + carried.extents,
+        };
+        // What lies before its first row was not looked at for what it chose. A round that moved
+        // nothing would choose the same again.
+        let more = (round.more || carried.more || begun_behind) && round.bytes > 0;
         self.again = more || carried.next.is_some();
         self.next = carried.next;
+        self.pause = Duration::ZERO;
+    }
+
+    /// Something failed: the round is given up, and the next begins after a while.
+    fn give_up(&mut self) {
+        self.round = None;
+        self.again = true;
+        self.pause = (self.pause * 2).clamp(PAUSE, PAUSE_MAX);
+        self.not_before = Some(Instant::now() + self.pause);
     }
 }
 
@@ -168,8 +182,7 @@ impl Committer {
         let mut state = std::mem::take(&mut *self.clean.lock());
         let outcome = self.clean_step(&mut state).await;
         if outcome.is_err() {
-            state.round = None;
-            state.not_before = Some(Instant::now() + PAUSE);
+            state.give_up();
             // What it emptied so far is dead.
             self.reclaim.lock().wake();
         }
@@ -193,6 +206,10 @@ impl Committer {
                 Ok(moved) => {
                     round.unused.retain(|id| *id != moved.id);
                     round.bytes += self.switch(&moved, round.reserved).await?;
+                    // All that is live of a segment goes into one.
+                    for piece in &moved.output.pieces {
+                        round.reads.remove(&piece.extent.segment);
+                    }
                 }
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => {
@@ -215,7 +232,7 @@ impl Committer {
     /// Looks at all segments, and sets out if it is worth it.
     async fn begin_round(&self, state: &mut State) -> Result<(), CommitError> {
         let kv = self.view.kv();
-        let mut chooser = Chooser::new(self.options.clean, state.left_out);
+        let mut chooser = Chooser::new(self.options.clean, state.learned);
         let rows = AtomicU64::new(0);
         let mut cursor = Cursor::new(kv, b's', &rows);
         while let Some((key, value)) = cursor.next().await? {
@@ -228,18 +245,21 @@ impl Committer {
         state.stored = stored;
         if chosen.is_empty() {
             state.next = None;
+            // It may have been deleted since.
+            state.learned.left_out /= 2;
             return Ok(());
         }
         log::info!("moving what is live out of {} segments", chosen.len());
         let reserved = unix_secs() + RESERVED_SECS;
         let ids: Vec<_> = (0..OUTPUTS_MAX).map(|_| new_segment_id()).collect();
-        let announced = |id: &SegmentId| (reservation(reserved, *id), Some(OrphanData::encode()));
-        self.write_rows(ids.iter().map(announced).collect()).await?;
-        let chosen = Arc::new(chosen);
+        let mut announced = Changes::default();
+        ids.iter().for_each(|id| announced.bury(*id, reserved));
+        self.write_rows(announced.into_rows().collect()).await?;
+        let reads = chosen.keys().copied().collect();
         let order = Order {
             kv: kv.clone(),
             segments: self.segments.as_ref().clone(),
-            chosen: chosen.clone(),
+            chosen,
             ids: ids.clone(),
             reserved,
             from: state.next.clone(),
@@ -248,12 +268,12 @@ impl Committer {
         let wake = self.wake.clone();
         let task = tokio::spawn(async move {
             let carry = carry::carry(order, send, wake.clone());
-            let late = |_| CommitError::Internal("it took too long".into());
+            let late = |_| CommitError::Round("it took too long".into());
             let outcome = tokio::time::timeout(ROUND_DEADLINE, carry).await.map_err(late);
             wake.notify_one();
             outcome?
         });
-        state.round = Some(Round { task, moved, chosen, more, reserved, unused: ids, bytes: 0 });
+        state.round = Some(Round { task, moved, reads, more, reserved, unused: ids, bytes: 0 });
         Ok(())
     }
 
@@ -261,9 +281,14 @@ impl Committer {
     /// how many of its bytes that are.
     async fn switch(&self, moved: &Moved, reserved: u64) -> Result<u64, CommitError> {
         let Moved { id, output } = moved;
-        let reservation = reservation(reserved, *id);
-        if self.view.kv().get(&reservation).await?.is_none() {
-            log::warn!("segment {id} was taken for dead before its rows were written");
+        let reservation = keys::dead_segment(reserved, *id);
+        let mut out = Changes::default();
+        if unix_secs() >= reserved || self.view.kv().get(&reservation).await?.is_none() {
+            // It may be deleted already, or have come after its deletion.
+            log::warn!("segment {id} came too late: the machine slept, or was cut off for long");
+            out.rows.insert(reservation, None);
+            out.bury(*id, unix_secs());
+            self.write_rows(out.into_rows().collect()).await?;
             return Ok(0);
         }
         let mut files: BTreeMap<FileKey, Vec<(Extent, u64)>> = BTreeMap::new();
@@ -272,7 +297,6 @@ impl Committer {
             files.entry(piece.file).or_default().push((piece.extent, at));
             at += piece.len();
         }
-        let mut out = Changes::default();
         let mut bytes = 0;
         for (file, pieces) in &mut files {
             pieces.sort_unstable_by_key(|(extent, _)| extent.start);
@@ -284,10 +308,8 @@ impl Committer {
         }
         let sizes = HashMap::from([(*id, output.len)]);
         resolve::settle_segments(&self.view, &mut out, &sizes, unix_secs()).await?;
-        let mut rows: Vec<_> =
-            out.rows.into_iter().map(|(k, v)| (Bytes::from(k.into_vec()), v)).collect();
-        rows.push((reservation, None));
-        let written = self.write_rows(rows).await;
+        out.rows.insert(reservation, None);
+        let written = self.write_rows(out.into_rows().collect()).await;
         // Whatever came of it: nobody may go on with the old places, whose segments will be
         // deleted.
         self.view.forget_extents(files.keys());
@@ -298,16 +320,15 @@ impl Committer {
 
     /// Takes back the announcement of what was not uploaded.
     async fn end_round(&self, round: &Round) -> Result<(), CommitError> {
-        let rows = round.unused.iter().map(|id| (reservation(round.reserved, *id), None));
-        self.write_rows(rows.collect()).await?;
+        let mut unused = Changes::default();
+        for id in &round.unused {
+            unused.rows.insert(keys::dead_segment(round.reserved, *id), None);
+        }
+        self.write_rows(unused.into_rows().collect()).await?;
         log::info!("moved {} live bytes to new segments", round.bytes);
         self.reclaim.lock().wake();
         Ok(())
     }
-}
-
-fn reservation(until_secs: u64, id: SegmentId) -> Bytes {
-    Bytes::from(keys::dead_segment(until_secs, id).into_vec())
 }
 
 #[cfg(test)]
@@ -317,8 +338,8 @@ mod tests {
     fn round(more: bool, bytes: u64) -> Round {
         let task = tokio::spawn(async { Ok(Carried::default()) });
         let (_, moved) = mpsc::channel(1);
-        let (chosen, unused) = (Arc::default(), Vec::new());
-        Round { task, moved, chosen, more, reserved: 0, unused, bytes }
+        let (reads, unused) = (HashSet::new(), Vec::new());
+        Round { task, moved, reads, more, reserved: 0, unused, bytes }
     }
 
     #[tokio::test]
@@ -326,15 +347,23 @@ mod tests {
         // Guards against a mount that cleans the same crumbs for ever, and against segments behind
         // many others that are never reached.
         let mut state = State::default();
-        let cut = |left_out| Carried { next: Some(b"e5"[..].into()), more: true, left_out };
+        let cut = |left_out| {
+            let next = Some(b"e5"[..].into());
+            Carried { next, more: true, left_out, extents: 10 }
+        };
         state.note_end(&round(true, 0), cut(2));
         assert!(state.again && state.next.is_some());
         state.note_end(&round(true, 0), cut(3));
-        assert_eq!((state.again, state.left_out), (true, 5));
+        assert_eq!((state.again, state.learned.left_out), (true, 5));
         state.note_end(&round(true, 0), Carried { left_out: 1, ..Carried::default() });
-        assert_eq!((state.again, state.left_out, &state.next), (false, 6, &None));
+        assert_eq!((state.again, state.learned.left_out, &state.next), (false, 6, &None));
+        assert_eq!(state.learned.extents, 20);
         state.note_end(&round(true, 1), Carried::default());
-        assert_eq!((state.again, state.left_out), (true, 0), "there was more, and it gained");
+        let learned = state.learned.left_out;
+        assert_eq!((state.again, learned), (true, 0), "there was more, and it gained");
+        state.note_end(&round(false, 1), cut(0));
+        state.note_end(&round(false, 1), Carried::default());
+        assert!(state.again, "what lies before its first row");
         state.note_end(&round(false, 1), Carried::default());
         assert!(!state.again);
     }
