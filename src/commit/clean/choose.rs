@@ -16,7 +16,7 @@ const SHARE: u64 = 16;
 const ROWS_A_SEGMENT: usize = 4096;
 /// Live bytes that one round moves at most.
 const ROUND_BYTES_MAX: u64 = 256 << 20;
-/// Segments of either sort that are remembered while looking; others wait for a later round.
+/// Segments of a sort that are remembered while looking; others wait for a later round.
 const CANDIDATES_MAX: usize = 32_768;
 
 /// The segments whose live bytes are to be moved.
@@ -46,10 +46,24 @@ pub(super) struct Chooser {
     segments: usize,
     bytes: u64,
     dead_bytes: u64,
-    half_dead: Vec<(SegmentId, SegmentRow)>,
-    tiny: Vec<(SegmentId, SegmentRow)>,
-    /// Of either sort, remembered or not.
-    seen: [usize; 2],
+    half_dead: Candidates,
+    tiny: Candidates,
+}
+
+/// Segments of one sort, of which at most [`CANDIDATES_MAX`] are remembered.
+#[derive(Debug, Default)]
+struct Candidates {
+    seen: usize,
+    rows: Vec<(SegmentId, SegmentRow)>,
+}
+
+impl Candidates {
+    fn push(&mut self, id: SegmentId, row: SegmentRow) {
+        self.seen += 1;
+        if self.rows.len() < CANDIDATES_MAX {
+            self.rows.push((id, row));
+        }
+    }
 }
 
 impl Chooser {
@@ -60,9 +74,8 @@ impl Chooser {
             segments: 0,
             bytes: 0,
             dead_bytes: 0,
-            half_dead: Vec::new(),
-            tiny: Vec::new(),
-            seen: [0; 2],
+            half_dead: Candidates::default(),
+            tiny: Candidates::default(),
         }
     }
 
@@ -75,26 +88,20 @@ impl Chooser {
             return; // not ours to judge: `fsck` says what is wrong
         }
         if size < TINY_BYTES {
-            self.seen[1] += 1;
-            if self.tiny.len() < CANDIDATES_MAX {
-                self.tiny.push((id, row));
-            }
+            self.tiny.push(id, row);
         } else if live <= size / 2 {
             self.dead_bytes = self.dead_bytes.saturating_add(size - live);
-            self.seen[0] += 1;
-            if self.half_dead.len() < CANDIDATES_MAX {
-                self.half_dead.push((id, row));
-            }
+            self.half_dead.push(id, row);
         }
     }
 
     /// The choice: the deadest first, as far as a round goes, then the tiny.
     pub(super) fn choice(mut self) -> Choice {
         let mut choice = Choice { stored: self.bytes, ..Choice::default() };
-        let [half_dead, tiny] = self.seen;
-        let (mut room, mut more) = (ROUND_BYTES_MAX, false);
-        let mut take = |candidates: &[(SegmentId, SegmentRow)]| {
-            for (id, row) in candidates {
+        let mut room = ROUND_BYTES_MAX;
+        let mut take = |candidates: &Candidates| {
+            choice.more |= candidates.seen > candidates.rows.len();
+            for (id, row) in &candidates.rows {
                 let Some(left) = room.checked_sub(row.live) else {
                     choice.more = true;
                     return;
@@ -104,20 +111,17 @@ impl Chooser {
             }
         };
         if self.dead_bytes >= self.options.dead_bytes_min.max(self.bytes / SHARE) {
-            self.half_dead.sort_unstable_by_key(|(id, row)| {
+            self.half_dead.rows.sort_unstable_by_key(|(id, row)| {
                 // In 1/65536 of the size, which is enough to rank by.
                 (u128::from(row.live) * 65_536 / u128::from(row.size), *id)
             });
             take(&self.half_dead);
-            more |= half_dead > self.half_dead.len();
         }
         let worth = (self.segments / SHARE as usize).max(self.learned.extents / ROWS_A_SEGMENT);
         let enough = self.options.tiny_min.max(worth).max(2);
-        if tiny >= enough + self.learned.left_out {
+        if self.tiny.seen >= enough + self.learned.left_out {
             take(&self.tiny);
-            more |= tiny > self.tiny.len();
         }
-        choice.more |= more;
         choice
     }
 }
