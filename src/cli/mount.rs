@@ -6,10 +6,10 @@ use std::time::Duration;
 use clap::Args;
 use log::LevelFilter;
 
-use crate::commit::{CleanOptions, CommitOptions};
+use crate::commit::CleanOptions;
 use crate::fuse::{Options as FuseOptions, TTL_FOLLOWER};
 use crate::seal::forbid_dumps;
-use crate::stack::{LocalDisk, MountOptions};
+use crate::stack::MountOptions;
 
 use super::args::{SecretArgs, StoreArgs, duration, journal_size, size};
 use super::client::is_mounted;
@@ -196,10 +196,10 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
     if fuse.read_only {
         fuse.ttl = TTL_FOLLOWER;
     }
+    let cache_dir = dirs::absolute_or(args.local.cache_dir.as_deref(), dirs::cache_dir)?;
+    let state_dir = dirs::absolute_or(args.local.state_dir.as_deref(), dirs::state_dir)?;
+    let secret = args.secret.read(false)?; // last: nobody types it for a wrong flag
     let volume = MountOptions {
-        store,
-        cache_dir: dirs::absolute_or(args.local.cache_dir.as_deref(), dirs::cache_dir)?,
-        state_dir: dirs::absolute_or(args.local.state_dir.as_deref(), dirs::state_dir)?,
         cache_bytes_max: args.local.cache_size,
         journal_bytes_max: args.local.journal_size,
         commit_interval: args.local.commit_interval,
@@ -209,14 +209,9 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
         accept_rollback: args.accept_rollback,
         at_least: args.at_least,
         fsync_remote: fuse.fsync_remote,
-        full_timeout: Duration::from_secs(60),
-        refresh: Duration::from_secs(5),
         mount_point: point.clone(),
-        disk: LocalDisk::default(),
-        open_timeout: MountOptions::OPEN_TIMEOUT,
         clean: CleanOptions { dead_bytes_min: args.clean_after, ..CleanOptions::default() },
-        dead_grace: CommitOptions::default().dead_grace,
-        secret: args.secret.read(false)?, // last: nobody types it for a wrong flag
+        ..MountOptions::new(store, secret, cache_dir, state_dir)
     };
     Ok(Plan { volume, fuse, point })
 }

@@ -42,6 +42,21 @@ pub struct Change {
     pub to: Option<(SegmentId, u64)>,
 }
 
+impl Change {
+    /// Adds to `changes` that `start..end` is at `to` now; where both go on from the last change,
+    /// that one becomes longer.
+    pub fn add(changes: &mut Vec<Change>, start: u64, end: u64, to: (SegmentId, u64)) {
+        match changes.last_mut() {
+            Some(Change { end: last_end, to: Some((id, offset)), start: first })
+                if *last_end == start && *id == to.0 && *offset + (start - *first) == to.1 =>
+            {
+                *last_end = end;
+            }
+            _ => changes.push(Change { start, end, to: Some(to) }),
+        }
+    }
+}
+
 /// The whole plan of a commit.
 #[derive(Debug, Default)]
 pub struct Plan {
@@ -108,15 +123,8 @@ fn place(
         let at = (segment.id, segment.len);
         segment.items.push(Item { record, skip, len });
         segment.len += len as u64;
-        match changes.last_mut() {
-            // Written in order: the extent of the former piece goes on.
-            Some(Change { end: last_end, to: Some((id, offset)), start: first })
-                if *last_end == start && *id == at.0 && *offset + (start - *first) == at.1 =>
-            {
-                *last_end = start + len as u64;
-            }
-            _ => changes.push(Change { start, end: start + len as u64, to: Some(at) }),
-        }
+        // Written in order: the extent of the former piece goes on.
+        Change::add(changes, start, start + len as u64, at);
         start += len as u64;
         skip += len;
     }

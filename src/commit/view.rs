@@ -197,17 +197,12 @@ impl View {
             front.is_some_and(|front| Arc::ptr_eq(&front, generation)),
             "generations retire in the order in which they were frozen"
         );
-        self.retired.fetch_add(1, Ordering::AcqRel);
+        self.forget_extents(generation.files.keys().chain(&generation.dropped));
         let mut rows = self.rows.lock();
         for (key, row) in &generation.rows {
             rows.put(key.clone(), row.value.clone());
         }
         drop(rows);
-        let mut extents = self.extents.lock();
-        for file in generation.files.keys().chain(&generation.dropped) {
-            extents.pop(file);
-        }
-        drop(extents);
         *self.stats.lock() = stats;
         self.pending_row_bytes.fetch_sub(generation.row_bytes, Ordering::Relaxed);
         self.pending_data_bytes.fetch_sub(generation.data_bytes, Ordering::Relaxed);
@@ -294,15 +289,27 @@ impl View {
         }
     }
 
+    /// Does `read`, and once more if it was refused because this writer was overtaken: then the
+    /// store is about to be open for reading. The committer has to know at once, and does not wait.
+    async fn only_reading<T, E, F>(&self, read: impl Fn() -> F) -> Result<T, ViewError>
+    where
+        E: Into<ViewError>,
+        F: Future<Output = Result<T, E>>,
+    {
+        match read().await.map_err(E::into) {
+            Err(ViewError::Store(KvError::Fenced)) if self.kv.until_reader().await => {
+                read().await.map_err(E::into)
+            }
+            outcome => outcome,
+        }
+    }
+
     /// Fetches the committed row of `key` into the cache and returns it.
     pub async fn load(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError> {
         let before = self.retired.load(Ordering::Acquire);
         // A copy: the store's value is a slice that would pin a whole block.
-        let value = match self.kv.get(key).await {
-            Err(KvError::Fenced) if self.kv.until_reader().await => self.kv.get(key).await,
-            outcome => outcome,
-        };
-        let value = value?.map(|v| Bytes::copy_from_slice(&v));
+        let value = self.only_reading(|| self.kv.get(key)).await?;
+        let value = value.map(|v| Bytes::copy_from_slice(&v));
         let mut rows = self.rows.lock();
         if self.retired.load(Ordering::Acquire) == before {
             rows.put(key.into(), value.clone());
@@ -355,10 +362,7 @@ impl View {
         }
         let before = self.retired.load(Ordering::Acquire);
         let scan = || self.kv.scan(start, end, limit, READ_AHEAD_BYTES);
-        let base = match scan().await {
-            Err(KvError::Fenced) if self.kv.until_reader().await => scan().await?,
-            outcome => outcome?,
-        };
+        let base = self.only_reading(scan).await?;
         if base.len() == limit
             && let Some((last, _)) = base.last()
         {
@@ -430,12 +434,7 @@ impl View {
         let mut to = start;
         while to < end {
             let scan = || self.scan_extents(file, to, EXTENTS_PER_LOAD);
-            let (more, complete_to) = match scan().await {
-                Err(ViewError::Store(KvError::Fenced)) if self.kv.until_reader().await => {
-                    scan().await?
-                }
-                outcome => outcome?,
-            };
+            let (more, complete_to) = self.only_reading(scan).await?;
             extents.extend(more);
             to = complete_to;
         }

@@ -126,9 +126,6 @@ pub struct MountOptions {
 }
 
 impl MountOptions {
-    /// What [`MountOptions::open_timeout`] is unless told otherwise.
-    pub const OPEN_TIMEOUT: Duration = OPEN_TIMEOUT;
-
     /// The defaults for a volume and its local directories.
     pub fn new(
         store: StoreOptions,

@@ -289,22 +289,12 @@ impl Kv {
         limit: usize,
         read_ahead_bytes: usize,
     ) -> Result<Vec<Row>, KvError> {
-        self.scan_with(start, end, limit, read_ahead_bytes, true).await
+        self.scan_caching(start, end, limit, read_ahead_bytes, true).await
     }
 
-    /// As [`Kv::scan`], for rows that will not be wanted again soon: they push no others out of
-    /// memory.
-    pub async fn scan_once(
-        &self,
-        start: &[u8],
-        end: &[u8],
-        limit: usize,
-        read_ahead_bytes: usize,
-    ) -> Result<Vec<Row>, KvError> {
-        self.scan_with(start, end, limit, read_ahead_bytes, false).await
-    }
-
-    async fn scan_with(
+    /// As [`Kv::scan`]; without `cache_blocks`, rows that will not be wanted again soon push no
+    /// others out of memory.
+    pub async fn scan_caching(
         &self,
         start: &[u8],
         end: &[u8],

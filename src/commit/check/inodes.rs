@@ -31,7 +31,7 @@ struct Run {
 impl Check<'_> {
     pub(super) async fn inodes(&mut self) -> Result<(), ViewError> {
         let (kv, rows) = (self.kv, self.rows);
-        let cursor = |tag| Cursor::new(kv, tag, rows);
+        let cursor = |tag| Cursor::new(kv, tag).counting(rows);
         let mut all = [b'i', b'd', b'x', b'o', b'r', b'e'].map(cursor);
         loop {
             let mut next = None;

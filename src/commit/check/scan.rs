@@ -20,29 +20,34 @@ pub struct Cursor<'a> {
     end: Key,
     page: VecDeque<(Bytes, Bytes)>,
     last_page: bool,
-    rows: &'a AtomicU64,
+    counted: Option<&'a AtomicU64>,
 }
 
 impl<'a> Cursor<'a> {
-    /// At the first row with `tag`; `rows` counts what was read.
-    pub fn new(kv: &'a Kv, tag: u8, rows: &'a AtomicU64) -> Cursor<'a> {
+    /// At the first row with `tag`.
+    pub fn new(kv: &'a Kv, tag: u8) -> Cursor<'a> {
         let (next, end) = keys::all_with_tag(tag);
-        Cursor { kv, next, end, page: VecDeque::new(), last_page: false, rows }
+        Cursor { kv, next, end, page: VecDeque::new(), last_page: false, counted: None }
     }
 
-    /// Goes to the first row not before `key`.
-    pub fn skip_to(&mut self, key: Key) {
-        self.next = key;
-        self.page.clear();
-        self.last_page = false;
+    /// The same, from the first row not before `key` on.
+    pub fn starting_at(self, key: Key) -> Cursor<'a> {
+        Cursor { next: key, ..self }
+    }
+
+    /// The same, adding to `rows` what it reads.
+    pub fn counting(self, rows: &'a AtomicU64) -> Cursor<'a> {
+        Cursor { counted: Some(rows), ..self }
     }
 
     /// The row at this place, which stays.
     pub async fn peek(&mut self) -> Result<Option<&(Bytes, Bytes)>, ViewError> {
         if self.page.is_empty() && !self.last_page {
-            let page = self.kv.scan_once(&self.next, &self.end, PAGE, READ_AHEAD).await?;
+            let page = self.kv.scan_caching(&self.next, &self.end, PAGE, READ_AHEAD, false).await?;
             self.last_page = page.len() < PAGE;
-            self.rows.fetch_add(page.len() as u64, Ordering::Relaxed);
+            if let Some(rows) = self.counted {
+                rows.fetch_add(page.len() as u64, Ordering::Relaxed);
+            }
             if let Some((key, _)) = page.last() {
                 let mut after = key.to_vec();
                 after.push(0);

@@ -41,7 +41,7 @@ impl Segments {
 impl Check<'_> {
     pub(super) async fn load_segments(&mut self) -> Result<(), ViewError> {
         let (kv, rows) = (self.kv, self.rows);
-        let mut cursor = Cursor::new(kv, b's', rows);
+        let mut cursor = Cursor::new(kv, b's').counting(rows);
         while let Some((key, value)) = cursor.next().await? {
             let id = keys::segment_of(&key).ok_or(DecodeError("segment key"));
             let row = id.and_then(|id| Ok((id, SegmentRow::decode(&value)?)));
@@ -49,7 +49,7 @@ impl Check<'_> {
                 self.segments.0.entry(id).or_default().row = Some(row);
             }
         }
-        let mut cursor = Cursor::new(kv, b'z', rows);
+        let mut cursor = Cursor::new(kv, b'z').counting(rows);
         while let Some((key, _)) = cursor.next().await? {
             let dead = keys::dead_segment_of(&key).ok_or(DecodeError("dead segment key"));
             if let Some((since, id)) = self.decoded(&key, dead) {
@@ -97,7 +97,7 @@ impl Check<'_> {
         }
         for (from, to, _) in groups {
             let mut pieces: Vec<(SegmentId, u64, u64)> = Vec::new();
-            let mut cursor = Cursor::new(self.kv, b'e', self.rows);
+            let mut cursor = Cursor::new(self.kv, b'e').counting(self.rows);
             while let Some((_, value)) = cursor.next().await? {
                 if let Some(row) = in_group(&value, from, to) {
                     pieces.push((row.segment, row.segment_offset, row.len));

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -97,10 +96,9 @@ async fn pieces(
     from: Option<Key>,
 ) -> Result<(Vec<Piece>, Option<Key>, usize), ViewError> {
     let mut pieces = Vec::new();
-    let rows = AtomicU64::new(0);
-    let mut cursor = Cursor::new(kv, b'e', &rows);
+    let mut cursor = Cursor::new(kv, b'e');
     if let Some(from) = from {
-        cursor.skip_to(from);
+        cursor = cursor.starting_at(from);
     }
     let mut looked_at = 0;
     while let Some((key, value)) = cursor.next().await? {

@@ -233,8 +233,7 @@ impl Committer {
     async fn begin_round(&self, state: &mut State) -> Result<(), CommitError> {
         let kv = self.view.kv();
         let mut chooser = Chooser::new(self.options.clean, state.learned);
-        let rows = AtomicU64::new(0);
-        let mut cursor = Cursor::new(kv, b's', &rows);
+        let mut cursor = Cursor::new(kv, b's');
         while let Some((key, value)) = cursor.next().await? {
             let row = keys::segment_of(&key).ok_or(DecodeError("segment key"));
             let row = row.and_then(|id| Ok((id, SegmentRow::decode(&value)?)));

@@ -82,7 +82,7 @@ pub(super) fn layout(pieces: Vec<Piece>, chosen: &HashMap<SegmentId, SegmentRow>
     let mut layout = Layout::default();
     let mut sources = 0;
     for (segment, mut group) in groups {
-        let Some(row) = chosen.get(&segment) else { continue };
+        let row = &chosen[&segment];
         let len = group.iter().fold(0, |sum: u64, piece| sum.saturating_add(piece.len()));
         let inside = |p: &Piece| p.extent.offset.saturating_add(p.len()) <= row.size;
         if len > row.live || !group.iter().all(inside) {
@@ -148,17 +148,8 @@ pub(super) fn changes(
             // The same byte of the same segment is at the same place of the file.
             let same = e.segment == was.segment
                 && e.offset + (start - e.start) == was.offset + (start - was.start);
-            if !same {
-                continue;
-            }
-            let offset = at + (start - was.start);
-            match changes.last_mut() {
-                Some(Change { start: first, end: last, to: Some((_, from)) })
-                    if *last == start && *from + (start - *first) == offset =>
-                {
-                    *last = end;
-                }
-                _ => changes.push(Change { start, end, to: Some((to, offset)) }),
+            if same {
+                Change::add(&mut changes, start, end, (to, at + (start - was.start)));
             }
         }
     }

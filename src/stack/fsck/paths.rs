@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
-use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 
@@ -27,8 +26,7 @@ pub(super) async fn names_of(
     if inos.is_empty() {
         return Ok(found);
     }
-    let rows = AtomicU64::new(0);
-    let mut cursor = Cursor::new(kv, b'd', &rows);
+    let mut cursor = Cursor::new(kv, b'd');
     while let Some((key, value)) = cursor.next().await? {
         let Some((parent, _, name)) = keys::dirent_of(&key) else { continue };
         let Ok(Dirent { ino, .. }) = Dirent::decode(&value) else { continue };
@@ -182,8 +180,7 @@ pub(super) async fn touched_files(
     if lost.is_empty() {
         return Ok(touched);
     }
-    let rows = AtomicU64::new(0);
-    let mut cursor = Cursor::new(kv, b'e', &rows);
+    let mut cursor = Cursor::new(kv, b'e');
     while let Some((key, value)) = cursor.next().await? {
         let Ok(row) = ExtentRow::decode(&value) else { continue };
         let Some(ranges) = lost.get(&row.segment) else { continue };
