@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use super::abi::OUT_HEADER_LEN;
 use crate::base::Ino;
@@ -22,45 +23,70 @@ pub struct Device(File);
 /// `FUSE_NOTIFY_INVAL_INODE` of linux/fuse.h.
 const NOTIFY_INVAL_INODE: i32 = 2;
 
-/// What reading the next request came to.
+/// What asking for the next request came to.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
     /// A request of this many bytes is in the buffer.
     Request(usize),
+    /// There is none.
+    Nothing,
     /// The filesystem is unmounted or its connection aborted; nothing will ever come.
     Ended,
 }
 
 impl Device {
     /// A new descriptor of the connection `mount` belongs to (Linux 4.2), or a duplicate of
-    /// `mount` where the kernel refuses that.
+    /// `mount` where the kernel refuses that. Reading from it never waits.
     pub fn clone_of(mount: BorrowedFd<'_>) -> io::Result<Device> {
-        let open = OpenOptions::new().read(true).write(true).open("/dev/fuse");
-        if let Ok(file) = open {
-            let mut source = mount.as_raw_fd() as u32;
-            // SAFETY: the ioctl reads one u32 through the pointer, which outlives the call.
-            let rc = unsafe { libc::ioctl(file.as_raw_fd(), FUSE_DEV_IOC_CLONE, &mut source) };
-            if rc == 0 {
-                return Ok(Device(file));
-            }
+        let device = Device(
+            Self::opened_for(mount)
+                .map_or_else(|| mount.try_clone_to_owned().map(File::from), Ok)?,
+        );
+        // SAFETY: the call takes no pointers.
+        match unsafe { libc::fcntl(device.0.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } {
+            0 => Ok(device),
+            _ => Err(io::Error::last_os_error()),
         }
-        Ok(Device(File::from(mount.try_clone_to_owned()?)))
     }
 
-    /// Waits for the next request and reads it into `buffer`, which must hold the largest
-    /// write and its header. Unbounded by design: it ends when the filesystem is unmounted.
+    fn opened_for(mount: BorrowedFd<'_>) -> Option<File> {
+        let file = OpenOptions::new().read(true).write(true).open("/dev/fuse").ok()?;
+        let mut source = mount.as_raw_fd() as u32;
+        // SAFETY: the ioctl reads one u32 through the pointer, which outlives the call.
+        let rc = unsafe { libc::ioctl(file.as_raw_fd(), FUSE_DEV_IOC_CLONE, &mut source) };
+        (rc == 0).then_some(file)
+    }
+
+    /// Reads the next request, if there is one, into `buffer`, which must hold the largest
+    /// write and its header.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
         loop {
             match (&self.0).read(buffer) {
                 Ok(0) => return Ok(Received::Ended),
                 Ok(n) => return Ok(Received::Request(n)),
                 Err(e) => match e.raw_os_error() {
-                    // ENOENT: the request was withdrawn between wake-up and read.
-                    Some(libc::ENOENT | libc::EINTR | libc::EAGAIN) => {}
+                    Some(libc::EAGAIN) => return Ok(Received::Nothing),
+                    // ENOENT: the request was withdrawn before it was read.
+                    Some(libc::ENOENT | libc::EINTR) => {}
                     Some(libc::ENODEV) => return Ok(Received::Ended),
                     _ => return Err(e),
                 },
             }
+        }
+    }
+
+    /// Whether there may be a request. Sleeps until there may be one; without a `bound` that
+    /// ends at the latest when the filesystem is unmounted.
+    pub fn wait(&self, bound: Option<Duration>) -> io::Result<bool> {
+        let mut fd = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let ms = bound.map_or(-1, |b| b.as_millis().try_into().unwrap_or(libc::c_int::MAX));
+        // SAFETY: `fd` is one valid pollfd and outlives the call.
+        match unsafe { libc::poll(&mut fd, 1, ms) } {
+            -1 => match io::Error::last_os_error() {
+                e if e.kind() == io::ErrorKind::Interrupted => Ok(false),
+                e => Err(e),
+            },
+            ready => Ok(ready > 0),
         }
     }
 

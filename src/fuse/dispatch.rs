@@ -73,6 +73,37 @@ pub(super) enum Interrupt {
     Never,
 }
 
+/// Data up to this length is sealed or opened in the time of a few wake-ups, bytes.
+const SHORT_DATA_MAX: u32 = 64 << 10;
+
+/// Whether a request is answered from memory and the page cache of the journal, or handed to
+/// tokio, within tens of microseconds: all but those that wait for the disk or move much data.
+pub(super) fn is_short(request: &[u8]) -> bool {
+    let looked = abi::split(request).and_then(|(header, body)| match header.opcode {
+        op::READ => is_short_read(body),
+        op::WRITE => is_short_write(body),
+        op::FSYNC | op::FSYNCDIR | op::FALLOCATE | op::LSEEK => Ok(false),
+        op::COPY_FILE_RANGE | op::COPY_FILE_RANGE_64 => Ok(false),
+        _ => Ok(true),
+    });
+    looked.unwrap_or(true) // refused at once
+}
+
+fn is_short_read(body: &[u8]) -> Result<bool, Malformed> {
+    let mut body = Body::new(body);
+    body.skip(8 + 8)?; // file handle, offset
+    Ok(body.u32()? <= SHORT_DATA_MAX)
+}
+
+fn is_short_write(body: &[u8]) -> Result<bool, Malformed> {
+    let mut body = Body::new(body);
+    body.skip(8 + 8)?; // file handle, offset
+    let len = body.u32()?;
+    body.skip(4 + 8)?; // flags, lock owner
+    let synchronous = body.u32()? as i32 & (libc::O_SYNC | libc::O_DSYNC) != 0;
+    Ok(len <= SHORT_DATA_MAX && !synchronous)
+}
+
 impl Adapter {
     pub(super) fn new(
         fs: Arc<Fs>,

@@ -11,6 +11,7 @@
 //! | `dispatch` | routing, and the rule that request threads never wait for the network |
 //! | `ops_*` | the operations by family |
 //! | `seek` | data and holes of a file that the kernel has not written back yet |
+//! | `threads` | which request thread waits for the next request |
 //! | `signals` | whether a signal ends the caller of a request, which may then be given up |
 //! | `errno` | which error number an error becomes |
 //!
@@ -31,11 +32,13 @@ mod options;
 mod reply;
 mod seek;
 mod signals;
+mod threads;
 
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -49,6 +52,7 @@ pub use options::{Options, TTL_FOLLOWER, TTL_WRITER, UnknownOption};
 use abi::HEADER_LEN;
 use device::{Device, Received};
 use dispatch::Adapter;
+use threads::{Source, Taken, Threads};
 
 /// A mounted filesystem. Serves requests until [`Session::ended`]; dropping it before that
 /// leaves a mount whose every operation fails, so unmount first.
@@ -85,31 +89,61 @@ fn start_threads(
     runtime: &Handle,
 ) -> io::Result<watch::Receiver<usize>> {
     let (alive, ended) = watch::channel(threads);
+    let turns = Arc::new(Threads::new());
     for number in 0..threads {
         let device = Arc::new(Device::clone_of(kernel.as_fd())?);
-        let (adapter, alive, runtime) = (Arc::clone(adapter), alive.clone(), runtime.clone());
+        let mut requests = Requests::new(Arc::clone(adapter), device);
+        let (turns, alive, runtime) = (Arc::clone(&turns), alive.clone(), runtime.clone());
         std::thread::Builder::new().name(format!("fuse-{number}")).spawn(move || {
             let _inside = runtime.enter();
-            request_loop(&adapter, &device);
+            if let Err(e) = turns.serve(&mut requests) {
+                log::error!("cannot read requests from the kernel: {e}");
+            }
             alive.send_modify(|n| *n -= 1);
         })?;
     }
     Ok(ended)
 }
 
-/// Reads and handles requests until the filesystem is unmounted.
-fn request_loop(adapter: &Adapter, device: &Arc<Device>) {
-    // The header of a WRITE is 40 bytes; the rest is slack the kernel asks for.
-    let mut buffer = vec![0; REQUEST_DATA_MAX as usize + HEADER_LEN + 4096];
-    loop {
-        match device.receive(&mut buffer) {
-            Ok(Received::Request(n)) => adapter.handle(device, &buffer[..n]),
-            Ok(Received::Ended) => return,
-            Err(e) => {
-                log::error!("cannot read requests from the kernel: {e}");
-                return;
+/// The requests that one thread takes.
+struct Requests {
+    adapter: Arc<Adapter>,
+    device: Arc<Device>,
+    buffer: Vec<u8>,
+    /// Length of the request in the buffer, in bytes.
+    len: usize,
+}
+
+impl Requests {
+    fn new(adapter: Arc<Adapter>, device: Arc<Device>) -> Requests {
+        // The header of a WRITE is 40 bytes; the rest is slack the kernel asks for.
+        let buffer = vec![0; REQUEST_DATA_MAX as usize + HEADER_LEN + 4096];
+        Requests { adapter, device, buffer, len: 0 }
+    }
+}
+
+impl Source for Requests {
+    fn take(&mut self) -> io::Result<Taken> {
+        Ok(match self.device.receive(&mut self.buffer)? {
+            Received::Request(len) => {
+                self.len = len;
+                Taken::Request { short: dispatch::is_short(&self.buffer[..len]) }
             }
-        }
+            Received::Nothing => Taken::Nothing,
+            Received::Ended => Taken::Ended,
+        })
+    }
+
+    fn sleep(&mut self) -> io::Result<()> {
+        self.device.wait(None).map(drop)
+    }
+
+    fn has_more(&self) -> bool {
+        self.device.wait(Some(Duration::ZERO)).unwrap_or(false)
+    }
+
+    fn handle(&mut self) {
+        self.adapter.handle(&self.device, &self.buffer[..self.len]);
     }
 }
 
