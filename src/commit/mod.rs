@@ -13,6 +13,7 @@
 //! | `attempt` | one try: pack, upload, commit, advance |
 //! | `work` | one commit on its way, kept over failed tries |
 //! | `replay` | the journal's records become pending changes again |
+//! | `scan` | committed rows of one kind, a page at a time |
 //! | `check` | whether committed rows keep the rules among each other |
 //! | `clean` | live bytes leave segments that are mostly dead, or tiny |
 //! | `reclaim` | deleted data: extents in bounded batches, then dead segments |
@@ -28,6 +29,7 @@ pub mod pending;
 pub mod reclaim;
 pub mod replay;
 pub mod resolve;
+pub mod scan;
 pub mod view;
 mod work;
 

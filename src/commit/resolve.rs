@@ -61,6 +61,12 @@ pub fn extent_of(key: &[u8], value: &[u8]) -> Result<(FileKey, Extent), DecodeEr
     Ok(((ino, generation), extent))
 }
 
+/// The segment that an `s` row stands for.
+pub fn segment_row(key: &[u8], value: &[u8]) -> Result<(SegmentId, SegmentRow), DecodeError> {
+    let id = keys::segment_of(key).ok_or(DecodeError("segment key"))?;
+    Ok((id, SegmentRow::decode(value)?))
+}
+
 /// Applies `changes` of one file to its committed extents. `fresh`: it has none.
 pub async fn apply_file(
     view: &View,

@@ -3,8 +3,9 @@
 
 use bytes::Bytes;
 
-use super::{Check, Cursor, Finding};
+use super::{Check, Finding};
 use crate::base::Ino;
+use crate::commit::scan::Cursor;
 use crate::commit::view::ViewError;
 use crate::meta::keys::{self, RECLAIM_INODE};
 use crate::meta::{DecodeError, Dirent, ExtentRow, Inode, Kind};

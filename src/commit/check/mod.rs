@@ -13,7 +13,6 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `finding` | what can be found |
-//! | `scan` | rows of one kind, a page at a time |
 //! | `inodes` | all rows of an inode against each other, in one walk |
 //! | `names` | names against the inodes they lead to |
 //! | `segments` | extents against segments |
@@ -21,7 +20,6 @@
 mod finding;
 mod inodes;
 mod names;
-mod scan;
 mod segments;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,7 +32,6 @@ use crate::meta::{DecodeError, Stats, keys};
 use crate::store::kv::Kv;
 
 pub use finding::Finding;
-pub use scan::Cursor;
 pub use segments::{SegmentSum, Segments};
 
 /// Inodes that one pass over all names compares.

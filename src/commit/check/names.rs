@@ -3,6 +3,7 @@
 
 use super::{Check, Finding};
 use crate::base::Ino;
+use crate::commit::scan::Cursor;
 use crate::commit::view::ViewError;
 use crate::meta::{Dirent, Inode, Kind, keys};
 
@@ -20,7 +21,7 @@ struct Named {
 impl Check<'_> {
     pub(super) async fn names(&mut self) -> Result<(), ViewError> {
         let (kv, rows) = (self.kv, self.rows);
-        let mut inodes = super::Cursor::new(kv, b'i').counting(rows);
+        let mut inodes = Cursor::new(kv, b'i').counting(rows);
         let mut from = 0;
         loop {
             let mut table: Vec<Named> = Vec::new();
@@ -58,7 +59,7 @@ impl Check<'_> {
         upto: u64,
     ) -> Result<(), ViewError> {
         let (kv, rows) = (self.kv, self.rows);
-        let mut names = super::Cursor::new(kv, b'd').counting(rows);
+        let mut names = Cursor::new(kv, b'd').counting(rows);
         while let Some((key, value)) = names.next().await? {
             let Some((parent, _, name)) = keys::dirent_of(&key) else { continue };
             let Ok(Dirent { ino, kind }) = Dirent::decode(&value) else { continue };

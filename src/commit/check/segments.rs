@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::{Check, Cursor, Finding};
+use super::{Check, Finding};
 use crate::base::SegmentId;
+use crate::commit::resolve::segment_row;
+use crate::commit::scan::Cursor;
 use crate::commit::view::ViewError;
 use crate::meta::{DecodeError, ExtentRow, SegmentRow, keys};
 
@@ -43,9 +45,7 @@ impl Check<'_> {
         let (kv, rows) = (self.kv, self.rows);
         let mut cursor = Cursor::new(kv, b's').counting(rows);
         while let Some((key, value)) = cursor.next().await? {
-            let id = keys::segment_of(&key).ok_or(DecodeError("segment key"));
-            let row = id.and_then(|id| Ok((id, SegmentRow::decode(&value)?)));
-            if let Some((id, row)) = self.decoded(&key, row) {
+            if let Some((id, row)) = self.decoded(&key, segment_row(&key, &value)) {
                 self.segments.0.entry(id).or_default().row = Some(row);
             }
         }

@@ -10,9 +10,9 @@ use tokio::sync::{Notify, mpsc};
 
 use super::plan::{self, Fetch, Layout, Output, Piece};
 use crate::base::SegmentId;
-use crate::commit::check::Cursor;
 use crate::commit::committer::{CommitError, unix_secs};
 use crate::commit::resolve::extent_of;
+use crate::commit::scan::Cursor;
 use crate::commit::view::ViewError;
 use crate::meta::{Key, SegmentRow};
 use crate::store::kv::Kv;

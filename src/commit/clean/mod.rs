@@ -26,14 +26,14 @@ use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::task::JoinHandle;
 
 use super::attempt::new_segment_id;
-use super::check::Cursor;
 use super::committer::{CommitError, Committer, unix_secs};
 use super::pending::FileKey;
 use super::resolve::{self, Changes};
+use super::scan::Cursor;
 use super::view::ViewError;
 use crate::base::SegmentId;
 use crate::data::Extent;
-use crate::meta::{DecodeError, Key, SegmentRow, keys};
+use crate::meta::{Key, keys};
 use carry::{Carried, Moved, Order};
 use choose::{Choice, Chooser, Learned};
 
@@ -235,9 +235,7 @@ impl Committer {
         let mut chooser = Chooser::new(self.options.clean, state.learned);
         let mut cursor = Cursor::new(kv, b's');
         while let Some((key, value)) = cursor.next().await? {
-            let row = keys::segment_of(&key).ok_or(DecodeError("segment key"));
-            let row = row.and_then(|id| Ok((id, SegmentRow::decode(&value)?)));
-            let (id, row) = row.map_err(ViewError::from)?;
+            let (id, row) = resolve::segment_row(&key, &value).map_err(ViewError::from)?;
             chooser.see(id, row);
         }
         let Choice { segments: chosen, more, stored } = chooser.choice();

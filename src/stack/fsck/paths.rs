@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::FILES_MAX;
 use crate::base::{Ino, SegmentId};
 use crate::commit::ViewError;
-use crate::commit::check::Cursor;
+use crate::commit::scan::Cursor;
 use crate::meta::{DecodeError, Dirent, ExtentRow, Inode, keys};
 use crate::store::kv::Kv;
 

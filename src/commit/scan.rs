@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use crate::commit::view::ViewError;
+use super::view::ViewError;
 use crate::meta::{Key, keys};
 use crate::store::kv::Kv;
 
