@@ -44,8 +44,6 @@ struct Spare {
 #[derive(Default)]
 struct Spares {
     free: Vec<Spare>,
-    /// Released log files, oldest first, still under their log names.
-    retired: VecDeque<Arc<LogFile>>,
     next_name: u64,
 }
 
@@ -56,6 +54,9 @@ pub(crate) struct Directory {
     pool_files_max: usize,
     /// Held across renames and directory syncs, so that those of two threads never interleave.
     spares: Mutex<Spares>,
+    /// Released log files, oldest first, still under their log names. Never held across a wait:
+    /// reads stand behind who holds it. Only who holds `spares` takes files out.
+    retired: Mutex<VecDeque<Arc<LogFile>>>,
     _lock: Box<dyn Any + Send + Sync>,
 }
 
@@ -118,13 +119,14 @@ impl Directory {
         }
         let (free, names_max, seq_max) =
             open_spares(&dir, &names, options, &*io).map_err(failed("opening spare files in"))?;
-        let spares = Spares { free, retired: VecDeque::new(), next_name: names_max + 1 };
+        let spares = Spares { free, next_name: names_max + 1 };
         let next_seq = seqs.last().copied().unwrap_or(0).max(seq_max) + 1;
         let directory = Directory {
             io,
             file_bytes: options.file_bytes,
             pool_files_max: options.pool_files_max(),
             spares: Mutex::new(spares),
+            retired: Mutex::default(),
             _lock: lock,
             dir,
         };
@@ -139,7 +141,7 @@ impl Directory {
     /// How many spare files there are, those still to be renamed included.
     pub fn spare_count(&self) -> usize {
         let spares = self.spares.lock();
-        spares.free.len() + spares.retired.len()
+        self.spares_in(&spares)
     }
 
     /// A file under the name of log file `seq`, its name synced, its content whatever it was:
@@ -165,9 +167,14 @@ impl Directory {
         Ok(LogFile { seq, handle: spare.handle, bytes: self.file_bytes })
     }
 
-    /// Takes files out of the log, oldest first; [`Directory::recycle_one`] does the work.
+    fn spares_in(&self, spares: &Spares) -> usize {
+        spares.free.len() + self.retired.lock().len()
+    }
+
+    /// Takes files out of the log, oldest first; [`Directory::recycle_one`] does the work. Never
+    /// waits for the disk.
     pub fn retire(&self, files: impl IntoIterator<Item = Arc<LogFile>>) {
-        self.spares.lock().retired.extend(files);
+        self.retired.lock().extend(files);
     }
 
     /// Makes the oldest retired file a spare, or deletes it if there are enough; false if there
@@ -180,7 +187,7 @@ impl Directory {
     }
 
     fn recycle(&self, spares: &mut Spares, wanted: bool) -> Result<bool, JournalError> {
-        let Some(file) = spares.retired.front() else { return Ok(false) };
+        let Some(file) = self.retired.lock().front().cloned() else { return Ok(false) };
         let path = self.log_path(file.seq);
         let failed = |e| JournalError::io(format!("recycling {}", path.display()), e);
         let keep = wanted || spares.free.len() < self.pool_files_max;
@@ -194,7 +201,7 @@ impl Directory {
             self.io.remove(&path).map_err(failed)?;
             self.io.sync_dir(&self.dir).map_err(failed)?;
         }
-        spares.retired.pop_front();
+        self.retired.lock().pop_front();
         Ok(true)
     }
 
@@ -228,7 +235,7 @@ impl Directory {
         let failed = |e| JournalError::io("writing a spare journal file", e);
         let spare = {
             let mut spares = self.spares.lock();
-            if spares.free.len() + spares.retired.len() >= files {
+            if self.spares_in(&spares) >= files {
                 return Ok(false);
             }
             self.create_spare(&mut spares).map_err(failed)?

@@ -1,8 +1,8 @@
 //! The open journal: its state, its opening, its limits.
 //!
-//! Locks, in the order in which they may be taken together: `writer` → `live` →
-//! `Directory::spares`; `writer` → `tail`. `gate` is held alone and never across a disk
-//! request.
+//! Locks, in the order in which they may be taken together: `writer` → `Directory::spares` →
+//! `Directory::retired`; `live` → `Directory::retired`; `writer` → `live`; `writer` → `tail`. The
+//! disk is waited for under the first two only. `gate` is held alone.
 
 use super::directory::{Directory, Found, LogFile};
 use super::disk::{DiskIo, ReadOnlyDisk};
@@ -302,9 +302,10 @@ impl Journal {
     /// Figures for `status`.
     pub fn usage(&self) -> Usage {
         let shared = &self.shared;
+        let file_bytes = shared.live.read().values().map(|l| l.file.bytes).sum();
         Usage {
             used_bytes: self.used_bytes(),
-            file_bytes: shared.live.read().values().map(|l| l.file.bytes).sum(),
+            file_bytes,
             bytes_max: shared.options.bytes_max,
             spare_bytes: shared.directory.spare_count() as u64 * shared.options.file_bytes,
             last: self.last_pos().0,
