@@ -68,7 +68,8 @@ impl Device {
                     Some(libc::EAGAIN) => return Ok(Received::Nothing),
                     // ENOENT: the request was withdrawn before it was read.
                     Some(libc::ENOENT | libc::EINTR) => {}
-                    Some(libc::ENODEV) => return Ok(Received::Ended),
+                    // The second if the connection is aborted just now.
+                    Some(libc::ENODEV | libc::ECONNABORTED) => return Ok(Received::Ended),
                     _ => return Err(e),
                 },
             }

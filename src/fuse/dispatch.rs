@@ -3,7 +3,8 @@
 //! The pattern of every operation (DESIGN §7): decode, build the future from `fs`, poll it once
 //! on the request thread; what memory can answer is answered there. Only a future that is
 //! pending is handed to tokio and answered from a worker. Request threads therefore never wait
-//! for the network; the one thing they wait for is the local disk, in `fsync`.
+//! for the network; what they wait for is the local disk: in `fsync`, where a record of the journal
+//! starts a new file, and behind each other.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -75,15 +76,20 @@ pub(super) enum Interrupt {
 
 /// Data up to this length is sealed or opened in the time of a few wake-ups, bytes.
 const SHORT_DATA_MAX: u32 = 64 << 10;
+/// Forgets that one request may bring to be short; it may bring 65,000.
+const SHORT_FORGETS_MAX: u32 = 256;
 
-/// Whether a request is answered from memory and the page cache of the journal, or handed to
-/// tokio, within tens of microseconds: all but those that wait for the disk or move much data.
+/// Whether a request is, as a rule, answered from memory and the page cache of the journal, or
+/// handed to tokio, within tens of microseconds. Not those that wait for the disk, move much data
+/// or go through many rows.
 pub(super) fn is_short(request: &[u8]) -> bool {
     let looked = abi::split(request).and_then(|(header, body)| match header.opcode {
         op::READ => is_short_read(body),
         op::WRITE => is_short_write(body),
+        op::BATCH_FORGET => Ok(Body::new(body).u32()? <= SHORT_FORGETS_MAX),
         op::FSYNC | op::FSYNCDIR | op::FALLOCATE | op::LSEEK => Ok(false),
         op::COPY_FILE_RANGE | op::COPY_FILE_RANGE_64 => Ok(false),
+        op::READDIR | op::READDIRPLUS | op::LISTXATTR => Ok(false),
         _ => Ok(true),
     });
     looked.unwrap_or(true) // refused at once
@@ -260,12 +266,15 @@ impl Adapter {
 
     fn interrupt(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
         let unique = rq.body.u64()?;
-        // Linux tells of the first signal only, which may be one that the caller handles.
-        if !give_up_if_dying(&self.interruptible, unique) {
+        // Linux tells of the first signal only, which may be one that the caller handles; and
+        // another thread may be about to hand the request to tokio.
+        if give_up_if_dying(&self.interruptible, unique) != Looked::GivenUp {
             let waiting = Arc::clone(&self.interruptible);
             self.runtime.spawn(async move {
-                while !give_up_if_dying(&waiting, unique) {
+                let mut looked = Looked::Waits;
+                while looked == Looked::Waits {
                     tokio::time::sleep(DYING_LOOK).await;
+                    looked = give_up_if_dying(&waiting, unique);
                 }
             });
         }
@@ -274,17 +283,26 @@ impl Adapter {
     }
 }
 
-/// Gives a request up whose caller is about to end. True if there is nothing left to watch: also
-/// when it was answered already, or must run to its end.
-fn give_up_if_dying(waiting: &Interruptible, unique: u64) -> bool {
-    let Some(caller) = waiting.lock().get(&unique).map(|(_, caller)| *caller) else { return true };
+/// What looking after an interrupted request came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Looked {
+    GivenUp,
+    /// It was answered, must run to its end, or is not handed to tokio yet.
+    Absent,
+    Waits,
+}
+
+/// Gives a request up whose caller is about to end.
+fn give_up_if_dying(waiting: &Interruptible, unique: u64) -> Looked {
+    let caller = waiting.lock().get(&unique).map(|(_, caller)| *caller);
+    let Some(caller) = caller else { return Looked::Absent };
     if !is_dying(caller) {
-        return false;
+        return Looked::Waits;
     }
     if let Some((task, _)) = waiting.lock().remove(&unique) {
         task.abort();
     }
-    true
+    Looked::GivenUp
 }
 
 /// Answers with an entry, and takes the counted lookup back if the kernel did not want it.
@@ -305,5 +323,56 @@ struct Leave {
 impl Drop for Leave {
     fn drop(&mut self) {
         self.table.lock().remove(&self.unique);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(opcode: u32, body: &[u8]) -> Vec<u8> {
+        let len = (abi::HEADER_LEN + body.len()) as u32;
+        let mut bytes = [len.to_ne_bytes(), opcode.to_ne_bytes()].concat();
+        bytes.resize(abi::HEADER_LEN, 0);
+        bytes.extend_from_slice(body);
+        bytes
+    }
+
+    /// The body of a READ or a WRITE: file handle, offset, length, flags, lock owner, flags of
+    /// the open file.
+    fn data_request(opcode: u32, len: u32, open_flags: i32) -> Vec<u8> {
+        let mut body = vec![0; 16];
+        body.extend(len.to_ne_bytes());
+        body.extend([0; 12]);
+        body.extend(open_flags.to_ne_bytes());
+        body.extend([0; 4]);
+        request(opcode, &body)
+    }
+
+    #[test]
+    fn what_waits_or_takes_long_is_not_short() {
+        // The one who reads such a request must let another wait for the next.
+        let long = [
+            data_request(op::READ, SHORT_DATA_MAX + 1, 0),
+            data_request(op::WRITE, SHORT_DATA_MAX + 1, 0),
+            data_request(op::WRITE, 1, libc::O_SYNC),
+            data_request(op::WRITE, 1, libc::O_DSYNC),
+            request(op::BATCH_FORGET, &[1000u32.to_ne_bytes(), [0; 4]].concat()),
+            request(op::FSYNC, &[0; 16]),
+            request(op::READDIRPLUS, &[0; 40]),
+        ];
+        for bytes in long {
+            assert!(!is_short(&bytes), "{bytes:?}");
+        }
+        let short = [
+            data_request(op::READ, SHORT_DATA_MAX, 0),
+            data_request(op::WRITE, SHORT_DATA_MAX, libc::O_APPEND),
+            request(op::BATCH_FORGET, &[2u32.to_ne_bytes(), [0; 4]].concat()),
+            request(op::LOOKUP, b"name\0"),
+            request(op::READ, &[0; 3]), // malformed: refused at once
+        ];
+        for bytes in short {
+            assert!(is_short(&bytes), "{bytes:?}");
+        }
     }
 }
