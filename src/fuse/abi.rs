@@ -124,6 +124,45 @@ impl<'a> Body<'a> {
     }
 }
 
+/// A READ request (`struct fuse_read_in`), as far as it matters here.
+pub struct ReadIn {
+    /// Where, in bytes.
+    pub offset: u64,
+    /// How much, in bytes.
+    pub len: u32,
+}
+
+/// The head of a WRITE request (`struct fuse_write_in`); the data follow it.
+pub struct WriteIn {
+    /// Where, in bytes.
+    pub offset: u64,
+    /// Length of the data, in bytes.
+    pub len: u32,
+    /// `FUSE_WRITE_*`.
+    pub write_flags: u32,
+    /// The file is open with `O_SYNC` or `O_DSYNC`.
+    pub synchronous: bool,
+}
+
+impl Body<'_> {
+    /// The next READ request.
+    pub fn read_in(&mut self) -> Result<ReadIn, Malformed> {
+        self.skip(8)?; // file handle
+        Ok(ReadIn { offset: self.u64()?, len: self.u32()? })
+    }
+
+    /// The next head of a WRITE request.
+    pub fn write_in(&mut self) -> Result<WriteIn, Malformed> {
+        self.skip(8)?; // file handle
+        let (offset, len, write_flags) = (self.u64()?, self.u32()?, self.u32()?);
+        self.skip(8)?; // lock owner
+        let open_flags = self.u32()? as i32;
+        self.skip(4)?;
+        let synchronous = open_flags & (libc::O_SYNC | libc::O_DSYNC) != 0;
+        Ok(WriteIn { offset, len, write_flags, synchronous })
+    }
+}
+
 /// Splits a request as read from the device into its header and its body.
 pub fn split(request: &[u8]) -> Result<(Header, &[u8]), Malformed> {
     let mut b = Body(request);

@@ -83,31 +83,18 @@ const SHORT_FORGETS_MAX: u32 = 256;
 /// handed to tokio, within tens of microseconds. Not those that wait for the disk, move much data
 /// or go through many rows.
 pub(super) fn is_short(request: &[u8]) -> bool {
-    let looked = abi::split(request).and_then(|(header, body)| match header.opcode {
-        op::READ => is_short_read(body),
-        op::WRITE => is_short_write(body),
-        op::BATCH_FORGET => Ok(Body::new(body).u32()? <= SHORT_FORGETS_MAX),
+    let Ok((header, body)) = abi::split(request) else { return true }; // refused at once
+    let mut body = Body::new(body);
+    let looked = match header.opcode {
+        op::READ => body.read_in().map(|read| read.len <= SHORT_DATA_MAX),
+        op::WRITE => body.write_in().map(|w| w.len <= SHORT_DATA_MAX && !w.synchronous),
+        op::BATCH_FORGET => body.u32().map(|count| count <= SHORT_FORGETS_MAX),
         op::FSYNC | op::FSYNCDIR | op::FALLOCATE | op::LSEEK => Ok(false),
         op::COPY_FILE_RANGE | op::COPY_FILE_RANGE_64 => Ok(false),
         op::READDIR | op::READDIRPLUS | op::LISTXATTR => Ok(false),
         _ => Ok(true),
-    });
+    };
     looked.unwrap_or(true) // refused at once
-}
-
-fn is_short_read(body: &[u8]) -> Result<bool, Malformed> {
-    let mut body = Body::new(body);
-    body.skip(8 + 8)?; // file handle, offset
-    Ok(body.u32()? <= SHORT_DATA_MAX)
-}
-
-fn is_short_write(body: &[u8]) -> Result<bool, Malformed> {
-    let mut body = Body::new(body);
-    body.skip(8 + 8)?; // file handle, offset
-    let len = body.u32()?;
-    body.skip(4 + 8)?; // flags, lock owner
-    let synchronous = body.u32()? as i32 & (libc::O_SYNC | libc::O_DSYNC) != 0;
-    Ok(len <= SHORT_DATA_MAX && !synchronous)
 }
 
 impl Adapter {

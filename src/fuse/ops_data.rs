@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::base::Ino;
 use crate::fs::{FsError, Whence, WriteFlags};
 
-use super::abi::{Malformed, Out};
+use super::abi::{Malformed, Out, ReadIn, WriteIn};
 use super::dispatch::{Adapter, Interrupt, Request};
 use super::errno::Errno;
 use super::reply::Reply;
@@ -25,8 +25,7 @@ const COPY_MAX: u64 = 0x7fff_f000;
 
 impl Adapter {
     pub(super) fn read(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
-        rq.body.skip(8)?; // file handle
-        let (offset, len) = (rq.body.u64()?, rq.body.u32()?);
+        let ReadIn { offset, len } = rq.body.read_in()?;
         let answer = |reply: Reply, data: Bytes| {
             reply.data(&data);
         };
@@ -42,16 +41,11 @@ impl Adapter {
     }
 
     pub(super) fn write(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
-        rq.body.skip(8)?; // file handle
-        let (offset, len) = (rq.body.u64()?, rq.body.u32()?);
-        let write_flags = rq.body.u32()?;
-        rq.body.skip(8)?; // lock owner
-        let open_flags = rq.body.u32()? as i32;
-        rq.body.skip(4)?;
+        let WriteIn { offset, len, write_flags, synchronous } = rq.body.write_in()?;
         let data = rq.body.bytes(len as usize)?;
         let flags = WriteFlags {
             kill_suidgid: write_flags & WRITE_KILL_SUIDGID != 0,
-            sync: open_flags & (libc::O_SYNC | libc::O_DSYNC) != 0,
+            sync: synchronous,
             cached: write_flags & WRITE_CACHE != 0,
         };
         let ino = rq.ino();

@@ -140,6 +140,17 @@ fn answered(answer: &Receiver<ThreadId>) -> ThreadId {
     answer.recv_timeout(BOUND).expect("answered")
 }
 
+/// A hundred short requests are answered while those of `held` are not; then those are.
+fn others_are_answered(mount: &Mount, held: Vec<(Sender<()>, Receiver<ThreadId>)>) {
+    for _ in 0..100 {
+        answered(&mount.queue.ask(true));
+    }
+    for (release, answer) in held {
+        drop(release);
+        answered(&answer);
+    }
+}
+
 #[test]
 fn every_request_is_answered_and_every_thread_ends() {
     // Guards against a wake-up that is lost: a request that nobody takes, a follower that waits
@@ -179,13 +190,7 @@ fn one_thread_answers_a_program_that_waits_for_each_answer() {
 fn while_one_answers_a_long_request_another_leads() {
     let mount = Mount::without_relief(3);
     let long: Vec<_> = (0..2).map(|_| mount.queue.ask_for_long(false)).collect();
-    for _ in 0..100 {
-        answered(&mount.queue.ask(true));
-    }
-    for (release, answer) in long {
-        drop(release);
-        answered(&answer);
-    }
+    others_are_answered(&mount, long);
     assert_eq!(mount.end(), 0);
 }
 
@@ -207,13 +212,7 @@ fn requests_that_wait_behind_a_short_one_are_taken_by_another_thread() {
 fn a_leader_that_hangs_in_a_short_request_is_relieved() {
     let mount = Mount::with_threads(3);
     let hung: Vec<_> = (0..2).map(|_| mount.queue.ask_for_long(true)).collect();
-    for _ in 0..100 {
-        answered(&mount.queue.ask(true));
-    }
-    for (release, answer) in hung {
-        drop(release);
-        answered(&answer);
-    }
+    others_are_answered(&mount, hung);
     // Those that were relieved lead and follow as before.
     answered(&mount.queue.ask(false));
     assert_eq!(mount.end(), 0);
