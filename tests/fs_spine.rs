@@ -194,7 +194,8 @@ async fn ten_thousand_small_files_make_few_objects() {
     let t = std::time::Instant::now();
     for (entry, attr) in entries.iter().filter(|(e, _)| e.name.starts_with(b"file-")) {
         let i: u32 = std::str::from_utf8(&entry.name[5..]).unwrap().parse().unwrap();
-        let data = m.fs.read(attr.ino, 0, 8192).await.expect("read");
+        assert_eq!(attr.expect("has an inode").size, 4096);
+        let data = m.fs.read(entry.ino, 0, 8192).await.expect("read");
         assert_eq!(&data[..], &[i as u8; 4096]);
     }
     eprintln!("cold reads in {:?} {:?}", t.elapsed(), m.requests());

@@ -49,9 +49,7 @@ impl<'a> Cursor<'a> {
                 rows.fetch_add(page.len() as u64, Ordering::Relaxed);
             }
             if let Some((key, _)) = page.last() {
-                let mut after = key.to_vec();
-                after.push(0);
-                self.next = after.into();
+                self.next = keys::after(key);
             }
             self.page = page.into();
         }

@@ -6,6 +6,7 @@
 //! lock is held while it waits.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,7 +22,7 @@ use crate::data::plan::Pending;
 use crate::data::{Extent, Part};
 use crate::journal::RecordLoc;
 use crate::meta::{CommitRow, DecodeError, Inode, Key, Stats, keys};
-use crate::store::kv::{Kv, KvError};
+use crate::store::kv::{Kv, KvError, Row};
 
 /// A generation whose rows take this much memory is closed: one metadata batch stays small.
 const GENERATION_ROW_BYTES_MAX: u64 = 16 << 20;
@@ -119,6 +120,93 @@ pub struct Page {
     pub rows: Vec<(Key, Bytes)>,
     /// The first key not looked at, unless the range is done.
     pub next: Option<Key>,
+}
+
+/// Rows of the metadata store as they were when they were fetched, without what was pending.
+#[derive(Clone)]
+pub struct Scanned {
+    start: Key,
+    rows: Vec<Row>,
+    /// The first key not looked at, unless the range is done.
+    next: Option<Key>,
+    retired: u64,
+}
+
+impl Scanned {
+    /// The first key not looked at, unless the range is done.
+    pub fn next(&self) -> Option<&Key> {
+        self.next.as_ref()
+    }
+
+    /// Whether the rows from `start` on are among these, or would be.
+    pub fn covers(&self, start: &[u8]) -> bool {
+        *self.start <= *start && self.next.as_deref().is_none_or(|next| start < next)
+    }
+
+    /// The rows, in key order.
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// The first `limit` rows from `start`, and the first key not among them unless the range
+    /// is done.
+    fn from(&self, start: &[u8], limit: usize) -> (&[Row], Option<Key>) {
+        let rows = &self.rows[self.rows.partition_point(|(key, _)| **key < *start)..];
+        let taken = &rows[..rows.len().min(limit)];
+        match taken.last() {
+            Some((last, _)) if taken.len() < rows.len() => (taken, Some(keys::after(last))),
+            _ => (taken, self.next.clone()),
+        }
+    }
+}
+
+/// Pending rows of a range, and up to where they are all there.
+struct PendingRows {
+    rows: BTreeMap<Key, Option<Bytes>>,
+    bound: Option<Key>,
+}
+
+impl PendingRows {
+    /// At most `limit` of each layer.
+    fn of(layers: &Layers, start: &[u8], end: &[u8], limit: usize) -> PendingRows {
+        let mut pending = PendingRows { rows: BTreeMap::new(), bound: None };
+        let range = (Bound::Included(Key::from(start)), Bound::Excluded(Key::from(end)));
+        for g in layers.newest_first() {
+            for (n, (key, row)) in g.rows.range::<Key, _>(range.clone()).enumerate() {
+                if n == limit {
+                    pending.lower(key);
+                    break;
+                }
+                pending.rows.entry(key.clone()).or_insert_with(|| row.value.clone());
+            }
+        }
+        pending
+    }
+
+    fn lower(&mut self, key: &[u8]) {
+        if self.bound.as_deref().is_none_or(|bound| key < bound) {
+            self.bound = Some(key.into());
+        }
+    }
+
+    /// These over `rows` of the store, which are all there are below `next`.
+    fn over(mut self, rows: &[Row], next: Option<&[u8]>) -> Page {
+        if let Some(next) = next {
+            self.lower(next);
+        }
+        let below = |key: &[u8]| self.bound.as_deref().is_none_or(|bound| key < bound);
+        let stored = rows.iter().filter(|(key, _)| below(key));
+        let stored = stored.map(|(key, value)| (Key::from(&key[..]), value.clone()));
+        let rows = if self.rows.is_empty() {
+            stored.collect()
+        } else {
+            let mut merged: BTreeMap<Key, Option<Bytes>> =
+                stored.map(|(key, value)| (key, Some(value))).collect();
+            merged.extend(self.rows.into_iter().filter(|(key, _)| below(key)));
+            merged.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
+        };
+        Page { rows, next: self.bound }
+    }
 }
 
 impl View {
@@ -326,6 +414,25 @@ impl View {
         })
     }
 
+    /// The inodes of `inos`, in their order, each as [`View::inode_now`] has it.
+    pub fn inodes_now(&self, inos: &[Ino]) -> Vec<Result<Lookup<Option<Inode>>, DecodeError>> {
+        let layers = self.layers.read();
+        let mut rows = self.rows.lock();
+        let mut look = |ino: &Ino| {
+            let key = keys::inode(*ino);
+            let pending = layers.newest_first().find_map(|g| g.rows.get(&key));
+            let value = match pending {
+                Some(row) => &row.value,
+                None => match rows.get(&key) {
+                    Some(value) => value,
+                    None => return Ok(Lookup::Miss),
+                },
+            };
+            Ok(Lookup::Hit(value.as_deref().map(Inode::decode).transpose()?))
+        };
+        inos.iter().map(&mut look).collect()
+    }
+
     /// Rows with `start <= key < end`, at least one page of about `limit` of them, merged from
     /// all layers as of now. Rows that come from the store enter the row cache if `cache`.
     pub async fn page(
@@ -335,64 +442,57 @@ impl View {
         limit: usize,
         cache: bool,
     ) -> Result<Page, ViewError> {
-        let mut bound: Option<Key> = None;
-        let mut lower = |key: &[u8]| {
-            if bound.as_deref().is_none_or(|b| key < b) {
-                bound = Some(key.into());
-            }
-        };
-        let mut pending: BTreeMap<Key, Option<Bytes>> = BTreeMap::new();
-        {
-            let layers = self.layers.read();
-            let range = || {
-                (
-                    std::ops::Bound::Included(Key::from(start)),
-                    std::ops::Bound::Excluded(Key::from(end)),
-                )
-            };
-            for g in layers.newest_first() {
-                for (n, (key, row)) in g.rows.range::<Key, _>(range()).enumerate() {
-                    if n == limit {
-                        lower(key);
-                        break;
-                    }
-                    pending.entry(key.clone()).or_insert_with(|| row.value.clone());
-                }
-            }
-        }
+        // Before the store: what is committed meanwhile is then in one of the two.
+        let pending = PendingRows::of(&self.layers.read(), start, end, limit);
+        let scanned = self.scan(start, end, limit, cache).await?;
+        Ok(pending.over(&scanned.rows, scanned.next.as_deref()))
+    }
+
+    /// The first `limit` rows of the metadata store with `start <= key < end`, without what is
+    /// pending. They enter the row cache if `cache`.
+    pub async fn scan(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+        cache: bool,
+    ) -> Result<Scanned, ViewError> {
         let before = self.retired.load(Ordering::Acquire);
         let scan = || self.kv.scan(start, end, limit, READ_AHEAD_BYTES);
-        let base = self.only_reading(scan).await?;
-        if base.len() == limit
-            && let Some((last, _)) = base.last()
-        {
-            let mut after = last.to_vec();
-            after.push(0);
-            lower(&after);
-        }
+        let found = self.only_reading(scan).await?;
         if cache {
             let mut rows = self.rows.lock();
             if self.retired.load(Ordering::Acquire) == before {
-                for (key, value) in &base {
+                for (key, value) in &found {
                     rows.put(key[..].into(), Some(Bytes::copy_from_slice(value)));
                 }
             }
         }
-        let below = |key: &[u8]| bound.as_deref().is_none_or(|b| key < b);
-        let base = base.into_iter().filter(|(key, _)| below(key));
-        let base = base.map(|(key, value)| (Key::from(&key[..]), value));
-        if pending.is_empty() {
-            return Ok(Page { rows: base.collect(), next: bound });
-        }
-        for (key, value) in base {
-            pending.entry(key).or_insert(Some(value));
-        }
-        let rows = pending
-            .into_iter()
-            .filter(|(key, _)| below(key))
-            .filter_map(|(key, value)| Some((key, value?)))
-            .collect();
-        Ok(Page { rows, next: bound })
+        let last = found.last().filter(|_| found.len() == limit);
+        let next = last.map(|(key, _)| keys::after(key));
+        Ok(Scanned { start: start.into(), rows: found, next, retired: before })
+    }
+
+    /// [`View::page`] of the rows from `start` that were `scanned` before, which must cover it;
+    /// `None` if the store may have others by now.
+    pub fn page_over(
+        &self,
+        scanned: &Scanned,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Option<Page> {
+        assert!(scanned.covers(start), "other rows were scanned");
+        let pending = {
+            // A generation retires under this lock: what is not pending any more was scanned.
+            let layers = self.layers.read();
+            if self.retired.load(Ordering::Acquire) != scanned.retired {
+                return None;
+            }
+            PendingRows::of(&layers, start, end, limit)
+        };
+        let (rows, next) = scanned.from(start, limit);
+        Some(pending.over(rows, next.as_deref()))
     }
 
     /// Where `start..end` of a file comes from, if memory can tell.

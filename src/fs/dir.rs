@@ -4,20 +4,32 @@
 use std::sync::Arc;
 
 use futures::StreamExt;
+use tokio::task::JoinSet;
 
 use super::{Attr, DirEntry, Fs, FsError, Step};
 use crate::base::Ino;
 use crate::commit::{Lookup, ViewError};
-use crate::meta::{DecodeError, DirCookie, Dirent, Inode, Kind, keys};
+use crate::meta::{DecodeError, DirCookie, Dirent, Inode, Key, Kind, keys};
 
 /// Inode numbers over which a directory may spread and still have its inodes fetched as one
 /// range, and rows that one such fetch brings.
 const RANGE_SPREAD: u64 = 65_536;
 const RANGE_ROWS: usize = 16_384;
+/// Inode numbers from which such a range is fetched in parts, and parts at most.
+const RANGE_PART_MIN: u64 = 1_024;
+const RANGE_PARTS_MAX: u64 = 4;
 /// Fewer missing inodes than this are fetched one by one.
 const RANGE_WORTH: usize = 8;
 /// Inodes fetched at once otherwise.
 const PARALLEL: usize = 64;
+
+/// What memory knows of inodes.
+type Found = Vec<Result<Lookup<Option<Inode>>, DecodeError>>;
+
+fn missing(inos: &[Ino], found: &Found) -> Vec<Ino> {
+    let misses = inos.iter().zip(found).filter(|(_, f)| matches!(f, Ok(Lookup::Miss)));
+    misses.map(|(ino, _)| *ino).collect()
+}
 
 impl Fs {
     /// Up to about `entries_max` entries behind `after` (0: from the start), `.` and `..`
@@ -32,15 +44,22 @@ impl Fs {
         entries_max: usize,
     ) -> impl Future<Output = Result<Vec<DirEntry>, FsError>> + Send + 'static {
         let fs = self.clone();
-        async move { fs.list(ino, after, entries_max).await }
+        async move {
+            let (entries, ahead) = fs.list(ino, after, entries_max).await?;
+            if let Some(start) = ahead {
+                fs.read_listing_ahead(ino, start, keys::dirents_after(ino, 0).1, false);
+            }
+            Ok(entries)
+        }
     }
 
+    /// The entries, and where the listing can be read ahead.
     async fn list(
-        self: Arc<Self>,
+        self: &Arc<Self>,
         ino: Ino,
         after: u64,
         entries_max: usize,
-    ) -> Result<Vec<DirEntry>, FsError> {
+    ) -> Result<(Vec<DirEntry>, Option<Key>), FsError> {
         let dir = self.clone().consult(move |fs| fs.directory(ino)).await?;
         let mut entries = Vec::new();
         let dot = |ino, cookie, name: &[u8]| DirEntry {
@@ -56,12 +75,14 @@ impl Fs {
             entries.push(dot(dir.parent, 2, b".."));
         }
         if dir.size == 0 {
-            return Ok(entries);
+            return Ok((entries, None));
         }
         let (mut start, end) = keys::dirents_after(ino, after.max(DirCookie::FIRST - 1));
+        let mut ahead = None;
         while entries.len() < entries_max {
             let want = (entries_max - entries.len()).max(16);
-            let page = self.view.page(&start, &end, want, false).await?;
+            let page;
+            (page, ahead) = self.page_of_listing(&start, &end, want).await?;
             for (key, row) in page.rows {
                 let malformed = || ViewError::from(DecodeError("directory entry key"));
                 let (_, cookie, name) = keys::dirent_of(&key).ok_or_else(malformed)?;
@@ -78,70 +99,68 @@ impl Fs {
                 None => break,
             }
         }
-        Ok(entries)
+        Ok((entries, ahead))
     }
 
-    /// [`Fs::readdir`] with attributes. Counts one lookup for every entry but `.` and `..`.
-    /// An entry whose inode is damaged or gone is left out and logged.
+    /// [`Fs::readdir`] with attributes; `None` for `.` and `..`, for an entry that was removed
+    /// meanwhile, and for one whose inode is damaged, which is logged: whoever wants those will
+    /// ask by name. Counts one lookup for every entry with attributes.
     pub fn readdirplus(
         self: &Arc<Self>,
         ino: Ino,
         after: u64,
         entries_max: usize,
-    ) -> impl Future<Output = Result<Vec<(DirEntry, Attr)>, FsError>> + Send + 'static {
+    ) -> impl Future<Output = Result<Vec<(DirEntry, Option<Attr>)>, FsError>> + Send + 'static {
         let fs = self.clone();
         async move {
-            let entries = fs.clone().list(ino, after, entries_max).await?;
-            fs.fetch_inodes(ino, &entries).await?;
-            let mut out = Vec::with_capacity(entries.len());
-            for entry in entries {
-                let target = entry.ino;
-                match fs.clone().consult(move |fs| fs.inode(target)).await {
-                    Ok(inode) => out.push((entry, Attr::of(target, &inode))),
-                    // Unlinked since the names were read.
-                    Err(FsError::NotFound) => {}
-                    Err(e) => return Err(e),
-                }
+            let (entries, ahead) = fs.list(ino, after, entries_max).await?;
+            let inos: Vec<Ino> =
+                entries.iter().filter(|e| e.cookie >= DirCookie::FIRST).map(|e| e.ino).collect();
+            let found = fs.fetch_inodes(ino, &inos).await?;
+            if let Some(start) = ahead {
+                fs.read_listing_ahead(ino, start, keys::dirents_after(ino, 0).1, true);
             }
-            let named = out.iter().filter(|(e, _)| e.cookie >= DirCookie::FIRST);
-            fs.lookups.add_all(named.map(|(e, _)| e.ino));
-            Ok(out)
+            let dots = entries.len() - inos.len();
+            let mut attrs = vec![None; dots];
+            for (&target, found) in inos.iter().zip(found) {
+                let inode = match found {
+                    Ok(Lookup::Hit(inode)) => inode,
+                    Ok(Lookup::Miss) => {
+                        match fs.clone().consult(move |fs| fs.inode(target)).await {
+                            Ok(inode) => Some(inode),
+                            Err(FsError::NotFound) => None,
+                            Err(e) => return Err(e),
+                        }
+                    }
+                    Err(e) => {
+                        log::error!("inode {target}, listed without attributes: {e}");
+                        None
+                    }
+                };
+                attrs.push(inode.map(|inode| Attr::of(target, &inode)));
+            }
+            fs.lookups.add_all(attrs.iter().flatten().map(|attr| attr.ino));
+            Ok(entries.into_iter().zip(attrs).collect())
         }
     }
 
-    /// Brings the inodes of `entries` into memory with as few requests as their numbers allow.
-    async fn fetch_inodes(self: &Arc<Self>, dir: Ino, entries: &[DirEntry]) -> Result<(), FsError> {
-        let missing = |entries: &[DirEntry]| -> Vec<Ino> {
-            let misses =
-                |e: &&DirEntry| matches!(self.view.get_now(&keys::inode(e.ino)), Lookup::Miss);
-            entries.iter().filter(misses).map(|e| e.ino).collect()
-        };
-        let mut todo = missing(entries);
-        if todo.len() >= RANGE_WORTH {
-            let first = todo.iter().min().expect("not empty").0;
-            let last = todo.iter().max().expect("not empty").0;
-            let size = match self.inode(dir) {
-                Ok(Inode { size, .. }) => size,
-                Err(Step::Fail(e)) => return Err(e),
-                Err(_) => todo.len() as u64,
-            };
-            let dense = last - first <= size.saturating_mul(4) + 256;
-            if last - first <= RANGE_SPREAD && dense {
-                let end = keys::inode(Ino(last + 1));
-                let mut start = keys::inode(Ino(first));
-                let mut rows = 0;
-                while rows < RANGE_ROWS {
-                    let page = self.view.page(&start, &end, RANGE_ROWS, true).await?;
-                    rows += page.rows.len().max(1);
-                    match page.next {
-                        Some(next) => start = next,
-                        None => break,
-                    }
-                }
-                todo = missing(entries);
-            }
+    /// Brings the inodes `inos`, named in `dir`, into memory with as few requests as their
+    /// numbers allow, and returns what memory then knows of each.
+    pub(super) async fn fetch_inodes(&self, dir: Ino, inos: &[Ino]) -> Result<Found, FsError> {
+        let mut found = self.view.inodes_now(inos);
+        let mut missing = missing(inos, &found);
+        if missing.is_empty() {
+            return Ok(found);
         }
-        let mut loads = futures::stream::iter(todo)
+        if let Some((first, last)) = self.as_range(dir, &missing)? {
+            self.fetch_inode_range(first, last).await?;
+            found = self.view.inodes_now(inos);
+            missing = self::missing(inos, &found);
+        }
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        let mut loads = futures::stream::iter(missing)
             .map(|ino| {
                 let view = self.view.clone();
                 async move { view.load(&keys::inode(ino)).await }
@@ -149,6 +168,51 @@ impl Fs {
             .buffer_unordered(PARALLEL);
         while let Some(loaded) = loads.next().await {
             loaded?;
+        }
+        Ok(self.view.inodes_now(inos))
+    }
+
+    /// First and last of `inos` if the range is worth fetching whole: inodes made one after
+    /// another lie together.
+    fn as_range(&self, dir: Ino, inos: &[Ino]) -> Result<Option<(u64, u64)>, FsError> {
+        let (Some(first), Some(last)) = (inos.iter().min(), inos.iter().max()) else {
+            return Ok(None);
+        };
+        let (first, last) = (first.0, last.0);
+        let size = match self.inode(dir) {
+            Ok(Inode { size, .. }) => size,
+            Err(Step::Fail(e)) => return Err(e),
+            Err(_) => inos.len() as u64,
+        };
+        let dense = last - first <= size.saturating_mul(4) + 256;
+        let worth = inos.len() >= RANGE_WORTH && last - first <= RANGE_SPREAD && dense;
+        Ok(worth.then_some((first, last)))
+    }
+
+    /// Fetches up to about [`RANGE_ROWS`] inodes from `first` to `last`, in parts at once.
+    async fn fetch_inode_range(&self, first: u64, last: u64) -> Result<(), FsError> {
+        let parts = ((last - first) / RANGE_PART_MIN).clamp(1, RANGE_PARTS_MAX);
+        let rows_max = RANGE_ROWS / parts as usize;
+        let len = (last - first) / parts + 1;
+        let mut tasks = JoinSet::new();
+        for from in (first..=last).step_by(len as usize) {
+            let (mut start, end) = (keys::inode(Ino(from)), keys::inode(Ino(from + len)));
+            let view = self.view.clone();
+            tasks.spawn(async move {
+                let mut rows = 0;
+                while rows < rows_max {
+                    let scanned = view.scan(&start, &end, rows_max, true).await?;
+                    rows += scanned.rows().len().max(1);
+                    match scanned.next() {
+                        Some(next) => start = next.clone(),
+                        None => break,
+                    }
+                }
+                Ok::<_, ViewError>(())
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done.map_err(|e| FsError::Io(format!("fetching inodes: {e}")))??;
         }
         Ok(())
     }

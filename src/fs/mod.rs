@@ -5,6 +5,7 @@
 //! without a lock, and the operation is tried again; so no lock is held across a round trip.
 //! Called by `fuse/`, and by tests without a mount.
 
+mod ahead;
 mod contents;
 mod dir;
 mod error;
@@ -98,6 +99,7 @@ pub struct Fs {
     state: Mutex<State>,
     lookups: lifetime::Lookups,
     streams: read::Streams,
+    listings: ahead::Listings,
 }
 
 /// What mutations share.
@@ -125,6 +127,7 @@ impl Fs {
             }),
             lookups: lifetime::Lookups::default(),
             streams: read::Streams::default(),
+            listings: ahead::Listings::default(),
         })
     }
 

@@ -45,15 +45,12 @@ fn cursor(rq: &mut Request<'_>) -> Result<(u64, usize), Malformed> {
     Ok((rq.body.u64()?, rq.body.u32()? as usize))
 }
 
-/// "." and "..": the kernel wants no inodes for them, and `fs` counts no lookups.
-fn is_dot(name: &[u8]) -> bool {
-    matches!(name, b"." | b"..")
-}
+/// An entry, and its attributes if a lookup was counted for it.
+type Listed = (DirEntry, Option<Attr>);
 
 /// Takes back the lookups counted for entries the kernel does not get.
-fn forget(fs: &Arc<Fs>, page: &[(DirEntry, Attr)]) {
-    for (entry, attr) in page.iter().filter(|(e, _)| !is_dot(&e.name)) {
-        debug_assert_eq!(entry.ino, attr.ino);
+fn forget(fs: &Arc<Fs>, page: &[Listed]) {
+    for attr in page.iter().filter_map(|(_, attr)| attr.as_ref()) {
         fs.forget(attr.ino, 1);
     }
 }
@@ -70,17 +67,17 @@ fn encode_plain(page: &[DirEntry], size: usize) -> Out {
 }
 
 /// The reply and how many entries of `page` it holds.
-fn encode_plus(page: &[(DirEntry, Attr)], size: usize, ttl: TtlSecs) -> (Out, usize) {
+fn encode_plus(page: &[Listed], size: usize, ttl: TtlSecs) -> (Out, usize) {
     let mut out = Out::with_capacity(size.min(128 * 1024));
     for (i, (e, attr)) in page.iter().enumerate() {
         if out.0.len() + ENTRY_LEN + dirent_len(e.name.len()) > size {
             return (out, i);
         }
-        if is_dot(&e.name) {
-            out.zeros(ENTRY_LEN);
-        } else {
-            out.entry(attr, ttl);
-        }
+        match attr {
+            Some(attr) => out.entry(attr, ttl),
+            // Linux then lists the name and looks it up when it is wanted.
+            None => out.zeros(ENTRY_LEN),
+        };
         out.dirent(e.ino, e.cookie, e.kind, &e.name);
     }
     (out, page.len())
@@ -92,7 +89,7 @@ mod tests {
     use crate::base::{Ino, Timestamp};
     use crate::fs::Kind;
 
-    fn page(n: u64) -> Vec<(DirEntry, Attr)> {
+    fn page(n: u64) -> Vec<Listed> {
         let t = Timestamp::default();
         (0..n)
             .map(|i| {
@@ -114,7 +111,7 @@ mod tests {
                     ctime: t,
                     btime: t,
                 };
-                (DirEntry { ino, cookie: i + 3, kind, name }, attr)
+                (DirEntry { ino, cookie: i + 3, kind, name }, Some(attr))
             })
             .collect()
     }

@@ -36,6 +36,11 @@ fn tagged(tag: u8, fields: &[&[u8]]) -> Key {
     key.into_boxed_slice()
 }
 
+/// The smallest key above `key`.
+pub fn after(key: &[u8]) -> Key {
+    [key, &[0]].concat().into()
+}
+
 /// `i` ino: the inode.
 pub fn inode(ino: Ino) -> Key {
     tagged(b'i', &[&ino.0.to_be_bytes()])
@@ -92,11 +97,8 @@ pub fn extent(ino: Ino, generation: u32, end: u64) -> Key {
 
 /// The half-open range of keys of extents of one generation that end above `position`.
 pub fn extents_above(ino: Ino, generation: u32, position: u64) -> (Key, Key) {
-    (extent(ino, generation, position.saturating_add(1)), {
-        let mut end = extent(ino, generation, u64::MAX).into_vec();
-        end.push(0);
-        end.into_boxed_slice()
-    })
+    let start = extent(ino, generation, position.saturating_add(1));
+    (start, after(&extent(ino, generation, u64::MAX)))
 }
 
 /// The half-open range of keys of extents of every generation of `ino`.

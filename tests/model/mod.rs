@@ -348,17 +348,14 @@ impl World {
             let Some((last, _)) = got.last() else { break };
             after = last.cookie;
             for (entry, attr) in got {
-                // The parent of a directory without a name may be gone before it.
                 if entry.cookie > 2 {
+                    let attr = attr.ok_or_else(|| format!("{} has no attributes", entry.ino))?;
                     self.attr(entry.ino, attr)?;
                     self.model.node(entry.ino).known += 1;
                 }
                 names.push((entry.name, entry.ino, entry.kind));
             }
         }
-        if self.model.nodes.contains_key(&self.model.nodes[&dir].parent) {
-            self.same_names(dir, names)?;
-        }
-        Ok(())
+        self.same_names(dir, names)
     }
 }

@@ -134,11 +134,7 @@ async fn name_in(kv: &Kv, parent: Ino, ino: Ino) -> Result<Option<Bytes>, ViewEr
             }
         }
         match page.last() {
-            Some((key, _)) if page.len() == 1024 => {
-                let mut after = key.to_vec();
-                after.push(0);
-                start = after.into();
-            }
+            Some((key, _)) if page.len() == 1024 => start = keys::after(key),
             _ => return Ok(None),
         }
     }

@@ -1,0 +1,173 @@
+//! Listings that are read ahead: true page by page whatever changes beside them, and bounded
+//! when the store is away; without a kernel.
+
+mod volume;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use object_store::memory::InMemory;
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use sealfs::base::Ino;
+use sealfs::fs::{Fs, RenameFlags, SetAttr};
+use sealfs::stack::Mounted;
+use volume::{Bench, CALLER, LONG};
+
+const FIRST_COOKIE: u64 = 3;
+
+/// What a directory holds: inode and size by name.
+type Names = BTreeMap<Vec<u8>, (Ino, u64)>;
+
+async fn make(fs: &Arc<Fs>, dir: Ino, name: Vec<u8>, size: u64) -> (Ino, u64) {
+    let made = fs.create(CALLER, dir, name, 0o644, 0).await.expect("creates");
+    resize(fs, made.ino, size).await;
+    (made.ino, size)
+}
+
+async fn resize(fs: &Arc<Fs>, ino: Ino, size: u64) {
+    let set = SetAttr { size: Some(size), ..SetAttr::default() };
+    fs.setattr(CALLER, ino, set).await.expect("resizes");
+}
+
+/// One change of the directory, or a commit.
+async fn change(rng: &mut StdRng, m: &Mounted, dir: Ino, names: &mut Names, made: &mut u64) {
+    let any = |rng: &mut StdRng, names: &Names| {
+        names.keys().nth(rng.random_range(0..names.len())).expect("one of them").clone()
+    };
+    *made += 1;
+    let fresh = format!("fresh-{made}").into_bytes();
+    match rng.random_range(0..20) {
+        0..6 => {
+            let entry = make(&m.fs, dir, fresh.clone(), rng.random_range(0..1000)).await;
+            names.insert(fresh, entry);
+        }
+        6..10 => {
+            let name = any(rng, names);
+            m.fs.unlink(dir, name.clone()).await.expect("unlinks");
+            names.remove(&name);
+        }
+        10..14 => {
+            let (from, to) = (any(rng, names), fresh);
+            let none = RenameFlags::default();
+            let renamed = m.fs.rename(dir, from.clone(), dir, to.clone(), none).await;
+            renamed.expect("renames");
+            let entry = names.remove(&from).expect("was there");
+            names.insert(to, entry);
+        }
+        14..19 => {
+            let name = any(rng, names);
+            let entry = names.get_mut(&name).expect("is there");
+            entry.1 = rng.random_range(0..1000);
+            resize(&m.fs, entry.0, entry.1).await;
+        }
+        _ => assert!(m.sync(LONG).await),
+    }
+}
+
+async fn lists_what_is_there(seed: u64) {
+    eprintln!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let bench = Bench::new().await;
+    let m = bench.mount().await;
+    let dir = m.fs.mkdir(CALLER, Ino::ROOT, b"d".to_vec(), 0o755, 0).await.expect("makes").ino;
+    let mut names = Names::new();
+    for n in 0..4000 {
+        let name = format!("name-{n}").into_bytes();
+        names.insert(name.clone(), make(&m.fs, dir, name, n).await);
+    }
+    assert!(m.sync(LONG).await);
+    assert!(m.shutdown(LONG).await);
+    // Again, with nothing in memory.
+    let m = bench.mount().await;
+    let (mut cookies, mut made) = (BTreeMap::<Vec<u8>, u64>::new(), 0);
+    for round in 0..4 {
+        let (mut after, mut listed) = (0, 0);
+        loop {
+            let page = rng.random_range(1..300);
+            let got = m.fs.readdirplus(dir, after, page).await.expect("lists");
+            let Some((last, _)) = got.last() else { break };
+            let reached = last.cookie;
+            let mut seen = BTreeMap::new();
+            for (entry, attr) in got.into_iter().filter(|(e, _)| e.cookie >= FIRST_COOKIE) {
+                let attr = attr.expect("nobody removes it meanwhile");
+                assert_eq!(attr.ino, entry.ino);
+                assert!((after + 1..=reached).contains(&entry.cookie));
+                let known = *cookies.entry(entry.name.clone()).or_insert(entry.cookie);
+                assert_eq!(known, entry.cookie, "a name keeps its place");
+                m.fs.forget(entry.ino, 1);
+                assert!(seen.insert(entry.name, (entry.ino, attr.size)).is_none(), "once");
+            }
+            listed += seen.len();
+            for (name, entry) in &seen {
+                assert_eq!(names.get(name), Some(entry), "{}", String::from_utf8_lossy(name));
+            }
+            for (name, cookie) in &cookies {
+                let due = names.contains_key(name) && (after + 1..=reached).contains(cookie);
+                assert_eq!(due, seen.contains_key(name), "{}", String::from_utf8_lossy(name));
+            }
+            after = reached;
+            // The first time, everything comes from what is read ahead.
+            for _ in 0..if round == 0 { 0 } else { rng.random_range(0..8) } {
+                change(&mut rng, &m, dir, &mut names, &mut made).await;
+            }
+        }
+        assert!(round > 0 || listed == names.len(), "{listed} listed");
+    }
+    assert!(m.shutdown(LONG).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_page_of_a_listing_is_what_the_directory_holds_then() {
+    // Guards against what was read ahead of a change or a commit being shown after it, and
+    // against gaps and repetitions where two parts that were read ahead meet.
+    for seed in 1..=4 {
+        lists_what_is_there(seed).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listing_in_an_outage_fails_in_time_and_goes_on_after_it() {
+    // Guards against a reader that waits for a read-ahead without bound, or first for the
+    // read-ahead and then once more as long, and against a failure that stays.
+    const READ_TIMEOUT: Duration = Duration::from_secs(2);
+    const NAMES: usize = 30_000;
+    let store = Arc::new(ThrottledStore::new(InMemory::new(), ThrottleConfig::default()));
+    let bench = Bench::over(store.clone()).await;
+    let m = bench.mount().await;
+    let dir = m.fs.mkdir(CALLER, Ino::ROOT, b"d".to_vec(), 0o755, 0).await.expect("makes").ino;
+    for n in 0..NAMES {
+        // Long: one fetch must not bring the whole directory.
+        let name = format!("{n:0240}").into_bytes();
+        m.fs.create(CALLER, dir, name, 0o644, 0).await.expect("creates");
+    }
+    assert!(m.sync(LONG).await);
+    assert!(m.shutdown(LONG).await);
+    let m = bench.mount_with(|o| o.read_timeout = READ_TIMEOUT).await.expect("mounts");
+    let (mut after, mut listed, mut failures) = (0, 0, 0);
+    loop {
+        let begun = Instant::now();
+        match m.fs.readdir(dir, after, 200).await {
+            Ok(page) if page.is_empty() => break,
+            Ok(page) => {
+                listed += page.len();
+                after = page.last().expect("not empty").cookie;
+            }
+            Err(e) => {
+                let took = begun.elapsed();
+                assert!(took < READ_TIMEOUT * 2, "{e} after {took:?}");
+                failures += 1;
+                if failures == 2 {
+                    store.config_mut(|c| c.wait_get_per_call = Duration::ZERO);
+                }
+            }
+        }
+        if failures == 0 && listed > 1000 {
+            store.config_mut(|c| c.wait_get_per_call = Duration::from_secs(3600));
+        }
+    }
+    assert_eq!((listed, failures), (NAMES + 2, 2));
+    assert!(m.shutdown(LONG).await);
+}
