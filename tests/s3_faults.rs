@@ -210,15 +210,15 @@ async fn a_server_that_ignores_conditions_fails_the_probe() {
 
 #[tokio::test]
 async fn many_requests_run_at_once() {
-    // Guards against a limit on connections: 40 requests of 200 ms each must not queue.
+    // Guards against a limit on connections: 40 requests of 2 s each must not queue.
     let server = S3Server::start();
     let store = s3_store(&server, SseMode::Default).await;
     store.put(&Path::from("object"), "x".into()).await.unwrap();
-    server.faults().add(Fault::new(FaultKind::Delay(Duration::from_millis(200))));
+    server.faults().add(Fault::new(FaultKind::Delay(Duration::from_secs(2))));
     let start = Instant::now();
     let path = Path::from("object");
     futures::future::try_join_all((0..40).map(|_| store.get_range(&path, 0..1))).await.unwrap();
-    assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_millis(3900), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
