@@ -1,9 +1,11 @@
-//! What every layer may use: identifiers with their units, time, failure points.
+//! What every layer may use: identifiers with their units, time, work that several wait for.
 //!
 //! Owns no state and does no I/O. Imports nothing of this crate.
 
 mod clock;
 mod ids;
+mod underway;
 
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use ids::{Ino, JournalId, JournalPos, SegmentId, VolumeId, hex};
+pub use underway::Underway;

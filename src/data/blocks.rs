@@ -14,14 +14,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt;
-use futures::future::{BoxFuture, Shared};
 use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::base::{Ino, SegmentId};
+use crate::base::{Ino, SegmentId, Underway};
 use crate::store::error::{ErrorClass, class};
 use crate::store::segments::SegmentStore;
 
@@ -68,7 +66,7 @@ pub struct ReadError {
 }
 
 type BlockKey = (SegmentId, u32);
-type Fetch = Shared<BoxFuture<'static, Result<Bytes, ReadError>>>;
+type Fetch = Underway<Result<Bytes, ReadError>>;
 
 /// A fetch under way: which bytes of the segment it brings, and its result.
 #[derive(Clone)]
@@ -151,6 +149,11 @@ fn read_error(segment: SegmentId, e: &object_store::Error) -> ReadError {
 fn never_begun(segment: SegmentId) -> ReadError {
     let message = format!("other requests came first for {} s", TURN_MAX.as_secs());
     ReadError { segment, class: ErrorClass::Transport, message: message.into(), stale: true }
+}
+
+fn broke_off(segment: SegmentId) -> ReadError {
+    let message = "the fetch broke off".into();
+    ReadError { segment, class: ErrorClass::Transport, message, stale: false }
 }
 
 /// The part of `start..end` that `data` has, which is the bytes of a segment from `base` on.
@@ -284,23 +287,25 @@ impl BlockCache {
         for (at, source) in sources {
             match source {
                 Ok(piece) => out.push(piece),
-                Err(running) => match running.fetch.await {
-                    Ok(data) => {
-                        let end = running.end.min(range.end);
-                        let piece = cut(&data, running.start, at, end);
-                        if piece.len() as u64 != end - at {
-                            return Err(ends_before(id, range.end));
+                Err(running) => {
+                    match running.fetch.wait().await.unwrap_or_else(|| Err(broke_off(id))) {
+                        Ok(data) => {
+                            let end = running.end.min(range.end);
+                            let piece = cut(&data, running.start, at, end);
+                            if piece.len() as u64 != end - at {
+                                return Err(ends_before(id, range.end));
+                            }
+                            out.push(piece);
                         }
-                        out.push(piece);
+                        // What was fetched around these bytes may be what is damaged.
+                        Err(e) if e.class == ErrorClass::Corrupt => {
+                            out.truncate(before);
+                            out.push(self.read_alone(id, range).await?);
+                            return Ok(());
+                        }
+                        Err(e) => return Err(e),
                     }
-                    // What was fetched around these bytes may be what is damaged.
-                    Err(e) if e.class == ErrorClass::Corrupt => {
-                        out.truncate(before);
-                        out.push(self.read_alone(id, range).await?);
-                        return Ok(());
-                    }
-                    Err(e) => return Err(e),
-                },
+                }
             }
         }
         Ok(())
@@ -365,11 +370,10 @@ impl BlockCache {
                 Err(e) => Err(e),
             }
         };
-        let fetch: Fetch = work.boxed().shared();
+        let fetch = Fetch::start(work);
         for b in blocks {
             inner.running.insert((id, b), Running { start, end, fetch: fetch.clone() });
         }
-        tokio::spawn(fetch);
     }
 
     /// Reads answered from memory, and fetches that had to be made.

@@ -1,13 +1,13 @@
 //! Single flight: a granule is fetched once, however many readers wait for it.
 //!
-//! A fetch makes progress while any of its readers does; when the last one gives up, the
-//! request is dropped and the next reader starts another.
+//! A fetch is a task of its own: it goes on when readers give up, within the store's deadline,
+//! and what it brings is cached.
 
 use super::super::rope::Rope;
 use super::disk::Key;
 use super::granule;
-use futures::FutureExt;
-use futures::future::{BoxFuture, Shared, WeakShared};
+use crate::base::Underway;
+use futures::future::BoxFuture;
 use object_store::{Error, ObjectMeta};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -25,11 +25,11 @@ pub(super) struct Fetched {
 /// Of a fetch with several waiters.
 pub(super) type Outcome = Result<Arc<Fetched>, Arc<Error>>;
 /// A fetch; clones wait for the same one.
-pub(super) type Flight = Shared<BoxFuture<'static, Outcome>>;
+pub(super) type Flight = Underway<Outcome>;
 
 struct Entry {
     id: u64,
-    flight: WeakShared<BoxFuture<'static, Outcome>>,
+    flight: Flight,
 }
 
 /// The fetches under way.
@@ -44,7 +44,7 @@ struct Board {
     next_id: u64,
 }
 
-/// Takes a fetch off the board when it ends or is given up.
+/// Takes a fetch off the board when it ends, or breaks off.
 struct Landing {
     flights: Arc<Flights>,
     key: Key,
@@ -83,16 +83,12 @@ impl Flights {
         let mut fresh = Vec::new();
         let mut board = self.board.lock();
         for &k in granules {
-            // No flight may be dropped here: the last handle's drop takes the lock.
             match board.by_granule.get(&(key, k)) {
                 Some(entry) if joined.contains(&entry.id) => {}
-                Some(entry) => match entry.flight.upgrade() {
-                    Some(flight) => {
-                        joined.push(entry.id);
-                        flights.push(flight);
-                    }
-                    None => fresh.push(k),
-                },
+                Some(entry) => {
+                    joined.push(entry.id);
+                    flights.push(entry.flight.clone());
+                }
                 None => fresh.push(k),
             }
         }
@@ -101,15 +97,12 @@ impl Flights {
             board.next_id += 1;
             let landing = Landing { flights: self.clone(), key, run: run.clone(), id };
             let work = fetch(run.clone());
-            let flight = async move {
+            let flight = Flight::start(async move {
                 let _landing = landing;
                 work.await
-            }
-            .boxed()
-            .shared();
-            let weak = flight.downgrade().expect("not polled yet");
+            });
             for k in run {
-                board.by_granule.insert((key, k), Entry { id, flight: weak.clone() });
+                board.by_granule.insert((key, k), Entry { id, flight: flight.clone() });
             }
             flights.push(flight);
         }

@@ -4,7 +4,7 @@ use super::super::error::{ErrorClass, StoreError, replicate};
 use super::super::rope::Rope;
 use super::super::stats::RequestStats;
 use super::disk::Key;
-use super::flight::{Fetched, Outcome};
+use super::flight::{Fetched, Flight, Outcome};
 use super::granule::{self, GRANULE};
 use super::{CacheRule, Cached, FETCH_MAX, Recent};
 use futures::FutureExt;
@@ -27,6 +27,14 @@ fn same_version(a: &ObjectMeta, b: &ObjectMeta) -> bool {
 
 fn broken(class: ErrorClass, message: String) -> Error {
     StoreError::new(class, message).into_store("cached")
+}
+
+/// What the flights brought, when all have ended.
+async fn landed(flights: Vec<Flight>) -> Vec<Outcome> {
+    let broke_off = || Arc::new(broken(ErrorClass::Transport, "a fetch broke off".into()));
+    let wait = |flight: Flight| async move { flight.wait().await };
+    let ended = futures::future::join_all(flights.into_iter().map(wait)).await;
+    ended.into_iter().map(|outcome| outcome.unwrap_or_else(|| Err(broke_off()))).collect()
 }
 
 impl Cached {
@@ -132,7 +140,7 @@ impl Cached {
             if let (true, Some(count)) = (small, count) {
                 self.grow(key, location, first, count);
             }
-            for outcome in futures::future::join_all(flights).await {
+            for outcome in landed(flights).await {
                 fetched.push(outcome.map_err(|e| replicate(&e))?);
             }
             metas.extend(fetched.iter().map(|f| f.meta.clone()));
@@ -202,7 +210,7 @@ impl Cached {
         let flights = self.0.flights.enter(key, &missing, FETCH_MAX / GRANULE, fetch);
         tokio::spawn(async move {
             let _permit = permit;
-            for outcome in futures::future::join_all(flights).await {
+            for outcome in landed(flights).await {
                 if let Err(e) = outcome {
                     log::debug!("fetching ahead failed: {e}");
                 }

@@ -1,0 +1,74 @@
+//! Work under way that several may wait for.
+
+use std::future::Future;
+
+use tokio::sync::watch;
+
+/// What a task brings that runs by itself; clones wait for the same. Waiting may be given up at
+/// any point, unlike that for a `futures::future::Shared`, of which a waiter that goes can take
+/// another's wake-up with it (futures-rs issue 2706).
+#[derive(Clone, Debug)]
+pub struct Underway<T>(watch::Receiver<Option<T>>);
+
+impl<T: Clone + Send + Sync + 'static> Underway<T> {
+    /// Starts `work` as a task of the current runtime. It runs to its end whoever waits.
+    pub fn start(work: impl Future<Output = T> + Send + 'static) -> Underway<T> {
+        let (tell, told) = watch::channel(None);
+        tokio::spawn(async move {
+            tell.send_replace(Some(work.await));
+        });
+        Underway(told)
+    }
+
+    /// What has been brought already.
+    pub fn done(value: T) -> Underway<T> {
+        Underway(watch::channel(Some(value)).1)
+    }
+
+    /// What it brought, if it has.
+    pub fn now(&self) -> Option<T> {
+        self.0.borrow().clone()
+    }
+
+    /// Waits for the end; `None` if the work panicked or its runtime is gone.
+    pub async fn wait(mut self) -> Option<T> {
+        self.0.wait_for(Option::is_some).await.ok()?.clone()
+    }
+
+    /// Whether the two wait for the same.
+    pub fn same(&self, other: &Underway<T>) -> bool {
+        self.0.same_channel(&other.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn everybody_gets_what_comes_whoever_gives_up() {
+        // Guards against a wait that hangs because another ended.
+        let (go, gone) = tokio::sync::oneshot::channel::<u32>();
+        let work = Underway::start(async move { gone.await.expect("sent") });
+        assert_eq!(work.now(), None);
+        assert_eq!(work.clone().wait().now_or_never(), None);
+        let waiters: Vec<_> = (0..10).map(|_| tokio::spawn(work.clone().wait())).collect();
+        tokio::task::yield_now().await;
+        waiters.iter().step_by(2).for_each(|waiter| waiter.abort());
+        go.send(7).expect("is waited for");
+        for waiter in waiters.into_iter().skip(1).step_by(2) {
+            assert_eq!(waiter.await.expect("not aborted"), Some(7));
+        }
+        assert_eq!((work.now(), work.same(&work.clone())), (Some(7), true));
+        assert_eq!(Underway::done(8).wait().await, Some(8));
+    }
+
+    #[tokio::test]
+    async fn work_that_panics_is_not_waited_for() {
+        let work = Underway::<u32>::start(async { panic!("meant") });
+        let ended = tokio::time::timeout(Duration::from_secs(10), work.wait()).await;
+        assert_eq!(ended.expect("ends"), None);
+    }
+}
