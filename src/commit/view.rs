@@ -10,7 +10,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
 
 use super::batch::Batch;
@@ -105,7 +105,8 @@ pub struct View {
     /// Committed rows; `None`: known to be absent.
     rows: Mutex<RowCache>,
     extents: Mutex<ExtentCache>,
-    /// Raised when a generation retires: a row fetched before must not enter the cache after.
+    /// Raised when a generation retires, when extents are moved and when caches are dropped: a
+    /// row fetched before must not enter a cache after, nor be shown.
     retired: AtomicU64,
     stats: Mutex<Stats>,
     pending_row_bytes: AtomicU64,
@@ -123,16 +124,22 @@ pub struct Page {
 }
 
 /// Rows of the metadata store as they were when they were fetched, without what was pending.
-#[derive(Clone)]
 pub struct Scanned {
     start: Key,
+    end: Key,
     rows: Vec<Row>,
     /// The first key not looked at, unless the range is done.
     next: Option<Key>,
+    /// The view's count when the scan began.
     retired: u64,
 }
 
 impl Scanned {
+    /// The first key looked at.
+    pub fn start(&self) -> &Key {
+        &self.start
+    }
+
     /// The first key not looked at, unless the range is done.
     pub fn next(&self) -> Option<&Key> {
         self.next.as_ref()
@@ -146,6 +153,23 @@ impl Scanned {
     /// The rows, in key order.
     pub fn rows(&self) -> &[Row] {
         &self.rows
+    }
+
+    /// The same in memory of its own: rows of the store are slices of all that was fetched with
+    /// them.
+    pub fn to_keep(mut self) -> Scanned {
+        let len = self.rows.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let mut all = BytesMut::with_capacity(len);
+        self.rows.iter().for_each(|(key, value)| {
+            all.extend_from_slice(key);
+            all.extend_from_slice(value);
+        });
+        let mut all = all.freeze();
+        for (key, value) in &mut self.rows {
+            *key = all.split_to(key.len());
+            *value = all.split_to(value.len());
+        }
+        self
     }
 
     /// The first `limit` rows from `start`, and the first key not among them unless the range
@@ -276,8 +300,7 @@ impl View {
         layers.frozen.front().filter(|_| ready).cloned()
     }
 
-    /// Forgets the oldest frozen generation: the metadata store has it now, durably. `changed`
-    /// are the rows that the commit wrote.
+    /// Forgets the oldest frozen generation: the metadata store has it now, durably.
     pub fn retire(&self, generation: &Arc<Generation>, stats: Stats) {
         let mut layers = self.layers.write();
         let front = layers.frozen.pop_front();
@@ -414,23 +437,19 @@ impl View {
         })
     }
 
-    /// The inodes of `inos`, in their order, each as [`View::inode_now`] has it.
-    pub fn inodes_now(&self, inos: &[Ino]) -> Vec<Result<Lookup<Option<Inode>>, DecodeError>> {
+    /// The rows of the inodes `inos`, in their order, each as [`View::get_now`] has it.
+    pub fn inodes_now(&self, inos: &[Ino]) -> Vec<Lookup<Option<Bytes>>> {
         let layers = self.layers.read();
         let mut rows = self.rows.lock();
-        let mut look = |ino: &Ino| {
+        let look = |ino: &Ino| {
             let key = keys::inode(*ino);
             let pending = layers.newest_first().find_map(|g| g.rows.get(&key));
-            let value = match pending {
-                Some(row) => &row.value,
-                None => match rows.get(&key) {
-                    Some(value) => value,
-                    None => return Ok(Lookup::Miss),
-                },
-            };
-            Ok(Lookup::Hit(value.as_deref().map(Inode::decode).transpose()?))
+            match pending.map(|row| &row.value).or_else(|| rows.get(&key)) {
+                Some(value) => Lookup::Hit(value.clone()),
+                None => Lookup::Miss,
+            }
         };
-        inos.iter().map(&mut look).collect()
+        inos.iter().map(look).collect()
     }
 
     /// Rows with `start <= key < end`, at least one page of about `limit` of them, merged from
@@ -442,10 +461,21 @@ impl View {
         limit: usize,
         cache: bool,
     ) -> Result<Page, ViewError> {
+        Ok(self.page_and_rows(start, end, limit, cache).await?.0)
+    }
+
+    /// [`View::page`], and the rows of the store that it lies on.
+    pub async fn page_and_rows(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+        cache: bool,
+    ) -> Result<(Page, Scanned), ViewError> {
         // Before the store: what is committed meanwhile is then in one of the two.
         let pending = PendingRows::of(&self.layers.read(), start, end, limit);
         let scanned = self.scan(start, end, limit, cache).await?;
-        Ok(pending.over(&scanned.rows, scanned.next.as_deref()))
+        Ok((pending.over(&scanned.rows, scanned.next.as_deref()), scanned))
     }
 
     /// The first `limit` rows of the metadata store with `start <= key < end`, without what is
@@ -470,18 +500,18 @@ impl View {
         }
         let last = found.last().filter(|_| found.len() == limit);
         let next = last.map(|(key, _)| keys::after(key));
-        Ok(Scanned { start: start.into(), rows: found, next, retired: before })
+        let (start, end) = (start.into(), end.into());
+        Ok(Scanned { start, end, rows: found, next, retired: before })
+    }
+
+    /// Rows that were scanned at one count are those of the store as long as it stays.
+    pub fn retired(&self) -> u64 {
+        self.retired.load(Ordering::Acquire)
     }
 
     /// [`View::page`] of the rows from `start` that were `scanned` before, which must cover it;
     /// `None` if the store may have others by now.
-    pub fn page_over(
-        &self,
-        scanned: &Scanned,
-        start: &[u8],
-        end: &[u8],
-        limit: usize,
-    ) -> Option<Page> {
+    pub fn page_over(&self, scanned: &Scanned, start: &[u8], limit: usize) -> Option<Page> {
         assert!(scanned.covers(start), "other rows were scanned");
         let pending = {
             // A generation retires under this lock: what is not pending any more was scanned.
@@ -489,7 +519,7 @@ impl View {
             if self.retired.load(Ordering::Acquire) != scanned.retired {
                 return None;
             }
-            PendingRows::of(&layers, start, end, limit)
+            PendingRows::of(&layers, start, &scanned.end, limit)
         };
         let (rows, next) = scanned.from(start, limit);
         Some(pending.over(rows, next.as_deref()))

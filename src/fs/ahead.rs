@@ -5,24 +5,22 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use futures::FutureExt;
-use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 
 use super::{Fs, FsError};
-use crate::base::Ino;
+use crate::base::{Ino, Underway};
+use crate::commit::ViewError;
 use crate::commit::view::{Page, Scanned};
 use crate::meta::{Dirent, Key, keys};
+use crate::store::kv::KvError;
 
 /// Rows that are read ahead at once.
 const AHEAD_ROWS: usize = 512;
-/// Parts that are kept, of all listings; a row takes about 200 bytes.
-const PARTS_MAX: usize = 16;
-/// How often a page is put together while commits change what it lies on.
-const TRIES_MAX: usize = 8;
+/// Rows that are kept or expected, of all listings; one takes about 200 bytes.
+const ROWS_MAX: usize = 16 * AHEAD_ROWS;
 
-type Fetched = Result<Arc<Scanned>, FsError>;
-type Rows = Shared<BoxFuture<'static, Fetched>>;
+type Fetched = Result<Arc<Scanned>, Arc<ViewError>>;
+type Rows = Underway<Fetched>;
 
 /// Rows of a directory as the metadata store has them, here or on their way.
 struct Part {
@@ -30,13 +28,29 @@ struct Part {
     /// all that the kernel remembers.
     starts: RangeInclusive<Key>,
     end: Key,
+    /// The view's count when they were asked for.
+    retired: u64,
     rows: Rows,
 }
 
 impl Part {
-    /// What came, if it is here.
-    fn fetched(&self) -> Option<Fetched> {
-        self.rows.clone().now_or_never()
+    fn is_fetched(&self) -> bool {
+        self.rows.now().is_some()
+    }
+
+    /// How many rows it has, or may get.
+    fn len(&self) -> usize {
+        self.rows.now().and_then(Result::ok).map_or(AHEAD_ROWS, |rows| rows.rows().len())
+    }
+
+    /// Whether a reader who goes on at `start` should take it.
+    fn serves(&self, start: &Key, end: &Key) -> bool {
+        self.end == *end
+            && match self.rows.now() {
+                Some(Ok(rows)) => rows.covers(start),
+                Some(Err(_)) => false,
+                None => self.starts.contains(start),
+            }
     }
 }
 
@@ -47,30 +61,48 @@ pub(super) struct Listings(Mutex<VecDeque<Part>>);
 
 impl Listings {
     /// Rows from `start` in the range that ends at `end`: there, or expected from just there.
-    fn find(&self, start: &Key, end: &Key) -> Option<Rows> {
+    fn find(&self, start: &Key, end: &Key, retired: u64) -> Option<Rows> {
         let parts = self.0.lock();
-        let has = |part: &&Part| {
-            part.end == *end
-                && match part.fetched() {
-                    Some(Ok(rows)) => rows.covers(start),
-                    Some(Err(_)) => false,
-                    None => part.starts.contains(start),
-                }
-        };
-        parts.iter().rev().find(has).map(|part| part.rows.clone())
+        let mut current = parts.iter().rev().filter(|part| part.retired == retired);
+        current.find(|part| part.serves(start, end)).map(|part| part.rows.clone())
     }
 
-    fn add(&self, part: Part) {
-        let mut parts = self.0.lock();
-        parts.retain(|part| !matches!(part.fetched(), Some(Err(_))));
-        if parts.len() >= PARTS_MAX {
-            parts.pop_front();
+    /// Makes room for `rows` of the view's count `retired`; false if too many are on their way.
+    fn make_room(parts: &mut VecDeque<Part>, rows: usize, retired: u64) -> bool {
+        let failed = |part: &Part| matches!(part.rows.now(), Some(Err(_)));
+        parts.retain(|part| part.retired == retired && !failed(part));
+        let mut held: usize = parts.iter().map(Part::len).sum();
+        while held + rows > ROWS_MAX {
+            let Some(oldest) = parts.iter().position(Part::is_fetched) else { return false };
+            held -= parts.remove(oldest).map_or(0, |part| part.len());
         }
-        parts.push_back(part);
+        true
     }
 
-    fn remove(&self, rows: &Rows) {
-        self.0.lock().retain(|part| !part.rows.ptr_eq(rows));
+    fn keep(&self, scanned: Scanned, end: &Key, retired: u64) {
+        let mut parts = self.0.lock();
+        if Self::make_room(&mut parts, scanned.rows().len(), retired) {
+            let starts = scanned.start().clone()..=scanned.start().clone();
+            let rows = Rows::done(Ok(Arc::new(scanned.to_keep())));
+            parts.push_back(Part { starts, end: end.clone(), retired, rows });
+        }
+    }
+
+    /// Has `work` fetch the rows that a reader at `starts` will want, unless that is done, or so
+    /// much is being fetched already.
+    fn start(
+        &self,
+        starts: RangeInclusive<Key>,
+        end: &Key,
+        retired: u64,
+        work: impl Future<Output = Fetched> + Send + 'static,
+    ) {
+        let mut parts = self.0.lock();
+        let served = |part: &Part| part.retired == retired && part.serves(starts.start(), end);
+        if !parts.iter().any(served) && Self::make_room(&mut parts, AHEAD_ROWS, retired) {
+            let rows = Rows::start(work);
+            parts.push_back(Part { starts, end: end.clone(), retired, rows });
+        }
     }
 }
 
@@ -83,24 +115,20 @@ impl Fs {
         end: &Key,
         limit: usize,
     ) -> Result<(Page, Option<Key>), FsError> {
-        for _ in 0..TRIES_MAX {
-            let rows = match self.listings.find(start, end) {
-                Some(rows) => rows,
-                None => {
-                    let scanned = Arc::new(self.view.scan(start, end, limit, false).await?);
-                    let rows = futures::future::ready(Ok(scanned)).boxed().shared();
-                    let starts = start.clone()..=start.clone();
-                    self.listings.add(Part { starts, end: end.clone(), rows: rows.clone() });
-                    rows
-                }
-            };
-            let scanned = rows.clone().await?;
-            match self.view.page_over(&scanned, start, end, limit) {
-                Some(page) => return Ok((page, scanned.next().cloned())),
-                None => self.listings.remove(&rows),
+        if let Some(rows) = self.listings.find(start, end, self.view.retired()) {
+            // A failure is shared by those who waited for it: each would wait as long again.
+            let broke_off = || FsError::Io("reading a directory ahead broke off".into());
+            let scanned = rows.wait().await.ok_or_else(broke_off)?;
+            let scanned = scanned.map_err(FsError::from)?;
+            if let Some(page) = self.view.page_over(&scanned, start, limit) {
+                return Ok((page, scanned.next().cloned()));
             }
         }
-        Ok((self.view.page(start, end, limit, false).await?, None))
+        let retired = self.view.retired();
+        let (page, scanned) = self.view.page_and_rows(start, end, limit, false).await?;
+        let ahead = scanned.next().cloned();
+        self.listings.keep(scanned, end, retired);
+        Ok((page, ahead))
     }
 
     /// Starts fetching the rows of directory `dir` from `start` on, and the inodes they name if
@@ -109,35 +137,30 @@ impl Fs {
         self: &Arc<Self>,
         dir: Ino,
         start: Key,
-        end: Key,
+        end: &Key,
         with_inodes: bool,
     ) {
-        if self.listings.find(&start, &end).is_some() {
-            return;
-        }
         let behind = match keys::dirent_of(&start) {
             Some((_, cookie, _)) => keys::dirents_after(dir, cookie.0).0,
             None => start.clone(),
         };
-        let starts = start.clone()..=behind;
-        let (fs, to) = (self.clone(), end.clone());
+        let (fs, from, to) = (self.clone(), start.clone(), end.clone());
         let fetch = async move {
-            let scanned = fs.view.scan(&start, &to, AHEAD_ROWS, false).await?;
+            let scanned = fs.view.scan(&from, &to, AHEAD_ROWS, false).await.map_err(Arc::new)?;
             if with_inodes {
-                // What cannot be decoded is reported to whoever lists it.
                 let inos = scanned.rows().iter().filter_map(|(_, row)| Dirent::decode(row).ok());
-                fs.fetch_inodes(dir, &inos.map(|entry| entry.ino).collect::<Vec<_>>()).await?;
+                let inos: Vec<Ino> = inos.map(|entry| entry.ino).collect();
+                match fs.fetch_inodes(dir, &inos).await {
+                    // Who waits for this has waited long enough.
+                    Err(e @ ViewError::Store(KvError::Unavailable(_))) => return Err(Arc::new(e)),
+                    // Whoever lists the damaged one will hear of it; the names are sound.
+                    Err(e) => log::debug!("reading directory {dir} ahead: {e}"),
+                    Ok(_) => {}
+                }
             }
-            Ok::<_, FsError>(Arc::new(scanned))
+            Ok(Arc::new(scanned.to_keep()))
         };
-        // It goes on by itself. Who is there before it waits for it, and fails if it does; who
-        // comes later does not hear of a failure.
-        let task = tokio::spawn(fetch);
-        let rows = async move {
-            task.await
-                .unwrap_or_else(|e| Err(FsError::Io(format!("reading a directory ahead: {e}"))))
-        };
-        self.listings.add(Part { starts, end, rows: rows.boxed().shared() });
+        self.listings.start(start..=behind, end, self.view.retired(), fetch);
     }
 }
 
@@ -146,41 +169,46 @@ mod tests {
     use super::*;
     use crate::meta::DirCookie;
 
-    fn part(start: &Key, behind: &Key, end: &Key, failed: bool) -> Part {
-        let rows = match failed {
-            true => futures::future::ready(Err(FsError::NotFound)).boxed(),
-            false => futures::future::pending().boxed(),
-        };
+    fn start(listings: &Listings, start: &Key, behind: &Key, end: &Key, retired: u64) {
         let starts = start.clone()..=behind.clone();
-        Part { starts, end: end.clone(), rows: rows.shared() }
+        listings.start(starts, end, retired, std::future::pending());
     }
 
-    #[test]
-    fn what_is_on_its_way_is_found_by_key_and_by_cookie_and_from_nowhere_else() {
+    #[tokio::test]
+    async fn what_is_on_its_way_is_found_by_key_and_by_cookie_and_from_nowhere_else() {
         // Guards against a read-ahead that nobody finds, which costs more than none.
         let name = keys::dirent(Ino(7), DirCookie(500), b"name");
-        let (start, (behind, end)) = (keys::after(&name), keys::dirents_after(Ino(7), 500));
+        let (from, (behind, end)) = (keys::after(&name), keys::dirents_after(Ino(7), 500));
         let listings = Listings::default();
-        listings.add(part(&start, &behind, &end, false));
-        assert!(listings.find(&start, &end).is_some());
-        assert!(listings.find(&behind, &end).is_some());
-        assert!(listings.find(&name, &end).is_none(), "before it");
+        start(&listings, &from, &behind, &end, 1);
+        assert!(listings.find(&from, &end, 1).is_some());
+        assert!(listings.find(&behind, &end, 1).is_some());
+        assert!(listings.find(&name, &end, 1).is_none(), "before it");
         let later = keys::dirents_after(Ino(7), 501).0;
-        assert!(listings.find(&later, &end).is_none(), "a wait for rows that may not be there");
-        assert!(listings.find(&start, &keys::dirents_after(Ino(8), 0).1).is_none());
+        assert!(listings.find(&later, &end, 1).is_none(), "a wait for rows that may not be there");
+        assert!(listings.find(&from, &keys::dirents_after(Ino(8), 0).1, 1).is_none());
+        assert!(listings.find(&from, &end, 2).is_none(), "what a commit has made void");
+        start(&listings, &from, &behind, &end, 1);
+        assert_eq!(listings.0.lock().len(), 1, "not twice");
     }
 
-    #[test]
-    fn a_failure_is_forgotten_and_parts_are_bounded() {
+    #[tokio::test]
+    async fn a_failure_is_forgotten_and_what_is_on_its_way_is_bounded() {
         // Guards against an outage that a listing does not get over, and against memory.
-        let (start, end) = keys::dirents_after(Ino(7), 500);
+        let (from, end) = keys::dirents_after(Ino(7), 500);
         let listings = Listings::default();
-        listings.add(part(&start, &start, &end, true));
-        assert!(listings.find(&start, &end).is_none());
+        let broken = ViewError::from(crate::meta::DecodeError("row"));
+        listings.start(from.clone()..=from.clone(), &end, 1, async { Err(Arc::new(broken)) });
+        let rows = listings.find(&from, &end, 1).expect("on its way");
+        assert!(rows.wait().await.expect("ends").is_err());
+        assert!(listings.find(&from, &end, 1).is_none());
         for ino in 0..100 {
-            let (start, end) = keys::dirents_after(Ino(ino), 0);
-            listings.add(part(&start, &start, &end, false));
+            let (from, end) = keys::dirents_after(Ino(ino), 0);
+            start(&listings, &from, &from, &end, 1);
         }
-        assert_eq!(listings.0.lock().len(), PARTS_MAX);
+        assert_eq!(listings.0.lock().len(), ROWS_MAX / AHEAD_ROWS);
+        let (from, end) = keys::dirents_after(Ino(7), 0);
+        start(&listings, &from, &from, &end, 2);
+        assert_eq!(listings.0.lock().len(), 1, "the others are void");
     }
 }

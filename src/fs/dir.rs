@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::StreamExt;
-use tokio::task::JoinSet;
 
-use super::{Attr, DirEntry, Fs, FsError, Step};
+use super::{Attr, DirEntry, Fs, FsError};
 use crate::base::Ino;
 use crate::commit::{Lookup, ViewError};
 use crate::meta::{DecodeError, DirCookie, Dirent, Inode, Key, Kind, keys};
@@ -15,19 +15,13 @@ use crate::meta::{DecodeError, DirCookie, Dirent, Inode, Key, Kind, keys};
 /// range, and rows that one such fetch brings.
 const RANGE_SPREAD: u64 = 65_536;
 const RANGE_ROWS: usize = 16_384;
-/// Inode numbers from which such a range is fetched in parts, and parts at most.
-const RANGE_PART_MIN: u64 = 1_024;
-const RANGE_PARTS_MAX: u64 = 4;
 /// Fewer missing inodes than this are fetched one by one.
 const RANGE_WORTH: usize = 8;
 /// Inodes fetched at once otherwise.
 const PARALLEL: usize = 64;
 
-/// What memory knows of inodes.
-type Found = Vec<Result<Lookup<Option<Inode>>, DecodeError>>;
-
-fn missing(inos: &[Ino], found: &Found) -> Vec<Ino> {
-    let misses = inos.iter().zip(found).filter(|(_, f)| matches!(f, Ok(Lookup::Miss)));
+fn missing(inos: &[Ino], found: &[Lookup<Option<Bytes>>]) -> Vec<Ino> {
+    let misses = inos.iter().zip(found).filter(|(_, found)| matches!(found, Lookup::Miss));
     misses.map(|(ino, _)| *ino).collect()
 }
 
@@ -47,7 +41,7 @@ impl Fs {
         async move {
             let (entries, ahead) = fs.list(ino, after, entries_max).await?;
             if let Some(start) = ahead {
-                fs.read_listing_ahead(ino, start, keys::dirents_after(ino, 0).1, false);
+                fs.read_listing_ahead(ino, start, &keys::dirents_after(ino, 0).1, false);
             }
             Ok(entries)
         }
@@ -82,7 +76,12 @@ impl Fs {
         while entries.len() < entries_max {
             let want = (entries_max - entries.len()).max(16);
             let page;
-            (page, ahead) = self.page_of_listing(&start, &end, want).await?;
+            (page, ahead) = match self.page_of_listing(&start, &end, want).await {
+                Ok(found) => found,
+                // Whoever goes on behind what there is will hear of it.
+                Err(_) if !entries.is_empty() => return Ok((entries, None)),
+                Err(e) => return Err(e),
+            };
             for (key, row) in page.rows {
                 let malformed = || ViewError::from(DecodeError("directory entry key"));
                 let (_, cookie, name) = keys::dirent_of(&key).ok_or_else(malformed)?;
@@ -118,26 +117,23 @@ impl Fs {
                 entries.iter().filter(|e| e.cookie >= DirCookie::FIRST).map(|e| e.ino).collect();
             let found = fs.fetch_inodes(ino, &inos).await?;
             if let Some(start) = ahead {
-                fs.read_listing_ahead(ino, start, keys::dirents_after(ino, 0).1, true);
+                fs.read_listing_ahead(ino, start, &keys::dirents_after(ino, 0).1, true);
             }
             let dots = entries.len() - inos.len();
             let mut attrs = vec![None; dots];
             for (&target, found) in inos.iter().zip(found) {
-                let inode = match found {
-                    Ok(Lookup::Hit(inode)) => inode,
-                    Ok(Lookup::Miss) => {
-                        match fs.clone().consult(move |fs| fs.inode(target)).await {
-                            Ok(inode) => Some(inode),
-                            Err(FsError::NotFound) => None,
-                            Err(e) => return Err(e),
-                        }
-                    }
+                let row = match found {
+                    Lookup::Hit(row) => row,
+                    // Pushed out of memory at once.
+                    Lookup::Miss => fs.view.get(&keys::inode(target)).await?,
+                };
+                attrs.push(match row.as_deref().map(Inode::decode).transpose() {
+                    Ok(inode) => inode.map(|inode| Attr::of(target, &inode)),
                     Err(e) => {
                         log::error!("inode {target}, listed without attributes: {e}");
                         None
                     }
-                };
-                attrs.push(inode.map(|inode| Attr::of(target, &inode)));
+                });
             }
             fs.lookups.add_all(attrs.iter().flatten().map(|attr| attr.ino));
             Ok(entries.into_iter().zip(attrs).collect())
@@ -145,22 +141,24 @@ impl Fs {
     }
 
     /// Brings the inodes `inos`, named in `dir`, into memory with as few requests as their
-    /// numbers allow, and returns what memory then knows of each.
-    pub(super) async fn fetch_inodes(&self, dir: Ino, inos: &[Ino]) -> Result<Found, FsError> {
+    /// numbers allow, and returns what memory then has of each.
+    pub(super) async fn fetch_inodes(
+        &self,
+        dir: Ino,
+        inos: &[Ino],
+    ) -> Result<Vec<Lookup<Option<Bytes>>>, ViewError> {
         let mut found = self.view.inodes_now(inos);
-        let mut missing = missing(inos, &found);
-        if missing.is_empty() {
-            return Ok(found);
-        }
-        if let Some((first, last)) = self.as_range(dir, &missing)? {
-            self.fetch_inode_range(first, last).await?;
+        let mut todo = missing(inos, &found);
+        if let Some((first, last)) = self.as_range(dir, &todo) {
+            let (start, end) = (keys::inode(first), keys::inode(Ino(last.0 + 1)));
+            self.view.scan(&start, &end, RANGE_ROWS, true).await?;
             found = self.view.inodes_now(inos);
-            missing = self::missing(inos, &found);
+            todo = missing(inos, &found);
         }
-        if missing.is_empty() {
+        if todo.is_empty() {
             return Ok(found);
         }
-        let mut loads = futures::stream::iter(missing)
+        let mut loads = futures::stream::iter(todo)
             .map(|ino| {
                 let view = self.view.clone();
                 async move { view.load(&keys::inode(ino)).await }
@@ -174,46 +172,12 @@ impl Fs {
 
     /// First and last of `inos` if the range is worth fetching whole: inodes made one after
     /// another lie together.
-    fn as_range(&self, dir: Ino, inos: &[Ino]) -> Result<Option<(u64, u64)>, FsError> {
-        let (Some(first), Some(last)) = (inos.iter().min(), inos.iter().max()) else {
-            return Ok(None);
-        };
-        let (first, last) = (first.0, last.0);
-        let size = match self.inode(dir) {
-            Ok(Inode { size, .. }) => size,
-            Err(Step::Fail(e)) => return Err(e),
-            Err(_) => inos.len() as u64,
-        };
-        let dense = last - first <= size.saturating_mul(4) + 256;
-        let worth = inos.len() >= RANGE_WORTH && last - first <= RANGE_SPREAD && dense;
-        Ok(worth.then_some((first, last)))
-    }
-
-    /// Fetches up to about [`RANGE_ROWS`] inodes from `first` to `last`, in parts at once.
-    async fn fetch_inode_range(&self, first: u64, last: u64) -> Result<(), FsError> {
-        let parts = ((last - first) / RANGE_PART_MIN).clamp(1, RANGE_PARTS_MAX);
-        let rows_max = RANGE_ROWS / parts as usize;
-        let len = (last - first) / parts + 1;
-        let mut tasks = JoinSet::new();
-        for from in (first..=last).step_by(len as usize) {
-            let (mut start, end) = (keys::inode(Ino(from)), keys::inode(Ino(from + len)));
-            let view = self.view.clone();
-            tasks.spawn(async move {
-                let mut rows = 0;
-                while rows < rows_max {
-                    let scanned = view.scan(&start, &end, rows_max, true).await?;
-                    rows += scanned.rows().len().max(1);
-                    match scanned.next() {
-                        Some(next) => start = next.clone(),
-                        None => break,
-                    }
-                }
-                Ok::<_, ViewError>(())
-            });
-        }
-        while let Some(done) = tasks.join_next().await {
-            done.map_err(|e| FsError::Io(format!("fetching inodes: {e}")))??;
-        }
-        Ok(())
+    fn as_range(&self, dir: Ino, inos: &[Ino]) -> Option<(Ino, Ino)> {
+        let (first, last) = (*inos.iter().min()?, *inos.iter().max()?);
+        let spread = last.0 - first.0;
+        let size = self.inode(dir).map_or(inos.len() as u64, |inode| inode.size);
+        let dense = spread <= size.saturating_mul(4) + 256;
+        let worth = inos.len() >= RANGE_WORTH && spread <= RANGE_SPREAD && dense;
+        worth.then_some((first, last))
     }
 }

@@ -1,5 +1,7 @@
 //! What a file operation fails with, by its POSIX meaning. `fuse/` alone turns it into errno.
 
+use std::sync::Arc;
+
 use crate::commit::ViewError;
 use crate::data::ReadError;
 use crate::journal::JournalError;
@@ -85,6 +87,12 @@ impl FsError {
 
 impl From<ViewError> for FsError {
     fn from(e: ViewError) -> Self {
+        FsError::logged(e.to_string())
+    }
+}
+
+impl From<Arc<ViewError>> for FsError {
+    fn from(e: Arc<ViewError>) -> Self {
         FsError::logged(e.to_string())
     }
 }

@@ -117,6 +117,21 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_without_attributes_is_named_with_inode_zero() {
+        // Guards against Linux taking what was left out for an inode: it looks the name up.
+        let mut page = page(2);
+        page[0].1 = None;
+        let (out, fitted) = encode_plus(&page, 4096, TtlSecs(1));
+        let each = ENTRY_LEN + dirent_len(11);
+        assert_eq!((fitted, out.0.len()), (2, 2 * each));
+        assert_eq!(out.0[..ENTRY_LEN], [0; ENTRY_LEN]);
+        assert_ne!(out.0[each..each + 8], [0; 8], "the other has one");
+        let ends_with_name =
+            |entry: &[u8]| entry[ENTRY_LEN..].windows(11).any(|w| w == b"file-000000");
+        assert!(ends_with_name(&out.0[..each]));
+    }
+
+    #[test]
     fn a_listing_never_exceeds_the_room_the_kernel_gave() {
         // Guards against an overfull reply, which the kernel refuses with EINVAL, and against
         // a fitted count that is off by one, which leaks or loses an inode.
