@@ -8,4 +8,4 @@ mod underway;
 
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use ids::{Ino, JournalId, JournalPos, SegmentId, VolumeId, hex};
-pub use underway::Underway;
+pub use underway::{Promise, Underway};

@@ -4,20 +4,35 @@ use std::future::Future;
 
 use tokio::sync::watch;
 
-/// What a task brings that runs by itself; clones wait for the same. Waiting may be given up at
+/// What somebody is about to bring; clones wait for the same. Waiting may be given up at
 /// any point, unlike that for a `futures::future::Shared`, of which a waiter that goes can take
 /// another's wake-up with it (futures-rs issue 2706).
 #[derive(Clone, Debug)]
 pub struct Underway<T>(watch::Receiver<Option<T>>);
 
+/// Held by who brings it; dropped without a value, nothing will come.
+#[derive(Debug)]
+pub struct Promise<T>(watch::Sender<Option<T>>);
+
+impl<T> Promise<T> {
+    /// Hands `value` to all who wait, now or later.
+    pub fn keep(self, value: T) {
+        self.0.send_replace(Some(value));
+    }
+}
+
 impl<T: Clone + Send + Sync + 'static> Underway<T> {
+    /// For work that the caller does itself.
+    pub fn promised() -> (Promise<T>, Underway<T>) {
+        let (tell, told) = watch::channel(None);
+        (Promise(tell), Underway(told))
+    }
+
     /// Starts `work` as a task of the current runtime. It runs to its end whoever waits.
     pub fn start(work: impl Future<Output = T> + Send + 'static) -> Underway<T> {
-        let (tell, told) = watch::channel(None);
-        tokio::spawn(async move {
-            tell.send_replace(Some(work.await));
-        });
-        Underway(told)
+        let (promise, underway) = Underway::promised();
+        tokio::spawn(async move { promise.keep(work.await) });
+        underway
     }
 
     /// What has been brought already.
@@ -30,7 +45,7 @@ impl<T: Clone + Send + Sync + 'static> Underway<T> {
         self.0.borrow().clone()
     }
 
-    /// Waits for the end; `None` if the work panicked or its runtime is gone.
+    /// Waits for the end; `None` if the work was given up or panicked, or its runtime is gone.
     pub async fn wait(mut self) -> Option<T> {
         self.0.wait_for(Option::is_some).await.ok()?.clone()
     }

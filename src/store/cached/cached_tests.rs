@@ -135,6 +135,24 @@ async fn a_reader_that_gives_up_does_not_strand_the_others() {
     assert!(tokio::time::timeout(Duration::from_millis(1), first).await.is_err());
     let second = tokio::time::timeout(Duration::from_secs(5), cached.get_range(&location, 0..10));
     assert_eq!(second.await.unwrap().unwrap(), body.slice(0..10));
+    // Nor those who wait already when it is.
+    store.take();
+    let (location, body) = object(&store, "seg/aa/y", 300_000).await;
+    let read = || {
+        let (cached, location) = (cached.clone(), location.clone());
+        tokio::spawn(async move { cached.get_range(&location, 0..10).await })
+    };
+    let readers = [read(), read(), read()];
+    while store.take().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    readers[0].abort();
+    let [_, second, third] = readers;
+    for reader in [second, third] {
+        let read = tokio::time::timeout(Duration::from_secs(5), reader);
+        assert_eq!(read.await.unwrap().unwrap().unwrap(), body.slice(0..10));
+    }
+    assert_eq!(store.take().len(), 1, "one more request, for both");
 }
 
 #[tokio::test]

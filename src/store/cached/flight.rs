@@ -1,12 +1,13 @@
 //! Single flight: a granule is fetched once, however many readers wait for it.
 //!
-//! A fetch is a task of its own: it goes on when readers give up, within the store's deadline,
-//! and what it brings is cached.
+//! The first of them does it, so that what comes is worked on where it arrived. If that one gives
+//! up, the request is dropped and those who waited start another.
 
 use super::super::rope::Rope;
 use super::disk::Key;
 use super::granule;
-use crate::base::Underway;
+use crate::base::{Promise, Underway};
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use object_store::{Error, ObjectMeta};
 use parking_lot::Mutex;
@@ -24,12 +25,25 @@ pub(super) struct Fetched {
 
 /// Of a fetch with several waiters.
 pub(super) type Outcome = Result<Arc<Fetched>, Arc<Error>>;
-/// A fetch; clones wait for the same one.
-pub(super) type Flight = Underway<Outcome>;
+/// A fetch: one's own, or one that another reader makes.
+pub(super) enum Flight {
+    Own(BoxFuture<'static, Outcome>),
+    Joined(Underway<Outcome>),
+}
+
+impl Flight {
+    /// Waits for what it brings; `None` if the reader who made it gave up.
+    pub(super) async fn landed(self) -> Option<Outcome> {
+        match self {
+            Flight::Own(work) => Some(work.await),
+            Flight::Joined(underway) => underway.wait().await,
+        }
+    }
+}
 
 struct Entry {
     id: u64,
-    flight: Flight,
+    underway: Underway<Outcome>,
 }
 
 /// The fetches under way.
@@ -44,12 +58,24 @@ struct Board {
     next_id: u64,
 }
 
-/// Takes a fetch off the board when it ends, or breaks off.
+/// Takes a fetch off the board when it ends or is given up.
 struct Landing {
     flights: Arc<Flights>,
     key: Key,
     run: Range<u64>,
     id: u64,
+    promise: Option<Promise<Outcome>>,
+}
+
+impl Landing {
+    /// Off the board first: whoever is told that nothing came must not find it there.
+    fn land(mut self, outcome: Outcome) {
+        let promise = self.promise.take();
+        drop(self);
+        if let Some(promise) = promise {
+            promise.keep(outcome);
+        }
+    }
 }
 
 impl Drop for Landing {
@@ -87,7 +113,7 @@ impl Flights {
                 Some(entry) if joined.contains(&entry.id) => {}
                 Some(entry) => {
                     joined.push(entry.id);
-                    flights.push(entry.flight.clone());
+                    flights.push(Flight::Joined(entry.underway.clone()));
                 }
                 None => fresh.push(k),
             }
@@ -95,16 +121,19 @@ impl Flights {
         for run in granule::runs(fresh, run_max) {
             let id = board.next_id;
             board.next_id += 1;
-            let landing = Landing { flights: self.clone(), key, run: run.clone(), id };
+            let (promise, underway) = Underway::promised();
+            let (flights_of, promise) = (self.clone(), Some(promise));
+            let landing = Landing { flights: flights_of, key, run: run.clone(), id, promise };
             let work = fetch(run.clone());
-            let flight = Flight::start(async move {
-                let _landing = landing;
-                work.await
-            });
             for k in run {
-                board.by_granule.insert((key, k), Entry { id, flight: flight.clone() });
+                board.by_granule.insert((key, k), Entry { id, underway: underway.clone() });
             }
-            flights.push(flight);
+            let own = async move {
+                let outcome = work.await;
+                landing.land(outcome.clone());
+                outcome
+            };
+            flights.push(Flight::Own(own.boxed()));
         }
         flights
     }

@@ -29,14 +29,6 @@ fn broken(class: ErrorClass, message: String) -> Error {
     StoreError::new(class, message).into_store("cached")
 }
 
-/// What the flights brought, when all have ended.
-async fn landed(flights: Vec<Flight>) -> Vec<Outcome> {
-    let broke_off = || Arc::new(broken(ErrorClass::Transport, "a fetch broke off".into()));
-    let wait = |flight: Flight| async move { flight.wait().await };
-    let ended = futures::future::join_all(flights.into_iter().map(wait)).await;
-    ended.into_iter().map(|outcome| outcome.unwrap_or_else(|| Err(broke_off()))).collect()
-}
-
 impl Cached {
     /// One GET of `range`, whose whole granules are then queued for the disk.
     fn fetch(&self, key: Key, location: &Path, range: GetRange) -> BoxFuture<'static, Outcome> {
@@ -136,12 +128,21 @@ impl Cached {
             let fetch = |run: Range<u64>| {
                 self.fetch(key, location, GetRange::Bounded(granule::bytes(&run, u64::MAX)))
             };
-            let flights = self.0.flights.enter(key, &wanted, FETCH_MAX / GRANULE, fetch);
-            if let (true, Some(count)) = (small, count) {
-                self.grow(key, location, first, count);
-            }
-            for outcome in landed(flights).await {
-                fetched.push(outcome.map_err(|e| replicate(&e))?);
+            let mut grown = !small;
+            loop {
+                let flights = self.0.flights.enter(key, &wanted, FETCH_MAX / GRANULE, fetch);
+                if let (false, Some(count)) = (grown, count) {
+                    self.grow(key, location, first, count);
+                    grown = true;
+                }
+                let landed = futures::future::join_all(flights.into_iter().map(Flight::landed));
+                // A reader who gave up has left a gap: again, this time by ourselves.
+                if let Some(outcomes) = landed.await.into_iter().collect::<Option<Vec<_>>>() {
+                    for outcome in outcomes {
+                        fetched.push(outcome.map_err(|e| replicate(&e))?);
+                    }
+                    break;
+                }
             }
             metas.extend(fetched.iter().map(|f| f.meta.clone()));
         }
@@ -210,8 +211,9 @@ impl Cached {
         let flights = self.0.flights.enter(key, &missing, FETCH_MAX / GRANULE, fetch);
         tokio::spawn(async move {
             let _permit = permit;
-            for outcome in landed(flights).await {
-                if let Err(e) = outcome {
+            let landed = futures::future::join_all(flights.into_iter().map(Flight::landed));
+            for outcome in landed.await {
+                if let Some(Err(e)) = outcome {
                     log::debug!("fetching ahead failed: {e}");
                 }
             }
