@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use walkdir::WalkDir;
 
 use super::manifest::Manifest;
-use super::{attributes, is_full, noise};
+use super::{attributes, noise};
 use crate::mounts::Volume;
 
 /// A real source tree has at least so many files.
@@ -178,10 +178,9 @@ fn check_database(vault: &Path, file: &str) {
     assert_eq!(answer, format!("ok\n{}\n", 2 * WRITERS * TRANSACTIONS), "{file}");
 }
 
-/// 256 MiB (1 GiB when the whole load was asked for), then 5 MB in its middle overwritten at
-/// an odd place, and one byte near its end.
+/// 1 GiB, then 5 MB in its middle overwritten at an odd place, and one byte near its end.
 fn edit_large_file(path: &Path) {
-    let pieces = if is_full() { 1024 } else { 256 };
+    let pieces = 1024;
     let file = File::options().read(true).write(true).create_new(true).open(path);
     let file = file.expect("creates");
     for n in 0..pieces {
