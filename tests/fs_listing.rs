@@ -3,7 +3,7 @@
 
 mod volume;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -84,7 +84,8 @@ async fn lists_what_is_there(seed: u64) {
     let m = bench.mount().await;
     let (mut cookies, mut made) = (BTreeMap::<Vec<u8>, u64>::new(), 0);
     for round in 0..4 {
-        let (mut after, mut listed) = (0, 0);
+        let (mut after, mut listed, mut all_seen) = (0, 0, BTreeSet::new());
+        let at_first: BTreeSet<Vec<u8>> = names.keys().cloned().collect();
         loop {
             let page = rng.random_range(1..300);
             let got = m.fs.readdirplus(dir, after, page).await.expect("lists");
@@ -101,6 +102,7 @@ async fn lists_what_is_there(seed: u64) {
                 assert!(seen.insert(entry.name, (entry.ino, attr.size)).is_none(), "once");
             }
             listed += seen.len();
+            all_seen.extend(seen.keys().cloned());
             for (name, entry) in &seen {
                 assert_eq!(names.get(name), Some(entry), "{}", String::from_utf8_lossy(name));
             }
@@ -115,6 +117,11 @@ async fn lists_what_is_there(seed: u64) {
             }
         }
         assert!(round > 0 || listed == names.len(), "{listed} listed");
+        // A name that was there all the while is listed, also if nobody had seen it before. (Made
+        // names are never used again.)
+        let stayed = at_first.iter().filter(|name| names.contains_key(*name));
+        let missed: Vec<_> = stayed.filter(|name| !all_seen.contains(*name)).collect();
+        assert!(missed.is_empty(), "{missed:?}");
     }
     assert!(m.shutdown(LONG).await);
 }

@@ -1,6 +1,6 @@
 //! What every layer may use: identifiers with their units, time, work that several wait for.
 //!
-//! Owns no state and does no I/O. Imports nothing of this crate.
+//! Owns no state and does no I/O of its own. Imports nothing of this crate.
 
 mod clock;
 mod ids;

@@ -16,7 +16,7 @@ pub struct Promise<T>(watch::Sender<Option<T>>);
 
 impl<T> Promise<T> {
     /// Hands `value` to all who wait, now or later.
-    pub fn keep(self, value: T) {
+    pub fn keep(&self, value: T) {
         self.0.send_replace(Some(value));
     }
 }
@@ -38,6 +38,11 @@ impl<T: Clone + Send + Sync + 'static> Underway<T> {
     /// What has been brought already.
     pub fn done(value: T) -> Underway<T> {
         Underway(watch::channel(Some(value)).1)
+    }
+
+    /// Whether nothing will come.
+    pub fn is_given_up(&self) -> bool {
+        self.0.has_changed().is_err() && self.0.borrow().is_none()
     }
 
     /// What it brought, if it has.
@@ -85,5 +90,9 @@ mod tests {
         let work = Underway::<u32>::start(async { panic!("meant") });
         let ended = tokio::time::timeout(Duration::from_secs(10), work.wait()).await;
         assert_eq!(ended.expect("ends"), None);
+        let (promise, work) = Underway::<u32>::promised();
+        assert!(!work.is_given_up());
+        drop(promise);
+        assert!(work.is_given_up() && !Underway::done(1).is_given_up());
     }
 }

@@ -18,6 +18,8 @@ use crate::store::kv::KvError;
 const AHEAD_ROWS: usize = 512;
 /// Rows that are kept or expected, of all listings; one takes about 200 bytes.
 const ROWS_MAX: usize = 16 * AHEAD_ROWS;
+/// Parts of listings that are kept or expected, however short.
+const PARTS_MAX: usize = 64;
 
 type Fetched = Result<Arc<Scanned>, Arc<ViewError>>;
 type Rows = Underway<Fetched>;
@@ -49,7 +51,7 @@ impl Part {
             && match self.rows.now() {
                 Some(Ok(rows)) => rows.covers(start),
                 Some(Err(_)) => false,
-                None => self.starts.contains(start),
+                None => self.starts.contains(start) && !self.rows.is_given_up(),
             }
     }
 }
@@ -69,10 +71,13 @@ impl Listings {
 
     /// Makes room for `rows` of the view's count `retired`; false if too many are on their way.
     fn make_room(parts: &mut VecDeque<Part>, rows: usize, retired: u64) -> bool {
-        let failed = |part: &Part| matches!(part.rows.now(), Some(Err(_)));
+        let failed = |part: &Part| match part.rows.now() {
+            Some(fetched) => fetched.is_err(),
+            None => part.rows.is_given_up(),
+        };
         parts.retain(|part| part.retired == retired && !failed(part));
         let mut held: usize = parts.iter().map(Part::len).sum();
-        while held + rows > ROWS_MAX {
+        while held + rows > ROWS_MAX || parts.len() >= PARTS_MAX {
             let Some(oldest) = parts.iter().position(Part::is_fetched) else { return false };
             held -= parts.remove(oldest).map_or(0, |part| part.len());
         }
@@ -127,7 +132,9 @@ impl Fs {
         let retired = self.view.retired();
         let (page, scanned) = self.view.page_and_rows(start, end, limit, false).await?;
         let ahead = scanned.next().cloned();
-        self.listings.keep(scanned, end, retired);
+        if self.view.retired() == retired {
+            self.listings.keep(scanned, end, retired);
+        }
         Ok((page, ahead))
     }
 

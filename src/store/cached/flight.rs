@@ -1,7 +1,8 @@
 //! Single flight: a granule is fetched once, however many readers wait for it.
 //!
-//! The first of them does it, so that what comes is worked on where it arrived. If that one gives
-//! up, the request is dropped and those who waited start another.
+//! It is made by the first of them, so that what comes is worked on where it arrived (if that one
+//! gives up, the request is dropped and those who waited start another); or by a task, for readers
+//! who often give up or leave what they have begun unattended, as SlateDB does.
 
 use super::super::rope::Rope;
 use super::disk::Key;
@@ -23,8 +24,23 @@ pub(super) struct Fetched {
     pub(super) body: Rope,
 }
 
+impl Fetched {
+    /// Whether granule `k` is among it.
+    pub(super) fn has(&self, k: u64) -> bool {
+        let bytes = granule::bytes(&(k..k + 1), self.meta.size);
+        self.range.start <= bytes.start && bytes.end <= self.range.end
+    }
+}
+
 /// Of a fetch with several waiters.
 pub(super) type Outcome = Result<Arc<Fetched>, Arc<Error>>;
+/// Who makes a fetch.
+#[derive(Clone, Copy)]
+pub(super) enum By {
+    Reader,
+    Task,
+}
+
 /// A fetch: one's own, or one that another reader makes.
 pub(super) enum Flight {
     Own(BoxFuture<'static, Outcome>),
@@ -64,18 +80,9 @@ struct Landing {
     key: Key,
     run: Range<u64>,
     id: u64,
-    promise: Option<Promise<Outcome>>,
-}
-
-impl Landing {
-    /// Off the board first: whoever is told that nothing came must not find it there.
-    fn land(mut self, outcome: Outcome) {
-        let promise = self.promise.take();
-        drop(self);
-        if let Some(promise) = promise {
-            promise.keep(outcome);
-        }
-    }
+    /// Falls after the entries have left the board: who is told that nothing came does not find
+    /// them there.
+    promise: Promise<Outcome>,
 }
 
 impl Drop for Landing {
@@ -102,6 +109,7 @@ impl Flights {
         key: Key,
         granules: &[u64],
         run_max: u64,
+        by: By,
         fetch: impl Fn(Range<u64>) -> BoxFuture<'static, Outcome>,
     ) -> Vec<Flight> {
         let mut flights: Vec<Flight> = Vec::new();
@@ -122,7 +130,7 @@ impl Flights {
             let id = board.next_id;
             board.next_id += 1;
             let (promise, underway) = Underway::promised();
-            let (flights_of, promise) = (self.clone(), Some(promise));
+            let flights_of = self.clone();
             let landing = Landing { flights: flights_of, key, run: run.clone(), id, promise };
             let work = fetch(run.clone());
             for k in run {
@@ -130,10 +138,16 @@ impl Flights {
             }
             let own = async move {
                 let outcome = work.await;
-                landing.land(outcome.clone());
+                landing.promise.keep(outcome.clone());
                 outcome
             };
-            flights.push(Flight::Own(own.boxed()));
+            flights.push(match by {
+                By::Reader => Flight::Own(own.boxed()),
+                By::Task => {
+                    tokio::spawn(own);
+                    Flight::Joined(underway)
+                }
+            });
         }
         flights
     }

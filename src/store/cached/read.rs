@@ -4,7 +4,7 @@ use super::super::error::{ErrorClass, StoreError, replicate};
 use super::super::rope::Rope;
 use super::super::stats::RequestStats;
 use super::disk::Key;
-use super::flight::{Fetched, Flight, Outcome};
+use super::flight::{By, Fetched, Flight, Outcome};
 use super::granule::{self, GRANULE};
 use super::{CacheRule, Cached, FETCH_MAX, Recent};
 use futures::FutureExt;
@@ -124,25 +124,27 @@ impl Cached {
             let small = (missing.len() as u64) * GRANULE <= SMALL_MISS_MAX;
             let first = missing[0];
             let count = known.as_ref().map(|meta| granule::touching(&(0..meta.size)).end);
-            let wanted = self.widen(&key, missing, rule.fetch_min, count, &have);
+            let mut wanted = self.widen(&key, missing, rule.fetch_min, count, &have);
+            if let (true, Some(count)) = (small, count) {
+                self.grow(key, location, first, count);
+            }
+            let by = if rule.fetch_min > GRANULE { By::Task } else { By::Reader };
             let fetch = |run: Range<u64>| {
                 self.fetch(key, location, GetRange::Bounded(granule::bytes(&run, u64::MAX)))
             };
-            let mut grown = !small;
             loop {
-                let flights = self.0.flights.enter(key, &wanted, FETCH_MAX / GRANULE, fetch);
-                if let (false, Some(count)) = (grown, count) {
-                    self.grow(key, location, first, count);
-                    grown = true;
-                }
+                let flights = self.0.flights.enter(key, &wanted, FETCH_MAX / GRANULE, by, fetch);
                 let landed = futures::future::join_all(flights.into_iter().map(Flight::landed));
-                // A reader who gave up has left a gap: again, this time by ourselves.
-                if let Some(outcomes) = landed.await.into_iter().collect::<Option<Vec<_>>>() {
-                    for outcome in outcomes {
-                        fetched.push(outcome.map_err(|e| replicate(&e))?);
-                    }
+                let landed = landed.await;
+                let given_up = landed.iter().any(Option::is_none);
+                for outcome in landed.into_iter().flatten() {
+                    fetched.push(outcome.map_err(|e| replicate(&e))?);
+                }
+                if !given_up {
                     break;
                 }
+                // Readers whose fetches this one joined are gone: again, what those leave out.
+                wanted.retain(|k| !fetched.iter().any(|f| f.has(*k)));
             }
             metas.extend(fetched.iter().map(|f| f.meta.clone()));
         }
@@ -208,7 +210,7 @@ impl Cached {
         let fetch = |run: Range<u64>| {
             self.fetch(key, location, GetRange::Bounded(granule::bytes(&run, u64::MAX)))
         };
-        let flights = self.0.flights.enter(key, &missing, FETCH_MAX / GRANULE, fetch);
+        let flights = self.0.flights.enter(key, &missing, FETCH_MAX / GRANULE, By::Reader, fetch);
         tokio::spawn(async move {
             let _permit = permit;
             let landed = futures::future::join_all(flights.into_iter().map(Flight::landed));
