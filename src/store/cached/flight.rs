@@ -34,6 +34,7 @@ impl Fetched {
 
 /// Of a fetch with several waiters.
 pub(super) type Outcome = Result<Arc<Fetched>, Arc<Error>>;
+
 /// Who makes a fetch.
 #[derive(Clone, Copy)]
 pub(super) enum By {

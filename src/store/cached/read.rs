@@ -125,15 +125,18 @@ impl Cached {
             let first = missing[0];
             let count = known.as_ref().map(|meta| granule::touching(&(0..meta.size)).end);
             let mut wanted = self.widen(&key, missing, rule.fetch_min, count, &have);
-            if let (true, Some(count)) = (small, count) {
-                self.grow(key, location, first, count);
-            }
             let by = if rule.fetch_min > GRANULE { By::Task } else { By::Reader };
             let fetch = |run: Range<u64>| {
                 self.fetch(key, location, GetRange::Bounded(granule::bytes(&run, u64::MAX)))
             };
+            let enter =
+                |wanted: &[u64]| self.0.flights.enter(key, wanted, FETCH_MAX / GRANULE, by, fetch);
+            let mut flights = enter(&wanted);
+            // After that: what is wanted now does not wait for what is fetched around it.
+            if let (true, Some(count)) = (small, count) {
+                self.grow(key, location, first, count);
+            }
             loop {
-                let flights = self.0.flights.enter(key, &wanted, FETCH_MAX / GRANULE, by, fetch);
                 let landed = futures::future::join_all(flights.into_iter().map(Flight::landed));
                 let landed = landed.await;
                 let given_up = landed.iter().any(Option::is_none);
@@ -145,6 +148,7 @@ impl Cached {
                 }
                 // Readers whose fetches this one joined are gone: again, what those leave out.
                 wanted.retain(|k| !fetched.iter().any(|f| f.has(*k)));
+                flights = enter(&wanted);
             }
             metas.extend(fetched.iter().map(|f| f.meta.clone()));
         }
