@@ -8,31 +8,25 @@
 mod volume;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use futures::stream::BoxStream;
+use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
-};
 use sealfs::base::Ino;
 use sealfs::commit::CleanOptions;
 use sealfs::fs::{Fs, FsError, Kind, RenameFlags, SetAttr, WriteFlags};
 use sealfs::journal::disk_sim::{Fault, Restart, SimDisk};
 use sealfs::stack::{LocalDisk, Mounted};
+use volume::gated::{Gate, Gated};
 use volume::{Bench, CALLER, LONG};
 
 /// A store that dies at a chosen request: from then on nothing acts and everything fails.
 struct Mortal {
-    inner: Arc<InMemory>,
     requests: AtomicU64,
     dies_at: u64,
     /// Whether the request at which it dies still acts.
@@ -42,35 +36,9 @@ struct Mortal {
 }
 
 impl Mortal {
-    fn new(inner: Arc<InMemory>, dies_at: u64, acts: bool) -> Arc<Mortal> {
+    fn new(dies_at: u64, acts: bool) -> Mortal {
         let (requests, names) = (AtomicU64::new(0), Mutex::new(Vec::new()));
-        Arc::new(Mortal { inner, requests, dies_at, acts, names })
-    }
-
-    fn dead<T>() -> Result<T> {
-        let source = "the process was killed".into();
-        // Of a class that is not repeated: a dead process waits for nothing.
-        Err(object_store::Error::PermissionDenied { path: String::new(), source })
-    }
-
-    /// Counts a request: whether it acts, and whether its answer arrives.
-    fn step(&self, what: &str, at: &Path) -> (bool, bool) {
-        let n = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
-        if n <= self.dies_at {
-            self.names.lock().expect("not poisoned").push(format!("{what} {at}"));
-        }
-        (n < self.dies_at || n == self.dies_at && self.acts, n < self.dies_at)
-    }
-
-    async fn through<T>(
-        &self,
-        what: &str,
-        at: &Path,
-        act: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
-        let (acts, answers) = self.step(what, at);
-        let outcome = if acts { act.await } else { Mortal::dead() };
-        if answers { outcome } else { Mortal::dead() }
+        Mortal { requests, dies_at, acts, names }
     }
 
     fn point(&self) -> String {
@@ -80,63 +48,13 @@ impl Mortal {
     }
 }
 
-impl fmt::Display for Mortal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Mortal")
-    }
-}
-
-impl fmt::Debug for Mortal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Mortal")
-    }
-}
-
-#[async_trait]
-impl ObjectStore for Mortal {
-    async fn put_opts(&self, at: &Path, body: PutPayload, o: PutOptions) -> Result<PutResult> {
-        let what = format!("PUT {:?}", o.mode).chars().take(10).collect::<String>();
-        self.through(&what, at, self.inner.put_opts(at, body, o)).await
-    }
-
-    async fn put_multipart_opts(
-        &self,
-        at: &Path,
-        o: PutMultipartOptions,
-    ) -> Result<Box<dyn MultipartUpload>> {
-        self.through("MULTIPART", at, self.inner.put_multipart_opts(at, o)).await
-    }
-
-    async fn get_opts(&self, at: &Path, o: GetOptions) -> Result<GetResult> {
-        self.through("GET", at, self.inner.get_opts(at, o)).await
-    }
-
-    fn delete_stream(
-        &self,
-        at: BoxStream<'static, Result<Path>>,
-    ) -> BoxStream<'static, Result<Path>> {
-        let (acts, answers) = self.step("DELETE", &Path::default());
-        if !acts {
-            return futures::stream::once(async { Mortal::dead() }).boxed();
+impl Gate for Mortal {
+    fn step(&self, what: &str, at: &Path) -> (bool, bool) {
+        let n = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
+        if n <= self.dies_at {
+            self.names.lock().expect("not poisoned").push(format!("{what} {at}"));
         }
-        let deleted = self.inner.delete_stream(at);
-        deleted.map(move |one| if answers { one } else { Mortal::dead() }).boxed()
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        match self.step("LIST", &Path::default()) {
-            (_, true) => self.inner.list(prefix),
-            _ => futures::stream::once(async { Mortal::dead() }).boxed(),
-        }
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        let at = prefix.cloned().unwrap_or_default();
-        self.through("LIST", &at, self.inner.list_with_delimiter(prefix)).await
-    }
-
-    async fn copy_opts(&self, from: &Path, to: &Path, o: CopyOptions) -> Result<()> {
-        self.through("COPY", to, self.inner.copy_opts(from, to, o)).await
+        (n < self.dies_at || n == self.dies_at && self.acts, n < self.dies_at)
     }
 }
 
@@ -442,14 +360,14 @@ async fn sweep(clean: CleanOptions) {
     let history = history();
     let bucket = Arc::new(InMemory::new());
     let bench = Bench::over(bucket.clone()).await;
-    let whole = Mortal::new(bucket.clone(), u64::MAX, true);
+    let whole = Gated::new(bucket.clone(), Mortal::new(u64::MAX, true));
     let bench = Bench { store: whole.clone(), ..bench };
     let m = mounted(&bench, None, clean).await.expect("mounts");
     assert_eq!(work(&m).await.bucket, 21, "without a fault everything is synced");
     let cleaned = m.control.status().cleaned_bytes;
     assert_eq!(cleaned > 0, clean.dead_bytes_min > 0, "{cleaned} bytes were moved");
     m.shutdown(LONG).await;
-    let requests = whole.requests.load(Ordering::SeqCst);
+    let requests = whole.gate.requests.load(Ordering::SeqCst);
     assert!(requests > 60, "the workload reaches only {requests} requests");
     let points = (1..=requests).step_by(stride() as usize).flat_map(|n| [(n, false), (n, true)]);
     let points: Vec<_> = points.collect();
@@ -464,7 +382,7 @@ async fn sweep(clean: CleanOptions) {
 async fn die_at(history: &[(usize, Tree)], n: u64, acts: bool, clean: CleanOptions) {
     let bucket = Arc::new(InMemory::new());
     let mut bench = Bench::over(bucket.clone()).await;
-    let mortal = Mortal::new(bucket.clone(), n, acts);
+    let mortal = Gated::new(bucket.clone(), Mortal::new(n, acts));
     bench.store = mortal.clone();
     let reached = match mounted(&bench, None, clean).await {
         Err(_) => Reached::default(), // died while mounting
@@ -474,7 +392,7 @@ async fn die_at(history: &[(usize, Tree)], n: u64, acts: bool, clean: CleanOptio
             reached
         }
     };
-    let what = mortal.point();
+    let what = mortal.gate.point();
     check_bucket(&bucket, history, reached.bucket, &what).await;
     bench.store = bucket.clone();
     let m = mounted(&bench, None, NEVER).await.unwrap_or_else(|e| panic!("{what}: {e}"));

@@ -3,26 +3,21 @@
 
 mod volume;
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
+use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
-};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use sealfs::base::Ino;
 use sealfs::commit::CleanOptions;
 use sealfs::fs::WriteFlags;
+use volume::gated::{Gate, Gated};
 use volume::{Bench, LONG, find, read_file, write_file};
 
 const MIB: usize = 1 << 20;
@@ -30,29 +25,22 @@ const MIB: usize = 1 << 20;
 const ROUNDS: u64 = 24;
 
 /// Refuses everything while it is away; every other change is made all the same.
-#[derive(Debug)]
+#[derive(Default)]
 struct Unsteady {
-    inner: Arc<InMemory>,
     /// The next put of such a name is made, and refused.
     loses: Mutex<Option<&'static str>>,
+    /// Requests until it goes away by itself; below 1: never.
     leaves_in: AtomicI64,
     away: AtomicBool,
     refused: AtomicU64,
 }
 
-impl Unsteady {
-    fn over(inner: &Arc<InMemory>) -> Arc<Unsteady> {
-        let (loses, leaves_in, away, refused) = Default::default();
-        Arc::new(Unsteady { inner: inner.clone(), loses, leaves_in, away, refused })
-    }
-
-    fn refusal() -> object_store::Error {
-        let source = "refused by the test".into();
-        object_store::Error::PermissionDenied { path: String::new(), source }
-    }
-
-    /// Counts a request; whether it is done, and whether it is answered.
-    fn step(&self) -> (bool, bool) {
+impl Gate for Unsteady {
+    fn step(&self, what: &str, at: &Path) -> (bool, bool) {
+        let lost = |prefix: &mut &str| what.starts_with("PUT") && at.as_ref().starts_with(*prefix);
+        if self.loses.lock().expect("not poisoned").take_if(lost).is_some() {
+            return (true, false);
+        }
         // It goes away at the last of these.
         let left = self.leaves_in.fetch_sub(1, Ordering::SeqCst);
         if left == 1 {
@@ -62,70 +50,6 @@ impl Unsteady {
             return (true, true);
         }
         (self.refused.fetch_add(1, Ordering::SeqCst) % 2 == 1, false)
-    }
-
-    async fn through<T>(&self, act: impl Future<Output = Result<T>>) -> Result<T> {
-        let (done, answered) = self.step();
-        let outcome = if done { act.await } else { Err(Self::refusal()) };
-        if answered { outcome } else { Err(Self::refusal()) }
-    }
-}
-
-impl fmt::Display for Unsteady {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Unsteady")
-    }
-}
-
-#[async_trait]
-impl ObjectStore for Unsteady {
-    async fn put_opts(&self, at: &Path, body: PutPayload, o: PutOptions) -> Result<PutResult> {
-        let lost =
-            self.loses.lock().expect("not poisoned").take_if(|p| at.as_ref().starts_with(*p));
-        if lost.is_some() {
-            self.inner.put_opts(at, body, o).await?;
-            return Err(Self::refusal());
-        }
-        self.through(self.inner.put_opts(at, body, o)).await
-    }
-
-    async fn put_multipart_opts(
-        &self,
-        at: &Path,
-        o: PutMultipartOptions,
-    ) -> Result<Box<dyn MultipartUpload>> {
-        self.through(self.inner.put_multipart_opts(at, o)).await
-    }
-
-    async fn get_opts(&self, at: &Path, o: GetOptions) -> Result<GetResult> {
-        self.through(self.inner.get_opts(at, o)).await
-    }
-
-    fn delete_stream(
-        &self,
-        at: BoxStream<'static, Result<Path>>,
-    ) -> BoxStream<'static, Result<Path>> {
-        let (done, answered) = self.step();
-        if !done {
-            return futures::stream::once(async { Err(Self::refusal()) }).boxed();
-        }
-        let deleted = self.inner.delete_stream(at);
-        deleted.map(move |one| if answered { one } else { Err(Self::refusal()) }).boxed()
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        match self.step() {
-            (_, true) => self.inner.list(prefix),
-            _ => futures::stream::once(async { Err(Self::refusal()) }).boxed(),
-        }
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.through(self.inner.list_with_delimiter(prefix)).await
-    }
-
-    async fn copy_opts(&self, from: &Path, to: &Path, o: CopyOptions) -> Result<()> {
-        self.through(self.inner.copy_opts(from, to, o)).await
     }
 }
 
@@ -137,7 +61,7 @@ async fn rounds_that_an_outage_cuts_lose_nothing_and_leave_nothing() {
     eprintln!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let inner = Arc::new(InMemory::new());
-    let store = Unsteady::over(&inner);
+    let store = Gated::new(inner.clone(), Unsteady::default());
     let bench = Bench::over(store.clone()).await;
     let mut wanted = vec![0u8; 4 * MIB];
     let mut cleaned = 0;
@@ -167,16 +91,16 @@ async fn rounds_that_an_outage_cuts_lose_nothing_and_leave_nothing() {
             assert!(m.sync(LONG).await);
         }
         // The outage begins at some request of the round, or of a commit, and lasts for some.
-        let refusals = store.refused.load(Ordering::SeqCst) + rng.random_range(1..6);
-        store.leaves_in.store(rng.random_range(1..30), Ordering::SeqCst);
+        let refusals = store.gate.refused.load(Ordering::SeqCst) + rng.random_range(1..6);
+        store.gate.leaves_in.store(rng.random_range(1..30), Ordering::SeqCst);
         let since = Instant::now();
-        while store.refused.load(Ordering::SeqCst) < refusals
+        while store.gate.refused.load(Ordering::SeqCst) < refusals
             && since.elapsed() < Duration::from_millis(1000)
         {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        store.leaves_in.store(0, Ordering::SeqCst);
-        store.away.store(false, Ordering::SeqCst);
+        store.gate.leaves_in.store(0, Ordering::SeqCst);
+        store.gate.away.store(false, Ordering::SeqCst);
         for place in ["remembered", "fetched"] {
             assert_eq!(read_file(&m.fs, "a").await, wanted, "round {round}, {place}");
             assert!(m.sync(LONG).await);
@@ -186,7 +110,7 @@ async fn rounds_that_an_outage_cuts_lose_nothing_and_leave_nothing() {
         assert!(!m.fs.is_read_only(), "round {round}: taken for overtaken");
         assert!(m.shutdown(LONG).await);
     }
-    let refused = store.refused.load(Ordering::SeqCst);
+    let refused = store.gate.refused.load(Ordering::SeqCst);
     eprintln!("{refused} requests refused, {cleaned} bytes cleaned");
     assert!(refused > ROUNDS / 2 && cleaned > 0, "no outage befell anything");
     let local = tempfile::tempdir().expect("tempdir");
@@ -208,14 +132,14 @@ async fn a_commit_whose_answer_was_lost_for_good_is_known_for_ours() {
     // that begins between a put and its answer and outlasts every attempt, as when a laptop
     // leaves the network, ended with a fenced mount and a journal that the next one refused.
     let inner = Arc::new(InMemory::new());
-    let store = Unsteady::over(&inner);
+    let store = Gated::new(inner.clone(), Unsteady::default());
     let bench = Bench::over(store.clone()).await;
     let m = bench.mount().await;
     for (n, name) in ["a", "b", "c"].into_iter().enumerate() {
-        *store.loses.lock().expect("not poisoned") = Some("meta/wal/");
+        *store.gate.loses.lock().expect("not poisoned") = Some("meta/wal/");
         write_file(&m.fs, Ino::ROOT, name, &[n as u8; 5000]).await;
         assert!(m.sync(LONG).await, "{name}");
-        assert_eq!(*store.loses.lock().expect("not poisoned"), None, "a put was lost");
+        assert_eq!(*store.gate.loses.lock().expect("not poisoned"), None, "a put was lost");
         assert!(!m.fs.is_read_only(), "{name}: taken for overtaken");
     }
     assert!(m.shutdown(LONG).await);

@@ -54,11 +54,6 @@ impl<T: Clone + Send + Sync + 'static> Underway<T> {
     pub async fn wait(mut self) -> Option<T> {
         self.0.wait_for(Option::is_some).await.ok()?.clone()
     }
-
-    /// Whether the two wait for the same.
-    pub fn same(&self, other: &Underway<T>) -> bool {
-        self.0.same_channel(&other.0)
-    }
 }
 
 #[cfg(test)]
@@ -81,7 +76,7 @@ mod tests {
         for waiter in waiters.into_iter().skip(1).step_by(2) {
             assert_eq!(waiter.await.expect("not aborted"), Some(7));
         }
-        assert_eq!((work.now(), work.same(&work.clone())), (Some(7), true));
+        assert_eq!(work.now(), Some(7));
         assert_eq!(Underway::done(8).wait().await, Some(8));
     }
 

@@ -140,13 +140,8 @@ impl Fs {
 
     /// Starts fetching the rows of directory `dir` from `start` on, and the inodes they name if
     /// `with_inodes`, unless that has been done.
-    pub(super) fn read_listing_ahead(
-        self: &Arc<Self>,
-        dir: Ino,
-        start: Key,
-        end: &Key,
-        with_inodes: bool,
-    ) {
+    pub(super) fn read_listing_ahead(self: &Arc<Self>, dir: Ino, start: Key, with_inodes: bool) {
+        let (_, end) = keys::dirents_after(dir, 0);
         let behind = match keys::dirent_of(&start) {
             Some((_, cookie, _)) => keys::dirents_after(dir, cookie.0).0,
             None => start.clone(),
@@ -167,7 +162,7 @@ impl Fs {
             }
             Ok(Arc::new(scanned.to_keep()))
         };
-        self.listings.start(start..=behind, end, self.view.retired(), fetch);
+        self.listings.start(start..=behind, &end, self.view.retired(), fetch);
     }
 }
 

@@ -41,7 +41,7 @@ impl Fs {
         async move {
             let (entries, ahead) = fs.list(ino, after, entries_max).await?;
             if let Some(start) = ahead {
-                fs.read_listing_ahead(ino, start, &keys::dirents_after(ino, 0).1, false);
+                fs.read_listing_ahead(ino, start, false);
             }
             Ok(entries)
         }
@@ -117,7 +117,7 @@ impl Fs {
                 entries.iter().filter(|e| e.cookie >= DirCookie::FIRST).map(|e| e.ino).collect();
             let found = fs.fetch_inodes(ino, &inos).await?;
             if let Some(start) = ahead {
-                fs.read_listing_ahead(ino, start, &keys::dirents_after(ino, 0).1, true);
+                fs.read_listing_ahead(ino, start, true);
             }
             let dots = entries.len() - inos.len();
             let mut attrs = vec![None; dots];

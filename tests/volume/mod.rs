@@ -1,6 +1,8 @@
 //! A volume without a kernel: a store of the test's choice, a state directory, and the stack.
 #![allow(dead_code)] // each test file uses a part of it
 
+pub mod gated;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
