@@ -157,3 +157,104 @@ fn help_has_examples_and_the_exit_statuses() {
         );
     }
 }
+
+/// `sealfs mount STORE vault` with other places than a test's usual ones.
+fn mount_at(v: &Volume, store: &str, places: &[(&str, &str)], more: &[&str]) -> Vec<String> {
+    let mut args = vec!["mount".to_owned(), store.to_owned(), v.text("vault")];
+    let usual = [("passphrase-file", "passphrase"), ("cache-dir", "cache"), ("state-dir", "state")];
+    for (flag, name) in usual {
+        let name = places.iter().find(|(f, _)| *f == flag).map_or(name, |(_, name)| name);
+        args.extend([format!("--{flag}"), v.text(name)]);
+    }
+    for (flag, name) in places.iter().filter(|(f, _)| usual.iter().all(|(u, _)| u != f)) {
+        args.extend([format!("--{flag}"), v.text(name)]);
+    }
+    args.extend(more.iter().map(|&a| a.to_owned()));
+    args
+}
+
+#[test]
+fn what_a_mount_needs_must_not_lie_below_it() {
+    // Guards against a mount that waits for itself: its journal, cache, log, socket, key or store
+    // is opened by name while it serves. The first write then hung, and so did kill -9. Links, a
+    // link in the middle, `..` and directories that do not exist yet lead there as well.
+    use std::os::unix::fs::symlink;
+    let v = Volume::bare();
+    std::fs::create_dir(v.path("vault/sub")).expect("makes a directory");
+    std::fs::create_dir(v.path("aside")).expect("makes a directory");
+    std::fs::copy(v.path("passphrase"), v.path("vault/pass")).expect("copies");
+    symlink("../vault/sub", v.path("aside/link")).expect("links");
+    symlink(v.path("aside"), v.path("vault/out")).expect("links");
+    let refused = |args: Vec<String>, what: &str| {
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let stderr = v.fails(&args, 2);
+        assert!(stderr.contains(what) && stderr.contains("below it"), "{args:?}: {stderr}");
+        assert!(stderr.contains("\nhint: mount it on a directory of its own"), "{stderr}");
+    };
+    for place in ["vault", "vault/a/b", "aside/link/state", "aside/../vault/x", "vault/out/x"] {
+        refused(mount_at(&v, &v.url(), &[("state-dir", place)], &["--over"]), "the journal");
+        refused(mount_at(&v, &v.url(), &[("cache-dir", place)], &["--over"]), "the cache");
+        refused(mount_at(&v, &v.url(), &[("log-file", place)], &["--over"]), "the log");
+        let store = format!("file://{}", v.text(place));
+        if !place.contains("..") {
+            refused(mount_at(&v, &store, &[], &["--over"]), "the store");
+        }
+    }
+    refused(mount_at(&v, &v.url(), &[("passphrase-file", "vault/pass")], &["--over"]), "the key");
+    let args = mount_at(&v, &v.url(), &[], &["--over"]);
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let mut command = v.command(&args);
+    let output = command.env("SEALFS_RUNTIME_DIR", v.path("vault/run")).output().expect("runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("the control socket") && output.status.code() == Some(2), "{stderr}");
+    // What the AWS libraries read again and again.
+    let args = mount_at(&v, "s3://a-bucket/x", &[], &["--over"]);
+    for (variable, file) in [
+        ("HOME", "vault"),
+        ("AWS_SHARED_CREDENTIALS_FILE", "vault/credentials"),
+        ("AWS_CONFIG_FILE", "aside/link/config"),
+        ("AWS_CA_BUNDLE", "vault/ca.pem"),
+    ] {
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let output = v.command(&args).env(variable, v.path(file)).output().expect("runs");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("the AWS settings"), "{variable}: {stderr}");
+        assert_eq!(output.status.code(), Some(2));
+    }
+    // And what everything needs.
+    for dir in ["/", "/etc", "/dev"] {
+        let pass = v.text("passphrase");
+        let stderr = v.fails(&["mount", &v.url(), dir, "--over", "--passphrase-file", &pass], 2);
+        assert!(stderr.contains(&format!("cannot mount on {dir}: ")), "{stderr}");
+    }
+    // The other way round: the mount would be among the objects of its own store.
+    let inside = format!("file://{}", v.text(""));
+    let args = mount_at(&v, &inside, &[], &["--over"]);
+    let stderr = v.fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), 2);
+    assert!(stderr.contains("it is in file://"), "{stderr}");
+    assert!(!v.is_mounted());
+}
+
+#[test]
+fn a_directory_that_is_not_empty_is_covered_only_when_asked() {
+    // Guards against files that seem lost because a volume was mounted over them.
+    let v = Volume::bare();
+    std::fs::write(v.path("vault/precious"), "").expect("writes");
+    let run = |more: &[&str], status| {
+        let args = mount_at(&v, &v.url(), &[], more);
+        v.fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), status)
+    };
+    let stderr = run(&[], 2);
+    assert_eq!(
+        stderr,
+        format!(
+            "sealfs: error: {} is not empty: a mount would hide precious\n\
+             hint: choose an empty directory, or hide them until it is unmounted: --over\n",
+            v.text("vault")
+        )
+    );
+    // Further than that: the next thing that is missing is the volume.
+    for over in [&["--over"][..], &["-o", "nonempty"]] {
+        assert!(run(over, 5).contains("no volume"));
+    }
+}

@@ -1,6 +1,6 @@
 //! Flags that several commands share, and how they are read: sizes, times, the store.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -40,6 +40,11 @@ pub struct StoreAddress {
 }
 
 impl StoreArgs {
+    /// The key files that are named.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.sse.files()
+    }
+
     /// Checks the flags against each other and against the store.
     pub fn resolve(&self, store: &str) -> Outcome<StoreOptions> {
         let sse = self.sse.resolve().map_err(|e| Failure::new(Exit::Usage, e))?;

@@ -45,16 +45,18 @@ pub fn state_dir() -> Outcome<PathBuf> {
 
 /// `given`, made absolute, or the default.
 pub fn absolute_or(given: Option<&Path>, default: fn() -> Outcome<PathBuf>) -> Outcome<PathBuf> {
-    match given {
-        Some(dir) => std::path::absolute(dir)
-            .map_err(|e| Failure::new(Exit::General, format!("{}: {e}", dir.display()))),
-        None => default(),
-    }
+    given.map_or_else(default, absolute)
+}
+
+/// `path` as it is seen from the working directory of now.
+pub fn absolute(path: &Path) -> Outcome<PathBuf> {
+    std::path::absolute(path)
+        .map_err(|e| Failure::new(Exit::General, format!("{}: {e}", path.display())))
 }
 
 /// Where control sockets are: one directory per user, whatever `--state-dir` says, so that
 /// `sealfs status DIR` needs nothing but DIR.
-fn runtime_dir() -> Outcome<PathBuf> {
+pub fn runtime_dir() -> Outcome<PathBuf> {
     if let Some(dir) = std::env::var_os("SEALFS_RUNTIME_DIR") {
         return Ok(dir.into());
     }

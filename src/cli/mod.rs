@@ -15,6 +15,7 @@ mod fsck;
 mod init;
 mod logging;
 mod mount;
+mod place;
 mod progress;
 mod protocol;
 mod recover;

@@ -1,6 +1,6 @@
 //! `sealfs mount`: checks everything that needs a person, goes to the background, serves.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -10,6 +10,8 @@ use crate::commit::CleanOptions;
 use crate::fuse::{Options as FuseOptions, TTL_FOLLOWER};
 use crate::seal::forbid_dumps;
 use crate::stack::MountOptions;
+use crate::store::Location;
+use crate::store::s3::{local_files, pin_local_files};
 
 use super::args::{SecretArgs, StoreArgs, duration, journal_size, size};
 use super::client::is_mounted;
@@ -17,6 +19,7 @@ use super::daemon::{Detached, Starting, detach};
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
 use super::logging::{self, Target};
+use super::place::{self, Need};
 use super::serve::{Plan, serve};
 
 /// Flags of `sealfs mount`.
@@ -44,9 +47,12 @@ pub struct MountArgs {
     local: LocalArgs,
     #[command(flatten)]
     log: LogArgs,
-    /// Mount options: ro, allow_other, dev, suid, noexec, sync, fsync=remote|local
+    /// Mount options: ro, allow_other, dev, suid, noexec, nonempty, sync, fsync=remote|local
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
+    /// Mount on a directory that is not empty (as -o nonempty): what it holds is hidden meanwhile
+    #[arg(long)]
+    over: bool,
     /// Follow the volume without changing it (as -o ro)
     #[arg(long)]
     read_only: bool,
@@ -121,8 +127,13 @@ fn tune_heap() {
 }
 
 /// Runs `sealfs mount`. Called while the process has one thread.
-pub fn run(args: MountArgs) -> Outcome {
+pub fn run(mut args: MountArgs) -> Outcome {
     tune_heap();
+    // Before the working directory is left: these are opened again later.
+    pin_local_files();
+    if let Some(file) = &mut args.log.log_file {
+        *file = dirs::absolute(file)?;
+    }
     let general =
         |what: &str, e: std::io::Error| Failure::new(Exit::General, format!("{what}: {e}"));
     let plan = plan(&args)?;
@@ -198,6 +209,11 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
     }
     let cache_dir = dirs::absolute_or(args.local.cache_dir.as_deref(), dirs::cache_dir)?;
     let state_dir = dirs::absolute_or(args.local.state_dir.as_deref(), dirs::state_dir)?;
+    place::refuse_covered(&point, &needs(args, &store.location, &cache_dir, &state_dir)?)?;
+    place::refuse_inside_store(&point, &store.location)?;
+    if !fuse.nonempty && !args.over {
+        place::refuse_hiding(&point)?;
+    }
     let secret = args.secret.read(false)?; // last: nobody types it for a wrong flag
     let volume = MountOptions {
         cache_bytes_max: args.local.cache_size,
@@ -214,4 +230,30 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
         ..MountOptions::new(store, secret, cache_dir, state_dir)
     };
     Ok(Plan { volume, fuse, point })
+}
+
+/// What the daemon opens by name while it serves.
+fn needs(args: &MountArgs, store: &Location, cache: &Path, state: &Path) -> Outcome<Vec<Need>> {
+    let mut needs = vec![
+        Need::new("the journal", state, "--state-dir DIR"),
+        Need::new("the cache", cache, "--cache-dir DIR"),
+        Need::new("the control socket", dirs::runtime_dir()?, "SEALFS_RUNTIME_DIR=DIR"),
+    ];
+    let log = args.log.log_file.iter().map(|file| Need::new("the log", file, "--log-file FILE"));
+    let secret = [
+        (&args.secret.passphrase_file, "--passphrase-file FILE"),
+        (&args.secret.key_file, "--key-file FILE"),
+    ];
+    let secret = secret
+        .into_iter()
+        .filter_map(|(file, flag)| file.as_ref().map(|file| Need::new("the key", file, flag)));
+    let sse = args.access.files().map(|file| Need::new("the key", file, "--sse-c-key-file FILE"));
+    needs.extend(log.chain(secret).chain(sse));
+    match store {
+        Location::File(dir) => needs.push(Need::new("the store", dir, "")),
+        Location::S3 { .. } => needs
+            .extend(local_files().into_iter().map(|file| Need::new("the AWS settings", file, ""))),
+        Location::Memory => {}
+    }
+    Ok(needs)
 }

@@ -18,6 +18,8 @@ pub struct Options {
     pub suid: bool,
     /// Programs can be run (`exec`).
     pub exec: bool,
+    /// What the directory holds may be hidden by the mount (`nonempty`).
+    pub nonempty: bool,
     /// Every write is synchronous (`sync`, `dirsync`).
     pub sync: bool,
     /// `fsync` returns when the bucket has the data (`fsync=remote`), not when the local
@@ -46,6 +48,7 @@ impl Default for Options {
             dev: false,
             suid: false,
             exec: true,
+            nonempty: false,
             sync: false,
             fsync_remote: false,
             ttl: TTL_WRITER,
@@ -79,6 +82,7 @@ impl Options {
             "nosuid" => self.suid = false,
             "exec" => self.exec = true,
             "noexec" => self.exec = false,
+            "nonempty" => self.nonempty = true,
             "sync" | "dirsync" => self.sync = true,
             "async" => self.sync = false,
             "fsync=remote" => self.fsync_remote = true,

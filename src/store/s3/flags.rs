@@ -46,6 +46,14 @@ pub struct SseFlags {
     detail: SseDetailFlags,
 }
 
+impl SseFlags {
+    /// The key files that are named.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let detail = &self.detail;
+        detail.sse_c_key_file.iter().chain(&detail.sse_c_read_key_file).map(PathBuf::as_path)
+    }
+}
+
 /// The flags beside the mode itself.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct SseDetailFlags {

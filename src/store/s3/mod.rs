@@ -12,6 +12,7 @@ mod errors;
 mod flags;
 mod inspect;
 mod list;
+mod local_files;
 mod read;
 mod refusal;
 mod sse;
@@ -25,6 +26,7 @@ pub use client::{
 };
 pub use flags::{SseAsk, SseDetailFlags, SseFlagError, SseFlags, SseKind};
 pub use inspect::{COPY_MAX, Inspected, Reencrypted};
+pub use local_files::{local_files, pin_local_files};
 pub use sse::{Applied, SecretKey32, SseMismatch, SseMode};
 
 use async_trait::async_trait;
