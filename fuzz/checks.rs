@@ -9,12 +9,14 @@ use sealfs::base::JournalId;
 use sealfs::commit::Batch;
 use sealfs::journal::format::{FileHeader, Frame, Identity, Prelude, identity_from_bytes};
 use sealfs::meta::{CommitRow, Dirent, ExtentRow, Inode, SegmentRow, Stats, VolumeRow, keys};
-use sealfs::seal::{self, HEADER, InputKey, KEY, Keyring, Opener, RootKey, VolumeKeys, offsets};
+use sealfs::seal::{
+    self, HEADER, InputKey, KEY, Keyring, Opener, RootKey, Secret, VolumeKeys, offsets,
+};
 use sealfs::store::{Location, SegmentStore};
 
 fn volume() -> &'static VolumeKeys {
     static KEYS: OnceLock<VolumeKeys> = OnceLock::new();
-    KEYS.get_or_init(|| VolumeKeys::from_root(RootKey::from_bytes(&[7; KEY]), 1))
+    KEYS.get_or_init(|| VolumeKeys::from_root(RootKey::from_bytes(&[7; KEY])))
 }
 
 /// Sealed objects: nothing opens that was not sealed; what was sealed and then changed does not
@@ -47,8 +49,7 @@ pub fn journal(data: &[u8]) {
         Identity::Foreign(_) | Identity::Damaged => {}
     }
     let seq = FileHeader::seq_in_clear(data);
-    let key = volume().journal_key();
-    assert!(FileHeader::from_page(volume(), &key, id, seq.unwrap_or(1), data).is_none());
+    assert!(FileHeader::from_page(volume(), id, seq.unwrap_or(1), data).is_none());
     if let Some(frame) = Frame::from_bytes(data) {
         let _ = (frame.payload_len(), frame.stride());
     }
@@ -63,12 +64,27 @@ pub fn journal(data: &[u8]) {
     }
 }
 
-/// The keyring: parsing is bounded and exact, and no key comes out of bytes.
+/// The key file that opens the seeds of the keyring; see `tests/fuzz_corpus.rs`.
+pub fn keyring_secret() -> Secret {
+    Secret::KeyFile(vec![9; 40].into())
+}
+
+/// Keyrings that were made, not mutated: the only ones that may open.
+const KEYRINGS: [&[u8]; 3] = [
+    include_bytes!("seeds/keyring/key-file"),
+    include_bytes!("seeds/keyring/rotated"),
+    include_bytes!("seeds/keyring/retired"),
+];
+
+/// The keyring: parsing is bounded and exact, and no key comes out of bytes that were changed.
 pub fn keyring(data: &[u8]) {
     let Ok(keyring) = Keyring::parse(data) else { return };
     assert_eq!(keyring.to_bytes(), data, "a keyring reads back to its bytes");
-    let _ = keyring.slots();
+    let _ = (keyring.slots(), keyring.old_roots(), keyring.check_writable());
     let _ = (keyring.volume_id(), keyring.generation(), keyring.hash());
+    if keyring.unlock(&keyring_secret()).is_ok() {
+        assert!(KEYRINGS.contains(&data), "a keyring that nobody made opens");
+    }
 }
 
 /// Metadata rows and keys: what decodes encodes to the same bytes.

@@ -15,7 +15,7 @@ use object_store::path::Path;
 use object_store::{Attribute, Attributes, ObjectStore, ObjectStoreExt, PutOptions};
 use sealfs::base::Ino;
 use sealfs::fs::FsError;
-use sealfs::seal::{CHUNK_CIPHER, HEADER, KdfParams};
+use sealfs::seal::{CHUNK_CIPHER, HEADER, KdfParams, Keyring, Secret, VolumeKeys};
 use sealfs::stack::{InitOptions, Mounted, StackError, StackErrorKind, fsck, init};
 use volume::{Bench, LONG, find, options_of, secret, write_file};
 
@@ -363,8 +363,9 @@ async fn an_exchanged_or_absurd_keyring_is_refused_and_a_deleted_one_never_made_
         changed[end..].copy_from_slice(&sum);
         Bytes::from(changed)
     };
-    // Slot: number 4, kind 1, label 1 + 5, length 2, algorithm 1, salt 32, memory in KiB.
-    let memory = 46 + 4 + 1 + 1 + 5 + 2 + 1 + 32;
+    // Slot: number 4, kind 1, time 8, epoch 4, label 1 + 5, length 2, algorithm 1, salt 32, memory
+    // in KiB.
+    let memory = 72 + 4 + 1 + 8 + 4 + 1 + 5 + 2 + 1 + 32;
     let kdf = u32::from_be_bytes(theirs[memory..memory + 4].try_into().expect("four bytes"));
     assert_eq!(kdf, 19_456, "the offset of the cost");
     for (what, bytes, secret_of) in [
@@ -374,7 +375,9 @@ async fn an_exchanged_or_absurd_keyring_is_refused_and_a_deleted_one_never_made_
         ("4 billion passes", with(memory + 4, &u32::MAX.to_be_bytes()), pass()),
         ("unknown suite", with(9, &[9]), pass()),
         ("unknown version", with(8, &[7]), pass()),
-        ("another generation", with(12, &9u64.to_be_bytes()), pass()),
+        ("an unknown feature", with(28, &9u64.to_be_bytes()), pass()),
+        ("another generation", with(36, &9u64.to_be_bytes()), pass()),
+        ("of format 1", with(8, &[1]), pass()),
         ("cut", good.slice(..good.len() / 2), secret()),
         ("empty", Bytes::new(), secret()),
         ("a megabyte of zeros", Bytes::from(vec![0; 1 << 20]), secret()),
@@ -383,7 +386,7 @@ async fn an_exchanged_or_absurd_keyring_is_refused_and_a_deleted_one_never_made_
         let before = objects(&*t.bucket).await;
         let begun = std::time::Instant::now();
         let mut options = t.bench.mount_options();
-        options.secret = secret_of;
+        options.key = secret_of.into();
         let refused =
             sealfs::stack::mount(options).await.err().unwrap_or_else(|| panic!("{what}: mounts"));
         let spent = begun.elapsed();
@@ -495,4 +498,156 @@ async fn altered_exchanged_and_foreign_local_files_are_refused_with_a_reason() {
     }
     find(&m.fs, "last").await;
     m.shutdown(LONG).await;
+}
+
+/// The keyring in the bucket.
+async fn keyring(store: &dyn ObjectStore) -> Keyring {
+    let got = store.get(&Path::from("keyring")).await.expect("there");
+    Keyring::parse(&got.bytes().await.expect("reads")).expect("parses")
+}
+
+async fn put_keyring(store: &dyn ObjectStore, ring: &Keyring) {
+    store.put(&Path::from("keyring"), ring.to_bytes().into()).await.expect("puts");
+}
+
+fn key_file(byte: u8) -> Secret {
+    Secret::KeyFile(vec![byte; 48].into())
+}
+
+/// A second slot, of somebody who will be removed.
+async fn with_a_leaver(t: &Target) -> (Keyring, VolumeKeys) {
+    let mut ring = keyring(&*t.bucket).await;
+    let keys = ring.unlock(&secret()).expect("opens");
+    ring.add_slot(&keys, &key_file(66), "leaver", KdfParams::FLOOR, 0).expect("adds");
+    put_keyring(&*t.bucket, &ring).await;
+    (ring, keys)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_whose_keys_were_rotated_goes_on_with_what_was_there_and_pending() {
+    // Guards against a rotation after which old objects, or a journal that was sealed before it,
+    // do not open: a mount that was away with changes pending comes back in the third epoch.
+    let t = target().await;
+    let late = |o: &mut sealfs::stack::MountOptions| o.commit_interval = LONG * 100;
+    let m = t.bench.mount_with(late).await.expect("mounts");
+    write_file(&m.fs, Ino::ROOT, "pending", &contents("pending")).await;
+    m.shutdown(Duration::ZERO).await;
+    let mut ring = keyring(&*t.bucket).await;
+    let first = ring.unlock(&secret()).expect("opens");
+    let second = ring.rotate(&first).expect("rotates");
+    let third = ring.rotate(&second).expect("rotates");
+    put_keyring(&*t.bucket, &ring).await;
+    let m = t.bench.mount().await;
+    for name in FILES.into_iter().chain(["pending"]) {
+        assert!(read(&m, name).await.expect("reads") == contents(name), "{name}");
+    }
+    write_file(&m.fs, Ino::ROOT, "new", &contents("new")).await;
+    assert!(m.shutdown(LONG).await);
+    // What is written now is sealed in the epoch of now.
+    let all = objects(&*t.bucket).await;
+    let epoch = |keys: &VolumeKeys, at: &Path| {
+        let header = all[at].first_chunk().expect("a header");
+        keys.object_opener(at.as_ref(), header).map(|(epoch, _)| epoch)
+    };
+    let segments: Vec<_> = all.keys().filter(|k| k.as_ref().starts_with("seg/")).collect();
+    let new: Vec<_> = segments.iter().filter(|at| epoch(&third, at) == Ok(3)).collect();
+    assert!(!new.is_empty() && new.iter().all(|at| epoch(&second, at).is_err()));
+    for at in t.segments.values() {
+        assert_eq!(epoch(&third, at), Ok(1), "{at}");
+    }
+    let report = t.bench.fsck(|o| o.data = true).await;
+    assert!(report.problems.is_empty(), "{:?}", report.problems);
+    let m = t.bench.mount_with(|o| o.read_only = true).await.expect("mounts");
+    assert!(read(&m, "new").await.expect("reads") == contents("new"));
+    m.shutdown(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_keyring_or_one_forged_from_old_keys_is_refused_in_a_sentence() {
+    // Guards against somebody who was removed, keeps the keyring of before and his secret, knows
+    // the root of then, and can write the bucket: a machine that was here since must not seal
+    // another byte under keys that he knows.
+    let t = target().await;
+    let (before, keys) = with_a_leaver(&t).await;
+    t.bench.mount().await.shutdown(LONG).await;
+    let mut ring = before.clone();
+    ring.remove_slot(&keys, 2).expect("removes");
+    put_keyring(&*t.bucket, &ring).await;
+    t.bench.mount().await.shutdown(LONG).await;
+    let his = t.bench.mount_with(|o| o.key = key_file(66).into()).await.err();
+    assert_eq!(his.expect("refused").kind(), StackErrorKind::Secret);
+
+    let known = before.unlock(&key_file(66)).expect("his copy opens");
+    let mut forged = before.clone();
+    let evil = forged.rotate(&known).expect("he can make one");
+    let mut ahead = forged.clone();
+    ahead.rotate(&evil).expect("and go on");
+    let generation = |ring: &Keyring| ring.generation();
+    assert!(generation(&ahead) > generation(&ring));
+    for (what, bad, says) in [
+        ("put back", &before, "key epoch 1, this machine has seen 2"),
+        ("forged in the same epoch", &forged, "does not continue"),
+        ("forged and ahead", &ahead, "does not continue"),
+    ] {
+        put_keyring(&*t.bucket, bad).await;
+        let all = objects(&*t.bucket).await;
+        for read_only in [false, true] {
+            let refused = t.bench.mount_with(|o| o.read_only = read_only).await.err();
+            let refused = refused.unwrap_or_else(|| panic!("{what}: mounts"));
+            assert!(refused.to_string().contains(says), "{what}: {refused}");
+            assert_eq!(refused.kind(), StackErrorKind::Corrupt, "{what}");
+            assert!(refused.hint().expect("one").contains("--accept-rollback"), "{what}");
+            assert!(!refused.to_string().contains("commit"), "{what}: {refused}");
+        }
+        let checked = fsck(t.bench.fsck_options(), Arc::default()).await;
+        assert!(checked.is_err_and(|e| e.to_string().contains(says)), "{what}: fsck");
+        assert!(objects(&*t.bucket).await == all, "{what}: something was written");
+    }
+    put_keyring(&*t.bucket, &ring).await;
+    let m = t.bench.mount().await;
+    assert!(read(&m, "one").await.expect("reads") == contents("one"));
+    m.shutdown(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_keyring_of_an_older_generation_is_refused_as_such_and_may_be_accepted() {
+    // Guards against an added slot that vanishes, reported as a commit number it has nothing to
+    // do with; who put the keyring back on purpose says so.
+    let t = target().await;
+    let before = keyring(&*t.bucket).await;
+    with_a_leaver(&t).await;
+    t.bench.mount().await.shutdown(LONG).await;
+    put_keyring(&*t.bucket, &before).await;
+    let refused = t.bench.mount_with(|_| {}).await.err().expect("older");
+    assert!(matches!(refused, StackError::KeyringRollback { .. }), "{refused}");
+    let says = "the keyring is older than what this machine has seen: it is at generation 1, this \
+                machine has seen 2";
+    assert_eq!(refused.to_string(), says);
+    let report = t.bench.fsck(|_| {}).await;
+    assert!(report.problems.iter().any(|p| p.what == says), "{:?}", report.problems);
+    t.bench.mount_with(|o| o.accept_rollback = true).await.expect("accepted").shutdown(LONG).await;
+    t.bench.mount().await.shutdown(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_of_another_format_or_with_unknown_features_is_refused_with_its_own_status() {
+    // Guards against "damaged" for what another version made, and against writing to what this
+    // one only knows how to read.
+    let t = target().await;
+    let at = Path::from("keyring");
+    let good = keyring(&*t.bucket).await.to_bytes();
+    for (offset, what) in [(8, "format 1"), (35, "features")] {
+        use sha2::{Digest, Sha256};
+        let mut other = good[..good.len() - 32].to_vec();
+        other[offset] = 1;
+        let sum = Sha256::digest(&other);
+        other.extend_from_slice(&sum);
+        t.bucket.put(&at, other.into()).await.expect("puts");
+        for read_only in [false, true] {
+            let refused = t.bench.mount_with(|o| o.read_only = read_only).await.err();
+            let refused = refused.unwrap_or_else(|| panic!("{what}: mounts"));
+            assert_eq!(refused.kind(), StackErrorKind::Format, "{refused}");
+            assert!(refused.to_string().contains(what) && refused.hint().is_some(), "{refused}");
+        }
+    }
 }

@@ -70,7 +70,7 @@ async fn keyring_copy(bench: &Bench) -> PathBuf {
 async fn recovered(bench: &Bench, journal: &Path, out: &Path) -> Recovered {
     let keyring = KeyringSource::File(keyring_copy(bench).await);
     let (journal_dir, out_dir) = (journal.to_owned(), out.to_owned());
-    recover(RecoverOptions { journal_dir, out_dir, keyring, secret: secret() })
+    recover(RecoverOptions { journal_dir, out_dir, keyring, key: secret().into() })
         .await
         .expect("recovers")
 }
@@ -228,7 +228,8 @@ async fn a_fenced_mount_keeps_what_it_had_and_recover_exports_it_while_it_runs()
     assert_eq!((done.files, done.partial), (4, 1), "{done:?}");
     // A second export beside the first is refused rather than mixed with it.
     let keyring = KeyringSource::File(keyring_copy(&bench).await);
-    let again = RecoverOptions { journal_dir: journal, out_dir: out, keyring, secret: secret() };
+    let again =
+        RecoverOptions { journal_dir: journal, out_dir: out, keyring, key: secret().into() };
     assert!(recover(again).await.is_err());
 
     crash(first).await;

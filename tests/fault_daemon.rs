@@ -413,13 +413,8 @@ fn a_core_of_the_running_daemon_holds_no_key_contents_or_name() {
     fs::write(format!("/proc/{pid}/coredump_filter"), "0x33").expect("root may");
     let whole = gcore(&v, pid).expect("as before");
     assert!(whole.len() > 1 << 20 && found(&whole, name.as_bytes()), "{} bytes", whole.len());
-    let (root, journal, state) = (*keys.root().expose(), keys.journal_key(), keys.state_key());
-    for (what, secret) in [
-        ("root key", root.to_vec()),
-        ("journal key", journal.expose().to_vec()),
-        ("state key", state.expose().to_vec()),
-        ("passphrase", pass),
-    ] {
+    let keys = keys.secrets_for_tests().into_iter().map(|key| key.expose().to_vec());
+    for (what, secret) in keys.map(|key| ("key", key)).chain([("passphrase", pass)]) {
         assert!(!found(&core, &secret), "the {what} is in the core");
         assert!(!found(&whole, &secret), "the {what} is in the core with all memory");
     }

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use sealfs::journal::disk_sim::SplitMix;
+use sealfs::seal::{KdfParams, Keyring, RootKey, Secret};
 
 /// Changed copies of each seed in an ordinary run.
 const VARIANTS: u64 = 300;
@@ -58,6 +59,29 @@ fn no_bytes_from_the_bucket_open_without_having_been_sealed() {
 fn no_bytes_of_a_journal_make_it_panic_or_believe() {
     // Guards against a journal file that crashes the next mount.
     replay("journal", checks::journal);
+}
+
+/// Makes the seeds of the keyring again, after a change of the format:
+/// `cargo test --test fuzz_corpus -- --ignored`.
+#[test]
+#[ignore = "writes the seeds"]
+fn make_the_seeds_of_the_keyring() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/keyring");
+    let write = |name: &str, ring: &Keyring| {
+        fs::write(dir.join(name), ring.to_bytes()).expect("writes");
+    };
+    let made = |secret: &Secret| {
+        Keyring::create(RootKey::random(), secret, "first", KdfParams::FLOOR, 1_800_000_000)
+    };
+    let passphrase = Secret::Passphrase(b"a passphrase".to_vec().into());
+    write("passphrase", &made(&passphrase).expect("a keyring").0);
+    let (mut ring, keys) = made(&checks::keyring_secret()).expect("a keyring");
+    write("key-file", &ring);
+    let keys = ring.rotate(&keys).expect("rotates");
+    ring.add_slot(&keys, &passphrase, "second", KdfParams::FLOOR, 1_800_000_100).expect("adds");
+    write("rotated", &ring);
+    ring.retire_root(&keys, 1).expect("retires");
+    write("retired", &ring);
 }
 
 #[test]

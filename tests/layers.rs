@@ -34,6 +34,7 @@ const NAMED_ONLY_IN: &[(&str, &[&str])] = &[
     ("aws_smithy_http_client", &["src/store/s3/"]),
     ("aes_gcm", &["src/seal/"]),
     ("aws_lc_rs", &["src/seal/"]),
+    ("x_wing", &["src/seal/kem.rs"]),
     ("slatedb", &["src/store/kv.rs", "src/store/kv_store.rs", "src/store/kv/"]),
     ("clap", &["src/cli/", "src/store/s3/flags.rs"]),
 ];

@@ -1,5 +1,5 @@
 //! A second implementation reads what sealfs writes: Cobblestone-256 of the Python package
-//! `cryptography`, and `scripts/open-object`, which has only AES-GCM.
+//! `cryptography`, and `scripts/open-object`, which has its primitives only.
 //!
 //! The Python is the one in `SEALFS_TEST_PYTHON` (`scripts/test` sets it), else a virtual
 //! environment made here in `target/venv`.
@@ -99,7 +99,7 @@ fn cases(dir: &Path) -> Vec<Case> {
     let case = |len: usize| {
         let name = format!("{NAME}-{len}");
         Case {
-            key: keys.object_key(1, &name),
+            key: keys.object(&name).key().clone(),
             context: keys.object_context(1, &name),
             plain: dir.join(format!("plain-{len}")),
             message: dir.join(format!("message-{len}")),
@@ -165,17 +165,20 @@ impl Volume {
         let write = |name: &str, data: &[u8]| fs::write(dir.path().join(name), data).unwrap();
         let passphrase = Secret::Passphrase(Zeroizing::new("pass phrase ü".into()));
         let (mut ring, keys) =
-            Keyring::create(RootKey::random(), &passphrase, "first", KdfParams::FLOOR).unwrap();
+            Keyring::create(RootKey::random(), &passphrase, "first", KdfParams::FLOOR, 0).unwrap();
         let key_file = vec![0xE7; 77];
         write("key.bin", &key_file);
-        ring.add_slot(&keys, &Secret::KeyFile(Zeroizing::new(key_file)), "", KdfParams::FLOOR)
+        ring.add_slot(&keys, &Secret::KeyFile(Zeroizing::new(key_file)), "", KdfParams::FLOOR, 0)
             .unwrap();
+        let old = keys.object(NAME).seal(&bytes(1_000));
+        write("old", &old);
+        let keys = ring.rotate(&keys).unwrap();
         write("keyring", &ring.to_bytes());
         write("pass.txt", "pass phrase ü\n".as_bytes());
         write("wrong.txt", b"pass phrase u\n");
         write("root.hex", hex(keys.root().expose()).as_bytes());
-        write("one.bin", keys.object_key(1, NAME).expose());
-        let object = seal(&keys.object_key(1, NAME), &keys.object_context(1, NAME), &bytes(40_000));
+        write("one.bin", keys.object(NAME).key().expose());
+        let object = keys.object(NAME).seal(&bytes(40_000));
         write("object", &object);
         let mut damaged = object;
         damaged[30_000] ^= 1;
@@ -198,8 +201,8 @@ fn open_object_reads_an_object_with_any_of_its_keys() {
     let ways: [&[&str]; 4] = [
         &["--keyring", "keyring", "--passphrase-file", "pass.txt"],
         &["--keyring", "keyring", "--key-file", "key.bin"],
-        &["--root-key-file", "root.hex"],
-        &["--object-key-file", "one.bin", "--volume", &id],
+        &["--root-key-file", "root.hex", "--epoch", "2", "--volume", &id],
+        &["--object-key-file", "one.bin", "--epoch", "2", "--volume", &id],
     ];
     for way in ways {
         let output = volume.open_object(&[way, &[NAME, "object"]].concat());
@@ -207,6 +210,9 @@ fn open_object_reads_an_object_with_any_of_its_keys() {
         assert!(output.status.success(), "{way:?}: {stderr}");
         assert!(output.stdout == bytes(40_000), "{way:?}");
     }
+    // Sealed before the keys were rotated.
+    let output = volume.open_object(&[ways[1], &[NAME, "old"]].concat());
+    assert!(output.stdout == bytes(1_000), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
@@ -214,8 +220,8 @@ fn open_object_says_what_is_wrong_and_prints_no_contents() {
     // Guards against a script that prints unauthenticated bytes or a Python traceback.
     let volume = Volume::new();
     let cases: [(&[&str], &str); 3] = [
-        (&["--root-key-file", "root.hex", "seg/other", "object"], "another key or name"),
-        (&["--root-key-file", "root.hex", NAME, "damaged"], "chunk 1 is damaged"),
+        (&["--keyring", "keyring", "--key-file", "key.bin", "seg/o", "object"], "key or name"),
+        (&["--keyring", "keyring", "--key-file", "key.bin", NAME, "damaged"], "chunk 1 is damaged"),
         (
             &["--keyring", "keyring", "--passphrase-file", "wrong.txt", NAME, "object"],
             "no slot of the keyring opens",

@@ -26,9 +26,9 @@ fn flags_of_mapping(address: usize) -> String {
 fn keys_are_locked_and_left_out_of_core_dumps() {
     // Guards against a key that is swapped to disk or lands in a core file: ask the kernel for
     // the flags of the mapping that a key's bytes are in, and of the process.
-    let keys = VolumeKeys::from_root(RootKey::random(), 1);
-    for key in [keys.root().expose(), keys.journal_key().expose(), keys.state_key().expose()] {
-        let flags = flags_of_mapping(key.as_ptr() as usize);
+    let keys = VolumeKeys::from_root(RootKey::random());
+    for key in keys.secrets_for_tests() {
+        let flags = flags_of_mapping(key.expose().as_ptr() as usize);
         assert!(flags.split(' ').any(|flag| flag == "dd"), "not left out of dumps: {flags}");
         assert!(flags.split(' ').any(|flag| flag == "lo"), "not locked: {flags}");
     }

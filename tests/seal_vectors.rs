@@ -132,37 +132,57 @@ fn check_message(vector: &Value, key: &InputKey, context: &[u8]) {
     }
 }
 
-#[test]
-fn format_version_1_is_what_the_format_page_says() {
-    // Guards against a change of any byte at rest: ids, keys, contexts, messages of objects,
-    // journal and state, as the independent Python implementation made them.
-    let v: Value = serde_json::from_str(include_str!("vectors/format_v1.json")).expect("JSON");
-    let root = RootKey::from_bytes(&hex(&v["root_key"]).try_into().expect("32 bytes"));
-    let keys = VolumeKeys::from_root(root, 1);
-    assert_eq!(keys.volume_id(), VolumeId(hex(&v["volume_id"]).try_into().expect("16 bytes")));
-    assert_eq!(&keys.name_hash_key()[..], hex(&v["name_hash_key"]));
-    for object in v["objects"].as_array().expect("objects") {
-        let epoch = object["epoch"].as_u64().expect("an epoch") as u32;
-        let name = object["name"].as_str().expect("a name");
-        check_message(object, &keys.object_key(epoch, name), &keys.object_context(epoch, name));
-    }
-    let j = &v["journal"];
-    let journal = JournalId(hex(&j["journal_id"]).try_into().expect("16 bytes"));
-    check_message(j, &keys.journal_key(), &keys.journal_context(journal, 1, 7));
-    let file_name = v["state"]["file_name"].as_str().expect("a name");
-    check_message(&v["state"], &keys.state_key(), &keys.state_context(file_name));
+fn vectors_v2() -> (Value, Vec<u8>, VolumeKeys) {
+    let v: Value = serde_json::from_str(include_str!("vectors/format_v2.json")).expect("JSON");
+    let bytes = hex(&v["keyring"]["bytes"]);
+    let key_file = Secret::KeyFile(Zeroizing::new(hex(&v["keyring"]["key_file"])));
+    let keys = Keyring::parse(&bytes).expect("parses").unlock(&key_file).expect("it unlocks");
+    (v, bytes, keys)
 }
 
 #[test]
-fn a_keyring_of_format_version_1_opens() {
+fn format_version_2_is_what_the_format_page_says() {
+    // Guards against a change of any byte at rest: ids, keys, contexts, messages of objects,
+    // journal and state, as the independent Python implementation made them.
+    let (v, _, keys) = vectors_v2();
+    let root = RootKey::from_bytes(&hex(&v["root_keys"][0]).try_into().expect("32 bytes"));
+    let first = VolumeKeys::from_root(root);
+    for keys in [&first, &keys] {
+        assert_eq!(keys.volume_id(), VolumeId(hex(&v["volume_id"]).try_into().expect("16 bytes")));
+        assert_eq!(&keys.name_hash_key()[..], hex(&v["name_hash_key"]));
+        assert!(keys.holds(1, &hex(&v["fingerprint_of_epoch_1"])));
+    }
+    for object in v["objects"].as_array().expect("objects") {
+        let epoch = object["epoch"].as_u64().expect("an epoch") as u32;
+        let name = object["name"].as_str().expect("a name");
+        // The root of epoch 1 has left the keyring.
+        let keys = if epoch == 1 { &first } else { &keys };
+        let key = keys.object_key(epoch, name).expect("its root");
+        check_message(object, &key, &keys.object_context(epoch, name));
+    }
+    let j = &v["journal"];
+    let journal = JournalId(hex(&j["journal_id"]).try_into().expect("16 bytes"));
+    let place = first.journal(journal, 1, 7);
+    check_message(j, place.key(), place.context());
+    let record = keys.open_journal(journal, 1, 7, &hex(&j["message"]));
+    assert_eq!(record, Ok(plain_bytes(50)), "of an epoch whose root has left");
+    let file_name = v["state"]["file_name"].as_str().expect("a name");
+    let (_, _, place) = first.state(file_name);
+    check_message(&v["state"], place.key(), place.context());
+    let state = keys.open_state(1, file_name, &hex(&v["state"]["message"]));
+    assert_eq!(state, Ok(plain_bytes(50)));
+}
+
+#[test]
+fn a_keyring_of_format_version_2_opens() {
     // Guards against a keyring that an old release wrote no longer opening, and against reading
     // it differently from the independent implementation that made this one.
-    let v: Value = serde_json::from_str(include_str!("vectors/format_v1.json")).expect("JSON");
-    let bytes = hex(&v["keyring"]["bytes"]);
+    let (v, bytes, _) = vectors_v2();
     let ring = Keyring::parse(&bytes).expect("it parses");
     assert_eq!(ring.to_bytes(), bytes);
-    assert_eq!(ring.generation(), 2);
-    assert_eq!(ring.slots().expect("slots")[1].label, "kleiner Schlüssel");
+    assert_eq!((ring.generation(), ring.epoch(), ring.old_roots()), (5, 3, vec![2]));
+    assert_eq!(ring.slots()[1].label, "kleiner Schlüssel");
+    assert_eq!((ring.slots()[1].made_secs, ring.slots()[1].made_epoch), (1_800_000_003, 2));
     let passphrase = v["keyring"]["passphrase"].as_str().expect("text").as_bytes().to_vec();
     let secrets = [
         Secret::Passphrase(Zeroizing::new(passphrase)),
@@ -170,7 +190,8 @@ fn a_keyring_of_format_version_1_opens() {
     ];
     for secret in secrets {
         let keys = ring.unlock(&secret).expect("it unlocks");
-        assert_eq!(&keys.root().expose()[..], hex(&v["root_key"]));
+        assert_eq!(&keys.root().expose()[..], hex(&v["root_keys"][2]));
+        assert_eq!(keys.epochs(), [3, 2]);
     }
 }
 
@@ -197,14 +218,14 @@ fn the_numbers_on_the_format_page_are_right() {
         let count = number(chunks.split(',').next().expect("a count")).expect("a number");
         assert_eq!(plain / 16_384 + 1, count);
     }
-    let keys = VolumeKeys::from_root(RootKey::from_bytes(&std::array::from_fn(|i| i as u8)), 1);
+    let keys = VolumeKeys::from_root(RootKey::from_bytes(&std::array::from_fn(|i| i as u8)));
     let name = "seg/4f/4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f4f";
-    let key = keys.object_key(1, name);
-    let key = sealfs::base::hex(key.expose());
+    let key = sealfs::base::hex(keys.object(name).key().expose());
     assert!(page.contains(&keys.volume_id().to_string()) && page.contains(name));
     assert!(page.contains(&key));
     let passphrase = Secret::Passphrase(Zeroizing::new(b"x".to_vec()));
-    let made = Keyring::create(keys.root().clone(), &passphrase, "first", KdfParams::FLOOR);
-    let len = made.expect("a keyring").0.to_bytes().len();
+    let made = Keyring::create(keys.root(), &passphrase, "first", KdfParams::FLOOR, 0);
+    let grouped = |n: usize| format!("{} {:03}", n / 1000, n % 1000);
+    let len = grouped(made.expect("a keyring").0.to_bytes().len());
     assert!(page.contains(&format!("named `first` has {len} bytes")), "{len}");
 }

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use crate::stack::Key;
 use crate::stack::bucket_policy;
 use crate::stack::doctor::{DoctorOptions, Finding, Level, examine};
 use crate::store::Location;
@@ -58,13 +59,13 @@ pub fn run(args: DoctorArgs) -> Outcome {
         return Ok(());
     }
     super::keep_private();
-    let secret = args.secret.is_given().then(|| args.secret.read(false)).transpose()?;
+    let key = args.secret.is_given().then(|| args.secret.read(false)).transpose()?.map(Key::from);
     let mut local = vec![dirs::state_dir()?, dirs::cache_dir()?];
     local.retain(|dir| dir.exists());
     if local.is_empty() {
         local.push(std::env::temp_dir());
     }
-    let options = DoctorOptions { store, secret, fix: args.fix, dirs: local };
+    let options = DoctorOptions { store, key, fix: args.fix, dirs: local };
     let runtime = super::runtime()?;
     let findings = runtime.block_on(examine(&options))?;
     if args.json {

@@ -37,6 +37,8 @@ pub enum Exit {
     Stopped,
     /// 13: objects are not sealed or encrypted as requested.
     NotAsRequested,
+    /// 14: a format or features that this sealfs does not know.
+    Format,
 }
 
 /// The table as `--help` shows it.
@@ -55,7 +57,8 @@ Exit status:
   10  the mount is in use
   11  something was wrong, and all of it was repaired
   12  stopped before the end
-  13  objects are not encrypted as requested (sse audit, sse migrate)";
+  13  objects are not encrypted as requested (sse audit, sse migrate)
+  14  the volume is of a format, or uses features, that this sealfs does not know";
 
 impl Exit {
     /// The number of the table.
@@ -74,6 +77,7 @@ impl Exit {
             Exit::Repaired => 11,
             Exit::Stopped => 12,
             Exit::NotAsRequested => 13,
+            Exit::Format => 14,
         }
     }
 }
@@ -128,6 +132,7 @@ impl From<StackError> for Failure {
             StackErrorKind::Unsuitable => Exit::Unsuitable,
             StackErrorKind::InUse => Exit::InUse,
             StackErrorKind::Corrupt => Exit::Corrupt,
+            StackErrorKind::Format => Exit::Format,
             StackErrorKind::Other => Exit::General,
         };
         // What lies beneath knows better what to do than the kind of trouble does.
@@ -157,6 +162,7 @@ mod tests {
             Exit::Repaired,
             Exit::Stopped,
             Exit::NotAsRequested,
+            Exit::Format,
         ];
         for (i, exit) in all.iter().enumerate() {
             assert_eq!(usize::from(exit.code()), i + 1);

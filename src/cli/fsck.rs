@@ -77,7 +77,7 @@ pub fn run(args: FsckArgs) -> Outcome {
         repair: args.repair,
         at_least: args.at_least,
         read_timeout: args.read_timeout,
-        secret: args.secret.read(false)?,
+        key: args.secret.read(false)?.into(),
     };
     let runtime = super::runtime()?;
     let report = runtime.block_on(watched(options));

@@ -55,9 +55,9 @@ pub fn run(args: RecoverArgs) -> Outcome {
         .hint("it is called journal, or journal.set-aside-…, below the state directory"));
     }
     super::keep_private();
-    let secret = args.secret.read(false)?;
+    let key = args.secret.read(false)?.into();
     let out_dir = args.out.clone();
-    let options = RecoverOptions { journal_dir: args.journal, out_dir, keyring, secret };
+    let options = RecoverOptions { journal_dir: args.journal, out_dir, keyring, key };
     let runtime = super::runtime()?;
     let done = runtime.block_on(stack::recover(options))?;
     println!(

@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 use crate::base::VolumeId;
+use crate::stack::Key;
 use crate::stack::audit::{AuditOptions, AuditReport, Walked, audit};
 use crate::stack::inventory::{self, InventoryOptions};
 use crate::stack::migrate::{MigrateOptions, PARALLEL_DEFAULT, Phase, migrate};
@@ -134,17 +135,17 @@ pub fn run(args: SseArgs) -> Outcome {
 fn run_audit(args: AuditArgs) -> Outcome {
     let store = args.access.resolve(&args.store)?;
     let needs_key = store.sse.mode.is_none() || args.verify_sealing || args.secret.is_given();
-    let secret = needs_key.then(|| args.secret.read(false)).transpose()?;
+    let key = needs_key.then(|| args.secret.read(false)).transpose()?.map(Key::from);
     let walked = Arc::new(Walked::default());
     let report = match args.inventory {
         Some(file) => {
-            let options = InventoryOptions { store, secret, file, schema: args.inventory_schema };
+            let options = InventoryOptions { store, key, file, schema: args.inventory_schema };
             runtime()?.block_on(inventory::audit(&options))?
         }
         None => {
             let options = AuditOptions {
                 store,
-                secret,
+                key,
                 sample: args.sample,
                 verify_sealing: args.verify_sealing,
             };

@@ -3,12 +3,11 @@
 use super::directory::LogFile;
 use super::error::{JournalError, is_no_space};
 use super::format::{
-    FILE_HEADER_BYTES, FRAME_BYTES, FileHeader, Frame, PAGE, Prelude, framed_len, record_context,
+    FILE_HEADER_BYTES, FRAME_BYTES, FileHeader, Frame, PAGE, Prelude, framed_len, record_place,
 };
 use super::log::{Journal, Live, Shared, Writer};
 use super::options::RecordLoc;
 use crate::base::JournalPos;
-use crate::seal;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -81,7 +80,7 @@ impl Shared {
         let buffer = &mut writer.buffer;
         buffer.clear();
         buffer.resize(FRAME_BYTES, 0);
-        seal::seal_into(&self.key, &record_context(&self.keys, self.id, number), &all, buffer);
+        record_place(&self.keys, self.id, number).seal_into(&all, buffer);
         let message_len = (buffer.len() - FRAME_BYTES) as u32;
         buffer[..FRAME_BYTES].copy_from_slice(&Frame { number, seq, message_len }.to_bytes());
         let end = writer.offset as usize + buffer.len();
@@ -132,7 +131,7 @@ impl Shared {
             synced: self.synced.load(Ordering::Acquire),
             released: self.released.load(Ordering::Acquire),
         };
-        let page = header.to_page(&self.keys, &self.key, self.id);
+        let page = header.to_page(&self.keys, self.id);
         let written = file.handle.pwrite(&page, 0).and_then(|()| file.handle.datasync());
         if let Err(e) = written {
             let path = self.directory.log_path(seq);

@@ -5,7 +5,7 @@
 //! only find messages and tell an interrupted write from a finished one.
 
 use crate::base::{JournalId, VolumeId};
-use crate::seal::{self, HEADER, InputKey, VolumeKeys, offsets};
+use crate::seal::{self, HEADER, Place, VolumeKeys, offsets};
 
 /// The unit of writing. Writes end on a page boundary (padded with zeros), so that appending
 /// never makes the kernel read the rest of a page it is about to overwrite.
@@ -22,13 +22,13 @@ pub const FRAME_ALIGN: usize = 8;
 pub const RECORD_MAX: usize = 8 << 20;
 
 /// The format version of identity and file headers.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes of the clear part of an identity or file header.
 pub const CLEAR_BYTES: usize = 44;
 
 const KIND_IDENTITY: u8 = 1;
 const KIND_FILE: u8 = 2;
-const KIND_RECORD: u8 = 3;
+pub(crate) const KIND_RECORD: u8 = 3;
 
 const IDENTITY_MAGIC: &[u8; 8] = b"sealfsJI";
 const FILE_MAGIC: &[u8; 8] = b"sealfsJF";
@@ -89,8 +89,7 @@ fn clear_from<'a>(magic: &[u8; 8], bytes: &'a [u8]) -> Option<(JournalId, u64, &
 /// the clear at the end, so that a foreign journal can be told from a damaged one without its
 /// key; the message proves it.
 pub fn identity_to_bytes(keys: &VolumeKeys, id: JournalId) -> Vec<u8> {
-    let context = keys.journal_context(id, KIND_IDENTITY, 0);
-    let message = seal::seal(&keys.journal_key(), &context, &keys.volume_id().0);
+    let message = keys.journal(id, KIND_IDENTITY, 0).seal(&keys.volume_id().0);
     let mut out = Vec::with_capacity(CLEAR_BYTES + message.len() + 16);
     clear_into(IDENTITY_MAGIC, id, 0, message.len(), &mut out);
     out.extend_from_slice(&message);
@@ -120,8 +119,7 @@ pub fn identity_from_bytes(keys: &VolumeKeys, bytes: &[u8]) -> Identity {
     if VolumeId(volume) != keys.volume_id() {
         return Identity::Foreign(VolumeId(volume));
     }
-    let context = keys.journal_context(id, KIND_IDENTITY, 0);
-    match seal::open(&keys.journal_key(), &context, message) {
+    match keys.open_journal(id, KIND_IDENTITY, 0, message) {
         Ok(plain) if plain == volume => Identity::Ours(id),
         _ => Identity::Damaged,
     }
@@ -149,11 +147,11 @@ pub struct FileHeader {
 
 impl FileHeader {
     /// The header as one page.
-    pub fn to_page(&self, keys: &VolumeKeys, key: &InputKey, id: JournalId) -> Vec<u8> {
+    pub fn to_page(&self, keys: &VolumeKeys, id: JournalId) -> Vec<u8> {
         let numbers =
             [self.seq, self.prev_seq, self.prev_last, self.first, self.synced, self.released];
         let plain: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
-        let message = seal::seal(key, &keys.journal_context(id, KIND_FILE, self.seq), &plain);
+        let message = keys.journal(id, KIND_FILE, self.seq).seal(&plain);
         let mut page = Vec::with_capacity(FILE_HEADER_BYTES);
         clear_into(FILE_MAGIC, id, self.seq, message.len(), &mut page);
         page.extend_from_slice(&message);
@@ -173,7 +171,6 @@ impl FileHeader {
     /// hold it (never written, of an earlier lap, damaged).
     pub fn from_page(
         keys: &VolumeKeys,
-        key: &InputKey,
         id: JournalId,
         seq: u64,
         page: &[u8],
@@ -182,7 +179,7 @@ impl FileHeader {
         if page_id != id || page_seq != seq {
             return None;
         }
-        let plain = seal::open(key, &keys.journal_context(id, KIND_FILE, seq), message).ok()?;
+        let plain = keys.open_journal(id, KIND_FILE, seq, message).ok()?;
         if plain.len() != 48 || u64_at(&plain, 0) != seq {
             return None;
         }
@@ -296,9 +293,9 @@ impl Prelude {
     }
 }
 
-/// The context a record is sealed under.
-pub fn record_context(keys: &VolumeKeys, id: JournalId, number: u64) -> Vec<u8> {
-    keys.journal_context(id, KIND_RECORD, number)
+/// Where a record is sealed.
+pub fn record_place(keys: &VolumeKeys, id: JournalId, number: u64) -> Place {
+    keys.journal(id, KIND_RECORD, number)
 }
 
 #[cfg(test)]
@@ -332,12 +329,11 @@ mod tests {
         // Guards against a recycled file's old header being believed under its new number,
         // and against a header of another journal.
         let (keys, id) = (keys(), JournalId([7; 16]));
-        let key = keys.journal_key();
         let header =
             FileHeader { seq: 9, prev_seq: 8, prev_last: 100, first: 101, synced: 90, released: 3 };
-        let page = header.to_page(&keys, &key, id);
+        let page = header.to_page(&keys, id);
         assert_eq!(page.len(), FILE_HEADER_BYTES);
-        let read = |id, seq, page: &[u8]| FileHeader::from_page(&keys, &key, id, seq, page);
+        let read = |id, seq, page: &[u8]| FileHeader::from_page(&keys, id, seq, page);
         assert_eq!(read(id, 9, &page), Some(header));
         assert_eq!(read(id, 10, &page), None);
         assert_eq!(read(JournalId([8; 16]), 9, &page), None);

@@ -13,7 +13,7 @@ use super::options::JournalOptions;
 use super::recovery::{Recovery, Verdict, chain, decide};
 use super::scan::{FileScan, Scanner};
 use crate::base::{JournalId, JournalPos, Timestamp};
-use crate::seal::{InputKey, Opener, VolumeKeys};
+use crate::seal::{Opener, VolumeKeys};
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::{BTreeMap, VecDeque};
@@ -42,7 +42,6 @@ pub(super) struct Shared {
     pub options: JournalOptions,
     pub id: JournalId,
     pub keys: VolumeKeys,
-    pub key: InputKey,
     pub directory: Directory,
     /// The one appender.
     pub writer: Mutex<Writer>,
@@ -190,10 +189,9 @@ impl Journal {
     ) -> Result<(Journal, Recovery), JournalError> {
         let options = options.fitted();
         let (directory, found) = Directory::open(&options, &keys, io)?;
-        let key = keys.journal_key();
         let id = found.id;
         let next_seq = found.next_seq;
-        let scanner = Scanner { keys: &keys, key: &key, id };
+        let scanner = Scanner { keys: &keys, id };
         let survivors = Survivors::find(&scanner, &directory, found, purpose)?;
         let recovery = survivors.sync(&directory, id)?;
 
@@ -228,7 +226,6 @@ impl Journal {
         }
         let shared = Arc::new(Shared {
             id,
-            key,
             keys,
             directory,
             writer: Mutex::new(writer),

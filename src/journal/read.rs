@@ -2,7 +2,7 @@
 
 use super::directory::LogFile;
 use super::error::JournalError;
-use super::format::{FRAME_BYTES, Frame, PRELUDE_BYTES, Prelude, record_context};
+use super::format::{FRAME_BYTES, Frame, KIND_RECORD, PRELUDE_BYTES, Prelude};
 use super::log::{Journal, Shared};
 use super::options::RecordLoc;
 use crate::seal::{HEADER, Opener, offsets};
@@ -126,9 +126,8 @@ impl Shared {
         }
         let header: &[u8; HEADER] =
             head[FRAME_BYTES..].try_into().expect("the array is that much longer");
-        let context = record_context(&self.keys, self.id, loc.pos.0);
-        let opener = Opener::new(&self.key, &context, header)
-            .map_err(|e| self.damaged(file, loc, &e.to_string()))?;
+        let opener = self.keys.journal_opener(self.id, KIND_RECORD, loc.pos.0, header);
+        let opener = opener.map_err(|e| self.damaged(file, loc, &e.to_string()))?;
         self.openers.lock().put(loc.pos.0, opener.clone());
         Ok(opener)
     }

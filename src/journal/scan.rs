@@ -5,11 +5,11 @@
 use super::directory::LogFile;
 use super::error::JournalError;
 use super::format::{
-    FILE_HEADER_BYTES, FRAME_ALIGN, FRAME_BYTES, FileHeader, Frame, Prelude, record_context,
+    FILE_HEADER_BYTES, FRAME_ALIGN, FRAME_BYTES, FileHeader, Frame, KIND_RECORD, Prelude,
 };
 use super::options::RecordLoc;
 use crate::base::{JournalId, JournalPos};
-use crate::seal::{self, InputKey, VolumeKeys};
+use crate::seal::VolumeKeys;
 use std::path::Path;
 
 /// Bytes read at once; at least one record is always read whole.
@@ -18,7 +18,6 @@ const WINDOW_BYTES: usize = 4 << 20;
 /// What opening a record needs, for one journal.
 pub(crate) struct Scanner<'a> {
     pub keys: &'a VolumeKeys,
-    pub key: &'a InputKey,
     pub id: JournalId,
 }
 
@@ -47,7 +46,7 @@ impl Scanner<'_> {
         }
         let mut window = Window::new(file, path);
         let page = window.at(0, FILE_HEADER_BYTES)?;
-        Ok(FileHeader::from_page(self.keys, self.key, self.id, file.seq, page))
+        Ok(FileHeader::from_page(self.keys, self.id, file.seq, page))
     }
 
     /// True if the file holds the frame of any record written to it, whether it opens or not.
@@ -116,8 +115,8 @@ impl Scanner<'_> {
             return Ok(None);
         }
         let message = window.at(start, len)?;
-        let context = record_context(self.keys, self.id, frame.number);
-        let Ok(plain) = seal::open(self.key, &context, message) else { return Ok(None) };
+        let opened = self.keys.open_journal(self.id, KIND_RECORD, frame.number, message);
+        let Ok(plain) = opened else { return Ok(None) };
         Ok(Prelude::from_bytes(&plain).filter(|p| p.seq == frame.seq))
     }
 }

@@ -8,7 +8,7 @@ use crate::base::{JournalId, VolumeId};
 /// First field of every context.
 pub const CONTEXT_MAGIC: &[u8] = b"sealfs";
 /// Second field: the version byte of the format this code writes and reads.
-pub const FORMAT_VERSION: u8 = 1;
+pub const FORMAT_VERSION: u8 = 2;
 
 fn fields(kind: &[u8], rest: &[&[u8]]) -> Vec<u8> {
     let head = [CONTEXT_MAGIC, &[FORMAT_VERSION], kind];
@@ -28,18 +28,35 @@ pub(super) fn object(volume: VolumeId, epoch: u32, name: &str) -> Vec<u8> {
 }
 
 /// Of a record of the local journal: `kind` says which sort of record, as `journal/` defines.
-pub(super) fn journal(volume: VolumeId, journal: JournalId, kind: u8, number: u64) -> Vec<u8> {
-    fields(b"journal", &[&volume.0, &journal.0, &[kind], &number.to_be_bytes()])
+pub(super) fn journal(
+    volume: VolumeId,
+    epoch: u32,
+    journal: JournalId,
+    kind: u8,
+    number: u64,
+) -> Vec<u8> {
+    let (epoch, number) = (epoch.to_be_bytes(), number.to_be_bytes());
+    fields(b"journal", &[&volume.0, &epoch, &journal.0, &[kind], &number])
 }
 
 /// Of a file of local state: `file_name` is its name inside the state directory.
-pub(super) fn state(volume: VolumeId, file_name: &str) -> Vec<u8> {
-    fields(b"state", &[&volume.0, file_name.as_bytes()])
+pub(super) fn state(volume: VolumeId, epoch: u32, file_name: &str) -> Vec<u8> {
+    fields(b"state", &[&volume.0, &epoch.to_be_bytes(), file_name.as_bytes()])
 }
 
-/// Of the root key wrapped in a slot of the keyring: `slot` is all of the slot before the wrap.
-pub(super) fn slot(volume: VolumeId, slot: &[u8]) -> Vec<u8> {
-    fields(b"slot", &[&volume.0, slot])
+/// Of the current root in a slot of the keyring: `slot` is all of the slot before it.
+pub(super) fn slot(volume: VolumeId, epoch: u32, slot: &[u8]) -> Vec<u8> {
+    fields(b"slot", &[&volume.0, &epoch.to_be_bytes(), slot])
+}
+
+/// Of a slot's anchor: `head` is all of the slot before it.
+pub(super) fn anchor(volume: VolumeId, head: &[u8]) -> Vec<u8> {
+    fields(b"anchor", &[&volume.0, head])
+}
+
+/// Of what the keyring of epoch `current` keeps of epoch `old`: `content` says what that is.
+pub(super) fn old_epoch(volume: VolumeId, current: u32, old: u32, content: u8) -> Vec<u8> {
+    fields(b"epoch", &[&volume.0, &current.to_be_bytes(), &old.to_be_bytes(), &[content]])
 }
 
 #[cfg(test)]
@@ -51,7 +68,7 @@ mod tests {
     #[test]
     fn the_context_of_an_object_is_as_the_format_page_shows() {
         // Guards against a silent change of bytes at rest: the example of FORMAT.md.
-        let mut expected = b"\0\0\0\x06sealfs\0\0\0\x01\x01\0\0\0\x06object\0\0\0\x10".to_vec();
+        let mut expected = b"\0\0\0\x06sealfs\0\0\0\x01\x02\0\0\0\x06object\0\0\0\x10".to_vec();
         expected.extend_from_slice(&[0xAB; 16]);
         expected.extend_from_slice(b"\0\0\0\x04\0\0\0\x01\0\0\0\x05seg/a");
         assert_eq!(object(VOLUME, 1, "seg/a"), expected);
@@ -67,14 +84,23 @@ mod tests {
             object(VOLUME, 1, "seg/b"),
             object(VOLUME, 2, "seg/a"),
             object(VolumeId([0xAC; 16]), 1, "seg/a"),
-            journal(VOLUME, id, 1, 1),
-            journal(VOLUME, id, 2, 1),
-            journal(VOLUME, id, 1, 2),
-            journal(VOLUME, JournalId([2; 16]), 1, 1),
-            state(VOLUME, "seg/a"),
-            state(VOLUME, ""),
-            slot(VOLUME, b"seg/a"),
-            slot(VOLUME, b""),
+            journal(VOLUME, 1, id, 1, 1),
+            journal(VOLUME, 2, id, 1, 1),
+            journal(VOLUME, 1, id, 2, 1),
+            journal(VOLUME, 1, id, 1, 2),
+            journal(VOLUME, 1, JournalId([2; 16]), 1, 1),
+            state(VOLUME, 1, "seg/a"),
+            state(VOLUME, 2, "seg/a"),
+            state(VOLUME, 1, ""),
+            slot(VOLUME, 1, b"seg/a"),
+            slot(VOLUME, 2, b"seg/a"),
+            slot(VOLUME, 1, b""),
+            anchor(VOLUME, b"seg/a"),
+            anchor(VOLUME, b""),
+            old_epoch(VOLUME, 3, 1, 1),
+            old_epoch(VOLUME, 3, 2, 1),
+            old_epoch(VOLUME, 3, 1, 2),
+            old_epoch(VOLUME, 4, 1, 1),
         ];
         for (i, a) in all.iter().enumerate() {
             assert!(all[i + 1..].iter().all(|b| a != b), "{i}");

@@ -2,14 +2,17 @@
 //!
 //! Owns the sealed message (Cobblestone-256, FORMAT.md "Sealed message"), the key hierarchy,
 //! the keyring's bytes, and the memory secrets live in. Does no file or network I/O, never logs
-//! a key, and is the only module that names `aes_gcm` or `aws_lc_rs`. Called by `store/`
-//! (objects), `journal/` (records, local state) and `cli/` (keyring).
+//! a key, and is the only module that names `aes_gcm`, `aws_lc_rs` or `x_wing`. Called by `store/`
+//! (objects), `journal/` (records) and `stack/` (keyring, local state).
 
 mod cipher;
 mod cobblestone;
 mod context;
 mod derive;
+mod kem;
 mod keyring;
+mod keyring_bytes;
+mod keyring_error;
 mod keys;
 pub mod offsets;
 mod secret;
@@ -21,8 +24,11 @@ pub use cobblestone::{
 };
 pub use context::{CONTEXT_MAGIC, FORMAT_VERSION};
 pub use derive::{InputKey, KEY};
-pub use keyring::{KEYRING_MAX, Keyring, KeyringError, SLOTS_MAX, SlotInfo};
-pub use keys::{FIRST_EPOCH, RootKey, VolumeKeys};
+pub use kem::Seed;
+pub use keyring::{Features, Keyring, OLD_EPOCHS_MAX, SLOTS_MAX, SlotInfo};
+pub use keyring_bytes::KEYRING_MAX;
+pub use keyring_error::KeyringError;
+pub use keys::{FINGERPRINT, FIRST_EPOCH, Place, RootKey, VolumeKeys};
 pub use offsets::{CHUNK_CIPHER, CHUNK_PLAIN, HEADER, TAG};
 pub use secret::{Locked, forbid_dumps};
 pub use slots::{KEY_FILE_MAX, KEY_FILE_MIN, KdfParams, LABEL_MAX, Secret, SlotKind};

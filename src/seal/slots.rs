@@ -1,8 +1,8 @@
-//! Slots of the keyring: the root key wrapped under a passphrase or a key file (FORMAT.md
-//! "Keyring").
+//! Slots of the keyring: whatever a person has comes down to a seed, and the seed opens the root
+//! key that is sealed to its public key (FORMAT.md "Keyring").
 //!
-//! Owns the key derivation from what a person has, its bounds, and the wrap. Bytes of the
-//! keyring around the slots are `keyring.rs`.
+//! Owns the derivation of seeds from passphrases and key files with its bounds, and what of a
+//! slot is sealed. Bytes of the keyring around the slots are `keyring_bytes.rs`.
 
 use std::fmt;
 
@@ -10,11 +10,12 @@ use hkdf::Hkdf;
 use sha2::Sha512;
 use zeroize::Zeroizing;
 
-use super::cobblestone::{OpenError, open, seal};
+use super::cobblestone::{open, seal};
 use super::context;
-use super::derive::{InputKey, KEY, fill_random};
-use super::keyring::KeyringError;
-use super::keys::RootKey;
+use super::derive::{KEY, fill_random};
+use super::kem::{self, Seed};
+use super::keyring_error::KeyringError;
+use super::keys::{FINGERPRINT, RootKey, VolumeKeys};
 use crate::base::VolumeId;
 
 /// Bytes of the salt of a slot.
@@ -24,6 +25,8 @@ const KDF_ARGON2ID: u8 = 1;
 /// Bytes of a passphrase slot's parameters: algorithm, salt, memory, passes, lanes.
 const PASSPHRASE_PARAMS: usize = 1 + SLOT_SALT + 12;
 const KEY_FILE_INFO: &[u8] = b"sealfs key file slot";
+/// Derives from a seed the key of its slot's anchor.
+const ANCHOR_LABEL: &[u8] = b"sealfs slot anchor";
 
 /// Bytes of the shortest key file accepted: what a 256-bit key needs.
 pub const KEY_FILE_MIN: usize = 32;
@@ -54,6 +57,56 @@ impl Secret {
         match self {
             Secret::Passphrase(bytes) => Secret::Passphrase(bytes.clone()),
             Secret::KeyFile(bytes) => Secret::KeyFile(bytes.clone()),
+        }
+    }
+
+    /// The one of `slots` that this secret opens, and its seed; `None`: none of them. Runs one key
+    /// derivation for each slot of its kind until one fits, but none before all of them together
+    /// cost little enough.
+    ///
+    /// # Errors
+    /// A secret that never made a slot; costs out of bounds or unknown, when no other slot fits.
+    pub(super) fn find(&self, slots: &[Slot]) -> Result<Option<(u32, Seed)>, KeyringError> {
+        self.check()?;
+        total_cost(slots)?;
+        let mut refused = None;
+        for slot in slots.iter().filter(|slot| slot.kind == self.kind()) {
+            match self.seed(slot.id, &slot.params) {
+                Ok(seed) if seed.fits(&slot.public) => return Ok(Some((slot.id, seed))),
+                Ok(_) => {}
+                Err(e) => refused = Some(e),
+            }
+        }
+        refused.map_or(Ok(None), Err)
+    }
+
+    /// The seed that this secret and the parameters of slot `id` come down to.
+    fn seed(&self, id: u32, params: &[u8]) -> Result<Seed, KeyringError> {
+        let mut seed = Zeroizing::new([0u8; KEY]);
+        match self {
+            Secret::Passphrase(passphrase) => {
+                let (salt, kdf) = passphrase_params(id, params)?;
+                argon2id(passphrase, salt, id, kdf, &mut seed)?;
+            }
+            Secret::KeyFile(content) => {
+                if params.len() != SLOT_SALT {
+                    return Err(KeyringError::Damaged("the salt of a key file slot is not there"));
+                }
+                Hkdf::<Sha512>::new(Some(params), content)
+                    .expand(KEY_FILE_INFO, &mut seed[..])
+                    .expect("HKDF-SHA512 gives 32 bytes");
+            }
+        }
+        Ok(Seed::from_bytes(&seed))
+    }
+
+    /// Parameters of a new slot for this secret, with a fresh salt.
+    fn new_params(&self, kdf: KdfParams) -> Vec<u8> {
+        let mut salt = [0u8; SLOT_SALT];
+        fill_random(&mut salt);
+        match self {
+            Secret::Passphrase(_) => new_passphrase_params(&salt, kdf),
+            Secret::KeyFile(_) => salt.to_vec(),
         }
     }
 
@@ -134,6 +187,12 @@ impl KdfParams {
     /// The most that is accepted, so that a forged keyring cannot exhaust the machine.
     pub const CEILING: KdfParams = KdfParams { memory_kib: 4 << 20, passes: 64, lanes: 16 };
 
+    /// What a guess costs, as memory times passes; [`KdfParams::CEILING`] is some minutes, and all
+    /// passphrase slots of a keyring together may cost no more.
+    pub fn cost_kib(&self) -> u64 {
+        u64::from(self.memory_kib) * u64::from(self.passes)
+    }
+
     /// Whether all three lie between [`KdfParams::FLOOR`] and [`KdfParams::CEILING`].
     pub fn acceptable(&self) -> bool {
         let (floor, ceiling) = (Self::FLOOR, Self::CEILING);
@@ -145,7 +204,7 @@ impl KdfParams {
 
 impl Default for KdfParams {
     /// 128 MiB and 3 passes: about a third of a second here, and below the memory the daemon
-    /// may use (DESIGN §10).
+    /// may use.
     fn default() -> KdfParams {
         KdfParams { memory_kib: 128 << 10, passes: 3, lanes: 1 }
     }
@@ -157,118 +216,169 @@ impl fmt::Display for KdfParams {
     }
 }
 
+/// What a slot holds of the current root: nothing of it is secret without the seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wrap {
+    /// A fresh secret, encapsulated to the slot's public key.
+    pub encapsulation: Vec<u8>,
+    /// The root, sealed under that secret.
+    pub root: Vec<u8>,
+}
+
 /// One slot as the keyring stores it. `params` of an unknown kind are opaque.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Slot {
     pub id: u32,
     pub kind: SlotKind,
+    /// Unix seconds.
+    pub made_secs: u64,
+    /// The epoch in which it was made: that of its anchor.
+    pub made_epoch: u32,
     pub label: String,
     pub params: Vec<u8>,
-    pub wrap: Vec<u8>,
+    pub public: Vec<u8>,
+    /// The fingerprint of `made_epoch`, sealed under a key that only the seed gives. Anybody can
+    /// encapsulate to a public key: this is what shows the owner of the slot that a root belongs
+    /// to the volume that the slot was made for.
+    pub anchor: Vec<u8>,
+    pub wrap: Wrap,
 }
 
 impl Slot {
-    /// Wraps `root` under `secret` with a fresh salt.
+    /// A slot of the volume of `keys` for `secret`, with a fresh salt.
     pub fn create(
         id: u32,
-        volume: VolumeId,
-        root: &RootKey,
+        keys: &VolumeKeys,
         secret: &Secret,
         label: &str,
         kdf: KdfParams,
+        made_secs: u64,
     ) -> Result<Slot, KeyringError> {
         secret.check()?;
         if label.len() > LABEL_MAX || label.chars().any(char::is_control) {
             return Err(KeyringError::Label);
         }
-        let mut salt = [0u8; SLOT_SALT];
-        fill_random(&mut salt);
-        let params = match secret {
-            Secret::Passphrase(_) => passphrase_params(&salt, kdf),
-            Secret::KeyFile(_) => salt.to_vec(),
+        let (volume, epoch) = (keys.volume_id(), keys.epoch());
+        let params = secret.new_params(kdf);
+        let seed = secret.seed(id, &params)?;
+        let mut slot = Slot {
+            id,
+            kind: secret.kind(),
+            made_secs,
+            made_epoch: epoch,
+            label: label.to_owned(),
+            params,
+            public: seed.public(),
+            anchor: Vec::new(),
+            wrap: Wrap { encapsulation: Vec::new(), root: Vec::new() },
         };
-        let label = label.to_owned();
-        let mut slot = Slot { id, kind: secret.kind(), label, params, wrap: Vec::new() };
-        let key = slot.wrapping_key(secret)?;
-        slot.wrap = seal(&key, &context::slot(volume, &slot.head()), root.expose());
+        let anchor_context = context::anchor(volume, &slot.head());
+        slot.anchor = seal(&seed.derive(ANCHOR_LABEL), &anchor_context, &keys.fingerprint());
+        slot.hold(volume, epoch, &keys.root())?;
         Ok(slot)
     }
 
-    /// Unwraps the root key. `Ok(None)`: this secret does not open this slot. The parameters are
-    /// checked before the derivation runs.
-    pub fn open(&self, volume: VolumeId, secret: &Secret) -> Result<Option<RootKey>, KeyringError> {
-        if self.kind != secret.kind() {
-            return Ok(None);
-        }
-        let key = self.wrapping_key(secret)?;
-        match open(&key, &context::slot(volume, &self.head()), &self.wrap).map(Zeroizing::new) {
-            Ok(root) => match root[..].try_into() {
-                Ok(bytes) => Ok(Some(RootKey::from_bytes(bytes))),
-                Err(_) => Err(KeyringError::Damaged("a slot holds no root key")),
-            },
-            Err(OpenError::Commitment) => Ok(None),
-            Err(_) => Err(KeyringError::Damaged("the wrapped key of a slot is broken")),
-        }
+    /// Seals the root of `epoch` for this slot, in place of the one it held. Needs no secret.
+    ///
+    /// # Errors
+    /// The slot's public key is none.
+    pub fn hold(
+        &mut self,
+        volume: VolumeId,
+        epoch: u32,
+        root: &RootKey,
+    ) -> Result<(), KeyringError> {
+        let broken = KeyringError::Damaged("the public key of a slot is none");
+        let (encapsulation, key) = kem::encapsulate(&self.public).ok_or(broken)?;
+        self.wrap.encapsulation = encapsulation;
+        let context = context::slot(volume, epoch, &self.before_root());
+        self.wrap.root = seal(&key, &context, root.expose());
+        Ok(())
     }
 
-    /// The costs a passphrase slot was made with.
-    pub fn kdf(&self) -> Result<Option<KdfParams>, KeyringError> {
+    /// Opens the slot with its seed: the root of `epoch`, and the fingerprint of the epoch in
+    /// which the slot was made.
+    ///
+    /// # Errors
+    /// [`KeyringError::Altered`].
+    pub fn open(
+        &self,
+        volume: VolumeId,
+        epoch: u32,
+        seed: &Seed,
+    ) -> Result<(RootKey, [u8; FINGERPRINT]), KeyringError> {
+        const ALTERED: KeyringError = KeyringError::Altered;
+        let anchor_context = context::anchor(volume, &self.head());
+        let anchor = open(&seed.derive(ANCHOR_LABEL), &anchor_context, &self.anchor);
+        let anchor = anchor.map_err(|_| ALTERED)?[..].try_into().map_err(|_| ALTERED)?;
+        let key = seed.decapsulate(&self.wrap.encapsulation).ok_or(ALTERED)?;
+        let context = context::slot(volume, epoch, &self.before_root());
+        let root = open(&key, &context, &self.wrap.root).map(Zeroizing::new);
+        let root = root.map_err(|_| ALTERED)?;
+        let root = root[..].try_into().map_err(|_| ALTERED)?;
+        Ok((RootKey::from_bytes(root), anchor))
+    }
+
+    /// The costs a passphrase slot was made with, if they can be read.
+    pub fn kdf(&self) -> Option<KdfParams> {
         match self.kind {
-            SlotKind::Passphrase => Ok(Some(self.passphrase_params()?.1)),
-            _ => Ok(None),
+            SlotKind::Passphrase => Some(passphrase_params(self.id, &self.params).ok()?.1),
+            _ => None,
         }
     }
 
-    /// Everything before the wrap, which the wrap's context binds: id, kind, label, parameters.
+    /// Everything before the anchor, which the anchor's context binds. It never changes.
     pub fn head(&self) -> Vec<u8> {
         let mut out = self.id.to_be_bytes().to_vec();
         out.push(self.kind.to_byte());
+        out.extend_from_slice(&self.made_secs.to_be_bytes());
+        out.extend_from_slice(&self.made_epoch.to_be_bytes());
         out.push(u8::try_from(self.label.len()).expect("labels are at most LABEL_MAX bytes"));
         out.extend_from_slice(self.label.as_bytes());
-        let params_len = u16::try_from(self.params.len()).expect("parameters are at most 4 KiB");
+        let params_len = u16::try_from(self.params.len()).expect("parameters are below 64 KiB");
         out.extend_from_slice(&params_len.to_be_bytes());
         out.extend_from_slice(&self.params);
+        out.extend_from_slice(&self.public);
         out
     }
 
-    fn wrapping_key(&self, secret: &Secret) -> Result<InputKey, KeyringError> {
-        let mut key = Zeroizing::new([0u8; KEY]);
-        match secret {
-            Secret::Passphrase(passphrase) => {
-                let (salt, kdf) = self.passphrase_params()?;
-                argon2id(passphrase, salt, self.id, kdf, &mut key)?;
-            }
-            Secret::KeyFile(content) => {
-                if self.params.len() != SLOT_SALT {
-                    return Err(KeyringError::Damaged("the salt of a key file slot is not there"));
-                }
-                Hkdf::<Sha512>::new(Some(&self.params), content)
-                    .expand(KEY_FILE_INFO, &mut key[..])
-                    .expect("HKDF-SHA512 gives 32 bytes");
-            }
-        }
-        Ok(InputKey::from_bytes(&key))
-    }
-
-    fn passphrase_params(&self) -> Result<(&[u8], KdfParams), KeyringError> {
-        let params = &self.params;
-        match params.first() {
-            Some(&KDF_ARGON2ID) if params.len() == PASSPHRASE_PARAMS => {}
-            Some(&KDF_ARGON2ID) | None => {
-                return Err(KeyringError::Damaged("the parameters of a passphrase slot are cut"));
-            }
-            Some(&kdf) => return Err(KeyringError::Kdf { slot: self.id, kdf }),
-        }
-        let (salt, numbers) = params[1..].split_at(SLOT_SALT);
-        let number = |at: usize| {
-            u32::from_be_bytes(numbers[at..at + 4].try_into().expect("four bytes were taken"))
-        };
-        let kdf = KdfParams { memory_kib: number(0), passes: number(4), lanes: number(8) };
-        Ok((salt, kdf))
+    /// Everything before the sealed root, which the root's context binds.
+    pub fn before_root(&self) -> Vec<u8> {
+        let mut out = self.head();
+        out.extend_from_slice(&self.anchor);
+        out.extend_from_slice(&self.wrap.encapsulation);
+        out
     }
 }
 
-fn passphrase_params(salt: &[u8; SLOT_SALT], kdf: KdfParams) -> Vec<u8> {
+/// Refuses passphrase slots that cost too much together, before any is tried: a forged keyring
+/// may have many. Those out of bounds by themselves are never tried.
+pub(super) fn total_cost(slots: &[Slot]) -> Result<(), KeyringError> {
+    let costs = slots.iter().filter_map(Slot::kdf).filter(KdfParams::acceptable);
+    let total: u64 = costs.map(|kdf| kdf.cost_kib()).sum();
+    match total <= KdfParams::CEILING.cost_kib() {
+        true => Ok(()),
+        false => Err(KeyringError::KdfTotal { gib: total >> 20 }),
+    }
+}
+
+/// Salt and costs out of the parameters of passphrase slot `id`.
+fn passphrase_params(id: u32, params: &[u8]) -> Result<(&[u8], KdfParams), KeyringError> {
+    match params.first() {
+        Some(&KDF_ARGON2ID) if params.len() == PASSPHRASE_PARAMS => {}
+        Some(&KDF_ARGON2ID) | None => {
+            return Err(KeyringError::Damaged("the parameters of a passphrase slot are cut"));
+        }
+        Some(&kdf) => return Err(KeyringError::Kdf { slot: id, kdf }),
+    }
+    let (salt, numbers) = params[1..].split_at(SLOT_SALT);
+    let number = |at: usize| {
+        u32::from_be_bytes(numbers[at..at + 4].try_into().expect("four bytes were taken"))
+    };
+    Ok((salt, KdfParams { memory_kib: number(0), passes: number(4), lanes: number(8) }))
+}
+
+fn new_passphrase_params(salt: &[u8; SLOT_SALT], kdf: KdfParams) -> Vec<u8> {
     let mut out = vec![KDF_ARGON2ID];
     out.extend_from_slice(salt);
     [kdf.memory_kib, kdf.passes, kdf.lanes].iter().for_each(|n| out.extend(n.to_be_bytes()));

@@ -18,9 +18,9 @@ use super::config::CONFIG_NAME;
 use super::config_use;
 use super::lease::LEASE_NAME;
 use super::open::{Opened, is_gone, patiently};
-use super::{StackError, StoreOptions};
+use super::{Key, StackError, StoreOptions};
+use crate::seal::VolumeKeys;
 use crate::seal::offsets::{HEADER, plain_len};
-use crate::seal::{FIRST_EPOCH, Opener, Secret, VolumeKeys};
 use crate::store::s3::{Applied, Inspected, S3Store, SseMode};
 use crate::store::sentence;
 
@@ -35,7 +35,7 @@ pub struct AuditOptions {
     /// are compared with, else the volume's.
     pub store: StoreOptions,
     /// Opens the volume; without it the mode must be given, and sealing cannot be verified.
-    pub secret: Option<Secret>,
+    pub key: Option<Key>,
     /// Look at this many objects only, picked at random from all.
     pub sample: Option<usize>,
     /// Fetch the first bytes of every object and check that this volume's key made them.
@@ -163,7 +163,7 @@ pub fn is_of_a_volume(name: &str, bytes: u64) -> bool {
 /// What keeps it from beginning or from listing; what is wrong with single objects is in the
 /// report.
 pub async fn audit(options: &AuditOptions, walked: Arc<Walked>) -> Result<AuditReport, StackError> {
-    let opened = Opened::open(&options.store, options.secret.as_ref()).await?;
+    let opened = Opened::open(&options.store, options.key.as_ref()).await?;
     let s3 = opened.s3(&options.store)?;
     let mode = config_use::choose(&opened.loaded.config, &options.store.sse)?.mode;
     audit_as(options, &opened, s3, &mode, walked).await
@@ -177,7 +177,7 @@ pub(super) async fn audit_as(
     mode: &SseMode,
     walked: Arc<Walked>,
 ) -> Result<AuditReport, StackError> {
-    let verify = opened.keys.clone().filter(|_| options.verify_sealing);
+    let verify = opened.keys().cloned().filter(|_| options.verify_sealing);
     let mut report = AuditReport {
         store: options.store.location.to_string(),
         requested: mode.to_string(),
@@ -276,13 +276,11 @@ fn verified(keys: &VolumeKeys, name: &str, header: &[u8]) -> Sealing {
     let Some(header) = header.first_chunk::<HEADER>() else {
         return Sealing::Broken("it is too short to be sealed".into());
     };
-    let opens = (FIRST_EPOCH..=keys.epoch()).any(|epoch| {
-        let (key, context) = (keys.object_key(epoch, name), keys.object_context(epoch, name));
-        Opener::new(&key, &context, header).is_ok()
-    });
-    match opens {
-        true => Sealing::Verified,
-        false => Sealing::Broken("it was not sealed with this volume's key under this name".into()),
+    match keys.object_opener(name, header) {
+        Ok(_) => Sealing::Verified,
+        Err(_) => {
+            Sealing::Broken("it was not sealed with this volume's key under this name".into())
+        }
     }
 }
 

@@ -17,8 +17,7 @@ use serde::Serialize;
 use super::bucket_policy::{denies_plain_http, with_tls_only};
 use super::config_use;
 use super::open::Opened;
-use super::{StackError, StoreOptions};
-use crate::seal::Secret;
+use super::{Key, StackError, StoreOptions};
 use crate::store::s3::{DefaultEncryption, S3Store, Setting, SseMode, Versioning};
 use crate::store::{ErrorClass, ProbeError, class, probe, sentence};
 
@@ -61,7 +60,7 @@ pub struct DoctorOptions {
     /// The store, and the mode that it is to be fit for.
     pub store: StoreOptions,
     /// Opens the volume, for the mode it remembers.
-    pub secret: Option<Secret>,
+    pub key: Option<Key>,
     /// Set what is missing in the bucket's settings.
     pub fix: bool,
     /// Local directories to measure.
@@ -108,7 +107,7 @@ impl Report {
 /// Only what keeps it from beginning; everything else is a finding.
 pub async fn examine(options: &DoctorOptions) -> Result<Vec<Finding>, StackError> {
     let mut report = Report::default();
-    let opened = Opened::open(&options.store, options.secret.as_ref()).await?;
+    let opened = Opened::open(&options.store, options.key.as_ref()).await?;
     let choice = config_use::choose(&opened.loaded.config, &options.store.sse)?;
     if let Some(s3) = &opened.layers.s3 {
         s3.set_object_tags(&choice.tags);
@@ -118,7 +117,7 @@ pub async fn examine(options: &DoctorOptions) -> Result<Vec<Finding>, StackError
         if !connection(&mut report, s3).await {
             return Ok(report.0);
         }
-        let known = opened.keys.is_some() || options.store.sse.mode.is_some();
+        let known = opened.unlocked.is_some() || options.store.sse.mode.is_some();
         let needs = Needs { mode: &choice.mode, known };
         settings(&mut report, s3, needs, options.fix).await;
         permissions(&mut report, s3).await;

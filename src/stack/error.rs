@@ -21,6 +21,8 @@ pub enum StackErrorKind {
     InUse,
     /// Something in the bucket or the local state is damaged, tampered with or rolled back.
     Corrupt,
+    /// The volume is of a format, or uses features, that this sealfs does not know.
+    Format,
     /// Anything else: local directories, memory, bugs.
     Other,
 }
@@ -93,6 +95,30 @@ pub enum StackError {
     /// A repair could not be made.
     #[error("repairing: {0}")]
     Repair(String),
+    /// The keyring is older than what this machine has seen.
+    #[error(
+        "the keyring is older than what this machine has seen: it is at {what} {found}, this \
+         machine has seen {seen}"
+    )]
+    KeyringRollback {
+        /// What is counted: "generation" or "key epoch".
+        what: &'static str,
+        /// The keyring's.
+        found: u64,
+        /// The highest that this machine remembers.
+        seen: u64,
+    },
+    /// The keyring does not continue the one that this machine has seen.
+    #[error(
+        "the keyring does not continue the one that this machine has seen (local state {}): it \
+         has not the key of epoch {epoch} that was in use here", state.display()
+    )]
+    KeyringForeign {
+        /// The epoch that this machine remembers.
+        epoch: u32,
+        /// Where it remembers that.
+        state: PathBuf,
+    },
     /// The configuration of the volume is older than what this machine has seen.
     #[error(
         "the configuration of the volume is older than what this machine has seen: generation \
@@ -159,11 +185,16 @@ impl StackError {
                 KeyringError::NotAKeyring
                 | KeyringError::Damaged(_)
                 | KeyringError::Altered
-                | KeyringError::Version(_)
-                | KeyringError::Suite(_)
-                | KeyringError::Kdf { .. }
-                | KeyringError::KdfOutOfBounds { .. },
+                | KeyringError::KdfOutOfBounds { .. }
+                | KeyringError::KdfTotal { .. },
             ) => StackErrorKind::Corrupt,
+            StackError::Keyring(
+                KeyringError::Version(_)
+                | KeyringError::Suite(_)
+                | KeyringError::Features(_)
+                | KeyringError::ReadOnlyFeatures(_)
+                | KeyringError::Kdf { .. },
+            ) => StackErrorKind::Format,
             StackError::Keyring(_) => StackErrorKind::Secret,
             StackError::Store { .. } => StackErrorKind::Unreachable,
             StackError::Damaged { .. } => StackErrorKind::Corrupt,
@@ -179,6 +210,8 @@ impl StackError {
             StackError::Rollback { .. }
             | StackError::TooOld { .. }
             | StackError::ConfigRollback { .. }
+            | StackError::KeyringRollback { .. }
+            | StackError::KeyringForeign { .. }
             | StackError::State(_)
             | StackError::View(_)
             | StackError::Metadata(KvError::Damaged(_))
@@ -208,6 +241,11 @@ impl StackError {
                  sealfs mount --takeover; to read along: sealfs mount --read-only"
                 .into(),
             StackError::Encryption { hint, .. } => hint.clone(),
+            StackError::KeyringRollback { .. } | StackError::KeyringForeign { .. } => {
+                "somebody put back an old keyring, or made one of old keys; if you put it back: \
+                 sealfs mount --accept-rollback"
+                    .into()
+            }
             StackError::Rollback { .. } | StackError::ConfigRollback { .. } => {
                 "somebody put back an old copy of the bucket; if it \
                  was you: sealfs mount --accept-rollback"

@@ -14,8 +14,7 @@ use object_store::ObjectStore;
 use super::audit::{AuditReport, is_of_a_volume};
 use super::config_use;
 use super::open::Opened;
-use super::{StackError, StackErrorKind, StoreOptions};
-use crate::seal::Secret;
+use super::{Key, StackError, StackErrorKind, StoreOptions};
 use crate::store::location::percent_decode;
 use crate::store::s3::SseMode;
 
@@ -29,7 +28,7 @@ pub struct InventoryOptions {
     /// The store and the mode, as for an audit.
     pub store: StoreOptions,
     /// Opens the volume, for the mode it remembers.
-    pub secret: Option<Secret>,
+    pub key: Option<Key>,
     /// The report, CSV or gzipped CSV.
     pub file: PathBuf,
     /// Its columns, separated by commas; else those of `manifest.json` beside it.
@@ -49,7 +48,7 @@ struct Line {
 /// # Errors
 /// The report cannot be read or understood; the bucket cannot be listed.
 pub async fn audit(options: &InventoryOptions) -> Result<AuditReport, StackError> {
-    let opened = Opened::open(&options.store, options.secret.as_ref()).await?;
+    let opened = Opened::open(&options.store, options.key.as_ref()).await?;
     let s3 = opened.s3(&options.store)?;
     let mode = config_use::choose(&opened.loaded.config, &options.store.sse)?.mode;
     let lines = read(&options.file, options.schema.as_deref())?;

@@ -4,13 +4,11 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 
 use super::{Layers, StackError};
-use crate::seal::Keyring;
+use crate::seal::{KEYRING_MAX, Keyring};
 use crate::store::{ErrorClass, class};
 
 /// Where the keyring lies below the STORE prefix.
 pub const KEYRING_NAME: &str = "keyring";
-/// The largest keyring that is read; a larger one is not one of ours.
-const KEYRING_BYTES_MAX: u64 = 1 << 20;
 
 /// Reads the keyring.
 ///
@@ -25,7 +23,7 @@ pub async fn load_keyring(layers: &Layers, store: &str) -> Result<Keyring, Stack
         }
         Err(e) => return Err(StackError::store(format!("reading the keyring of {store}"), e)),
     };
-    if got.meta.size > KEYRING_BYTES_MAX {
+    if got.meta.size > KEYRING_MAX as u64 {
         let message = format!("it has {} bytes, which no keyring has", got.meta.size);
         return Err(StackError::Store { what: format!("the keyring of {store}"), message });
     }

@@ -21,9 +21,8 @@ use super::canary::probe_store;
 use super::config::{self, CONFIG_NAME, SseRecord};
 use super::lease::{self, HEARTBEAT, LEASE_NAME};
 use super::open::{Opened, is_gone, patiently};
-use super::{KEYRING_NAME, StackError, StackErrorKind, StoreOptions};
+use super::{KEYRING_NAME, Key, StackError, StackErrorKind, StoreOptions};
 use crate::base::VolumeId;
-use crate::seal::Secret;
 use crate::store::s3::{COPY_MAX, Reencrypted, S3Store, SseMode};
 use crate::store::{ErrorClass, class, sentence};
 
@@ -42,7 +41,7 @@ pub struct MigrateOptions {
     /// The store; its `sse.mode` is the target, its keys are those of old and new objects.
     pub store: StoreOptions,
     /// Opens the volume.
-    pub secret: Secret,
+    pub key: Key,
     /// Objects at a time.
     pub parallel: usize,
     /// Most objects a second.
@@ -57,10 +56,10 @@ pub struct MigrateOptions {
 
 impl MigrateOptions {
     /// The defaults.
-    pub fn new(store: StoreOptions, secret: Secret) -> MigrateOptions {
+    pub fn new(store: StoreOptions, key: impl Into<Key>) -> MigrateOptions {
         MigrateOptions {
             store,
-            secret,
+            key: key.into(),
             parallel: PARALLEL_DEFAULT,
             rate: None,
             new_only: false,
@@ -117,9 +116,12 @@ pub async fn migrate(
     tell: impl FnOnce(VolumeId) -> bool,
 ) -> Result<MigrateReport, StackError> {
     let target = options.store.sse.mode.clone().unwrap_or_default();
-    let opened = Opened::open(&options.store, Some(&options.secret)).await?;
+    let opened = Opened::open(&options.store, Some(&options.key)).await?;
     let s3 = opened.s3(&options.store)?;
-    let sealed = opened.sealed().expect("a secret was given");
+    let sealed = opened.sealed().expect("a key was given");
+    if let Some(unlocked) = &opened.unlocked {
+        unlocked.keyring.check_writable()?;
+    }
     let holder = lease::held_by(&sealed).await?;
     refuse_unreadable(options, &target, holder.as_deref())?;
     probe_store(&opened.layers).await?;
@@ -139,7 +141,7 @@ pub async fn migrate(
         return Ok(report);
     }
     let changed = Instant::now();
-    let volume = opened.keys.as_ref().map(|keys| keys.volume_id());
+    let volume = opened.keys().map(|keys| keys.volume_id());
     let followed = holder.is_some() && volume.is_some_and(tell);
     let changed_there = opened.layers.retry.head(&CONFIG_NAME.into()).await;
     let changed_there = changed_there.map_err(|e| StackError::store("looking at the change", e))?;
@@ -169,7 +171,7 @@ pub async fn migrate(
     phase(Phase::Audit);
     let audit = AuditOptions {
         store: options.store.clone(),
-        secret: None,
+        key: None,
         sample: None,
         verify_sealing: false,
     };

@@ -4,7 +4,7 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `layers` | STORE and flags → the stack of store wrappers |
-//! | `keyring_object` | reading and creating the keyring in the bucket |
+//! | `keyring_object`, `unlock` | the keyring in the bucket, and the one way to open it |
 //! | `config`, `config_use` | what the volume remembers of its encryption, and what follows |
 //! | `options`, `control` | what is asked for, and what a mount says: plain data |
 //! | `canary` | the probe, and what its refusal means |
@@ -41,6 +41,7 @@ mod options;
 mod recover;
 mod state;
 mod status;
+mod unlock;
 mod volume;
 
 pub use control::{Connection, Control, Progress, Requests, Status, resident_bytes};
@@ -52,4 +53,5 @@ pub use lease::is_running;
 pub use mount::{Mounted, mount};
 pub use options::{InitOptions, LocalDisk, MountOptions, StoreOptions};
 pub use recover::{KeyringSource, LIST_NAME, RecoverOptions, Recovered, recover};
+pub use unlock::{Key, KeySource, Unlocked, unlock, unlock_store};
 pub use volume::{create_bucket, init};

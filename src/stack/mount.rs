@@ -17,7 +17,7 @@ use super::lineage::{Lineage, copied_elsewhere, go_on_beside, lineage, refuse_ro
 use super::options::OPEN_TIMEOUT;
 use super::state::{Remembered, StateFile};
 use super::status::Shared;
-use super::{Control, Layers, MountOptions, StackError, load_keyring};
+use super::{Control, Layers, MountOptions, StackError, Unlocked, unlock_store};
 use crate::base::{JournalPos, SystemClock, VolumeId, hex};
 use crate::commit::replay::replay;
 use crate::commit::view::ViewOptions;
@@ -110,10 +110,12 @@ async fn assemble(
 ) -> Result<Mounted, StackError> {
     let name = options.store.location.to_string();
     let layers = Layers::connect(&options.store, options.read_timeout, false).await?;
-    let keyring = load_keyring(&layers, &name).await?;
-    let keys = keyring.unlock(&options.secret)?;
+    let Unlocked { keyring, keys, .. } = unlock_store(&layers, &name, &options.key).await?;
     let volume = keys.volume_id();
     let read_only = options.read_only;
+    if !read_only {
+        keyring.check_writable()?;
+    }
     let loaded = config::load(&Sealed::new(layers.retry.clone(), keys.clone())).await?;
     let config_generation = loaded.config.generation;
     let ask = options.store.sse.clone();
@@ -132,12 +134,9 @@ async fn assemble(
     let sealed = layers.sealed(&keys)?;
     let store: Arc<dyn ObjectStore> = sealed.clone();
     let state = Arc::new(StateFile::new(&state_dir, keys.clone()));
-    let before = state.load()?.unwrap_or_default();
-    if keyring.generation() < before.keyring_generation && !options.accept_rollback {
-        return Err(StackError::Rollback {
-            found: keyring.generation(),
-            seen: before.keyring_generation,
-        });
+    let before = state.load_continued(options.accept_rollback)?.unwrap_or_default();
+    if !options.accept_rollback {
+        before.check_keyring(keyring.generation())?;
     }
     if config_generation < before.config_generation && !options.accept_rollback {
         let (found, seen) = (config_generation, before.config_generation);

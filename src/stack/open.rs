@@ -6,8 +6,8 @@ use std::time::Duration;
 use object_store::ObjectStore;
 
 use super::config::{self, Loaded};
-use super::{Layers, StackError, StoreOptions, load_keyring};
-use crate::seal::{Secret, VolumeKeys};
+use super::{Key, Layers, StackError, StoreOptions, Unlocked, unlock_store};
+use crate::seal::VolumeKeys;
 use crate::store::s3::S3Store;
 use crate::store::{ErrorClass, Sealed, class};
 
@@ -21,31 +21,35 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub struct Opened {
     /// The store, unsealed.
     pub layers: Layers,
-    /// The keys, if a secret was given.
-    pub keys: Option<VolumeKeys>,
+    /// Keyring and keys, if something to open it with was given.
+    pub unlocked: Option<Unlocked>,
     /// Its configuration; the default one without keys.
     pub loaded: Loaded,
 }
 
 impl Opened {
-    /// Connects, and with a secret opens keyring and configuration.
+    /// Connects, and with a key opens keyring and configuration.
     ///
     /// # Errors
     /// See [`StackError`]; nothing was changed.
-    pub async fn open(store: &StoreOptions, secret: Option<&Secret>) -> Result<Opened, StackError> {
+    pub async fn open(store: &StoreOptions, key: Option<&Key>) -> Result<Opened, StackError> {
         let layers = Layers::connect(store, READ_TIMEOUT, false).await?;
-        let Some(secret) = secret else {
-            return Ok(Opened { layers, keys: None, loaded: Loaded::default() });
+        let Some(key) = key else {
+            return Ok(Opened { layers, unlocked: None, loaded: Loaded::default() });
         };
-        let keyring = load_keyring(&layers, &store.location.to_string()).await?;
-        let keys = keyring.unlock(secret)?;
-        let loaded = config::load(&*sealed(&layers, &keys)).await?;
-        Ok(Opened { layers, keys: Some(keys), loaded })
+        let unlocked = unlock_store(&layers, &store.location.to_string(), key).await?;
+        let loaded = config::load(&*sealed(&layers, &unlocked.keys)).await?;
+        Ok(Opened { layers, unlocked: Some(unlocked), loaded })
+    }
+
+    /// The volume's keys, if something to open it with was given.
+    pub fn keys(&self) -> Option<&VolumeKeys> {
+        self.unlocked.as_ref().map(|unlocked| &unlocked.keys)
     }
 
     /// The sealed layer over the store, uncached; `None` without keys.
     pub fn sealed(&self) -> Option<Arc<dyn ObjectStore>> {
-        self.keys.as_ref().map(|keys| sealed(&self.layers, keys))
+        self.keys().map(|keys| sealed(&self.layers, keys))
     }
 
     /// The S3 adapter. Errors: the store is a directory.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use object_store::ObjectStore;
 
+use super::Key;
 use crate::commit::{CleanOptions, CommitOptions};
 use crate::journal::disk::{DiskIo, RealDisk};
 use crate::seal::{KdfParams, Secret};
@@ -86,7 +87,7 @@ pub struct MountOptions {
     /// The store.
     pub store: StoreOptions,
     /// Opens the volume.
-    pub secret: Secret,
+    pub key: Key,
     /// Ciphertext cache; may be thrown away at any time.
     pub cache_dir: PathBuf,
     /// Journal and rollback protection; what is not in the bucket yet is only here.
@@ -129,13 +130,13 @@ impl MountOptions {
     /// The defaults for a volume and its local directories.
     pub fn new(
         store: StoreOptions,
-        secret: Secret,
+        key: impl Into<Key>,
         cache_dir: impl Into<PathBuf>,
         state_dir: impl Into<PathBuf>,
     ) -> MountOptions {
         MountOptions {
             store,
-            secret,
+            key: key.into(),
             cache_dir: cache_dir.into(),
             state_dir: state_dir.into(),
             cache_bytes_max: 10 << 30,

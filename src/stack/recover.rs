@@ -18,14 +18,14 @@ use bytes::Bytes;
 
 use super::fsck::printable;
 use super::state::{Remembered, StateFile};
-use super::{Layers, StackError, StoreOptions, load_keyring};
+use super::{Key, Layers, StackError, StoreOptions, load_keyring, unlock};
 use crate::base::{Ino, JournalPos, Timestamp};
 use crate::commit::replay::batch_of;
 use crate::commit::{Generation, ViewError};
 use crate::data::Source;
 use crate::journal::{Journal, RecordLoc};
 use crate::meta::{DecodeError, Dirent, Inode, Kind, NAME_MAX, keys};
-use crate::seal::{KEYRING_MAX, Keyring, Secret, VolumeKeys};
+use crate::seal::{KEYRING_MAX, Keyring, VolumeKeys};
 
 /// Where the list of what was recovered goes, in the directory of the recovered files.
 pub const LIST_NAME: &str = "#recovered.txt";
@@ -53,7 +53,7 @@ pub struct RecoverOptions {
     /// Where the keyring comes from.
     pub keyring: KeyringSource,
     /// Opens the keyring.
-    pub secret: Secret,
+    pub key: Key,
 }
 
 /// What was recovered.
@@ -88,7 +88,7 @@ pub async fn recover(options: RecoverOptions) -> Result<Recovered, StackError> {
             load_keyring(&layers, &name).await?
         }
     };
-    let keys = keyring.unlock(&options.secret)?;
+    let keys = unlock(keyring, &options.key).await?.keys;
     let work = move || export(&options.journal_dir, &options.out_dir, keys);
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|e| StackError::Repair(format!("the export ended early: {e}")))?

@@ -1,5 +1,9 @@
-//! What this machine remembers of a volume, so that an older bucket is noticed (DESIGN §9).
-//! One sealed file outside the cache directory, replaced atomically.
+//! What this machine remembers of a volume, so that an older bucket is noticed. One sealed file
+//! outside the cache directory, replaced atomically.
+//!
+//! The epoch it was sealed in, and that epoch's fingerprint, stand before it in clear (FORMAT.md
+//! "Local state"): they say whether a keyring continues the one that was there then, also where it
+//! has not the key to open the file.
 
 use std::fs;
 use std::io::Write;
@@ -10,9 +14,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::StackError;
-use crate::seal::{self, VolumeKeys};
+use crate::seal::{FINGERPRINT, VolumeKeys};
 
 const FILE_NAME: &str = "state";
+/// The first bytes of a file of local state; the epoch and its fingerprint follow.
+const MAGIC: &[u8; 8] = b"SEALFSST";
 
 /// What is remembered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +51,18 @@ pub(super) struct Remembered {
 }
 
 impl Remembered {
+    /// Refuses a keyring that is older than one that was seen.
+    ///
+    /// # Errors
+    /// [`StackError::KeyringRollback`].
+    pub fn check_keyring(&self, generation: u64) -> Result<(), StackError> {
+        let (found, seen) = (generation, self.keyring_generation);
+        match found < seen {
+            true => Err(StackError::KeyringRollback { what: "generation", found, seen }),
+            false => Ok(()),
+        }
+    }
+
     /// Whether the last commit in the bucket, of record `position` by the mount `instance`, can
     /// be one of this directory's own, or one that it went on from. `None`: the bucket does not
     /// say by whom.
@@ -91,7 +109,9 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
     /// What is remembered; `None` on a machine that never saw the volume.
     ///
     /// # Errors
-    /// [`StackError::State`] if the file is not what this machine wrote.
+    /// [`StackError::State`] if the file is not what this machine wrote;
+    /// [`StackError::KeyringRollback`] and [`StackError::KeyringForeign`] if these keys do not
+    /// continue those that it was written with.
     pub(super) fn load(&self) -> Result<Option<T>, StackError> {
         let sealed = match fs::read(&self.path) {
             Ok(bytes) => bytes,
@@ -102,17 +122,43 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
             }
         };
         let bad = || StackError::State(self.path.clone());
-        let context = self.keys.state_context(self.name);
-        let plain = seal::open(&self.keys.state_key(), &context, &sealed).map_err(|_| bad())?;
+        let (epoch, fingerprint, message) = head(&sealed).ok_or_else(bad)?;
+        let now = self.keys.epoch();
+        if epoch > now {
+            let (found, seen) = (now.into(), epoch.into());
+            return Err(StackError::KeyringRollback { what: "key epoch", found, seen });
+        }
+        if !self.keys.holds(epoch, fingerprint) {
+            let state = self.path.clone();
+            return Err(StackError::KeyringForeign { epoch, state });
+        }
+        let plain = self.keys.open_state(epoch, self.name, message).map_err(|_| bad())?;
         serde_json::from_slice(&plain).map(Some).map_err(|_| bad())
+    }
+
+    /// [`StateFile::load`]; if a rollback is `accepted`, what was remembered under keys that this
+    /// keyring does not continue counts as forgotten.
+    pub(super) fn load_continued(&self, accepted: bool) -> Result<Option<T>, StackError> {
+        match self.load() {
+            Err(e @ (StackError::KeyringRollback { .. } | StackError::KeyringForeign { .. }))
+                if accepted =>
+            {
+                log::warn!("{e}: accepted, what this machine remembers of the volume is dropped");
+                Ok(None)
+            }
+            outcome => outcome,
+        }
     }
 
     /// Replaces the file; durably if `sync`.
     pub(super) fn save(&self, state: &T, sync: bool) -> Result<(), StackError> {
         let write = || -> std::io::Result<()> {
             let plain = serde_json::to_vec(state)?;
-            let context = self.keys.state_context(self.name);
-            let sealed = seal::seal(&self.keys.state_key(), &context, &plain);
+            let (epoch, fingerprint, place) = self.keys.state(self.name);
+            let mut sealed = MAGIC.to_vec();
+            sealed.extend_from_slice(&epoch.to_be_bytes());
+            sealed.extend_from_slice(&fingerprint);
+            place.seal_into(&[&plain], &mut sealed);
             let dir = self.path.parent().expect("a file in a directory");
             let mut file = tempfile::NamedTempFile::new_in(dir)?;
             file.write_all(&sealed)?;
@@ -132,6 +178,13 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
     }
 }
 
+/// Epoch, fingerprint and message of a file of local state.
+fn head(bytes: &[u8]) -> Option<(u32, &[u8; FINGERPRINT], &[u8])> {
+    let (epoch, rest) = bytes.strip_prefix(MAGIC)?.split_first_chunk()?;
+    let (fingerprint, message) = rest.split_first_chunk()?;
+    Some((u32::from_be_bytes(*epoch), fingerprint, message))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,7 +199,7 @@ mod tests {
         file.save(&state, true).expect("saved");
         assert_eq!(file.load().expect("own state"), Some(state));
         let other = StateFile::new(dir.path(), VolumeKeys::random_for_tests(2));
-        assert!(matches!(other.load(), Err(StackError::State(_))));
+        assert!(matches!(other.load(), Err(StackError::KeyringForeign { epoch: 1, .. })));
         let path = dir.path().join(FILE_NAME);
         let mut bytes = fs::read(&path).expect("readable");
         *bytes.last_mut().expect("not empty") ^= 1;

@@ -29,8 +29,9 @@ pub async fn init(options: InitOptions) -> Result<VolumeId, StackError> {
     let layers = Layers::connect(&options.store, READ_TIMEOUT, true).await?;
     refuse_if_not_empty(&layers, &name).await?;
     probe_store(&layers).await?;
-    let (keyring, keys) =
-        Keyring::create(RootKey::random(), &options.secret, &options.label, options.kdf)?;
+    let (secret, label, now) = (&options.secret, &options.label, SystemClock.now());
+    let now_secs = u64::try_from(now.secs).unwrap_or(0);
+    let (keyring, keys) = Keyring::create(RootKey::random(), secret, label, options.kdf, now_secs)?;
     let sealed = layers.sealed(&keys)?;
     let store: Arc<dyn ObjectStore> = sealed;
     let mode = options.store.sse.mode.clone().unwrap_or_default();
@@ -38,7 +39,7 @@ pub async fn init(options: InitOptions) -> Result<VolumeId, StackError> {
     config::replace(&*store, &config::Loaded::default(), &config).await?;
     let kv = Kv::open(store, KvOptions::default(), OPEN_TIMEOUT).await?;
     let (uid, gid) = options.owner;
-    kv.commit(Fs::format_rows(SystemClock.now(), uid, gid)).await?;
+    kv.commit(Fs::format_rows(now, uid, gid)).await?;
     kv.close(true).await?;
     create_keyring(&layers, &name, &keyring).await?;
     Ok(keys.volume_id())

@@ -1,9 +1,10 @@
-"""Writes tests/vectors/format_v1.json: known answers for version 1 of docs/FORMAT.md.
+"""Writes tests/vectors/format_v2.json: known answers for version 2 of docs/FORMAT.md.
 
 Made by Python, checked by Rust (tests/seal_vectors.rs), so that two implementations agree. A
-released version's vectors are never made anew: a change of the format gets its own file.
+released version's vectors are never made anew: a change of the format gets its own file. The
+encapsulations of the keyring are random, so every run gives another, equally good one.
 
-  python tests/python/format_vectors.py > tests/vectors/format_v1.json
+  python tests/python/format_vectors.py > tests/vectors/format_v2.json
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import pathlib
 import struct
 import sys
 
+from cryptography.hazmat.primitives.asymmetric import mlkem, x25519
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -63,51 +65,81 @@ def message(key, context, salt, length):
     }
 
 
-def keyring(root, passphrase, key_file):
-    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+def encapsulate(public):
+    """A fresh shared secret and its X-Wing encapsulation to a public key."""
+    key_m = mlkem.MLKEM768PublicKey.from_public_bytes(public[:1184])
+    shared_m, share_m = key_m.encapsulate()
+    secret_x = x25519.X25519PrivateKey.generate()
+    share_x = secret_x.public_key().public_bytes_raw()
+    shared_x = secret_x.exchange(x25519.X25519PublicKey.from_public_bytes(public[1184:]))
+    shared = reader.XWing.combine(shared_m, shared_x, share_x, public[1184:])
+    return shared, share_m + share_x
 
-    volume, slots = reader.volume_id(root), b""
-    for number, kind, label in ((1, 1, b"passphrase"), (2, 2, "kleiner Schlüssel".encode())):
-        salt = bytes([number]) * 32
-        if kind == 1:
-            params = b"\x01" + salt + struct.pack(">III", 19 << 10, 2, 1)
-            kdf = Argon2id(salt=salt, length=32, iterations=2, lanes=1, memory_cost=19 << 10)
-            key = kdf.derive(passphrase)
-        else:
-            params = salt
-            prk = hmac.digest(salt, key_file, "sha512")
-            key = reader.expand(prk, b"sealfs key file slot", 32)
-        head = struct.pack(">IBB", number, kind, len(label)) + label
-        head += struct.pack(">H", len(params)) + params
-        wrap = seal(key, reader.context(b"slot", volume, head), bytes([0x70 + number]) * 24, root)
-        slots += head + struct.pack(">H", len(wrap)) + wrap
-    body = b"SEALFSKR\x01\x01\0\0" + struct.pack(">Q", 2) + volume + struct.pack(">IIH", 1, 3, 2)
-    body += slots
+
+def slot(volume, epoch, root, number, kind, made_epoch, made_root, label, secret):
+    salt = bytes([number]) * 32
+    params = salt if kind == 2 else b"\x01" + salt + struct.pack(">III", 19 << 10, 2, 1)
+    passphrase, key_file = (secret, None) if kind == 1 else (None, secret)
+    seed = reader.slot_seed(kind, params, passphrase, key_file)
+    head = struct.pack(">IBQIB", number, kind, 1_800_000_000 + number, made_epoch, len(label)) + label
+    head += struct.pack(">H", len(params)) + params + reader.XWing(seed).public
+    anchor_key = reader.expand(seed, b"sealfs slot anchor", 32)
+    fingerprint = reader.fingerprint_of(reader.local_key(made_root))
+    place = reader.context(b"anchor", volume, head)
+    head += seal(anchor_key, place, bytes([0x60 + number]) * 24, fingerprint)
+    shared, encapsulation = encapsulate(reader.XWing(seed).public)
+    head += encapsulation
+    place = reader.context(b"slot", volume, struct.pack(">I", epoch), head)
+    return head + seal(shared, place, bytes([0x70 + number]) * 24, root)
+
+
+def keyring(roots, passphrase, key_file):
+    """In epoch 3: the root of epoch 1 has left it, that of epoch 2 has not."""
+    volume, root = reader.volume_id(reader.local_key(roots[1])), roots[3]
+    body = b"SEALFSKR\x02\x01\0\0" + struct.pack(">QQQQ", 0, 0, 0, 5) + volume
+    body += struct.pack(">IIHH", 3, 4, 2, 2)
+    body += slot(volume, 3, root, 1, 1, 1, roots[1], b"passphrase", passphrase)
+    label = "kleiner Schlüssel".encode()
+    body += slot(volume, 3, root, 3, 2, 2, roots[2], label, key_file)
+    old_key = reader.expand(root, b"sealfs old epochs", 32)
+    for number, content, key in ((1, 2, reader.local_key(roots[1])), (2, 1, roots[2])):
+        place = struct.pack(">I", 3), struct.pack(">I", number), bytes([content])
+        place = reader.context(b"epoch", volume, *place)
+        body += struct.pack(">IB", number, content)
+        body += seal(old_key, place, bytes([0x50 + number]) * 24, key)
     mac_key = reader.expand(root, b"sealfs keyring mac", 32)
     signed = body + hmac.digest(mac_key, body, "sha512")[:32]
-    return signed + hashlib.sha256(signed).digest()
+    whole = signed + hashlib.sha256(signed).digest()
+    for secret in ((passphrase, None), (None, key_file)):
+        assert reader.unlock(whole, *secret) == (volume, {3: roots[3], 2: roots[2]})
+    return whole
 
 
 def main():
-    root = bytes(range(32))
-    volume = reader.volume_id(root)
+    roots = {n: bytes(32 * (n - 1) + i for i in range(32)) for n in (1, 2, 3)}
+    local = reader.local_key(roots[1])
+    volume = reader.volume_id(local)
     journal, salt = bytes(range(16)), bytes(range(0x40, 0x58))
-    journal_key = reader.expand(root, b"sealfs journal", 32)
-    state_key = reader.expand(root, b"sealfs state", 32)
+    journal_key = reader.expand(local, b"sealfs journal", 32)
+    state_key = reader.expand(local, b"sealfs state", 32)
     name = "seg/4f/" + "4f" * 16
     passphrase, key_file = "correct horse battery staple".encode(), bytes(range(100))
     objects = []
-    for epoch, length in ((1, 0), (1, 1), (1, 16383), (1, 16384), (1, 16385), (2, 40000)):
+    for epoch, length in ((1, 0), (1, 1), (1, 16383), (1, 16384), (1, 16385), (2, 40000), (3, 9)):
         context = reader.object_context(volume, epoch, name)
-        vector = message(reader.object_key(root, epoch, name), context, salt, length)
+        vector = message(reader.object_key(roots[epoch], name), context, salt, length)
         objects.append({"epoch": epoch, "name": name, **vector})
-    record = reader.context(b"journal", volume, journal, b"\x01", struct.pack(">Q", 7))
-    state = reader.context(b"state", volume, b"watermark")
+    first = struct.pack(">I", 1)
+    record = reader.context(
+        b"journal", volume, first, journal, b"\x01", struct.pack(">Q", 7)
+    )
+    state = reader.context(b"state", volume, first, b"watermark")
     document = {
-        "about": "docs/FORMAT.md version 1; plaintext byte i is i mod 251; all strings are hex",
-        "root_key": root.hex(),
+        "about": "docs/FORMAT.md version 2; plaintext byte i is i mod 251; all strings are hex",
+        "root_keys": [roots[n].hex() for n in (1, 2, 3)],
         "volume_id": volume.hex(),
-        "name_hash_key": reader.expand(root, b"sealfs names", 16).hex(),
+        "fingerprint_of_epoch_1": reader.fingerprint_of(local).hex(),
+        "name_hash_key": reader.expand(local, b"sealfs names", 16).hex(),
         "objects": objects,
         "journal": {
             "journal_id": journal.hex(),
@@ -119,7 +151,7 @@ def main():
         "keyring": {
             "passphrase": passphrase.decode(),
             "key_file": key_file.hex(),
-            "bytes": keyring(root, passphrase, key_file).hex(),
+            "bytes": keyring(roots, passphrase, key_file).hex(),
         },
     }
     json.dump(document, sys.stdout, indent=1)

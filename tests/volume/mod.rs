@@ -89,7 +89,7 @@ impl Bench {
     pub fn fsck_options(&self) -> FsckOptions {
         FsckOptions {
             store: options_of(self.store.clone()),
-            secret: secret(),
+            key: secret().into(),
             state_dir: self.state(),
             data: false,
             resume: false,

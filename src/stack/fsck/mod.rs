@@ -31,11 +31,11 @@ use super::lease::held_by;
 use super::lineage::refuse_rollback;
 use super::options::OPEN_TIMEOUT;
 use super::state::{Remembered, StateFile};
-use super::{Layers, MountOptions, StackError, StoreOptions, load_keyring, mount};
+use super::{Key, Layers, MountOptions, StackError, StoreOptions, Unlocked, mount, unlock_store};
 use crate::base::VolumeId;
 use crate::commit::check::{CheckOptions, Finding, Report, Segments, check};
 use crate::commit::last_commit;
-use crate::seal::{Secret, VolumeKeys};
+use crate::seal::VolumeKeys;
 use crate::store::Sealed;
 use crate::store::kv::{Kv, KvError, KvOptions};
 use objects::{Listing, Objects};
@@ -56,7 +56,7 @@ pub struct FsckOptions {
     /// The store.
     pub store: StoreOptions,
     /// Opens the volume.
-    pub secret: Secret,
+    pub key: Key,
     /// What this machine remembers of volumes, and where an interrupted run left its position.
     pub state_dir: PathBuf,
     /// Read and authenticate every sealed byte.
@@ -153,8 +153,7 @@ pub async fn fsck(
     progress.begin("opening");
     let name = options.store.location.to_string();
     let layers = Layers::connect(&options.store, options.read_timeout, false).await?;
-    let keyring = load_keyring(&layers, &name).await?;
-    let keys = keyring.unlock(&options.secret)?;
+    let Unlocked { keyring, keys, .. } = unlock_store(&layers, &name, &options.key).await?;
     let id = keys.volume_id();
     let loaded = config::load(&Sealed::new(layers.retry.clone(), keys.clone())).await?;
     // The encryption that the volume remembers is needed to read objects under it.
@@ -215,9 +214,9 @@ async fn repair_mount(
 ) -> Result<(super::Mounted, tempfile::TempDir), StackError> {
     let local = |path: PathBuf| move |source| StackError::Local { what: "creating", path, source };
     let cache = tempfile::tempdir().map_err(local(std::env::temp_dir()))?;
-    let secret = options.secret.duplicate();
+    let key = options.key.clone();
     let (store, state) = (options.store.clone(), options.state_dir.clone());
-    let mut mount_options = MountOptions::new(store, secret, cache.path(), state);
+    let mut mount_options = MountOptions::new(store, key, cache.path(), state);
     mount_options.cache_bytes_max = 0;
     // What is repaired was found before: no extent may move meanwhile, and no segment come.
     mount_options.clean.dead_bytes_min = 0;
@@ -360,11 +359,8 @@ impl Run<'_> {
         if let Err(e) = refuse_rollback(found, &self.remembered, at_least, false) {
             problems.push(plain(e.to_string()));
         }
-        if self.keyring_generation < self.remembered.keyring_generation {
-            let (found, seen) = (self.keyring_generation, self.remembered.keyring_generation);
-            problems.push(plain(format!(
-                "the keyring is older than what this machine has seen: generation {found}, not {seen}"
-            )));
+        if let Err(e) = self.remembered.check_keyring(self.keyring_generation) {
+            problems.push(plain(e.to_string()));
         }
         let inos = look.report.findings.iter().filter_map(Finding::ino);
         let mut names = paths::Names::find(kv, inos.collect()).await?;

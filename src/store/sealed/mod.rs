@@ -18,7 +18,7 @@ mod upload;
 use super::error::{ErrorClass, StoreError, class};
 use super::segments;
 use crate::seal::offsets::{HEADER, cipher_len, plain_len};
-use crate::seal::{Opener, VolumeKeys, seal_into};
+use crate::seal::{Opener, VolumeKeys};
 use async_trait::async_trait;
 use bytes::Bytes;
 use damage::Damage;
@@ -95,17 +95,9 @@ impl Sealed {
         self.0.damage.list()
     }
 
-    /// The epochs an object may be sealed under, the current one first.
-    fn epochs(&self) -> impl Iterator<Item = u32> + use<> {
-        (crate::seal::FIRST_EPOCH..=self.0.keys.epoch()).rev()
-    }
-
     fn opener(&self, location: &Path, header: &[u8; HEADER]) -> Option<Opener> {
-        self.epochs().find_map(|epoch| {
-            let key = self.0.keys.object_key(epoch, location.as_ref());
-            let context = self.0.keys.object_context(epoch, location.as_ref());
-            Opener::new(&key, &context, header).ok()
-        })
+        let opened = self.0.keys.object_opener(location.as_ref(), header);
+        opened.ok().map(|(_, opener)| opener)
     }
 
     fn remember(&self, location: &Path, known: Known) {
@@ -120,13 +112,10 @@ impl Sealed {
     async fn seal(&self, location: &Path, payload: PutPayload) -> Result<Bytes> {
         let (keys, name) = (self.0.keys.clone(), location.clone());
         on_fitting_thread(payload.content_length(), move || {
-            let epoch = keys.epoch();
-            let key = keys.object_key(epoch, name.as_ref());
-            let context = keys.object_context(epoch, name.as_ref());
             let parts: Vec<&[u8]> = payload.iter().map(|part| &part[..]).collect();
             let len = cipher_len(payload.content_length() as u64) as usize;
             let mut out = Vec::with_capacity(len);
-            seal_into(&key, &context, &parts, &mut out);
+            keys.object(name.as_ref()).seal_into(&parts, &mut out);
             assert_eq!(out.len(), len, "a sealed message has its computed length");
             Ok(Bytes::from(out))
         })

@@ -22,11 +22,9 @@ pub(super) fn begin(
     inner: Box<dyn MultipartUpload>,
 ) -> Box<dyn MultipartUpload> {
     let keys = &sealed.0.keys;
-    let epoch = keys.epoch();
-    let key = keys.object_key(epoch, location.as_ref());
-    let context = keys.object_context(epoch, location.as_ref());
+    let place = keys.object(location.as_ref());
     let mut gathered = Vec::with_capacity(PART);
-    let sealer = Sealer::new(&key, &context, &mut gathered);
+    let sealer = Sealer::new(place.key(), place.context(), &mut gathered);
     let header = Bytes::copy_from_slice(&gathered[..HEADER]);
     Box::new(SealedUpload {
         sealed,

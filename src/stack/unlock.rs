@@ -1,0 +1,72 @@
+//! The one door into a volume: its keyring, opened by whatever the caller has.
+//!
+//! Used by mount, fsck, recover, audit, migrate and doctor alike. What opens a keyring is an open
+//! interface, [`KeySource`], and asynchronous, since a key service or a token takes its time.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{Layers, StackError, load_keyring};
+use crate::seal::{Keyring, Secret, Seed, VolumeKeys};
+
+/// Something that opens slots of a keyring.
+#[async_trait]
+pub trait KeySource: fmt::Debug + Send + Sync {
+    /// The number of a slot that it opens, and that slot's seed.
+    ///
+    /// # Errors
+    /// It opens none of them, or could not find out; for people.
+    async fn seed(&self, keyring: &Keyring) -> Result<(u32, Seed), StackError>;
+}
+
+#[async_trait]
+impl KeySource for Secret {
+    /// Passphrases take memory and time, so elsewhere than on a thread that serves others.
+    async fn seed(&self, keyring: &Keyring) -> Result<(u32, Seed), StackError> {
+        let (secret, keyring) = (self.duplicate(), keyring.clone());
+        let found = tokio::task::spawn_blocking(move || keyring.find(&secret)).await;
+        Ok(found
+            .map_err(|e| StackError::Repair(format!("the key derivation ended early: {e}")))??)
+    }
+}
+
+/// What unlocks a volume. A clone is one reference count.
+#[derive(Clone, Debug)]
+pub struct Key(Arc<dyn KeySource>);
+
+impl<S: KeySource + 'static> From<S> for Key {
+    fn from(source: S) -> Key {
+        Key(Arc::new(source))
+    }
+}
+
+/// A volume's keyring and what it opened to.
+#[derive(Debug)]
+pub struct Unlocked {
+    /// As it was read.
+    pub keyring: Keyring,
+    /// The volume's keys.
+    pub keys: VolumeKeys,
+    /// The slot that was opened.
+    pub slot: u32,
+}
+
+/// Opens a keyring.
+///
+/// # Errors
+/// What [`KeySource::seed`] says; [`StackError::Keyring`] if the keyring is not what it was.
+pub async fn unlock(keyring: Keyring, key: &Key) -> Result<Unlocked, StackError> {
+    let (slot, seed) = key.0.seed(&keyring).await?;
+    let keys = keyring.open(slot, &seed)?;
+    Ok(Unlocked { keyring, keys, slot })
+}
+
+/// Reads and opens the keyring of `store`.
+///
+/// # Errors
+/// [`StackError::NoVolume`], [`StackError::Store`], and as [`unlock`].
+pub async fn unlock_store(layers: &Layers, store: &str, key: &Key) -> Result<Unlocked, StackError> {
+    unlock(load_keyring(layers, store).await?, key).await
+}
