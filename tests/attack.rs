@@ -16,7 +16,9 @@ use object_store::{Attribute, Attributes, ObjectStore, ObjectStoreExt, PutOption
 use sealfs::base::Ino;
 use sealfs::fs::FsError;
 use sealfs::seal::{CHUNK_CIPHER, HEADER, KdfParams, Keyring, Secret, VolumeKeys};
-use sealfs::stack::{InitOptions, Mounted, StackError, StackErrorKind, fsck, init};
+use sealfs::stack::{
+    InitOptions, KeyOptions, Mounted, StackError, StackErrorKind, change_keyring, fsck, init,
+};
 use volume::{Bench, LONG, find, options_of, secret, write_file};
 
 const FILES: [&str; 4] = ["one", "two", "three", "four"];
@@ -650,4 +652,120 @@ async fn a_volume_of_another_format_or_with_unknown_features_is_refused_with_its
             assert!(refused.to_string().contains(what) && refused.hint().is_some(), "{refused}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_live_mount_and_its_follower_go_on_in_the_new_epoch_without_damage() {
+    // Guards against a rotation that needs a remount, or that a reader calls damage: the writer
+    // is told, the follower finds out by the first object that its keys do not open.
+    let t = target().await;
+    let m = t.bench.mount().await;
+    let aside = tempfile::tempdir().expect("tempdir");
+    let mut options = t.bench.mount_options();
+    options.read_only = true;
+    options.state_dir = aside.path().join("state");
+    options.cache_dir = aside.path().join("cache");
+    options.refresh = Duration::from_millis(50);
+    let follower = sealfs::stack::mount(options).await.expect("follows");
+    let by = KeyOptions {
+        store: options_of(t.bench.store.clone()),
+        key: secret().into(),
+        state_dir: t.bench.state(),
+    };
+    let rotated = change_keyring(&by, |ring, keys| Ok(((), ring.rotate(keys)?))).await;
+    let rotated = rotated.expect("rotates");
+    assert_eq!((rotated.keyring.epoch(), rotated.notes.len()), (2, 0));
+    m.follow_config().await;
+    write_file(&m.fs, Ino::ROOT, "new", &contents("new")).await;
+    assert!(m.sync(LONG).await);
+    let all = objects(&*t.bucket).await;
+    let old = t.segments.values().collect::<BTreeSet<_>>();
+    let new = all.keys().filter(|k| k.as_ref().starts_with("seg/") && !old.contains(k));
+    for at in new {
+        let header = all[at].first_chunk().expect("a header");
+        assert_eq!(rotated.keys.object_opener(at.as_ref(), header).map(|(e, _)| e), Ok(2), "{at}");
+    }
+    let begun = std::time::Instant::now();
+    loop {
+        match read(&follower, "new").await {
+            Ok(got) => break assert!(got == contents("new")),
+            Err(e) => assert!(begun.elapsed() < LONG, "the follower does not see it: {e:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for mount in [&m, &follower] {
+        assert!(read(mount, "one").await.expect("reads") == contents("one"));
+        assert_eq!(mount.control.status().warnings, Vec::<String>::new());
+    }
+    follower.shutdown(LONG).await;
+    assert!(m.shutdown(LONG).await);
+    t.bench.mount().await.shutdown(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_whose_key_was_removed_says_so_and_loses_nothing() {
+    // Guards against a mount that stops, or goes on in silence, when its own slot is taken out.
+    let t = target().await;
+    let (_, keys) = with_a_leaver(&t).await;
+    let m = t.bench.mount_with(|o| o.key = key_file(66).into()).await.expect("mounts");
+    let mut ring = keyring(&*t.bucket).await;
+    let ours = ring.remove_slot(&keys, 2).expect("removes");
+    put_keyring(&*t.bucket, &ring).await;
+    m.follow_config().await;
+    let warnings = m.control.status().warnings;
+    assert!(warnings.iter().any(|w| w.contains("was removed")), "{warnings:?}");
+    write_file(&m.fs, Ino::ROOT, "late", &contents("late")).await;
+    assert!(m.shutdown(LONG).await);
+    assert_eq!(ours.epoch(), 2);
+    let m = t.bench.mount().await;
+    assert!(read(&m, "late").await.expect("reads") == contents("late"));
+    m.shutdown(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_of_the_keyring_at_the_same_time_are_all_made() {
+    // Guards against the second of two commands writing over the work of the first: eight at
+    // once, of which each adds a slot of its own and half begin an epoch.
+    let bench = Bench::new().await;
+    let add = |n: u8| {
+        let by = KeyOptions {
+            store: options_of(bench.store.clone()),
+            key: secret().into(),
+            state_dir: bench.state(),
+        };
+        tokio::spawn(async move {
+            let change = |ring: &mut Keyring, keys: &VolumeKeys| {
+                ring.add_slot(keys, &key_file(n), "", KdfParams::FLOOR, 0)?;
+                Ok(((), if n.is_multiple_of(2) { ring.rotate(keys)? } else { keys.clone() }))
+            };
+            change_keyring(&by, change).await.map(drop)
+        })
+    };
+    let all: Vec<_> = (1..=6).map(add).collect();
+    for one in all {
+        one.await.expect("runs").expect("changes");
+    }
+    let ring = keyring(&*bench.store).await;
+    assert_eq!((ring.slots().len(), ring.epoch()), (7, 4));
+    for n in 1..=6 {
+        ring.unlock(&key_file(n)).expect("opens");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolled_back_keyring_is_not_built_upon() {
+    // Guards against `sealfs key` making an old keyring that somebody put back the newest.
+    let t = target().await;
+    let before = keyring(&*t.bucket).await;
+    with_a_leaver(&t).await;
+    t.bench.mount().await.shutdown(LONG).await;
+    put_keyring(&*t.bucket, &before).await;
+    let by = KeyOptions {
+        store: options_of(t.bench.store.clone()),
+        key: secret().into(),
+        state_dir: t.bench.state(),
+    };
+    let refused = change_keyring(&by, |ring, keys| Ok(((), ring.rotate(keys)?))).await;
+    assert!(matches!(refused, Err(StackError::KeyringRollback { .. })), "{refused:?}");
+    assert!(keyring(&*t.bucket).await == before);
 }

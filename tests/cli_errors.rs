@@ -149,7 +149,7 @@ fn help_has_examples_and_the_exit_statuses() {
     let v = Volume::bare();
     let help = v.ok(&["--help"]);
     assert!(help.contains("Exit status:") && help.contains("Examples:"));
-    for command in ["init", "mount", "umount", "sync", "status", "demo"] {
+    for command in ["init", "mount", "umount", "sync", "status", "key", "demo"] {
         let help = v.ok(&[command, "--help"]);
         assert!(
             help.contains("Examples:") && help.contains(&format!("sealfs {command}")),

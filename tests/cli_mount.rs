@@ -216,3 +216,77 @@ fn mount_returns_only_when_the_mount_works() {
     v.umount();
     assert_eq!(fs::read_dir(v.vault()).expect("the bare directory").count(), 0);
 }
+
+#[test]
+fn keys_are_added_changed_and_removed_beside_a_live_mount() {
+    // Guards against a key command that needs the volume unmounted, that leaves an old secret
+    // working, or that takes away the last one: the whole life of a volume's keys.
+    needs_fuse!();
+    let v = Volume::mounted();
+    let (url, state) = (v.url(), v.text("state"));
+    let private = |name: &str, bytes: &[u8]| {
+        fs::write(v.path(name), bytes).expect("writes");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(v.path(name), mode).expect("own file");
+        v.text(name)
+    };
+    let pass = v.text("passphrase");
+    let (key, new) = (private("key", &[7; 40]), private("new", b"another passphrase\n"));
+    let base = |verb: &'static str| ["key", verb, &url, "--state-dir", &state].map(str::to_owned);
+    let args = |verb, more: &[&str]| {
+        base(verb).into_iter().chain(more.iter().map(|a| (*a).to_owned())).collect::<Vec<_>>()
+    };
+    let text = |args: Vec<String>| v.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let fails = |args: Vec<String>, status| {
+        v.fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), status)
+    };
+    fs::write(v.at("before"), b"before").expect("writes");
+
+    let with_pass = ["--passphrase-file", &pass];
+    text(args("add", &[&with_pass[..], &["--label", "safe", "--new-key-file", &key]].concat()));
+    let opened = text(args("test", &["--key-file", &key]));
+    assert_eq!(opened, "it opens slot 2 (safe, key file)\n");
+    fails(args("test", &["--passphrase-file", &new]), 3);
+    let changed =
+        text(args("passphrase", &[&with_pass[..], &["--new-passphrase-file", &new]].concat()));
+    assert!(changed.starts_with("slot 1 replaced by slot 3; "), "{changed}");
+    fails(args("test", &with_pass), 3);
+    let with_new = ["--passphrase-file", &new];
+    let json = text(args("list", &[&with_new[..], &["--json"]].concat()));
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((&json["epoch"], &json["old_roots"]), (&2.into(), &serde_json::json!([1])));
+    assert_eq!(
+        (&json["verified"], json["slots"].as_array().map(Vec::len)),
+        (&true.into(), Some(2))
+    );
+    // The mount was opened with the passphrase that is gone.
+    let warnings = v.status("warnings").to_string();
+    assert!(warnings.contains("was removed"), "{warnings}");
+    v.umount();
+
+    let mounted = |secret: &[&str]| {
+        let more = ["--cache-dir", &v.text("cache"), "--state-dir", &state];
+        v.ok(&[&["mount", &url, &v.text("vault")], secret, &more].concat());
+    };
+    mounted(&with_new);
+    assert_eq!(fs::read(v.at("before")).expect("reads"), b"before");
+    text(args("rotate", &["--key-file", &key]));
+    let wrong = fails(args("remove", &[&with_new[..], &["nobody"]].concat()), 1);
+    assert!(wrong.contains("no slot nobody") && wrong.contains("sealfs key list"), "{wrong}");
+    text(args("remove", &[&with_new[..], &["safe"]].concat()));
+    let last = fails(args("remove", &[&with_new[..], &["3"]].concat()), 1);
+    assert!(last.contains("last one") && last.contains("sealfs key add"), "{last}");
+    fails(args("test", &["--key-file", &key]), 3);
+    let listed = text(args("list", &[]));
+    assert!(listed.contains("epoch 4, with the keys of epochs 1, 2, 3"), "{listed}");
+    assert!(listed.contains("not checked"), "{listed}");
+    // This mount has followed both by itself.
+    assert_eq!(v.status("warnings"), serde_json::json!([]));
+    fs::write(v.at("after"), b"after").expect("writes");
+    v.umount();
+    fs::remove_dir_all(v.path("cache")).expect("removes");
+    mounted(&with_new);
+    assert_eq!(fs::read(v.at("before")).expect("reads"), b"before");
+    assert_eq!(fs::read(v.at("after")).expect("reads"), b"after");
+    v.umount();
+}

@@ -19,6 +19,7 @@ const PAGES: &[&str] = &[
     "docs/POSIX.md",
     "docs/PERFORMANCE.md",
     "docs/ENCRYPTION.md",
+    "docs/KEYS.md",
     "docs/RELIABILITY.md",
     "packaging/README.md",
 ];
@@ -120,8 +121,13 @@ fn every_command_and_flag_that_is_named_exists() {
         ["init", "mount", "umount", "sync", "status", "demo", "doctor", "fsck", "recover"]
             .map(|command| (command, flags(&sealfs(&[command, "--help"]))))
             .into();
-    let of_sse = ["audit", "migrate"].map(|command| flags(&sealfs(&["sse", command, "--help"])));
-    help.insert("sse", of_sse.into_iter().flatten().collect());
+    for (group, commands) in [
+        ("sse", &["audit", "migrate"][..]),
+        ("key", &["list", "test", "add", "passphrase", "remove", "rotate"]),
+    ] {
+        let of_each = commands.iter().map(|command| flags(&sealfs(&[group, command, "--help"])));
+        help.insert(group, of_each.flatten().collect());
+    }
     let (mut wrong, mut seen) = (Vec::new(), 0);
     for name in PAGES {
         for code in code_of(&page(name)) {

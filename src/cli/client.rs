@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::base::VolumeId;
 use crate::stack::Progress;
 
 use super::dirs;
@@ -46,6 +47,14 @@ impl Client {
             Some(Client { stream, point: path })
         };
         Ok(sockets.into_iter().filter_map(connected).collect())
+    }
+
+    /// Tells the mount of this volume on this machine, if there is one, to look at its keyring and
+    /// configuration; whether it has followed.
+    pub fn tell_mount(volume: VolumeId) -> bool {
+        let ask = Ask::Follow { volume_id: volume.to_string() };
+        let clients = Client::all().unwrap_or_default();
+        clients.iter().any(|client| matches!(client.ask(&ask, |_| {}), Ok(Say::Done { .. })))
     }
 
     /// Process id of the daemon.

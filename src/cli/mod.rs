@@ -13,6 +13,7 @@ mod doctor;
 mod exit;
 mod fsck;
 mod init;
+mod key;
 mod logging;
 mod mount;
 mod place;
@@ -60,6 +61,8 @@ enum Command {
     Fsck(Box<fsck::FsckArgs>),
     /// Export what only a local journal holds, as files
     Recover(Box<recover::RecoverArgs>),
+    /// Show and change the ways into a volume
+    Key(Box<key::KeyArgs>),
     /// Audit or change the server-side encryption of a volume
     Sse(sse::SseArgs),
     /// Make and mount a volume in a local directory, to look around
@@ -106,6 +109,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(*args),
         Command::Fsck(args) => fsck::run(*args),
         Command::Recover(args) => recover::run(*args),
+        Command::Key(args) => key::run(*args),
         Command::Sse(args) => sse::run(args),
         Command::Demo(args) => demo::run(args),
     };

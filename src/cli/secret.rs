@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io::{IsTerminal, Read};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use clap::Args;
 use zeroize::Zeroizing;
 
 use crate::seal::{KEY_FILE_MAX, Secret};
@@ -33,12 +34,47 @@ impl SecretArgs {
         } else if let Some(fd) = self.passphrase_fd {
             first_line(read_fd(fd)?)
         } else {
-            prompt(twice)?
+            prompt("passphrase", twice)?
         };
-        if line.is_empty() {
-            return Err(Failure::new(Exit::Usage, "the passphrase is empty"));
+        Ok(Secret::Passphrase(not_empty(line)?))
+    }
+}
+
+/// Where a new secret comes from. As little as the old one from the command line itself.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "New key")]
+#[group(multiple = false)]
+pub struct NewSecretArgs {
+    /// Read the new passphrase from a file (one line)
+    #[arg(long, value_name = "FILE")]
+    new_passphrase_file: Option<PathBuf>,
+    /// Read the new passphrase from an open file descriptor (one line)
+    #[arg(long, value_name = "N")]
+    new_passphrase_fd: Option<i32>,
+    /// Use a file of 32 bytes or more as the new key
+    #[arg(long, value_name = "FILE")]
+    new_key_file: Option<PathBuf>,
+}
+
+impl NewSecretArgs {
+    /// Reads the new secret; a prompt asks twice.
+    pub fn read(&self) -> Outcome<Secret> {
+        let new = SecretArgs {
+            passphrase_file: self.new_passphrase_file.clone(),
+            passphrase_fd: self.new_passphrase_fd,
+            key_file: self.new_key_file.clone(),
+        };
+        match new.is_given() {
+            true => new.read(false),
+            false => Ok(Secret::Passphrase(not_empty(prompt("new passphrase", true)?)?)),
         }
-        Ok(Secret::Passphrase(line))
+    }
+}
+
+fn not_empty(line: Zeroizing<Vec<u8>>) -> Outcome<Zeroizing<Vec<u8>>> {
+    match line.is_empty() {
+        true => Err(Failure::new(Exit::Usage, "the passphrase is empty")),
+        false => Ok(line),
     }
 }
 
@@ -88,7 +124,7 @@ fn first_line(mut bytes: Zeroizing<Vec<u8>>) -> Zeroizing<Vec<u8>> {
     bytes
 }
 
-fn prompt(twice: bool) -> Outcome<Zeroizing<Vec<u8>>> {
+fn prompt(what: &str, twice: bool) -> Outcome<Zeroizing<Vec<u8>>> {
     let no_terminal = || {
         Failure::new(Exit::Usage, "no passphrase: there is no terminal to ask on")
             .hint("use --passphrase-file FILE, --passphrase-fd N or --key-file FILE")
@@ -101,8 +137,8 @@ fn prompt(twice: bool) -> Outcome<Zeroizing<Vec<u8>>> {
             .map(|line| Zeroizing::new(line.into_bytes()))
             .map_err(|_| no_terminal())
     };
-    let first = ask("passphrase: ")?;
-    if twice && *first != *ask("passphrase again: ")? {
+    let first = ask(&format!("{what}: "))?;
+    if twice && *first != *ask(&format!("{what} again: "))? {
         return Err(Failure::new(Exit::Usage, "the two passphrases differ"));
     }
     Ok(first)

@@ -19,7 +19,6 @@ use crate::store::s3::{SseDetailFlags, SseKind};
 use super::args::{SecretArgs, StoreAddress, StoreArgs};
 use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
-use super::protocol::{Ask, Say};
 use super::runtime;
 use super::sse_report;
 
@@ -189,11 +188,7 @@ fn run_migrate(args: MigrateArgs) -> Outcome {
 
 /// Tells the mount of this volume on this machine, if there is one; whether it has followed.
 fn tell_mount(volume: VolumeId) -> bool {
-    let ask = Ask::Follow { volume_id: volume.to_string() };
-    let clients = Client::all().unwrap_or_default();
-    tokio::task::block_in_place(|| {
-        clients.iter().any(|client| matches!(client.ask(&ask, |_| {}), Ok(Say::Done { .. })))
-    })
+    tokio::task::block_in_place(|| Client::tell_mount(volume))
 }
 
 fn announce(bar: Option<&ProgressBar>, phase: &Phase) {

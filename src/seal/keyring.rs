@@ -320,6 +320,42 @@ impl Keyring {
         self.begin_epoch(keys, |slot| slot.id != id)
     }
 
+    /// Puts a new slot with the label of slot `id` in its place, and begins a new epoch if `rotate`;
+    /// without, whoever has the old secret and an old copy of the keyring has the current root.
+    /// Returns the new slot's number.
+    ///
+    /// # Errors
+    /// As [`Keyring::add_slot`] and [`Keyring::rotate`]; [`KeyringError::NoSuchSlot`]. The keyring
+    /// is then as it was.
+    pub fn replace_slot(
+        &mut self,
+        keys: &VolumeKeys,
+        id: u32,
+        secret: &Secret,
+        kdf: KdfParams,
+        now_secs: u64,
+        rotate: bool,
+    ) -> Result<(u32, VolumeKeys), KeyringError> {
+        self.owned_by(keys)?;
+        let index = self.slots.iter().position(|slot| slot.id == id);
+        let index = index.ok_or(KeyringError::NoSuchSlot(id))?;
+        if self.next_slot == u32::MAX {
+            return Err(KeyringError::Full);
+        }
+        let (label, to) = (self.slots[index].label.clone(), self.next_slot);
+        let mut next = self.clone();
+        next.slots[index] = Slot::create(to, keys, secret, &label, kdf, now_secs)?;
+        total_cost(&next.slots)?;
+        next.next_slot += 1;
+        next.changed(&keys.root());
+        let newer = match rotate {
+            true => next.begin_epoch(keys, |_| true)?,
+            false => keys.clone(),
+        };
+        *self = next;
+        Ok((to, newer))
+    }
+
     /// Takes the root of an earlier epoch out, once nothing in the bucket is sealed in it. Its
     /// local key stays, for journals that were away and for machines that remember that epoch.
     ///

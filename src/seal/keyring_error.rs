@@ -100,6 +100,9 @@ pub enum KeyringError {
     /// No slot has this number.
     #[error("the keyring has no slot {0}")]
     NoSuchSlot(u32),
+    /// No slot, or more than one, is called this.
+    #[error("the keyring has no slot {0}, or more than one of that name")]
+    NoSuchLabel(String),
     /// Nobody could open the volume afterwards.
     #[error("slot {0} is the last one that opens this volume")]
     LastSlot(u32),
@@ -145,6 +148,11 @@ impl KeyringError {
             KeyringError::KeyFileLength(_) => {
                 "make one with: head -c 32 /dev/urandom > keyfile && chmod 600 keyfile"
             }
+            KeyringError::LastSlot(_) => "add another one first: sealfs key add STORE --label TEXT",
+            KeyringError::NoSuchSlot(_) | KeyringError::NoSuchLabel(_) => {
+                "see which there are: sealfs key list STORE"
+            }
+            KeyringError::TooManyEpochs => "it takes a volume of its own: sealfs init",
             KeyringError::OtherEpoch { .. } => "somebody changed the keyring meanwhile; try again",
             KeyringError::KdfMemory { .. } => "free some memory, or use a machine that has it",
             _ => return None,

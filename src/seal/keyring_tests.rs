@@ -344,6 +344,25 @@ fn a_keyring_forged_from_an_old_root_does_not_continue_what_a_machine_has_seen()
 }
 
 #[test]
+fn a_replaced_slot_takes_the_place_of_the_old_one_with_or_without_an_epoch() {
+    // Guards against a changed passphrase that leaves the old one working, or nobody.
+    let (mut ring, keys) = cheap();
+    let replaced = ring.replace_slot(&keys, 1, &key_file(2), KdfParams::FLOOR, NOW, false);
+    assert_eq!(replaced.unwrap().0, 2);
+    assert_eq!((opens(&ring, 1), opens(&ring, 2)), (Some(KeyringError::WrongKeyFile), None));
+    assert_eq!(
+        (ring.epoch(), ring.slots()[0].label.as_str(), ring.slots().len()),
+        (1, "laptop", 1)
+    );
+    let replaced = ring.replace_slot(&keys, 2, &key_file(3), KdfParams::FLOOR, NOW, true);
+    let (id, newer) = replaced.unwrap();
+    assert_eq!((id, newer.epoch(), ring.epoch()), (3, 2, 2));
+    assert_eq!((opens(&ring, 2), opens(&ring, 3)), (Some(KeyringError::WrongKeyFile), None));
+    let gone = ring.replace_slot(&newer, 1, &key_file(4), KdfParams::FLOOR, NOW, true);
+    assert_eq!(gone.err(), Some(KeyringError::NoSuchSlot(1)));
+}
+
+#[test]
 fn a_broken_chain_of_epochs_is_refused() {
     // Guards against a keyring whose earlier epochs were dropped, exchanged or put out of order,
     // even by somebody who knows the current root.

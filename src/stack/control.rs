@@ -121,7 +121,7 @@ pub trait Control: Send + Sync + 'static {
     /// Resolves when everything written before the call is in the bucket. Waits as long as the
     /// store is unreachable; the caller drops it at its deadline. The error is a sentence.
     fn sync(&self) -> BoxFuture<'static, Result<(), String>>;
-    /// Looks at the configuration of the volume at once and follows it, if `volume_id` is this
+    /// Looks at keyring and configuration of the volume at once and follows them, if `volume_id` is this
     /// volume's. Resolves when what was under way before is in the bucket, or after a minute. The
     /// error is a sentence.
     fn follow(&self, volume_id: &str) -> BoxFuture<'static, Result<(), String>>;

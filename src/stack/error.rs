@@ -195,6 +195,17 @@ impl StackError {
                 | KeyringError::ReadOnlyFeatures(_)
                 | KeyringError::Kdf { .. },
             ) => StackErrorKind::Format,
+            StackError::Keyring(
+                KeyringError::NoSuchSlot(_)
+                | KeyringError::NoSuchLabel(_)
+                | KeyringError::LastSlot(_)
+                | KeyringError::Label
+                | KeyringError::Full
+                | KeyringError::TooManyEpochs
+                | KeyringError::NoSuchEpoch(_)
+                | KeyringError::KdfMemory { .. }
+                | KeyringError::OtherEpoch { .. },
+            ) => StackErrorKind::Other,
             StackError::Keyring(_) => StackErrorKind::Secret,
             StackError::Store { .. } => StackErrorKind::Unreachable,
             StackError::Damaged { .. } => StackErrorKind::Corrupt,

@@ -1,9 +1,11 @@
-//! The keyring as an object of the bucket. Created once by `init`, with `If-None-Match: *`.
+//! The keyring as an object of the bucket. Created by `init` with `If-None-Match: *`; changed by
+//! `key_change`.
 
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion};
 
-use super::{Layers, StackError};
+use super::open::READ_TIMEOUT;
+use super::{Layers, StackError, StoreOptions};
 use crate::seal::{KEYRING_MAX, Keyring};
 use crate::store::{ErrorClass, class};
 
@@ -15,8 +17,25 @@ pub const KEYRING_NAME: &str = "keyring";
 /// # Errors
 /// [`StackError::NoVolume`], [`StackError::Store`], [`StackError::Keyring`].
 pub async fn load_keyring(layers: &Layers, store: &str) -> Result<Keyring, StackError> {
+    Ok(read_version(&*layers.retry, store).await?.0)
+}
+
+/// [`load_keyring`], without the rest of a command.
+///
+/// # Errors
+/// As that.
+pub async fn read_keyring(store: &StoreOptions) -> Result<Keyring, StackError> {
+    let layers = Layers::connect(store, READ_TIMEOUT, false).await?;
+    load_keyring(&layers, &store.location.to_string()).await
+}
+
+/// The keyring, and which version of the object it is.
+pub(super) async fn read_version(
+    from: &dyn ObjectStore,
+    store: &str,
+) -> Result<(Keyring, UpdateVersion), StackError> {
     let path = Path::from(KEYRING_NAME);
-    let got = match layers.retry.get(&path).await {
+    let got = match from.get(&path).await {
         Ok(got) => got,
         Err(e) if class(&e) == ErrorClass::NotFound => {
             return Err(StackError::NoVolume(store.into()));
@@ -27,11 +46,13 @@ pub async fn load_keyring(layers: &Layers, store: &str) -> Result<Keyring, Stack
         let message = format!("it has {} bytes, which no keyring has", got.meta.size);
         return Err(StackError::Store { what: format!("the keyring of {store}"), message });
     }
+    let version =
+        UpdateVersion { e_tag: got.meta.e_tag.clone(), version: got.meta.version.clone() };
     let bytes = got
         .bytes()
         .await
         .map_err(|e| StackError::store(format!("reading the keyring of {store}"), e))?;
-    Ok(Keyring::parse(&bytes)?)
+    Ok((Keyring::parse(&bytes)?, version))
 }
 
 /// Creates the keyring; fails if there is one.

@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `layers` | STORE and flags → the stack of store wrappers |
 //! | `keyring_object`, `unlock` | the keyring in the bucket, and the one way to open it |
+//! | `key_change`, `key_watch` | changing it, and how a mount follows |
 //! | `config`, `config_use` | what the volume remembers of its encryption, and what follows |
 //! | `options`, `control` | what is asked for, and what a mount says: plain data |
 //! | `canary` | the probe, and what its refusal means |
@@ -30,6 +31,8 @@ pub mod doctor;
 mod error;
 mod fsck;
 pub mod inventory;
+mod key_change;
+mod key_watch;
 mod keyring_object;
 pub mod layers;
 mod lease;
@@ -47,7 +50,8 @@ mod volume;
 pub use control::{Connection, Control, Progress, Requests, Status, resident_bytes};
 pub use error::{StackError, StackErrorKind};
 pub use fsck::{FsckOptions, FsckProgress, FsckReport, Problem, fsck};
-pub use keyring_object::{KEYRING_NAME, load_keyring};
+pub use key_change::{Changed, KeyOptions, change_keyring, open_keyring};
+pub use keyring_object::{KEYRING_NAME, load_keyring, read_keyring};
 pub use layers::Layers;
 pub use lease::is_running;
 pub use mount::{Mounted, mount};

@@ -12,12 +12,13 @@ use tokio::task::JoinHandle;
 use super::canary::probe_store;
 use super::config;
 use super::config_use::VolumeSse;
+use super::key_watch::KeyWatch;
 use super::lease::{Beat, HEARTBEAT, Lease, is_running};
 use super::lineage::{Lineage, copied_elsewhere, go_on_beside, lineage, refuse_rollback};
 use super::options::OPEN_TIMEOUT;
 use super::state::{Remembered, StateFile};
 use super::status::Shared;
-use super::{Control, Layers, MountOptions, StackError, Unlocked, unlock_store};
+use super::{Control, Layers, MountOptions, StackError, unlock_store};
 use crate::base::{JournalPos, SystemClock, VolumeId, hex};
 use crate::commit::replay::replay;
 use crate::commit::view::ViewOptions;
@@ -44,6 +45,10 @@ const CLOSE_MAX: Duration = Duration::from_secs(30);
 /// The same when something is left to the journal: the store is likely to be away, and whoever
 /// asked for `umount --force-local` waits. The next mount here needs neither.
 const CLOSE_PENDING_MAX: Duration = Duration::from_secs(5);
+
+/// The keyring is looked at with every so many heartbeats; whoever rotates the keys has the mount
+/// notice sooner, by its configuration.
+const KEYRING_BEATS: u64 = 8;
 
 /// The writing half of a mount.
 struct Writer {
@@ -110,7 +115,9 @@ async fn assemble(
 ) -> Result<Mounted, StackError> {
     let name = options.store.location.to_string();
     let layers = Layers::connect(&options.store, options.read_timeout, false).await?;
-    let Unlocked { keyring, keys, .. } = unlock_store(&layers, &name, &options.key).await?;
+    let unlocked = unlock_store(&layers, &name, &options.key).await?;
+    let (keyring, keys) = (unlocked.keyring.clone(), unlocked.keys.clone());
+    let key_watch = Arc::new(KeyWatch::new(layers.retry.clone(), &name, unlocked));
     let volume = keys.volume_id();
     let read_only = options.read_only;
     if !read_only {
@@ -132,6 +139,7 @@ async fn assemble(
     make_dir(&cache_dir)?;
     let layers = layers.with_cache(cache_dir, options.cache_bytes_max);
     let sealed = layers.sealed(&keys)?;
+    sealed.renew_by(key_watch.clone());
     let store: Arc<dyn ObjectStore> = sealed.clone();
     let state = Arc::new(StateFile::new(&state_dir, keys.clone()));
     let before = state.load_continued(options.accept_rollback)?.unwrap_or_default();
@@ -285,6 +293,7 @@ async fn assemble(
         journal_bytes_max: options.journal_bytes_max,
         cache_bytes_max: options.cache_bytes_max,
         sse,
+        key_watch,
         set_aside: set_aside.clone(),
         sequence: found,
         journal_dir: journal_dir(&state_dir),
@@ -401,12 +410,20 @@ impl Mounted {
         }));
         let (lease, committer) = (writer.lease.clone(), writer.committer.clone());
         let (sse, sealed) = (self.shared.sse.clone(), self.shared.sealed.clone());
+        let key_watch = self.shared.key_watch.clone();
         let remembered = self.remembered.clone();
         tasks.push(tokio::spawn(async move {
-            loop {
+            for beat in 1u64.. {
                 tokio::time::sleep(HEARTBEAT).await;
+                if beat.is_multiple_of(KEYRING_BEATS) {
+                    key_watch.look().await;
+                }
                 sse.look(&*sealed).await;
-                remembered.lock().config_generation = sse.generation();
+                {
+                    let mut remembered = remembered.lock();
+                    remembered.config_generation = sse.generation();
+                    remembered.keyring_generation = key_watch.generation();
+                }
                 match lease.lock().await.beat().await {
                     Beat::Held => {}
                     Beat::Lost(holder) => {
@@ -473,9 +490,10 @@ impl Mounted {
         self.shared.sse.notes()
     }
 
-    /// Looks at once whether the configuration of the volume has changed; by itself a mount does
-    /// so every few minutes.
+    /// Looks at once whether the keyring or the configuration of the volume has changed; by itself
+    /// a mount does so every few minutes.
     pub async fn follow_config(&self) {
+        self.shared.key_watch.look().await;
         self.shared.sse.look(&*self.shared.sealed).await;
     }
 

@@ -12,7 +12,7 @@ use crate::store::s3::S3Store;
 use crate::store::{ErrorClass, Sealed, class};
 
 /// How long a read of keyring or configuration may take.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Attempts of one request of a walk over all objects, and the pause before the second.
 const ATTEMPTS_MAX: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(200);

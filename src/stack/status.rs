@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::config_use::VolumeSse;
 use super::control::{Connection, Control, Progress, Requests, Status, resident_bytes};
+use super::key_watch::KeyWatch;
 use super::layers::Layers;
 use crate::base::VolumeId;
 use crate::commit::{Committer, View, WriterState};
@@ -37,6 +38,7 @@ pub(super) struct Shared {
     pub(super) journal_bytes_max: u64,
     pub(super) cache_bytes_max: u64,
     pub(super) sse: Arc<VolumeSse>,
+    pub(super) key_watch: Arc<KeyWatch>,
     pub(super) set_aside: Option<PathBuf>,
     /// Where the journal is.
     pub(super) journal_dir: PathBuf,
@@ -88,6 +90,7 @@ impl Shared {
 
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.sse.notes();
+        warnings.extend(self.key_watch.note());
         let damaged = self.sealed.damaged();
         if !damaged.is_empty() {
             let names: Vec<_> = damaged.iter().take(5).map(|p| p.to_string()).collect();
@@ -214,10 +217,11 @@ impl Control for Shared {
             return Box::pin(async { Err("this is the mount of another volume".into()) });
         }
         let (sse, sealed) = (self.sse.clone(), self.sealed.clone());
-        let committer = self.committer.clone();
+        let (key_watch, committer) = (self.key_watch.clone(), self.committer.clone());
         Box::pin(async move {
+            key_watch.look().await;
             sse.look(&*sealed).await;
-            // Uploads that began in the old mode end before this does.
+            // Uploads that began in the old mode, or epoch, end before this does.
             match committer {
                 Some(committer) if !committer.sync(FOLLOW_MAX).await => {
                     Err("uploads that began before the change are not done yet".into())

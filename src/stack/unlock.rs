@@ -51,6 +51,8 @@ pub struct Unlocked {
     pub keys: VolumeKeys,
     /// The slot that was opened.
     pub slot: u32,
+    /// What opened it: opens the keyring again when it was changed.
+    pub seed: Seed,
 }
 
 /// Opens a keyring.
@@ -60,7 +62,7 @@ pub struct Unlocked {
 pub async fn unlock(keyring: Keyring, key: &Key) -> Result<Unlocked, StackError> {
     let (slot, seed) = key.0.seed(&keyring).await?;
     let keys = keyring.open(slot, &seed)?;
-    Ok(Unlocked { keyring, keys, slot })
+    Ok(Unlocked { keyring, keys, slot, seed })
 }
 
 /// Reads and opens the keyring of `store`.

@@ -25,6 +25,6 @@ pub use file::FileStore;
 pub use location::{Location, LocationError};
 pub use probe::{ProbeError, is_probe, probe};
 pub use retry::{Health, Retry, RetryOptions};
-pub use sealed::{Invalidate, Sealed};
+pub use sealed::{Invalidate, Renew, Sealed};
 pub use segments::SegmentStore;
 pub use stats::{RequestSnapshot, RequestStats};

@@ -34,7 +34,7 @@ use object_store::{
 use parking_lot::Mutex;
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Objects whose opener is remembered, so that a ranged read need not fetch the header.
 /// At most about 1 KiB each.
@@ -49,6 +49,13 @@ pub trait Invalidate: Send + Sync + 'static {
     fn invalidate(&self, location: &Path);
 }
 
+/// Something that can find out whether there are newer keys.
+#[async_trait]
+pub trait Renew: Send + Sync + 'static {
+    /// Looks, unless it has just done so, and has the keys of this layer move on.
+    async fn renew(&self);
+}
+
 /// The wrapper; see the module. Cloning shares everything.
 #[derive(Clone)]
 pub struct Sealed(Arc<Inner>);
@@ -58,6 +65,7 @@ struct Inner {
     keys: VolumeKeys,
     known: Mutex<LruCache<Path, Known>>,
     cache: Option<Arc<dyn Invalidate>>,
+    renew: OnceLock<Arc<dyn Renew>>,
     damage: Damage,
 }
 
@@ -86,7 +94,14 @@ impl Sealed {
     ) -> Sealed {
         let openers_max = NonZeroUsize::new(OPENERS_MAX).expect("not zero");
         let known = Mutex::new(LruCache::new(openers_max));
-        Sealed(Arc::new(Inner { store, keys, known, cache, damage: Damage::default() }))
+        let (renew, damage) = (OnceLock::new(), Damage::default());
+        Sealed(Arc::new(Inner { store, keys, known, cache, renew, damage }))
+    }
+
+    /// Asks `renew`, from now on, before an object that does not open is called damaged: it may be
+    /// sealed in an epoch that is newer than these keys. The first call counts.
+    pub fn renew_by(&self, renew: Arc<dyn Renew>) {
+        let _ = self.0.renew.set(renew);
     }
 
     /// Names of objects that did not open since the mount began (bounded, oldest dropped). While
@@ -224,6 +239,9 @@ impl ObjectStore for Sealed {
                 self.forget(location);
                 if let Some(cache) = &self.0.cache {
                     cache.invalidate(location);
+                }
+                if let Some(renew) = self.0.renew.get() {
+                    renew.renew().await;
                 }
                 match self.fetch(location, &options).await {
                     Ok(fetched) => Ok(self.to_result(fetched)),

@@ -1,0 +1,112 @@
+//! How a running mount follows the keyring: when somebody rotates the keys, it goes on in the new
+//! epoch by itself.
+//!
+//! It looks when it is told to (`sealfs key`, on this machine), now and then, and whenever an object
+//! does not open: that may have been sealed in an epoch that it does not have yet.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use super::keyring_object::read_version;
+use super::{StackError, Unlocked};
+use crate::seal::{KeyringError, Seed, VolumeKeys};
+use crate::store::{Renew, Retry};
+
+/// The least time between two looks that objects which do not open cause: they may be damaged.
+const RENEW_EVERY: Duration = Duration::from_secs(5);
+
+/// The keyring of a mount, with what opened it.
+pub(super) struct KeyWatch {
+    store: Arc<Retry>,
+    name: String,
+    keys: VolumeKeys,
+    slot: u32,
+    seed: Seed,
+    seen: Mutex<Seen>,
+    /// One look at a time.
+    looking: tokio::sync::Mutex<Option<Instant>>,
+}
+
+struct Seen {
+    generation: u64,
+    note: Option<String>,
+}
+
+impl KeyWatch {
+    /// Of the volume `name` that was just opened.
+    pub(super) fn new(store: Arc<Retry>, name: &str, unlocked: Unlocked) -> KeyWatch {
+        let Unlocked { keyring, keys, slot, seed } = unlocked;
+        let seen = Mutex::new(Seen { generation: keyring.generation(), note: None });
+        let looking = tokio::sync::Mutex::new(None);
+        KeyWatch { store, name: name.into(), keys, slot, seed, seen, looking }
+    }
+
+    /// The generation of the keyring that is in use.
+    pub(super) fn generation(&self) -> u64 {
+        self.seen.lock().generation
+    }
+
+    /// What a person should know, for `status`.
+    pub(super) fn note(&self) -> Option<String> {
+        self.seen.lock().note.clone()
+    }
+
+    /// Reads the keyring again and goes on with its keys.
+    pub(super) async fn look(&self) {
+        let mut looked = self.looking.lock().await;
+        self.look_now().await;
+        *looked = Some(Instant::now());
+    }
+
+    async fn look_now(&self) {
+        let keyring = match read_version(&*self.store, &self.name).await {
+            Ok((keyring, _)) => keyring,
+            Err(e) => return log::warn!("{e}"),
+        };
+        let before = self.generation();
+        if keyring.generation() == before {
+            return;
+        }
+        let note = if keyring.generation() < before {
+            let (found, seen) = (keyring.generation(), before);
+            StackError::KeyringRollback { what: "generation", found, seen }.to_string()
+        } else {
+            match keyring.open(self.slot, &self.seed) {
+                Ok(keys) if self.keys.take_up(&keys) => {
+                    let epoch = keys.epoch();
+                    log::info!("the keyring was changed: epoch {epoch} from now on");
+                    let generation = keyring.generation();
+                    *self.seen.lock() = Seen { generation, note: None };
+                    return;
+                }
+                Ok(_) => "the keyring does not continue the one that this mount has: it is not \
+                          followed"
+                    .into(),
+                Err(KeyringError::NoSuchSlot(_)) => "the key that this mount was opened with was \
+                     removed from the volume: unmount, and mount it with another; until then it \
+                     writes in the old epoch"
+                    .into(),
+                Err(e) => format!("the keyring was changed and cannot be followed: {e}"),
+            }
+        };
+        let mut seen = self.seen.lock();
+        if seen.note.as_ref() != Some(&note) {
+            log::error!("{note}");
+            seen.note = Some(note);
+        }
+    }
+}
+
+#[async_trait]
+impl Renew for KeyWatch {
+    async fn renew(&self) {
+        let mut looked = self.looking.lock().await;
+        if looked.is_none_or(|at| at.elapsed() >= RENEW_EVERY) {
+            self.look_now().await;
+            *looked = Some(Instant::now());
+        }
+    }
+}
