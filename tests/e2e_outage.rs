@@ -12,8 +12,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use e2e::{drop_pages, noise};
-use mounts::{Volume, wait_at_most};
-use support::s3server::{Outage, S3Server};
+use mounts::{Remote, Volume, wait_at_most};
+use support::relay::Relay;
+use support::s3server::{
+    ACCESS_KEY, BUCKET, OTHER_ACCESS_KEY, OTHER_SECRET_KEY, Outage, S3Server, SECRET_KEY,
+};
 
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 const FLAGS: [&str; 2] = ["--read-timeout", "5s"];
@@ -203,5 +206,142 @@ fn a_signal_ends_who_waits_for_the_bucket_only_if_it_kills() {
     assert!(!reader.is_finished());
     server.faults().set_outage(Outage::None);
     assert_eq!(reader.join().expect("no panic").expect("no signal disturbs it"), 1000);
+    v.umount();
+}
+
+/// The two access keys of the server.
+const KEYS: [(&str, &str); 2] =
+    [(ACCESS_KEY, SECRET_KEY), (OTHER_ACCESS_KEY, OTHER_SECRET_KEY)];
+
+/// A volume whose access keys stand in a file `keys` of its directory, which it is told of by
+/// `config`; the endpoint is the server's.
+fn with_keys_in_a_file(server: &S3Server, config: impl Fn(&str) -> String) -> (Volume, String) {
+    let dir = tempfile::tempdir().expect("a temporary directory").keep();
+    let keys = dir.join("keys").display().to_string();
+    let config_file = dir.join("config").display().to_string();
+    fs::write(&config_file, config(&keys)).expect("writes");
+    let env = vec![
+        ("AWS_ENDPOINT_URL_S3", server.endpoint()),
+        ("AWS_REGION", "us-east-1".into()),
+        ("AWS_CONFIG_FILE", config_file),
+        ("AWS_SHARED_CREDENTIALS_FILE", keys.clone()),
+        ("AWS_PROFILE", "work".into()),
+    ];
+    let v = Volume::bare_on(Some(Remote { url: format!("s3://{BUCKET}/data"), env }));
+    (v, keys)
+}
+
+fn keys_are_picked_up(v: &Volume, server: &S3Server, write: impl Fn(&str, &str)) {
+    write(KEYS[0].0, KEYS[0].1);
+    v.ok(&["init", &v.url(), "--passphrase-file", &v.text("passphrase")]);
+    v.mount(&[]);
+    let refusals = [
+        (403, "InvalidAccessKeyId"),
+        (400, "ExpiredToken"),
+        (403, "SignatureDoesNotMatch"),
+        (403, "AccessDenied"),
+        (401, "Unauthorized"),
+    ];
+    for (n, (status, code)) in refusals.into_iter().enumerate() {
+        let (old, new) = (KEYS[n % 2], KEYS[(n + 1) % 2]);
+        server.behave(|b| b.revoked = Some((old.0, status, code)));
+        fs::write(v.at(&format!("before {n}")), code).expect("writes");
+        // It meets the refusal while the file still has the old ones.
+        wait_at_most(RECOVERY_MAX, "the refusal is seen", || {
+            server.counts().put > 0 && v.status("pending_bytes") != 0
+        });
+        write(new.0, new.1);
+        fs::write(v.at(&format!("after {n}")), code).expect("writes");
+        wait_at_most(RECOVERY_MAX, code, || v.status("pending_bytes") == 0);
+        drop_pages(&v.at(&format!("before {n}")));
+        assert_eq!(fs::read(v.at(&format!("before {n}"))).expect("reads"), code.as_bytes());
+    }
+    v.umount();
+}
+
+#[test]
+fn keys_that_were_replaced_in_the_file_are_picked_up() {
+    // Guards against a mount that stays offline for ever after a rotation, while a new process
+    // works: the SDK reads its files once. One key is revoked, then the file has the other.
+    needs_fuse!();
+    let server = S3Server::start();
+    let (v, keys) = with_keys_in_a_file(&server, |_| "[profile work]\nregion = us-east-1\n".into());
+    keys_are_picked_up(&v, &server, |id, secret| {
+        let text = format!("[work]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
+        fs::write(&keys, text).expect("writes");
+    });
+}
+
+#[test]
+fn keys_that_a_process_gives_are_asked_for_again() {
+    // The same where the profile names a process (`aws sso` and vaults work like that), behind
+    // another profile.
+    needs_fuse!();
+    let server = S3Server::start();
+    let (v, keys) = with_keys_in_a_file(&server, |keys| {
+        format!("[profile work]\ncredential_process = cat {keys}.json\n")
+    });
+    keys_are_picked_up(&v, &server, |id, secret| {
+        let text = format!(
+            "{{\"Version\": 1, \"AccessKeyId\": \"{id}\", \"SecretAccessKey\": \"{secret}\"}}"
+        );
+        fs::write(format!("{keys}.json"), text).expect("writes");
+    });
+}
+
+#[test]
+fn connections_that_vanish_cost_seconds() {
+    // Guards against a read that fails after a minute, and a sync that takes one, because requests
+    // wait on connections that a NAT has forgotten. A relay swallows all that are open.
+    needs_fuse!();
+    let server = S3Server::start();
+    let relay = Relay::start(server.address());
+    let remote = Remote::s3(&relay.endpoint(), BUCKET, ACCESS_KEY, SECRET_KEY);
+    let v = Volume::create_on(Some(remote));
+    v.mount(&[]);
+    let cold = noise(3, 3 << 20);
+    fs::write(v.at("cold"), &cold).expect("writes");
+    v.umount();
+    v.forget_local_state();
+    v.mount(&[]);
+    for n in 0..3 {
+        fs::write(v.at("small"), noise(n, 1000)).expect("writes");
+        v.ok(&["sync", &v.text("vault")]);
+        relay.swallow();
+        let begun = Instant::now();
+        fs::write(v.at("small"), noise(n + 10, 1000)).expect("writes");
+        v.ok(&["sync", &v.text("vault")]);
+        eprintln!("sync after {:.1} s", begun.elapsed().as_secs_f64());
+        assert!(begun.elapsed() < VANISHED_MAX, "the sync took {:?}", begun.elapsed());
+    }
+    relay.swallow();
+    let begun = Instant::now();
+    assert!(fs::read(v.at("cold")).expect("reads") == cold);
+    eprintln!("read after {:.1} s", begun.elapsed().as_secs_f64());
+    assert!(begun.elapsed() < VANISHED_MAX, "the read took {:?}", begun.elapsed());
+    v.umount();
+}
+
+/// What an operation may take that meets only dead connections at first: less than the 30 s of
+/// `--read-timeout`, more than a busy machine adds to a few seconds.
+const VANISHED_MAX: Duration = Duration::from_secs(25);
+
+#[test]
+fn a_large_upload_on_a_slow_line_is_sent_once() {
+    // Guards against progress taken for silence: at 1 MiB/s a segment takes many times longer than
+    // a connection may be silent.
+    needs_fuse!();
+    let server = S3Server::start();
+    let relay = Relay::start(server.address());
+    let remote = Remote::s3(&relay.endpoint(), BUCKET, ACCESS_KEY, SECRET_KEY);
+    let v = Volume::create_on(Some(remote));
+    v.mount(&[]);
+    relay.slow_down(1 << 20);
+    let before = server.counts();
+    let large = noise(5, 16 << 20);
+    fs::write(v.at("large"), &large).expect("writes");
+    v.ok(&["sync", &v.text("vault")]);
+    let sent = server.counts().since(&before);
+    assert!(sent.bytes_in < 20 << 20, "{} bytes for 16 MiB", sent.bytes_in);
     v.umount();
 }

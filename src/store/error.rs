@@ -21,6 +21,9 @@ pub enum ErrorClass {
     Throttled,
     /// No answer, or a broken one: connection, DNS, TLS, timeout, short body. Retry; offline.
     Transport,
+    /// No connection, since the two ends do not agree on TLS: a certificate that nobody vouches for,
+    /// http where https is spoken. Never retried, as waiting mends none of it; offline.
+    Untrusted,
     /// Refused (401, 403). Never retried.
     Auth,
     /// The object is there and is not what was sealed under its name. Never retried.

@@ -3,6 +3,7 @@
 // Each test file that includes this module uses another part of it.
 #![allow(dead_code)]
 
+pub mod relay;
 pub mod s3server;
 
 use s3server::{ACCESS_KEY, BUCKET, REGION, S3Server, SECRET_KEY};

@@ -121,7 +121,7 @@ impl Attempts {
             Err(e) => Some(class(e)),
         };
         match class {
-            Some(ErrorClass::Transport) => {
+            Some(ErrorClass::Transport | ErrorClass::Untrusted) => {
                 RequestStats::add(&self.stats.errors, 1);
                 let reason = outcome.as_ref().err().map(|e| e.to_string()).unwrap_or_default();
                 self.go_offline(reason);

@@ -3,10 +3,14 @@
 //! Never retries: retries belong to `store/retry.rs`, so the client's own are off. Called once
 //! per mount by [`connect`].
 
+use super::credentials::{self, Keys, RefusedOnce, Sources};
+use super::connection;
 use super::encryption::Encryption;
 use super::sse::{SecretKey32, SseMode};
-use super::{Inner, S3Store};
-use aws_config::BehaviorVersion;
+use super::{Inner, S3Store, tls};
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_config::identity::IdentityCache;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
@@ -19,7 +23,6 @@ use aws_sdk_s3::config::{
     ResponseChecksumValidation, RuntimeComponents, SharedHttpClient,
 };
 use aws_sdk_s3::error::BoxError;
-use aws_smithy_http_client::tls::{self, TlsContext, TrustStore, rustls_provider::CryptoMode};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,14 +36,13 @@ use zeroize::Zeroizing;
 
 /// Time to open a connection, TLS included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for one attempt of one request up to the first byte of its answer's body.
+/// Time for one attempt of one request up to the first byte of its answer's body, beside what its
+/// own body takes.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for one answer of a server that gives credentials.
+const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(5);
 /// A body that moves less than a byte a second for this long is an error.
 const STALL_GRACE: Duration = Duration::from_secs(20);
-/// Idle connections kept; more may be open at once. Above the parallel requests of one mount.
-const IDLE_CONNECTIONS_MAX: usize = 128;
-/// How long an idle connection is kept; below the idle limits of servers and load balancers.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// Objects that are read and written again at a time, by a migration.
 const REWRITES_MAX: usize = 4;
 /// Region to sign for when nothing names one: what most other servers expect.
@@ -105,6 +107,12 @@ pub struct StaticCredentials {
     pub secret_access_key: Zeroizing<String>,
 }
 
+impl StaticCredentials {
+    fn for_sdk(&self) -> Credentials {
+        Credentials::new(&self.access_key_id, &*self.secret_access_key, None, None, "sealfs")
+    }
+}
+
 impl fmt::Debug for StaticCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.secret_access_key.len();
@@ -152,9 +160,29 @@ pub enum ConnectError {
         /// The file.
         path: PathBuf,
     },
+    /// The profile that was asked for is nowhere.
+    #[error(
+        "there is no profile {name:?} ({source_of_name}) in {files}\nhint: aws configure list-profiles shows those there are; aws configure --profile {name} makes it"
+    )]
+    Profile {
+        /// The flag or variable that names it.
+        source_of_name: &'static str,
+        /// As given.
+        name: String,
+        /// Where it was looked for.
+        files: String,
+    },
+    /// The AWS configuration files cannot be parsed.
+    #[error("cannot understand {files}: {message}\nhint: correct that line; aws configure list")]
+    ProfileFiles {
+        /// Those that were read.
+        files: String,
+        /// Which line, and why.
+        message: String,
+    },
     /// The TLS library refused the certificates.
-    #[error("cannot set up TLS")]
-    Tls(#[source] aws_smithy_http_client::HttpClientError),
+    #[error("cannot set up TLS with the certificates of AWS_CA_BUNDLE: {0}")]
+    Tls(#[source] std::io::Error),
 }
 
 /// How the requests of an endpoint may travel.
@@ -172,28 +200,26 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
     if let Some(endpoint) = &options.endpoint_url {
         wire(endpoint, &options)?;
     }
-    let http = http_client()?;
-    let timeouts = TimeoutConfig::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(options.attempt_timeout)
-        .operation_attempt_timeout(options.attempt_timeout)
-        .build();
+    let (profile, is_explicit) = match &options.credentials {
+        Some(_) => ("default".to_owned(), false),
+        None => credentials::profile(options.profile.as_deref()).await?,
+    };
+    let http = http_client(options.attempt_timeout)?;
+    // The rest of an attempt is timed by `connection`, which knows how long it is.
+    let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build();
     let stall = StalledStreamProtectionConfig::enabled().grace_period(STALL_GRACE).build();
-    let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http)
-        .region(region_chain(&options).await)
+    let loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http.clone())
+        .region(region_chain(&options, &profile).await)
+        .profile_name(&profile)
         .retry_config(RetryConfig::disabled())
         .timeout_config(timeouts)
         .stalled_stream_protection(stall)
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-        .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
-    if let Some(profile) = &options.profile {
-        loader = loader.profile_name(profile);
-    }
-    if let Some(fixed) = &options.credentials {
-        let (id, secret) = (fixed.access_key_id.as_str(), fixed.secret_access_key.as_str());
-        loader = loader.credentials_provider(Credentials::new(id, secret, None, None, "sealfs"));
-    }
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+        // Ours are held by `Keys`; its cache could not be emptied.
+        .identity_cache(IdentityCache::no_cache())
+        .no_credentials();
     let shared = loader.load().await;
 
     let endpoint = options
@@ -202,6 +228,19 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
         .or_else(|| std::env::var("AWS_ENDPOINT_URL_S3").ok().filter(|e| !e.is_empty()))
         .or_else(|| shared.endpoint_url().map(str::to_owned));
     let mut config = aws_sdk_s3::config::Builder::from(&shared);
+    config = match &options.credentials {
+        Some(fixed) => config.credentials_provider(fixed.for_sdk()),
+        None => {
+            let keys =
+                Keys::new(Sources { profile, is_explicit, config: for_providers(&shared, http) });
+            // One more attempt, and only for what `RefusedOnce` lets through.
+            let twice = RetryConfig::standard().with_max_attempts(2);
+            config
+                .credentials_provider(keys.clone())
+                .retry_config(twice.with_initial_backoff(Duration::from_millis(1)))
+                .retry_classifier(RefusedOnce(keys))
+        }
+    };
     let mut sign_payload = false;
     if let Some(endpoint) = &endpoint {
         sign_payload = wire(endpoint, &options)? == Wire::Open;
@@ -283,15 +322,25 @@ impl Intercept for HttpsOnly {
     }
 }
 
+/// What the sources of credentials need to talk to their servers.
+fn for_providers(shared: &SdkConfig, http: SharedHttpClient) -> ProviderConfig {
+    let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT);
+    ProviderConfig::without_region()
+        .with_http_client(http)
+        .with_region(shared.region().cloned())
+        .with_use_fips(shared.use_fips())
+        .with_use_dual_stack(shared.use_dual_stack())
+        .with_behavior_version(Some(BehaviorVersion::latest()))
+        .with_retry_config(RetryConfig::standard())
+        .with_timeout_config(timeouts.read_timeout(CREDENTIALS_TIMEOUT).build())
+}
+
 /// Flag, environment, profile, and, unless another server than AWS is named, the instance
 /// metadata service (asking it from elsewhere costs seconds).
-async fn region_chain(options: &S3Options) -> RegionProviderChain {
+async fn region_chain(options: &S3Options, profile: &str) -> RegionProviderChain {
     let asked = RegionProviderChain::first_try(options.region.clone().map(Region::new));
-    let mut profile = ProfileFileRegionProvider::builder();
-    if let Some(name) = &options.profile {
-        profile = profile.profile_name(name);
-    }
-    let chain = asked.or_else(EnvironmentVariableRegionProvider::new()).or_else(profile.build());
+    let profile = ProfileFileRegionProvider::builder().profile_name(profile).build();
+    let chain = asked.or_else(EnvironmentVariableRegionProvider::new()).or_else(profile);
     let chain = match options.endpoint_url {
         Some(_) => chain,
         None => chain.or_else(aws_config::imds::region::ImdsRegionProvider::builder().build()),
@@ -301,19 +350,10 @@ async fn region_chain(options: &S3Options) -> RegionProviderChain {
 
 /// One connection pool for all requests; TLS trusts the system's roots, or only the bundle of
 /// `AWS_CA_BUNDLE` where that is set (as the AWS tools do).
-fn http_client() -> Result<SharedHttpClient, ConnectError> {
-    let trust = match ca_bundle()? {
-        Some(pem) => TrustStore::empty().with_pem_certificate(pem),
-        None => TrustStore::default(),
-    };
-    let context =
-        TlsContext::builder().with_trust_store(trust).build().map_err(ConnectError::Tls)?;
-    Ok(aws_smithy_http_client::Builder::new()
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-        .tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc))
-        .tls_context(context)
-        .build_https())
+fn http_client(silence_max: Duration) -> Result<SharedHttpClient, ConnectError> {
+    let bundle = ca_bundle()?;
+    let config = tls::client_config(bundle.as_deref()).map_err(ConnectError::Tls)?;
+    Ok(connection::http_client(Arc::new(config), silence_max))
 }
 
 /// The certificates of `AWS_CA_BUNDLE` (PEM), where that is set.

@@ -5,6 +5,7 @@
 
 use super::refusal;
 use super::sse::{SecretKey32, SseMode};
+use super::tls::{self, Trouble};
 use crate::store::error::{ErrorClass, StoreError};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
@@ -33,6 +34,7 @@ pub(super) struct Failure {
     message: Option<String>,
     lost: bool,
     credentials: Option<CredentialTrouble>,
+    tls: Option<Trouble>,
 }
 
 /// Why there is no signature.
@@ -201,12 +203,15 @@ fn to_store_error(verdict: Verdict, path: &str, message: String) -> object_store
 fn classify(failure: &Failure, condition: Condition) -> (Verdict, Option<&'static str>) {
     use ErrorClass::*;
     let class = |c| (Verdict::Class(c), None);
+    if let Some(trouble) = &failure.tls {
+        return (Verdict::Class(Untrusted), Some(trouble.next));
+    }
     match failure.credentials {
         Some(CredentialTrouble::Missing) => {
             return (
                 Verdict::Unknown,
                 Some(
-                    "set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or aws sso login",
+                    "aws configure (or aws sso login); --profile NAME; or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
                 ),
             );
         }
@@ -240,7 +245,16 @@ fn classify(failure: &Failure, condition: Condition) -> (Verdict, Option<&'stati
             return class(Transport);
         }
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "InvalidToken" => {
-            return (Verdict::Unknown, Some("refresh the credentials (aws sso login)"));
+            return (
+                Verdict::Unknown,
+                Some("renew them (aws sso login, or aws configure): new ones are found by themselves"),
+            );
+        }
+        "InvalidAccessKeyId" | "InvalidClientTokenId" | "UnrecognizedClientException" => {
+            return (
+                Verdict::Unknown,
+                Some("replace the access key (aws configure), or --profile NAME: new ones are found by themselves"),
+            );
         }
         "RequestTimeTooSkewed" => {
             return (
@@ -264,7 +278,10 @@ fn classify(failure: &Failure, condition: Condition) -> (Verdict, Option<&'stati
             (Verdict::Class(Other), Some("the bucket is in another region: set --region"))
         }
         Some(401) => (Verdict::Unknown, Some("check the credentials")),
-        Some(403) => (Verdict::Forbidden, Some("check what the credentials may do in this bucket")),
+        Some(403) => (
+            Verdict::Forbidden,
+            Some("see what these credentials lack: sealfs doctor STORE; and what they need: sealfs doctor STORE --iam-policy"),
+        ),
         Some(404) => class(not_found(condition)),
         // Only conditional writes answer 409 here: two of them met. It says nothing about which
         // of them won, so it must never be taken for "already exists".
@@ -299,6 +316,7 @@ where
     let mut failure = facts_of_service(error);
     if matches!(error, SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_)) {
         failure.credentials = credential_trouble(error);
+        failure.tls = tls::trouble(error);
     }
     failure
 }
@@ -351,6 +369,7 @@ where
     E: Error + 'static,
 {
     let what = match (&failure.code, &failure.message, failure.status) {
+        _ if failure.tls.is_some() => failure.tls.iter().map(|t| t.why.as_str()).collect(),
         (Some(code), Some(message), _) => format!("{code}: {message}"),
         (Some(code), None, _) => code.clone(),
         (None, _, Some(status)) => format!("the server answered status {status}"),

@@ -7,6 +7,8 @@
 mod body;
 mod bucket;
 mod client;
+mod connection;
+mod credentials;
 mod encryption;
 mod errors;
 mod flags;

@@ -1,20 +1,221 @@
-//! Which version of TLS a server and this client agree on: asked of a connection of its own, since
-//! the client of the SDK does not tell.
-//!
-//! The same library with the same versions and certificates as the SDK's connections.
+//! TLS as this client speaks it: whom it trusts, what its failures mean, and which version a server
+//! and it agree on (asked of a connection of its own, since the SDK does not tell).
 
+use std::error::Error;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ProtocolVersion, RootCertStore};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, InvalidMessage, ProtocolVersion,
+    RootCertStore, SignatureScheme,
+};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 /// What the handshake may take, with connecting.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+/// Trusts the certificates of `bundle` (PEM), or without one those of the system. One of the
+/// bundle may also be the server's own, whatever it says of itself: OpenSSL makes those that sign
+/// themselves authorities, and trusts them like this.
+///
+/// # Errors
+/// A bundle that cannot be read. A system without certificates is none: it trusts nobody.
+pub(super) fn client_config(bundle: Option<&[u8]>) -> io::Result<ClientConfig> {
+    let own: Vec<CertificateDer<'static>> = match bundle {
+        Some(pem) => CertificateDer::pem_slice_iter(pem)
+            .collect::<Result<_, _>>()
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?,
+        None => Vec::new(),
+    };
+    let trusted = match bundle {
+        Some(_) => own.clone(),
+        None => rustls_native_certs::load_native_certs().certs,
+    };
+    let mut roots = RootCertStore::empty();
+    // One that cannot be read is one that nothing is trusted by.
+    let (readable, _) = roots.add_parsable_certificates(trusted);
+    if readable == 0 && bundle.is_some() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "no certificate in it is readable"));
+    }
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?;
+    let mut config = if own.is_empty() {
+        builder.with_root_certificates(roots).with_no_client_auth()
+    } else {
+        let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider());
+        let usual = usual.build().map_err(io::Error::other)?;
+        let verifier = Arc::new(Verifier { usual, own });
+        builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// The usual verification, which refuses an authority's certificate as a server's own, even where
+/// it was named as the one to trust.
+#[derive(Debug)]
+struct Verifier {
+    usual: Arc<WebPkiServerVerifier>,
+    /// The certificates of the bundle.
+    own: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let usual = self.usual.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        match usual {
+            // Its dates were looked at before that; that the server has the key, the handshake
+            // proves. What is left is the name.
+            Err(e) if is_authority_itself(&e) && self.own.contains(end_entity) => {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            usual => usual,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.usual.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.usual.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.usual.supported_verify_schemes()
+    }
+}
+
+fn is_authority_itself(e: &rustls::Error) -> bool {
+    // The library below has no public name for it.
+    matches!(e, rustls::Error::InvalidCertificate(CertificateError::Other(other))
+        if format!("{other:?}").contains("CaUsedAsEndEntity"))
+}
+
+/// A handshake that fails the same way next time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Trouble {
+    /// What is wrong.
+    pub(super) why: String,
+    /// What to do about it.
+    pub(super) next: &'static str,
+}
+
+/// What of TLS is wrong below `error`, if it is something that waiting does not mend.
+pub(super) fn trouble(error: &(dyn Error + 'static)) -> Option<Trouble> {
+    let mut cause = Some(error);
+    while let Some(e) = cause {
+        if let Some(e) = e.downcast_ref::<rustls::Error>() {
+            return trouble_of(e);
+        }
+        if super::connection::speaks_tls(e) {
+            return Some(Trouble {
+                why: e.to_string(),
+                next: "--endpoint-url (or AWS_ENDPOINT_URL) with https:// in place of http://",
+            });
+        }
+        cause = match e.downcast_ref::<io::Error>() {
+            // Its `source` is the one of what it holds, and passes that over.
+            Some(io) => io.get_ref().map(|held| held as &(dyn Error + 'static)),
+            None => e.source(),
+        };
+    }
+    None
+}
+
+fn trouble_of(error: &rustls::Error) -> Option<Trouble> {
+    use CertificateError as C;
+    let given = |why: String, next| Some(Trouble { why, next });
+    match error {
+        e if is_authority_itself(e) => given(stranger(), TRUST),
+        rustls::Error::InvalidCertificate(C::UnknownIssuer) => given(stranger(), TRUST),
+        rustls::Error::InvalidCertificate(C::Expired | C::ExpiredContext { .. }) => given(
+            "the server's certificate has expired".into(),
+            "renew it on the server; if it is good, this machine's clock is wrong: timedatectl",
+        ),
+        rustls::Error::InvalidCertificate(C::NotValidYet | C::NotValidYetContext { .. }) => given(
+            "the server's certificate is not valid yet".into(),
+            "set this machine's clock: timedatectl set-ntp true",
+        ),
+        rustls::Error::InvalidCertificate(C::NotValidForName) => {
+            given("the server's certificate is for another host name".into(), NAME)
+        }
+        rustls::Error::InvalidCertificate(C::NotValidForNameContext { expected, presented }) => {
+            let names = match presented.is_empty() {
+                true => "for no host name at all".to_owned(),
+                false => format!("for {}", presented.join(", ")),
+            };
+            given(format!("the server's certificate is {names}, not for {}", expected.to_str()), NAME)
+        }
+        rustls::Error::InvalidCertificate(other) => given(
+            format!("the server's certificate is not valid: {other}"),
+            "openssl s_client -showcerts -connect HOST:PORT shows it; it has to be replaced on the server",
+        ),
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => given(
+            "the server does not speak TLS (https)".into(),
+            "--endpoint-url with http:// in place of https:// (to another machine with --allow-http), or another port",
+        ),
+        rustls::Error::PeerIncompatible(why) => given(
+            format!("the server and this client have no way of TLS in common: {why:?}"),
+            "let the server speak TLS 1.2 or 1.3",
+        ),
+        rustls::Error::AlertReceived(alert) => given(
+            format!("the server broke off the TLS handshake: {alert:?}"),
+            "let the server speak TLS 1.2 or 1.3, without a certificate of the client",
+        ),
+        rustls::Error::NoCertificatesPresented | rustls::Error::UnsupportedNameType => given(
+            format!("the TLS handshake failed: {error}"),
+            "openssl s_client -showcerts -connect HOST:PORT shows what the server sends",
+        ),
+        _ => None,
+    }
+}
+
+const TRUST: &str = "set AWS_CA_BUNDLE to a PEM file with the certificate of the authority that signed it (or with the server's own, if it signed itself)";
+const NAME: &str = "use a name that is in it as --endpoint-url, or let the server have a certificate for this one";
+
+/// Whom nobody vouches for, and who was asked.
+fn stranger() -> String {
+    match std::env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty()) {
+        Some(path) => format!(
+            "the server's certificate is signed by nobody in AWS_CA_BUNDLE ({})",
+            path.display()
+        ),
+        None => "the server's certificate is signed by nobody whom this machine trusts".into(),
+    }
+}
 
 /// Connects, shakes hands and hangs up; gives `TLS 1.3` or `TLS 1.2`. Trusts the certificates of
 /// `bundle` (PEM), or without one those of the system.
@@ -26,20 +227,7 @@ pub(super) async fn negotiated(
     port: u16,
     bundle: Option<&[u8]>,
 ) -> io::Result<&'static str> {
-    let mut roots = RootCertStore::empty();
-    let trusted: Vec<CertificateDer<'_>> = match bundle {
-        Some(pem) => CertificateDer::pem_slice_iter(pem)
-            .collect::<Result<_, _>>()
-            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?,
-        None => rustls_native_certs::load_native_certs().certs,
-    };
-    // One that cannot be read is one that nothing is trusted by.
-    roots.add_parsable_certificates(trusted);
-    let config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let config = client_config(bundle)?;
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let handshake = async {
         let socket = TcpStream::connect((host, port)).await?;

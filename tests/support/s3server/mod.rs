@@ -31,6 +31,10 @@ use tokio::sync::oneshot;
 pub const ACCESS_KEY: &str = "AKIDSEALFSTEST";
 /// Its secret.
 pub const SECRET_KEY: &str = "sealfs-test-secret-key";
+/// Another key that is as good; [`Behaviour::revoked`] tells them apart.
+pub const OTHER_ACCESS_KEY: &str = "AKIDSEALFSOTHER";
+/// Its secret.
+pub const OTHER_SECRET_KEY: &str = "sealfs-other-secret-key";
 /// The bucket every server starts with.
 pub const BUCKET: &str = "test";
 /// The region requests are signed for; any other is accepted too.

@@ -4,7 +4,7 @@ use super::faults::{FaultKind, Faults, Outage, RequestKind};
 use super::memory::Memory;
 use super::service::MemoryS3;
 use super::settings;
-use super::{ACCESS_KEY, SECRET_KEY};
+use super::{ACCESS_KEY, OTHER_ACCESS_KEY, OTHER_SECRET_KEY, SECRET_KEY};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use http_body_util::{BodyExt, StreamBody};
@@ -31,7 +31,9 @@ struct Shared {
 /// Serves until dropped.
 pub(super) async fn serve(listener: StdListener, memory: Arc<Memory>, faults: Arc<Faults>) {
     let mut builder = S3ServiceBuilder::new(MemoryS3::new(memory.clone()));
-    builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+    let mut keys = SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY);
+    keys.register(OTHER_ACCESS_KEY.into(), OTHER_SECRET_KEY.into());
+    builder.set_auth(keys);
     let shared = Arc::new(Shared { service: builder.build(), memory, faults });
     let mut outage = shared.faults.outage();
     let address = listener.local_addr().expect("a bound socket has an address");
@@ -128,11 +130,22 @@ impl Shared {
     }
 
     async fn act(&self, request: Request<Incoming>) -> Result<Response<Body>, HttpError> {
+        let revoked = self.memory.behaviour.read().revoked;
+        if let Some((key, status, code)) = revoked
+            && is_signed_with(&request, key)
+        {
+            return refuse(request, status, code).await;
+        }
         if settings::is_one(&request, &self.memory.behaviour.read()) {
             return settings::answer(request, &self.memory).await;
         }
         self.service.call(request.map(Body::from)).await
     }
+}
+
+fn is_signed_with(request: &Request<Incoming>, key: &str) -> bool {
+    let signature = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+    signature.is_some_and(|s| s.contains(&format!("Credential={key}/")))
 }
 
 fn content_length(headers: &hyper::HeaderMap) -> u64 {

@@ -39,6 +39,8 @@ pub struct Behaviour {
     pub denies_all: bool,
     /// Answers 403 to writes.
     pub denies_writes: bool,
+    /// An access key that is no longer good, and how requests with it are answered.
+    pub revoked: Option<(&'static str, u16, &'static str)>,
 }
 
 /// What the server does with encryption headers.
