@@ -210,8 +210,7 @@ fn a_signal_ends_who_waits_for_the_bucket_only_if_it_kills() {
 }
 
 /// The two access keys of the server.
-const KEYS: [(&str, &str); 2] =
-    [(ACCESS_KEY, SECRET_KEY), (OTHER_ACCESS_KEY, OTHER_SECRET_KEY)];
+const KEYS: [(&str, &str); 2] = [(ACCESS_KEY, SECRET_KEY), (OTHER_ACCESS_KEY, OTHER_SECRET_KEY)];
 
 /// A volume whose access keys stand in a file `keys` of its directory, which it is told of by
 /// `config`; the endpoint is the server's.

@@ -30,6 +30,7 @@ const NAMED_ONLY_IN: &[(&str, &[&str])] = &[
     ("aws_sdk_s3", &["src/store/s3/"]),
     ("aws_config", &["src/store/s3/"]),
     ("aws_smithy_types", &["src/store/s3/"]),
+    ("aws_types", &["src/store/s3/"]),
     ("aws_smithy_runtime_api", &["src/store/s3/"]),
     ("hyper", &["src/store/s3/connection.rs"]),
     ("hyper_util", &["src/store/s3/connection.rs"]),

@@ -245,3 +245,27 @@ async fn payloads_are_signed_where_the_network_is_open() {
     private.put(&Path::from("private"), "x".into()).await.unwrap();
     assert!(server.payload_hashes_seen().contains("UNSIGNED-PAYLOAD"));
 }
+
+#[tokio::test]
+async fn a_bucket_is_made_without_a_place_unless_the_server_is_aws_or_asks() {
+    // Guards against a LocationConstraint sent to servers that know no such place, and against a
+    // server that wants one (AWS behind another name, moto) never being told.
+    for (is_aws, region, wanted, expected) in [
+        (false, "us-east-1", "", &[""][..]),
+        (false, "eu-central-1", "", &[""]),
+        (false, "eu-central-1", "eu-central-1", &["", "eu-central-1"]),
+        (true, "eu-central-1", "eu-central-1", &["eu-central-1"]),
+        (true, "us-east-1", "", &[""]),
+    ] {
+        let server = S3Server::start();
+        server.behave(|b| b.place = Some(wanted));
+        let options = S3Options {
+            region: Some(region.into()),
+            is_aws: Some(is_aws),
+            ..s3_options(&server.endpoint())
+        };
+        let store = connect(options).await.expect("good options");
+        store.create_bucket().await.unwrap_or_else(|e| panic!("{is_aws} {region}: {e}"));
+        server.behave(|b| assert_eq!(b.created_with, expected, "{is_aws} {region} {wanted}"));
+    }
+}

@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::stack::StoreOptions;
 use crate::store::Location;
-use crate::store::s3::{SseAsk, SseFlags};
+use crate::store::s3::{InputError, SseAsk, SseFlags, input};
 
 use super::exit::{Exit, Failure, Outcome};
 
@@ -60,6 +60,9 @@ impl StoreAddress {
         if !is_s3 && (self.region.is_some() || self.profile.is_some() || asked) {
             return Err(Failure::new(Exit::Usage, format!("S3 flags make no sense for {store}")));
         }
+        if is_s3 {
+            self.check().map_err(|e| Failure::new(Exit::Usage, e))?;
+        }
         Ok(StoreOptions {
             location,
             endpoint_url: self.endpoint_url.clone().filter(|u| is_s3 && !u.is_empty()),
@@ -69,6 +72,17 @@ impl StoreAddress {
             sse,
             custom: None,
         })
+    }
+}
+
+impl StoreAddress {
+    /// Whether what the flags give can be what they are for.
+    fn check(&self) -> Result<(), InputError> {
+        if let Some(url) = self.endpoint_url.as_deref().filter(|url| !url.is_empty()) {
+            input::endpoint("--endpoint-url (or AWS_ENDPOINT_URL_S3)", url)?;
+        }
+        self.region.as_deref().map_or(Ok(()), input::region)?;
+        self.profile.as_deref().map_or(Ok(()), |name| input::profile("--profile", name))
     }
 }
 
@@ -89,6 +103,9 @@ pub struct SecretArgs {
     pub key_file: Option<PathBuf>,
 }
 
+/// The largest size that a flag takes, 1 EiB: more than any disk has, and sums of a few fit.
+const SIZE_MAX: u64 = 1 << 60;
+
 /// Reads a size: bytes, or a number with K, M, G or T (powers of 1024; `GiB` works too).
 pub fn size(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -102,7 +119,10 @@ pub fn size(text: &str) -> Result<u64, String> {
         _ => return Err("a size is a number of bytes, or with K, M, G or T: 512M, 10G".into()),
     };
     let number: u64 = number.parse().map_err(|_| "a size starts with a number: 10G")?;
-    number.checked_mul(1 << shift).ok_or_else(|| "that size is too large".into())
+    match number.checked_mul(1 << shift) {
+        Some(bytes) if bytes <= SIZE_MAX => Ok(bytes),
+        _ => Err("that size is too large; 1048576T is the most".into()),
+    }
 }
 
 /// The least `--journal-size`: a log file is a quarter of it and must take a write of 1 MiB, the
@@ -117,6 +137,9 @@ pub fn journal_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// The longest time that a flag takes: far beyond any use, and safe to add to any clock.
+const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// Reads a time: seconds, or a number with ms, s, m or h.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -129,8 +152,10 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err("a time is a number of seconds, or with ms, s, m or h: 500ms, 2m".into()),
     };
     let number: u64 = number.parse().map_err(|_| "a time starts with a number: 30s")?;
-    let ms = number.checked_mul(unit_ms).ok_or("that time is too long")?;
-    Ok(Duration::from_millis(ms))
+    match number.checked_mul(unit_ms).map(Duration::from_millis) {
+        Some(time) if time <= TIME_MAX => Ok(time),
+        _ => Err("that time is too long; a year (8760h) is the most".into()),
+    }
 }
 
 #[cfg(test)]
@@ -148,10 +173,12 @@ mod tests {
         assert_eq!(duration("2"), Ok(Duration::from_secs(2)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("10m"), Ok(Duration::from_secs(600)));
-        for bad in ["", "G", "1X", "-1", "1.5G", "99999999999999999999", "99999999T"] {
+        for bad in ["", "G", "1X", "-1", "1.5G", "99999999999999999999", "99999999T", "1048577T"] {
             assert!(size(bad).is_err(), "{bad}");
         }
-        for bad in ["", "s", "1d", "-1s"] {
+        assert_eq!(size("1048576T"), Ok(SIZE_MAX));
+        assert_eq!(duration("8760h"), Ok(TIME_MAX));
+        for bad in ["", "s", "1d", "-1s", "8761h", "18446744073709551615", "99999999999999h"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

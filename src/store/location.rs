@@ -25,20 +25,22 @@ pub enum Location {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum LocationError {
     /// Not one of the known schemes.
-    #[error("'{0}' is not a store\nhint: use s3://BUCKET[/PREFIX] or file:///ABSOLUTE/DIRECTORY")]
+    #[error("'{}' is not a store\nhint: use s3://BUCKET[/PREFIX] or file:///ABSOLUTE/DIRECTORY", .0.escape_debug())]
     Scheme(String),
     /// The bucket name is missing or is not one S3 could have.
     #[error(
-        "'{0}' is not a bucket name\nhint: s3://BUCKET[/PREFIX], where BUCKET has 3 to 63 of a-z, 0-9, '.' and '-'"
+        "'{}' is not a bucket name\nhint: s3://BUCKET[/PREFIX], where BUCKET has 3 to 63 of a-z, 0-9, '.' and '-'",
+        .0.escape_debug()
     )]
     Bucket(String),
     /// The prefix has an empty, `.` or `..` part, or a character that keys should not have.
     #[error(
-        "'{0}' cannot be a prefix: it has an empty, '.' or '..' part or an unusual character\nhint: use letters, digits, '.', '_', '-' between single slashes"
+        "'{}' cannot be a prefix: it has an empty, '.' or '..' part or an unusual character\nhint: use letters, digits, '.', '_', '-' between single slashes",
+        .0.escape_debug()
     )]
     Prefix(String),
     /// A file store must be absolute.
-    #[error("'{0}' is not an absolute directory\nhint: file:///home/me/store, with three slashes")]
+    #[error("'{}' is not an absolute directory\nhint: file:///home/me/store, with three slashes", .0.escape_debug())]
     Directory(String),
 }
 

@@ -16,6 +16,7 @@ use aws_sdk_s3::config::interceptors::{
 };
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::create_bucket::CreateBucketError;
 use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 use aws_sdk_s3::types::{
     BlockedEncryptionTypes, BucketLocationConstraint, BucketVersioningStatus,
@@ -128,6 +129,19 @@ where
         Some(401 | 403) => Setting::Denied(code),
         _ => Setting::Failed(sentence(&from_sdk(error, "get", what, Condition::None))),
     }
+}
+
+/// Whether a server refused to create a bucket for want of a place, or for another one.
+fn asks_for_place(error: &SdkError<CreateBucketError, HttpResponse>) -> bool {
+    matches!(
+        error.code(),
+        Some(
+            "IllegalLocationConstraintException"
+                | "InvalidLocationConstraint"
+                | "InvalidRegion"
+                | "MissingLocationConstraint"
+        )
+    )
 }
 
 impl S3Store {
@@ -307,20 +321,23 @@ impl S3Store {
         put.send().await.map(drop).map_err(|e| from_sdk(e, "set", "the policy", Condition::None))
     }
 
-    /// Creates the bucket in the region that requests are signed for. Errors: it exists already
-    /// (`AlreadyExists`), or what the server says.
+    /// Creates the bucket in the region that requests are signed for. AWS wants the region named in
+    /// the request, but for us-east-1; other servers have places of their own by other names, or
+    /// none, and are told one only if they ask for it. Errors: it exists already (`AlreadyExists`),
+    /// or what the server says.
     pub async fn create_bucket(&self) -> Result<()> {
         let inner = &self.inner;
         let region = inner.client.config().region().map(|r| r.as_ref().to_owned());
-        let elsewhere = region.filter(|region| region != "us-east-1" && inner.is_aws);
-        let place = elsewhere.map(|region| {
-            CreateBucketConfiguration::builder()
-                .location_constraint(BucketLocationConstraint::from(region.as_str()))
-                .build()
-        });
-        let create = inner.client.create_bucket().bucket(&inner.bucket);
-        let answer = create.set_create_bucket_configuration(place).send().await;
-        answer.map(drop).map_err(|e| match e.code() {
+        let region = region.filter(|region| region != "us-east-1");
+        let first = region.as_deref().filter(|_| inner.is_aws);
+        match (self.create_bucket_in(first).await, &region) {
+            (Err(e), Some(region)) if first.is_none() && asks_for_place(&e) => {
+                log::debug!("the server wants to be told a region for the bucket: {region}");
+                self.create_bucket_in(Some(region)).await
+            }
+            (outcome, _) => outcome,
+        }
+        .map_err(|e| match e.code() {
             Some("BucketAlreadyOwnedByYou") => own(
                 ErrorClass::AlreadyExists,
                 format!("bucket {} is there already, and yours", inner.bucket),
@@ -334,6 +351,19 @@ impl S3Store {
             ),
             _ => from_sdk(e, "create", "the bucket", Condition::None),
         })
+    }
+
+    async fn create_bucket_in(
+        &self,
+        place: Option<&str>,
+    ) -> std::result::Result<(), SdkError<CreateBucketError, HttpResponse>> {
+        let place = place.map(|region| {
+            CreateBucketConfiguration::builder()
+                .location_constraint(BucketLocationConstraint::from(region))
+                .build()
+        });
+        let create = self.inner.client.create_bucket().bucket(&self.inner.bucket);
+        create.set_create_bucket_configuration(place).send().await.map(drop)
     }
 
     /// One HeadBucket: how long it takes, and what the server's clock says.

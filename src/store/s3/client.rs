@@ -1,28 +1,27 @@
 //! Builds the S3 client: credentials, region, endpoint, TLS roots, timeouts, connection reuse.
 //!
-//! Never retries: retries belong to `store/retry.rs`, so the client's own are off. Called once
-//! per mount by [`connect`].
+//! Retries belong to `store/retry`; here a request is sent again only when it was refused and other
+//! credentials may be found (`credentials`). Called once per mount by [`connect`].
 
-use super::credentials::{self, Keys, RefusedOnce, Sources};
 use super::connection;
+use super::credentials::{self, Keys, RefusedOnce, Sources};
 use super::encryption::Encryption;
+use super::input::{self, InputError};
 use super::sse::{SecretKey32, SseMode};
 use super::{Inner, S3Store, tls};
-use aws_config::{BehaviorVersion, SdkConfig};
-use aws_config::identity::IdentityCache;
-use aws_config::provider_config::ProviderConfig;
 use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::identity::IdentityCache;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
-use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
+use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_s3::config::{
-    ConfigBag, Credentials, Intercept, Region, RequestChecksumCalculation,
-    ResponseChecksumValidation, RuntimeComponents, SharedHttpClient,
+    Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
 };
-use aws_sdk_s3::error::BoxError;
+use aws_types::service_config::ServiceConfigKey;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -123,12 +122,9 @@ impl fmt::Debug for StaticCredentials {
 /// The options cannot be used as they are.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The endpoint is not a URL of a server.
-    #[error("{endpoint:?} is not an endpoint\nhint: --endpoint-url https://host[:port]")]
-    Endpoint {
-        /// As given.
-        endpoint: String,
-    },
+    /// An endpoint, region or name that cannot be one.
+    #[error(transparent)]
+    Input(#[from] InputError),
     /// Plain http to another machine.
     #[error(
         "{endpoint} would carry requests unencrypted over the network\nhint: use https, or --allow-http if the network is yours"
@@ -162,11 +158,11 @@ pub enum ConnectError {
     },
     /// The profile that was asked for is nowhere.
     #[error(
-        "there is no profile {name:?} ({source_of_name}) in {files}\nhint: aws configure list-profiles shows those there are; aws configure --profile {name} makes it"
+        "there is no profile {name:?} ({by}) in {files}\nhint: aws configure list-profiles shows those there are; aws configure --profile {name} makes it"
     )]
     Profile {
         /// The flag or variable that names it.
-        source_of_name: &'static str,
+        by: &'static str,
         /// As given.
         name: String,
         /// Where it was looked for.
@@ -197,8 +193,9 @@ enum Wire {
 /// Builds a store from `options`. Reads the environment and AWS configuration files; makes no
 /// request to the bucket (credentials are fetched with the first). Errors: [`ConnectError`].
 pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
+    input::variables()?;
     if let Some(endpoint) = &options.endpoint_url {
-        wire(endpoint, &options)?;
+        wire(&input::endpoint(BY_FLAG, endpoint)?, &options)?;
     }
     let (profile, is_explicit) = match &options.credentials {
         Some(_) => ("default".to_owned(), false),
@@ -222,11 +219,10 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
         .no_credentials();
     let shared = loader.load().await;
 
-    let endpoint = options
-        .endpoint_url
-        .clone()
-        .or_else(|| std::env::var("AWS_ENDPOINT_URL_S3").ok().filter(|e| !e.is_empty()))
-        .or_else(|| shared.endpoint_url().map(str::to_owned));
+    if let Some(region) = shared.region() {
+        input::region(region.as_ref())?;
+    }
+    let endpoint = endpoint(&options, &shared)?;
     let mut config = aws_sdk_s3::config::Builder::from(&shared);
     config = match &options.credentials {
         Some(fixed) => config.credentials_provider(fixed.for_sdk()),
@@ -244,10 +240,7 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
     let mut sign_payload = false;
     if let Some(endpoint) = &endpoint {
         sign_payload = wire(endpoint, &options)? == Wire::Open;
-        config = config.endpoint_url(endpoint).force_path_style(true);
-    } else {
-        // The `services` section of a profile can still name an endpoint, unseen by us.
-        config = config.interceptor(HttpsOnly);
+        config = config.endpoint_url(endpoint.as_str()).force_path_style(true);
     }
     let prefix = match options.prefix.trim_matches('/') {
         "" => String::new(),
@@ -261,64 +254,67 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
             encryption: Encryption::new(options.sse, options.read_keys, &options.object_tags),
             sign_payload,
             batch_delete: AtomicBool::new(true),
-            is_tls: endpoint.as_deref().is_none_or(|e| e.starts_with("https://")),
+            is_tls: endpoint.as_ref().is_none_or(|e| e.scheme() == "https"),
             rewriting: Semaphore::new(REWRITES_MAX),
             in_place: AtomicBool::new(true),
-            is_aws: options.is_aws.unwrap_or_else(|| endpoint.as_deref().is_none_or(is_aws)),
+            is_aws: options.is_aws.unwrap_or_else(|| endpoint.as_ref().is_none_or(is_aws)),
             e_tag_style: AtomicU8::new(0),
         }),
     })
 }
 
+/// How the endpoint of the options is called in errors.
+const BY_FLAG: &str = "--endpoint-url (or AWS_ENDPOINT_URL_S3)";
+
+/// The endpoint that is asked for: by flag, by variable, by the `services` section of the profile,
+/// or by the profile itself. `None`: AWS, as the region has it.
+fn endpoint(options: &S3Options, shared: &SdkConfig) -> Result<Option<Url>, InputError> {
+    if let Some(given) = &options.endpoint_url {
+        return input::endpoint(BY_FLAG, given).map(Some);
+    }
+    let variable = |name| std::env::var(name).ok().filter(|e: &String| !e.is_empty());
+    if let Some(given) = variable("AWS_ENDPOINT_URL_S3") {
+        return input::endpoint("AWS_ENDPOINT_URL_S3", &given).map(Some);
+    }
+    let key = ServiceConfigKey::builder().service_id("s3").profile("endpoint_url");
+    let key = key.env("AWS_ENDPOINT_URL").build().expect("all three are set");
+    let of_service = shared.service_config().and_then(|config| config.load_config(key));
+    match of_service.filter(|e| !e.is_empty()) {
+        Some(given) => {
+            input::endpoint("the endpoint_url of s3 (profile or AWS_ENDPOINT_URL)", &given)
+                .map(Some)
+        }
+        None => match shared.endpoint_url().filter(|e| !e.is_empty()) {
+            Some(given) => {
+                input::endpoint("AWS_ENDPOINT_URL (or the profile's endpoint_url)", given).map(Some)
+            }
+            None => Ok(None),
+        },
+    }
+}
+
 /// Whether an endpoint is one of AWS.
-fn is_aws(endpoint: &str) -> bool {
-    let host = Url::parse(endpoint).ok().and_then(|url| url.host_str().map(str::to_owned));
-    host.is_some_and(|h| h.ends_with(".amazonaws.com") || h.ends_with(".amazonaws.com.cn"))
+fn is_aws(endpoint: &Url) -> bool {
+    let host = endpoint.host_str().unwrap_or_default();
+    host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn")
 }
 
 /// Checks an endpoint against what the options allow.
-fn wire(endpoint: &str, options: &S3Options) -> Result<Wire, ConnectError> {
-    let endpoint = endpoint.to_owned();
-    let Ok(url) = Url::parse(&endpoint) else { return Err(ConnectError::Endpoint { endpoint }) };
-    let local = match url.host() {
-        None => return Err(ConnectError::Endpoint { endpoint }),
+fn wire(endpoint: &Url, options: &S3Options) -> Result<Wire, ConnectError> {
+    let local = match endpoint.host() {
         Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
         Some(Host::Ipv4(ip)) => ip.is_loopback(),
         Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
     };
-    match url.scheme() {
+    let customer = options.sse.customer_key().is_some() || !options.read_keys.is_empty();
+    let shown = || endpoint.as_str().trim_end_matches('/').to_owned();
+    match endpoint.scheme() {
         "https" => Ok(Wire::Private),
-        "http" if local => Ok(Wire::Private),
-        "http" if options.sse.customer_key().is_some() || !options.read_keys.is_empty() => {
-            Err(ConnectError::CustomerKeyOverHttp { endpoint })
-        }
-        "http" if options.allow_http => Ok(Wire::Open),
-        "http" => Err(ConnectError::PlainHttp { endpoint }),
-        _ => Err(ConnectError::Endpoint { endpoint }),
-    }
-}
-
-/// Refuses to send a request to an endpoint that was not checked beforehand, unless by TLS.
-#[derive(Debug)]
-struct HttpsOnly;
-
-impl Intercept for HttpsOnly {
-    fn name(&self) -> &'static str {
-        "HttpsOnly"
-    }
-
-    fn read_before_transmit(
-        &self,
-        context: &BeforeTransmitInterceptorContextRef<'_>,
-        _components: &RuntimeComponents,
-        _config: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        match context.request().uri().starts_with("https://") {
-            true => Ok(()),
-            false => {
-                Err("the profile names a plain http endpoint; give it as --endpoint-url".into())
-            }
-        }
+        _ if local => Ok(Wire::Private),
+        _ if customer => Err(ConnectError::CustomerKeyOverHttp { endpoint: shown() }),
+        _ if options.allow_http => Ok(Wire::Open),
+        _ => Err(ConnectError::PlainHttp { endpoint: shown() }),
     }
 }
 
@@ -341,9 +337,13 @@ async fn region_chain(options: &S3Options, profile: &str) -> RegionProviderChain
     let asked = RegionProviderChain::first_try(options.region.clone().map(Region::new));
     let profile = ProfileFileRegionProvider::builder().profile_name(profile).build();
     let chain = asked.or_else(EnvironmentVariableRegionProvider::new()).or_else(profile);
-    let chain = match options.endpoint_url {
-        Some(_) => chain,
-        None => chain.or_else(aws_config::imds::region::ImdsRegionProvider::builder().build()),
+    let elsewhere = options.endpoint_url.is_some()
+        || ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+            .iter()
+            .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
+    let chain = match elsewhere {
+        true => chain,
+        false => chain.or_else(aws_config::imds::region::ImdsRegionProvider::builder().build()),
     };
     chain.or_else(Region::new(REGION_FALLBACK))
 }
@@ -397,6 +397,10 @@ mod tests {
         S3Options::new("bucket", "")
     }
 
+    fn wire(endpoint: &str, options: &S3Options) -> Result<Wire, ConnectError> {
+        super::wire(&input::endpoint(BY_FLAG, endpoint).expect(endpoint), options)
+    }
+
     #[test]
     fn plain_http_is_refused_except_to_this_machine() {
         // Guards against object names and sizes (and an SSE-C key) crossing a network in the
@@ -421,10 +425,6 @@ mod tests {
                     "{remote}"
                 );
             }
-        }
-        for nonsense in ["", "host", "ftp://host", "http://", "/path"] {
-            let refused = wire(nonsense, &options());
-            assert!(matches!(refused, Err(ConnectError::Endpoint { .. })), "{nonsense}");
         }
     }
 

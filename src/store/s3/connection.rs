@@ -94,6 +94,11 @@ pub(super) fn speaks_tls(error: &(dyn std::error::Error + 'static)) -> bool {
     matches!(error.downcast_ref::<GivenUp>(), Some(GivenUp::SpeaksTls))
 }
 
+/// Whether a request, somewhere below `error`, got no answer.
+pub(super) fn is_lost(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |e| e.source()).any(|e| e.is::<ConnectorError>())
+}
+
 #[derive(Clone)]
 struct Http(Arc<Shared>);
 
@@ -245,8 +250,7 @@ impl HttpConnector for Wire {
 impl Wire {
     async fn send(self, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
         let load = Load::of(&request);
-        let mut request =
-            request.try_into_http1x().map_err(|e| ConnectorError::user(e.into()))?;
+        let mut request = request.try_into_http1x().map_err(|e| ConnectorError::user(e.into()))?;
         let captured = capture_connection(&mut request);
         let patience = self.shared.patience.of(&load);
         let slowest = Duration::from_secs(load.body_bytes / SLOWEST_RATE);

@@ -6,8 +6,10 @@
 //! for every request; a load is made by one request, the others wait for it.
 
 use super::client::ConnectError;
+use super::{connection, input, tls};
 use aws_config::ecs::EcsCredentialsProvider;
 use aws_config::environment::credentials::EnvironmentVariableCredentialsProvider;
+use aws_config::imds::Client as ImdsClient;
 use aws_config::imds::credentials::ImdsCredentialsProvider;
 use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::provider_config::ProviderConfig;
@@ -27,6 +29,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Time for one load: a role is taken on by a few requests, a process may open a browser.
 const LOAD_MAX: Duration = Duration::from_secs(30);
+/// How often the metadata service of an instance is asked; elsewhere than on one nobody answers.
+const METADATA_ATTEMPTS: u32 = 2;
 /// Credentials that end sooner than this are loaded again; with them requests go on meanwhile.
 const EXPIRES_SOON: Duration = Duration::from_secs(120);
 /// The least time between two loads, and the most that it grows to while they find nothing new.
@@ -142,6 +146,7 @@ fn is_same(a: &Credentials, b: &Credentials) -> bool {
     a.access_key_id() == b.access_key_id()
         && a.secret_access_key() == b.secret_access_key()
         && a.session_token() == b.session_token()
+        && a.expiry() == b.expiry()
 }
 
 impl ProvideCredentials for Keys {
@@ -200,7 +205,12 @@ impl Sources {
         if let Some(outcome) = settled(asked, "the container's credentials", &mut reasons) {
             return outcome;
         }
-        let instance = ImdsCredentialsProvider::builder().configure(&self.config).build();
+        let metadata =
+            ImdsClient::builder().configure(&self.config).max_attempts(METADATA_ATTEMPTS);
+        let instance = ImdsCredentialsProvider::builder()
+            .configure(&self.config)
+            .imds_client(metadata.build())
+            .build();
         let asked = instance.provide_credentials().await.map_err(without_a_role);
         let name = "the instance metadata service";
         settled(asked, name, &mut reasons).unwrap_or_else(|| {
@@ -210,41 +220,46 @@ impl Sources {
     }
 }
 
-/// Checks what a source answered; `None`, with the reason noted, if it is not set up.
+/// Checks what a source answered; `None`, with the reason noted, if it is not set up. A source
+/// that cannot be reached may be later; whatever else fails there stays as it is.
 fn settled(
     asked: provider::Result,
     source: &str,
     reasons: &mut Vec<String>,
 ) -> Option<provider::Result> {
-    match asked {
-        Ok(found) => Some(match misshapen(&found) {
-            None => Ok(found),
-            Some(what) => Err(CredentialsError::invalid_configuration(format!(
-                "{what}, from {source}, {ODD}"
-            ))),
-        }),
-        Err(e @ CredentialsError::CredentialsNotLoaded(_)) => {
+    use CredentialsError as E;
+    let error = match asked {
+        Ok(found) => match misshapen(&found) {
+            None => return Some(Ok(found)),
+            Some(what) => E::invalid_configuration(format!(
+                "{source}: {what} holds a space, a line end or another character that cannot be \
+                 part of it"
+            )),
+        },
+        Err(e @ E::CredentialsNotLoaded(_)) => {
             reasons.push(format!("{source}: {}", innermost(&e)));
-            None
+            return None;
         }
-        Err(e @ CredentialsError::InvalidConfiguration(_)) => Some(Err(
-            CredentialsError::invalid_configuration(format!("{source}: {}", innermost(&e))),
-        )),
-        Err(e) => Some(Err(e)),
-    }
+        Err(e) => match tls::trouble(&e) {
+            Some(trouble) => E::invalid_configuration(format!("{source}: {}", trouble.why)),
+            None if matches!(e, E::ProviderTimedOut(_)) || connection::is_lost(&e) => {
+                E::provider_error(format!("{source}: {}", innermost(&e)))
+            }
+            None => E::invalid_configuration(format!("{source}: {}", innermost(&e))),
+        },
+    };
+    Some(Err(error))
 }
-
-const ODD: &str = "holds a space, a line end or another character that cannot be part of it";
 
 /// What of the credentials no request could carry: its name. The SDK's own check is a panic.
 fn misshapen(found: &Credentials) -> Option<&'static str> {
     let odd = |text: &str| text.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic());
     if odd(found.access_key_id()) {
-        Some("the access key id")
+        Some("the access key id (AWS_ACCESS_KEY_ID)")
     } else if found.secret_access_key().chars().any(|c| c.is_control() || c.is_whitespace()) {
-        Some("the secret access key")
+        Some("the secret access key (AWS_SECRET_ACCESS_KEY)")
     } else if found.session_token().is_some_and(odd) {
-        Some("the session token")
+        Some("the session token (AWS_SESSION_TOKEN)")
     } else {
         None
     }
@@ -310,6 +325,8 @@ pub(super) async fn profile(asked: Option<&str>) -> Result<(String, bool), Conne
     let Some(name) = asked.map(str::to_owned).or(variable) else {
         return Ok(("default".into(), false));
     };
+    let by = if asked.is_some() { "--profile" } else { "AWS_PROFILE" };
+    input::profile(by, &name)?;
     let files = files();
     // The real ones of this process.
     let (disk, environment, usual) = Default::default();
@@ -320,11 +337,7 @@ pub(super) async fn profile(asked: Option<&str>) -> Result<(String, bool), Conne
     })?;
     match profiles.get_profile(&name) {
         Some(_) => Ok((name, asked.is_some())),
-        None => Err(ConnectError::Profile {
-            source_of_name: if asked.is_some() { "--profile" } else { "AWS_PROFILE" },
-            name,
-            files: names_of(&files),
-        }),
+        None => Err(ConnectError::Profile { by, name, files: names_of(&files) }),
     }
 }
 
@@ -412,12 +425,16 @@ mod tests {
         // Guards against the panic of the HTTP library on a line end in a header.
         assert_eq!(misshapen(&found("AKIA0")), None);
         for id in ["", "AK\n", " AK", "A K", "ключ", "A\u{7f}"] {
-            assert_eq!(misshapen(&found(id)), Some("the access key id"), "{id:?}");
+            assert_eq!(
+                misshapen(&found(id)),
+                Some("the access key id (AWS_ACCESS_KEY_ID)"),
+                "{id:?}"
+            );
         }
         let secret = Credentials::new("AK", "se\ncret", None, None, "test");
-        assert_eq!(misshapen(&secret), Some("the secret access key"));
+        assert_eq!(misshapen(&secret), Some("the secret access key (AWS_SECRET_ACCESS_KEY)"));
         let token = Credentials::new("AK", "s", Some("a\r\nb".into()), None, "test");
-        assert_eq!(misshapen(&token), Some("the session token"));
+        assert_eq!(misshapen(&token), Some("the session token (AWS_SESSION_TOKEN)"));
     }
 
     #[test]

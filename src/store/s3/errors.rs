@@ -247,13 +247,17 @@ fn classify(failure: &Failure, condition: Condition) -> (Verdict, Option<&'stati
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "InvalidToken" => {
             return (
                 Verdict::Unknown,
-                Some("renew them (aws sso login, or aws configure): new ones are found by themselves"),
+                Some(
+                    "renew them (aws sso login, or aws configure): new ones are found by themselves",
+                ),
             );
         }
         "InvalidAccessKeyId" | "InvalidClientTokenId" | "UnrecognizedClientException" => {
             return (
                 Verdict::Unknown,
-                Some("replace the access key (aws configure), or --profile NAME: new ones are found by themselves"),
+                Some(
+                    "replace the access key (aws configure), or --profile NAME: new ones are found by themselves",
+                ),
             );
         }
         "RequestTimeTooSkewed" => {
@@ -280,7 +284,9 @@ fn classify(failure: &Failure, condition: Condition) -> (Verdict, Option<&'stati
         Some(401) => (Verdict::Unknown, Some("check the credentials")),
         Some(403) => (
             Verdict::Forbidden,
-            Some("see what these credentials lack: sealfs doctor STORE; and what they need: sealfs doctor STORE --iam-policy"),
+            Some(
+                "see what these credentials lack: sealfs doctor STORE; and what they need: sealfs doctor STORE --iam-policy",
+            ),
         ),
         Some(404) => class(not_found(condition)),
         // Only conditional writes answer 409 here: two of them met. It says nothing about which

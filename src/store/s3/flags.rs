@@ -183,6 +183,18 @@ pub enum SseFlagError {
     /// The key id is empty.
     #[error("--sse-kms-key-id is empty\nhint: drop it to use the account's aws/s3 key")]
     EmptyKeyId,
+    /// A KMS key id or context with characters that no request can carry.
+    #[error(
+        "{flag} {given:?} holds a space, a line end or a control character\nhint: {flag} {example}"
+    )]
+    Odd {
+        /// The flag.
+        flag: &'static str,
+        /// The value as typed.
+        given: String,
+        /// An argument it takes.
+        example: &'static str,
+    },
     /// The key file cannot be read.
     #[error("cannot read the customer key file {}\nhint: check --sse-c-key-file", path.display())]
     KeyFile {
@@ -248,6 +260,10 @@ impl SseDetailFlags {
             return Err(SseFlagError::EmptyKeyId);
         }
         let key_id = self.sse_kms_key_id.as_deref().map(|k| k.trim().to_owned());
+        if let Some(given) = key_id.clone().filter(|k| !k.bytes().all(|b| b.is_ascii_graphic())) {
+            let (flag, example) = ("--sse-kms-key-id", "alias/NAME, or the key's ARN");
+            return Err(SseFlagError::Odd { flag, given, example });
+        }
         let read = |files: &[PathBuf]| -> Result<Vec<SecretKey32>, SseFlagError> {
             files.iter().map(|file| read_key_file(file)).collect()
         };
@@ -291,7 +307,11 @@ impl SseDetailFlags {
     }
 
     fn context(&self) -> Result<BTreeMap<String, String>, SseFlagError> {
-        pairs("--sse-kms-context", "project=archive", &self.sse_kms_context)
+        let (flag, example) = ("--sse-kms-context", "project=archive");
+        match self.sse_kms_context.iter().find(|pair| pair.chars().any(char::is_control)) {
+            Some(given) => Err(SseFlagError::Odd { flag, given: given.clone(), example }),
+            None => pairs(flag, example, &self.sse_kms_context),
+        }
     }
 
     fn tags(&self) -> Result<Option<BTreeMap<String, String>>, SseFlagError> {
@@ -487,6 +507,10 @@ mod tests {
             &["--sse=aws:kms", "--sse-kms-context==b"],
             &["--sse=aws:kms", "--sse-kms-context=a=b", "--sse-kms-context=a=c"],
             &["--sse=aws:kms", "--sse-kms-key-id="],
+            &["--sse=aws:kms", "--sse-kms-key-id=alias/a\nb"],
+            &["--sse=aws:kms", "--sse-kms-key-id=alias/ä"],
+            &["--sse=aws:kms", "--sse-kms-context=a\n=b"],
+            &["--sse=aws:kms", "--sse-kms-context=a=b\u{0}"],
         ];
         for args in refused {
             let error = parse(args).expect_err(&format!("{args:?} must be refused")).to_string();

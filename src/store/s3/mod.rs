@@ -12,6 +12,7 @@ mod credentials;
 mod encryption;
 mod errors;
 mod flags;
+pub mod input;
 mod inspect;
 mod list;
 mod local_files;
@@ -27,6 +28,7 @@ pub use client::{
     ATTEMPT_TIMEOUT, CONNECT_TIMEOUT, ConnectError, S3Options, StaticCredentials, connect,
 };
 pub use flags::{SseAsk, SseDetailFlags, SseFlagError, SseFlags, SseKind};
+pub use input::InputError;
 pub use inspect::{COPY_MAX, Inspected, Reencrypted};
 pub use local_files::{local_files, pin_local_files};
 pub use sse::{Applied, SecretKey32, SseMismatch, SseMode};

@@ -177,7 +177,10 @@ fn trouble_of(error: &rustls::Error) -> Option<Trouble> {
                 true => "for no host name at all".to_owned(),
                 false => format!("for {}", presented.join(", ")),
             };
-            given(format!("the server's certificate is {names}, not for {}", expected.to_str()), NAME)
+            given(
+                format!("the server's certificate is {names}, not for {}", expected.to_str()),
+                NAME,
+            )
         }
         rustls::Error::InvalidCertificate(other) => given(
             format!("the server's certificate is not valid: {other}"),
@@ -204,7 +207,8 @@ fn trouble_of(error: &rustls::Error) -> Option<Trouble> {
 }
 
 const TRUST: &str = "set AWS_CA_BUNDLE to a PEM file with the certificate of the authority that signed it (or with the server's own, if it signed itself)";
-const NAME: &str = "use a name that is in it as --endpoint-url, or let the server have a certificate for this one";
+const NAME: &str =
+    "use a name that is in it as --endpoint-url, or let the server have a certificate for this one";
 
 /// Whom nobody vouches for, and who was asked.
 fn stranger() -> String {

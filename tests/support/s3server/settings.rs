@@ -1,5 +1,6 @@
 //! The calls about encryption that AWS added after the `s3s` trait: `PUT /BUCKET/KEY?encryption`
-//! (UpdateObjectEncryption), and `GET` and `PUT /BUCKET?encryption` with BlockedEncryptionTypes.
+//! (UpdateObjectEncryption), and `GET` and `PUT /BUCKET?encryption` with BlockedEncryptionTypes;
+//! and CreateBucket, of which only the place matters.
 
 use super::faults::has_query;
 use super::memory::{Memory, Object, WriteCondition};
@@ -13,12 +14,22 @@ use s3s::{Body, HttpError};
 /// Whether this module answers a request, of a server that behaves like that.
 pub fn is_one(request: &Request<Incoming>, behaviour: &Behaviour) -> bool {
     let has_key = target(request).1.is_some();
+    if is_creation(request) && behaviour.place.is_some() {
+        return true;
+    }
     has_query(request, "encryption")
         && match *request.method() {
             Method::PUT if has_key => behaviour.updates_in_place.is_some(),
             Method::PUT | Method::GET => !has_key && behaviour.bucket_rule.is_some(),
             _ => false,
         }
+}
+
+/// Whether it is CreateBucket.
+fn is_creation(request: &Request<Incoming>) -> bool {
+    let (bucket, key) = target(request);
+    let plain = request.uri().query().is_none_or(|q| q.is_empty() || q.starts_with("x-id="));
+    request.method() == Method::PUT && !bucket.is_empty() && key.is_none() && plain
 }
 
 /// Answers it.
@@ -28,9 +39,20 @@ pub async fn answer(
 ) -> Result<Response<Body>, HttpError> {
     let (bucket, key) = target(&request);
     let is_put = request.method() == Method::PUT;
+    let is_creation = is_creation(&request);
     let signed = request.headers().contains_key(header::AUTHORIZATION);
     let body = request.into_body().collect().await.map_err(|e| HttpError::new(Box::new(e)))?;
     let body = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+    if is_creation {
+        let mut behaviour = memory.behaviour.write();
+        let place = element(&body, "LocationConstraint").unwrap_or_default().to_owned();
+        behaviour.created_with.push(place.clone());
+        return Ok(match behaviour.place {
+            Some(wanted) if wanted == place => success(String::new()),
+            Some("") => refusal(400, "InvalidLocationConstraint"),
+            _ => refusal(400, "IllegalLocationConstraintException"),
+        });
+    }
     let Some(bucket) = memory.bucket(&bucket) else {
         return Ok(refusal(404, "NoSuchBucket"));
     };

@@ -39,6 +39,10 @@ pub struct Behaviour {
     pub denies_all: bool,
     /// Answers 403 to writes.
     pub denies_writes: bool,
+    /// The place that CreateBucket has to name (`Some("")`: none); `None`: it is not implemented.
+    pub place: Option<&'static str>,
+    /// The bodies of CreateBucket so far.
+    pub created_with: Vec<String>,
     /// An access key that is no longer good, and how requests with it are answered.
     pub revoked: Option<(&'static str, u16, &'static str)>,
 }
