@@ -7,7 +7,8 @@ use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use sealfs::store::s3::{S3Options, S3Store, SseMode, connect};
-use sealfs::store::{ErrorClass, class, probe};
+use sealfs::store::{ErrorClass, Health, RequestStats, Retry, RetryOptions, class, probe};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::s3server::{Fault, FaultKind, Outage, RequestKind, S3Server};
 use support::{s3_options, s3_store};
@@ -267,5 +268,73 @@ async fn a_bucket_is_made_without_a_place_unless_the_server_is_aws_or_asks() {
         let store = connect(options).await.expect("good options");
         store.create_bucket().await.unwrap_or_else(|e| panic!("{is_aws} {region}: {e}"));
         server.behave(|b| assert_eq!(b.created_with, expected, "{is_aws} {region} {wanted}"));
+    }
+}
+
+/// A server on a port of its own that speaks TLS with a certificate nobody vouches for.
+async fn tls_server() -> u16 {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let certificate = CertificateDer::from_pem_slice(include_bytes!("tls/authority.pem"));
+    let key = PrivateKeyDer::from_pem_slice(include_bytes!("tls/authority-key.pem"));
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|config| {
+            let config = config.with_no_client_auth();
+            config.with_single_cert(vec![certificate.expect("a certificate")], key.expect("a key"))
+        })
+        .expect("they belong together");
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                // A client that does not trust it hangs up.
+                let _ = acceptor.accept(socket).await;
+            });
+        }
+    });
+    port
+}
+
+/// One that answers plain http in plain words, as Go's and nginx do.
+async fn polite_https_server() -> u16 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let _ = socket.read(&mut [0; 4096]).await;
+            let text = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+            let _ = socket.write_all(text).await;
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_connection_that_cannot_be_trusted_is_said_at_once_with_what_to_set() {
+    // Guards against half a minute of retries, then `Other(OtherError(CaUsedAsEndEntity))`; through
+    // the layer that retries.
+    let plain = S3Server::start();
+    let tls = tls_server().await;
+    let polite = polite_https_server().await;
+    for (endpoint, says) in [
+        (format!("https://localhost:{tls}"), ["signed by nobody", "AWS_CA_BUNDLE"]),
+        (format!("http://localhost:{tls}"), ["speaks TLS", "https://"]),
+        (format!("http://localhost:{polite}"), ["speaks TLS", "https://"]),
+        (plain.endpoint().replace("http:", "https:"), ["does not speak TLS", "http://"]),
+    ] {
+        let store = connect(s3_options(&endpoint)).await.expect("good options");
+        let (options, stats) = (RetryOptions::default(), Arc::new(RequestStats::default()));
+        let retry = Retry::new(Arc::new(store), options, stats.clone());
+        let error = retry.get(&Path::from("object")).await.expect_err("no connection");
+        assert_eq!(class(&error), ErrorClass::Untrusted, "{endpoint}: {error}");
+        assert!(says.iter().all(|part| error.to_string().contains(part)), "{endpoint}: {error}");
+        assert_eq!(stats.snapshot().retries, 0);
+        assert!(*retry.health().borrow() != Health::Online);
     }
 }

@@ -6,7 +6,7 @@ use crate::commit::{CommitError, ViewError};
 use crate::journal::JournalError;
 use crate::seal::KeyringError;
 use crate::store::kv::KvError;
-use crate::store::{ErrorClass, LocationError, ProbeError, class};
+use crate::store::{ErrorClass, LocationError, ProbeError, class, told};
 
 /// What kind of trouble it is; `cli` gives each its exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,7 +286,7 @@ impl StackError {
     }
 
     pub(super) fn store(what: impl Into<String>, e: object_store::Error) -> StackError {
-        let (what, message) = (what.into(), e.to_string());
+        let (what, message) = (what.into(), told(&e));
         match class(&e) {
             ErrorClass::Corrupt => StackError::Damaged { what, message },
             _ => StackError::Store { what, message },

@@ -102,18 +102,23 @@ pub fn class(error: &object_store::Error) -> ErrorClass {
     }
 }
 
-/// What failed on what, without the words that the store trait puts around it, and without the
-/// hint.
-pub fn sentence(error: &object_store::Error) -> String {
+/// The innermost sentence of ours about an error, its hint included, without what libraries say
+/// around it; the error's own text if there is none of ours.
+pub fn told(error: &object_store::Error) -> String {
     let mut next: Option<&(dyn StdError + 'static)> = Some(error);
-    let mut text = error.to_string();
     while let Some(cause) = next {
         if let Some(e) = cause.downcast_ref::<StoreError>() {
-            text = e.to_string();
-            break;
+            return e.to_string();
         }
         next = cause.source();
     }
+    error.to_string()
+}
+
+/// What failed on what, without the words that the store trait puts around it, and without the
+/// hint.
+pub fn sentence(error: &object_store::Error) -> String {
+    let text = told(error);
     text.split("\nhint: ").next().unwrap_or_default().trim_end_matches(": ").to_owned()
 }
 

@@ -20,7 +20,7 @@ pub mod segments;
 pub mod stats;
 
 pub use cached::{CacheOptions, CacheRule, Cached};
-pub use error::{ErrorClass, StoreError, class, sentence};
+pub use error::{ErrorClass, StoreError, class, sentence, told};
 pub use file::FileStore;
 pub use location::{Location, LocationError};
 pub use probe::{ProbeError, is_probe, probe};

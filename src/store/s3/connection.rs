@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tower_service::Service;
@@ -64,6 +64,8 @@ const UNSENT_MAX: u32 = 256 << 10;
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_AGAIN: Duration = Duration::from_secs(5);
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
+/// Time for one plain question to a server that hung up on a handshake.
+const QUESTION_MAX: Duration = Duration::from_secs(2);
 /// Idle connections kept; more may be open at once. Above the parallel requests of one mount.
 const IDLE_CONNECTIONS_MAX: usize = 128;
 /// How long an idle connection is kept; below the idle limits of servers and load balancers.
@@ -87,11 +89,17 @@ enum GivenUp {
     Connecting { host: String, limit: Duration },
     #[error("the server speaks TLS (https), and was asked without")]
     SpeaksTls,
+    #[error("the server does not speak TLS (https), but plain http")]
+    SpeaksHttp,
 }
 
-/// Whether an error says that a server on an `http://` endpoint wants `https://`.
-pub(super) fn speaks_tls(error: &(dyn std::error::Error + 'static)) -> bool {
-    matches!(error.downcast_ref::<GivenUp>(), Some(GivenUp::SpeaksTls))
+/// Whether an error says that the server wants the other scheme: the one it wants.
+pub(super) fn other_scheme(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    match error.downcast_ref::<GivenUp>() {
+        Some(GivenUp::SpeaksTls) => Some("https"),
+        Some(GivenUp::SpeaksHttp) => Some("http"),
+        _ => None,
+    }
 }
 
 /// Whether a request, somewhere below `error`, got no answer.
@@ -458,15 +466,42 @@ impl Service<Uri> for Dialer {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let host = uri.host().unwrap_or_default().to_owned();
+        let port = uri.port_u16().unwrap_or(443);
+        let is_tls = uri.scheme_str() == Some("https");
         let opening = self.tls.call(uri);
-        let Some(limit) = self.limit else { return opening };
+        let limit = self.limit.unwrap_or(UNACKNOWLEDGED_MAX);
         Box::pin(async move {
             match tokio::time::timeout(limit, opening).await {
-                Ok(outcome) => outcome,
                 Err(_) => Err(GivenUp::Connecting { host, limit }.into()),
+                Ok(Err(e)) if is_tls && is_end(&*e) && speaks_http(&host, port).await => {
+                    Err(GivenUp::SpeaksHttp.into())
+                }
+                Ok(outcome) => outcome,
             }
         })
     }
+}
+
+/// Whether the other end hung up.
+fn is_end(error: &(dyn std::error::Error + 'static)) -> bool {
+    let kind = std::iter::successors(Some(error), |e| e.source())
+        .find_map(|e| e.downcast_ref::<io::Error>().map(io::Error::kind));
+    matches!(kind, Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset))
+        || error.to_string().contains("eof")
+}
+
+/// Whether a server that hung up on a TLS handshake answers a plain question: some that are asked
+/// over TLS and know none say nothing at all.
+async fn speaks_http(host: &str, port: u16) -> bool {
+    let asking = async {
+        let mut tcp = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
+        let question = format!("HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        tcp.write_all(question.as_bytes()).await?;
+        let mut begin = [0; 5];
+        tcp.read_exact(&mut begin).await?;
+        io::Result::Ok(&begin == b"HTTP/")
+    };
+    tokio::time::timeout(QUESTION_MAX, asking).await.is_ok_and(|outcome| outcome.unwrap_or(false))
 }
 
 /// A TCP connection whose pulse is taken.

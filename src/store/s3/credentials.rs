@@ -175,12 +175,11 @@ impl Sources {
     /// Asks them one after the other. What is not set up is passed over; the first that is
     /// decides.
     async fn load(&self) -> provider::Result {
-        let mut reasons = Vec::new();
         if !self.is_explicit {
             half_a_key()?;
             let environment = EnvironmentVariableCredentialsProvider::new();
             let asked = environment.provide_credentials().await;
-            if let Some(outcome) = settled(asked, "the environment (AWS_…)", &mut reasons) {
+            if let Ok(outcome) = settled(asked, "the environment") {
                 return outcome;
             }
         }
@@ -190,19 +189,20 @@ impl Sources {
             .build();
         let name = format!("profile {:?}", self.profile);
         let asked = profile.provide_credentials().await;
-        if let Some(outcome) = settled(asked, &name, &mut reasons) {
-            return outcome;
-        }
+        let no_profile = match settled(asked, &name) {
+            Ok(outcome) => return outcome,
+            Err(why) => why,
+        };
         if !self.is_explicit {
             let token = WebIdentityTokenCredentialsProvider::builder().configure(&self.config);
             let asked = token.build().provide_credentials().await;
-            if let Some(outcome) = settled(asked, "the web identity token", &mut reasons) {
+            if let Ok(outcome) = settled(asked, "the web identity token") {
                 return outcome;
             }
         }
         let container = EcsCredentialsProvider::builder().configure(&self.config).build();
         let asked = container.provide_credentials().await;
-        if let Some(outcome) = settled(asked, "the container's credentials", &mut reasons) {
+        if let Ok(outcome) = settled(asked, "the container's credentials") {
             return outcome;
         }
         let metadata =
@@ -212,34 +212,35 @@ impl Sources {
             .imds_client(metadata.build())
             .build();
         let asked = instance.provide_credentials().await.map_err(without_a_role);
-        let name = "the instance metadata service";
-        settled(asked, name, &mut reasons).unwrap_or_else(|| {
-            let reasons = reasons.join("; ");
-            Err(CredentialsError::not_loaded(format!("no credentials found ({reasons})")))
+        settled(asked, "the instance metadata service").unwrap_or_else(|no_instance| {
+            let environment = if self.is_explicit { "" } else { "the environment has none; " };
+            Err(CredentialsError::not_loaded(format!(
+                "no credentials found: {environment}profile {:?} {}; the instance metadata \
+                 service has none: {no_instance}",
+                self.profile,
+                // What the SDK says of a profile without keys.
+                match no_profile.contains("not enabled") {
+                    true => "has none".to_owned(),
+                    false => format!("has none: {no_profile}"),
+                },
+            )))
         })
     }
 }
 
-/// Checks what a source answered; `None`, with the reason noted, if it is not set up. A source
-/// that cannot be reached may be later; whatever else fails there stays as it is.
-fn settled(
-    asked: provider::Result,
-    source: &str,
-    reasons: &mut Vec<String>,
-) -> Option<provider::Result> {
+/// Checks what a source answered; `Err` with the reason if it is not set up. A source that cannot be
+/// reached may be later; whatever else fails there stays as it is.
+fn settled(asked: provider::Result, source: &str) -> Result<provider::Result, String> {
     use CredentialsError as E;
     let error = match asked {
         Ok(found) => match misshapen(&found) {
-            None => return Some(Ok(found)),
+            None => return Ok(Ok(found)),
             Some(what) => E::invalid_configuration(format!(
                 "{source}: {what} holds a space, a line end or another character that cannot be \
                  part of it"
             )),
         },
-        Err(e @ E::CredentialsNotLoaded(_)) => {
-            reasons.push(format!("{source}: {}", innermost(&e)));
-            return None;
-        }
+        Err(e @ E::CredentialsNotLoaded(_)) => return Err(innermost(&e)),
         Err(e) => match tls::trouble(&e) {
             Some(trouble) => E::invalid_configuration(format!("{source}: {}", trouble.why)),
             None if matches!(e, E::ProviderTimedOut(_)) || connection::is_lost(&e) => {
@@ -248,7 +249,7 @@ fn settled(
             None => E::invalid_configuration(format!("{source}: {}", innermost(&e))),
         },
     };
-    Some(Err(error))
+    Ok(Err(error))
 }
 
 /// What of the credentials no request could carry: its name. The SDK's own check is a panic.
@@ -301,9 +302,8 @@ fn refusal_of_metadata(error: &(dyn Error + 'static)) -> Option<String> {
             let refused = (400..500).contains(&status) && status != 429;
             return refused.then(|| format!("it answered {status}"));
         }
-        // It answered, and not with a token.
-        if let Some(token) = e.downcast_ref::<TokenError>() {
-            return Some(token.to_string().trim_end_matches('.').to_owned());
+        if e.is::<TokenError>() {
+            return Some("it answers, but gives no token (403, or it is disabled)".into());
         }
         cause = e.source();
     }

@@ -339,6 +339,12 @@ fn facts_of_service<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) 
         SdkError::ServiceError(service) => {
             failure.code = service.err().code().map(str::to_owned);
             failure.message = service.err().message().map(str::to_owned);
+            // What nginx, Go's and other servers answer who forgot the s.
+            let body = service.raw().body().bytes().unwrap_or_default();
+            let is_https = failure.status == Some(400)
+                && failure.code.is_none()
+                && body.windows(5).any(|word| word.eq_ignore_ascii_case(b"https"));
+            failure.tls = is_https.then(tls::asked_without);
             // S3 may begin with 200 and then report an error in the body (CopyObject,
             // CompleteMultipartUpload); without a code nothing is known about the outcome.
             failure.lost =

@@ -140,11 +140,10 @@ pub(super) fn trouble(error: &(dyn Error + 'static)) -> Option<Trouble> {
         if let Some(e) = e.downcast_ref::<rustls::Error>() {
             return trouble_of(e);
         }
-        if super::connection::speaks_tls(e) {
-            return Some(Trouble {
-                why: e.to_string(),
-                next: "--endpoint-url (or AWS_ENDPOINT_URL) with https:// in place of http://",
-            });
+        match super::connection::other_scheme(e) {
+            Some("https") => return Some(asked_without()),
+            Some(_) => return Some(Trouble { why: e.to_string(), next: PLAIN }),
+            None => {}
         }
         cause = match e.downcast_ref::<io::Error>() {
             // Its `source` is the one of what it holds, and passes that over.
@@ -186,10 +185,9 @@ fn trouble_of(error: &rustls::Error) -> Option<Trouble> {
             format!("the server's certificate is not valid: {other}"),
             "openssl s_client -showcerts -connect HOST:PORT shows it; it has to be replaced on the server",
         ),
-        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => given(
-            "the server does not speak TLS (https)".into(),
-            "--endpoint-url with http:// in place of https:// (to another machine with --allow-http), or another port",
-        ),
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            given("the server does not speak TLS (https)".into(), PLAIN)
+        }
         rustls::Error::PeerIncompatible(why) => given(
             format!("the server and this client have no way of TLS in common: {why:?}"),
             "let the server speak TLS 1.2 or 1.3",
@@ -209,6 +207,16 @@ fn trouble_of(error: &rustls::Error) -> Option<Trouble> {
 const TRUST: &str = "set AWS_CA_BUNDLE to a PEM file with the certificate of the authority that signed it (or with the server's own, if it signed itself)";
 const NAME: &str =
     "use a name that is in it as --endpoint-url, or let the server have a certificate for this one";
+
+const PLAIN: &str = "--endpoint-url with http:// in place of https:// (to another machine with --allow-http), or another port";
+
+/// A server of https on an endpoint of http.
+pub(super) fn asked_without() -> Trouble {
+    Trouble {
+        why: "the server speaks TLS (https), and was asked without".into(),
+        next: "--endpoint-url (or AWS_ENDPOINT_URL) with https:// in place of http://",
+    }
+}
 
 /// Whom nobody vouches for, and who was asked.
 fn stranger() -> String {
@@ -256,14 +264,28 @@ mod tests {
     use rustls::version::{TLS12, TLS13};
     use rustls::{ServerConfig, SupportedProtocolVersion};
 
-    /// Of `localhost` until 2126, signed by itself.
-    const CERTIFICATE: &[u8] = include_bytes!("../../../tests/tls/cert.pem");
-    const KEY: &[u8] = include_bytes!("../../../tests/tls/key.pem");
+    /// Certificates of `localhost` that signed themselves, with their keys: until 2126; until 2126
+    /// and said to be an authority, as OpenSSL makes them; until 2021.
+    const CERTIFICATE: [&[u8]; 2] = [
+        include_bytes!("../../../tests/tls/cert.pem"),
+        include_bytes!("../../../tests/tls/key.pem"),
+    ];
+    const AUTHORITY: [&[u8]; 2] = [
+        include_bytes!("../../../tests/tls/authority.pem"),
+        include_bytes!("../../../tests/tls/authority-key.pem"),
+    ];
+    const EXPIRED: [&[u8]; 2] = [
+        include_bytes!("../../../tests/tls/expired.pem"),
+        include_bytes!("../../../tests/tls/expired-key.pem"),
+    ];
 
     /// A server that shakes hands once; its port.
-    async fn server(version: &'static SupportedProtocolVersion) -> u16 {
-        let certificate = CertificateDer::from_pem_slice(CERTIFICATE).expect("a certificate");
-        let key = PrivateKeyDer::from_pem_slice(KEY).expect("a key");
+    async fn server(
+        version: &'static SupportedProtocolVersion,
+        [certificate, key]: [&'static [u8]; 2],
+    ) -> u16 {
+        let certificate = CertificateDer::from_pem_slice(certificate).expect("a certificate");
+        let key = PrivateKeyDer::from_pem_slice(key).expect("a key");
         let config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[version])
             .and_then(|b| b.with_no_client_auth().with_single_cert(vec![certificate], key))
@@ -282,12 +304,63 @@ mod tests {
     async fn the_version_is_the_one_of_the_handshake() {
         // Guards against a doctor that says what should be instead of what is.
         for (version, expected) in [(&TLS12, "TLS 1.2"), (&TLS13, "TLS 1.3")] {
-            let port = server(version).await;
-            let found = negotiated("localhost", port, Some(CERTIFICATE)).await;
+            let port = server(version, CERTIFICATE).await;
+            let found = negotiated("localhost", port, Some(CERTIFICATE[0])).await;
             assert_eq!(found.expect("trusted"), expected);
         }
-        let port = server(&TLS13).await;
+        let port = server(&TLS13, CERTIFICATE).await;
         let refused = negotiated("localhost", port, None).await.expect_err("nobody vouches for it");
         assert!(refused.to_string().contains("certificate"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_bundle_may_hold_the_servers_own_certificate() {
+        // Guards against `CaUsedAsEndEntity` for the certificate that `openssl req -x509` makes,
+        // which every other tool takes from AWS_CA_BUNDLE; and against one that is taken for
+        // another host, or without being in the bundle.
+        let port = server(&TLS13, AUTHORITY).await;
+        let found = negotiated("localhost", port, Some(AUTHORITY[0])).await;
+        assert_eq!(found.expect("trusted"), "TLS 1.3");
+        for (host, bundle, why) in [
+            ("localhost", None, "signed by nobody"),
+            ("localhost", Some(CERTIFICATE[0]), "signed by nobody"),
+            ("127.0.0.2", Some(AUTHORITY[0]), "is for "),
+        ] {
+            let port = server(&TLS13, AUTHORITY).await;
+            // It listens on 127.0.0.1 only; the name is what is checked.
+            let e = handshake(host, port, bundle).await.expect_err("not this one");
+            let trouble = trouble(&e).unwrap_or_else(|| panic!("{host}: {e:?}"));
+            assert!(trouble.why.contains(why), "{host}: {trouble:?}");
+        }
+    }
+
+    async fn handshake(name: &str, port: u16, bundle: Option<&[u8]>) -> io::Result<()> {
+        let config = client_config(bundle)?;
+        let name = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
+        let socket = TcpStream::connect(("127.0.0.1", port)).await?;
+        TlsConnector::from(Arc::new(config)).connect(name, socket).await.map(drop)
+    }
+
+    #[tokio::test]
+    async fn what_waiting_does_not_mend_is_said_with_the_setting() {
+        // Guards against half a minute of retries that end in the debug text of a library.
+        let port = server(&TLS13, EXPIRED).await;
+        let e = handshake("localhost", port, Some(EXPIRED[0])).await.expect_err("expired");
+        let expired = trouble(&e).expect("final");
+        assert!(expired.why.contains("expired") && expired.next.contains("timedatectl"));
+        // A server of plain http.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        tokio::spawn(async move {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            let (mut socket, _) = listener.accept().await.expect("somebody comes");
+            let _ = socket.read(&mut [0; 100]).await;
+            let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        });
+        let e = handshake("localhost", port, None).await.expect_err("no TLS");
+        let plain = trouble(&e).unwrap_or_else(|| panic!("{e:?}"));
+        assert!(plain.why.contains("does not speak TLS"), "{plain:?}");
+        // A line that is cut is not one of them.
+        assert_eq!(trouble(&io::Error::from(io::ErrorKind::UnexpectedEof)), None);
     }
 }
