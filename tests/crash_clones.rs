@@ -187,7 +187,7 @@ async fn a_fenced_mount_keeps_what_it_had_and_recover_exports_it_while_it_runs()
     let set = SetAttr { perm: Some(0o640), ..SetAttr::default() };
     first.fs.setattr(CALLER, new, set).await.expect("chmod");
     let (name, value) = (b"user.note".to_vec(), b"kept".to_vec());
-    first.fs.setxattr(new, name, value, XattrMode::Set).await.expect("setxattr");
+    first.fs.setxattr(new, name, value, XattrMode::default()).await.expect("setxattr");
     write_file(&first.fs, Ino::ROOT, "removed again", b"x").await;
     first.fs.unlink(Ino::ROOT, b"removed again".to_vec()).await.expect("unlink");
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::inode::{clear_set_id, now_into, whole_blocks};
-use super::{Attempt, Fs, FsError, State, Step, Whence, WriteFlags};
+use super::inode::{SetIdChange, clear_set_id, keeps_set_id, now_into, whole_blocks};
+use super::{Attempt, Caller, Fs, FsError, State, Step, Whence, WriteFlags};
 use crate::base::{Ino, JournalPos};
 use crate::commit::{Batch, DataOp, Lookup};
 use crate::data::Source;
@@ -110,8 +110,8 @@ impl Fs {
         }
         let before = inode.clone();
         let mut batch = Batch::default();
-        if flags.kill_suidgid {
-            clear_set_id(&mut inode);
+        if let Some(caller) = flags.kill_suidgid {
+            clear_set_id(&mut inode, caller, SetIdChange::ContentsUnprivileged);
         }
         self.drop_capability(&mut batch, ino, &mut inode)?;
         grow_allocation(&mut inode, offset, end);
@@ -137,6 +137,7 @@ impl Fs {
     /// [`FsError::FileTooBig`].
     pub fn fallocate(
         self: &Arc<Self>,
+        caller: Caller,
         ino: Ino,
         offset: u64,
         len: u64,
@@ -159,7 +160,7 @@ impl Fs {
             let mut inode = fs.file(ino)?;
             let before = inode.allocated;
             let mut batch = Batch::default();
-            clear_set_id(&mut inode);
+            clear_set_id(&mut inode, caller, SetIdChange::Contents);
             fs.drop_capability(&mut batch, ino, &mut inode)?;
             let old_size = inode.size;
             if mode & KEEP == 0 {
@@ -257,6 +258,7 @@ impl Fs {
     /// [`FsError::Invalid`] if the ranges overlap in one file.
     pub fn copy_file_range(
         self: &Arc<Self>,
+        caller: Caller,
         ino_in: Ino,
         offset_in: u64,
         ino_out: Ino,
@@ -273,6 +275,10 @@ impl Fs {
             if ino_in == ino_out && overlaps {
                 return Err(FsError::Invalid);
             }
+            let keeps_bits = move |fs: &Fs| Ok(keeps_set_id(&fs.inode(ino_out)?, caller));
+            let keeps_bits = len == 0 || fs.clone().consult(keeps_bits).await?;
+            let kill_suidgid = (!keeps_bits).then_some(caller);
+            let flags = WriteFlags { kill_suidgid, ..WriteFlags::default() };
             let mut copied = 0;
             while copied < len {
                 let piece = (len - copied).min(WRITE_BYTES_MAX as u64) as u32;
@@ -281,7 +287,6 @@ impl Fs {
                     break;
                 }
                 let got = data.len() as u64;
-                let flags = WriteFlags { kill_suidgid: true, ..WriteFlags::default() };
                 fs.write(ino_out, offset_out + copied, data, flags).await?;
                 copied += got;
             }

@@ -2,29 +2,88 @@
 
 use std::sync::Arc;
 
-use super::{Attempt, Attr, Fs, FsError, SetAttr, SetTime, State};
+use super::rights::Rights;
+use super::{Attempt, Attr, Caller, Fs, FsError, SetAttr, SetTime, State};
 use crate::base::{Ino, Timestamp};
 use crate::commit::{Batch, DataOp};
 use crate::meta::{FILE_SIZE_MAX, Inode, Kind, keys};
 
 const SETUID: u16 = libc::S_ISUID as u16;
-const SETGID: u16 = libc::S_ISGID as u16;
+pub(super) const SETGID: u16 = libc::S_ISGID as u16;
 const GROUP_EXEC: u16 = libc::S_IXGRP as u16;
+
+/// A change time further ahead than this is no stamp of a clock that is a tick ahead: the clock
+/// was set back since.
+const AHEAD_SECS_MAX: i64 = 1;
+
+/// Sets the change time to `now`, unless it is a little later already: it goes back with a clock
+/// that was set, and never otherwise.
+pub(super) fn changed(inode: &mut Inode, now: Timestamp) {
+    let still = Timestamp { secs: now.secs.saturating_add(AHEAD_SECS_MAX), ..now };
+    if inode.ctime <= now || inode.ctime > still {
+        inode.ctime = now;
+    }
+}
 
 /// Sets modification and change time.
 pub(super) fn now_into(inode: &mut Inode, now: Timestamp) {
-    inode.mtime = now;
-    inode.ctime = now;
+    changed(inode, now);
+    inode.mtime = inode.ctime;
 }
 
-/// Clears set-id bits as Linux does when contents or ownership change: set-group-id only with
-/// group execute, where it means set-id rather than mandatory locking (`chown(2)`).
-pub(super) fn clear_set_id(inode: &mut Inode) {
-    if inode.kind == Kind::File {
-        inode.perm &= !SETUID;
-        if inode.perm & GROUP_EXEC != 0 {
-            inode.perm &= !SETGID;
-        }
+/// What happens to set-id bits, as Linux has it (`setattr_should_drop_suidgid` in fs/attr.c).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SetIdChange {
+    /// Contents change: who has `CAP_FSETID` keeps the bits of a regular file.
+    Contents,
+    /// The same by somebody of whom the kernel has said that they do not have it.
+    ContentsUnprivileged,
+    /// The owner or the group changes: whoever does it, and of whatever kind it is but a
+    /// directory.
+    Owner,
+}
+
+/// What `set` means for set-id bits. Linux leaves them to us, and so has nothing to name in two more
+/// cases: before contents change, and for chown(2) to neither owner nor group. Of a regular file
+/// the latter has the time; of others there is no former.
+fn set_id_change(inode: &Inode, set: &SetAttr) -> Option<SetIdChange> {
+    let names_owner = set.uid.is_some() || set.gid.is_some();
+    match set.names_nothing() {
+        true if inode.kind == Kind::File && set.ctime.is_none() => Some(SetIdChange::Contents),
+        true => Some(SetIdChange::Owner),
+        false if names_owner => Some(SetIdChange::Owner),
+        false => set.kill_suidgid.then_some(SetIdChange::ContentsUnprivileged),
+    }
+}
+
+/// Whether `caller` may change the contents of `inode` and leave its set-id bits.
+pub(super) fn keeps_set_id(inode: &Inode, caller: Caller) -> bool {
+    inode.perm & (SETUID | SETGID) == 0 || Rights::of(caller).keeps_set_id()
+}
+
+/// Clears the set-id bits of `inode` that `caller` does not keep over `change`: set-user-id
+/// always; set-group-id where it means set-id (with group execute), and else too if the caller is
+/// not in the file's group, since he could not set it either.
+pub(super) fn clear_set_id(inode: &mut Inode, caller: Caller, change: SetIdChange) {
+    let concerns = match change {
+        SetIdChange::Owner => inode.kind != Kind::Dir,
+        _ => inode.kind == Kind::File,
+    };
+    if !concerns || inode.perm & (SETUID | SETGID) == 0 {
+        return;
+    }
+    let lone_sgid = inode.perm & SETGID != 0 && inode.perm & GROUP_EXEC == 0;
+    // Not asked where it would change nothing.
+    let rights = match lone_sgid || change == SetIdChange::Contents {
+        true => Rights::of(caller),
+        false => Rights::default(),
+    };
+    if change == SetIdChange::Contents && rights.keeps_set_id() {
+        return;
+    }
+    inode.perm &= !SETUID;
+    if !(lone_sgid && rights.keeps_set_gid_of(inode.gid)) {
+        inode.perm &= !SETGID;
     }
 }
 
@@ -48,17 +107,24 @@ impl Fs {
     /// [`FsError::FileTooBig`].
     pub fn setattr(
         self: &Arc<Self>,
-        _caller: super::Caller,
+        caller: Caller,
         ino: Ino,
         set: SetAttr,
     ) -> impl Future<Output = Result<Attr, FsError>> + Send + 'static {
-        self.clone().transact(move |fs, state| fs.setattr_attempt(state, ino, &set))
+        self.clone().transact(move |fs, state| fs.setattr_attempt(state, caller, ino, &set))
     }
 
-    fn setattr_attempt(&self, state: &mut State, ino: Ino, set: &SetAttr) -> Attempt<Attr> {
+    fn setattr_attempt(
+        &self,
+        state: &mut State,
+        caller: Caller,
+        ino: Ino,
+        set: &SetAttr,
+    ) -> Attempt<Attr> {
         let mut inode = self.inode(ino)?;
         let before = inode.clone();
-        let now = self.clock.now();
+        // One time for all that changes now, the kernel's where it sends one.
+        let now = set.ctime.unwrap_or_else(|| self.clock.now());
         let time = |t: SetTime| match t {
             SetTime::Now => now,
             SetTime::At(t) => t,
@@ -70,15 +136,25 @@ impl Fs {
                 inode.mtime = now;
             }
         }
-        let chown = set.uid.is_some() || set.gid.is_some();
+        // Before the group changes: membership in the one that was counts.
+        let change = set_id_change(&inode, set);
+        if let Some(change) = change {
+            clear_set_id(&mut inode, caller, change);
+        }
+        if change == Some(SetIdChange::Contents) && inode == before {
+            return Ok(Attr::of(ino, &inode)); // the change of contents follows
+        }
+        // Linux has asked whether the caller may, but where it saw no change.
+        let unasked = set.names_nothing() && inode.perm != before.perm;
+        let chown = change == Some(SetIdChange::Owner);
+        if unasked && chown && !Rights::of(caller).may_change(caller, inode.uid) {
+            return Err(FsError::NotPermitted.into());
+        }
         if let Some(uid) = set.uid {
             inode.uid = uid;
         }
         if let Some(gid) = set.gid {
             inode.gid = gid;
-        }
-        if chown || set.kill_suidgid {
-            clear_set_id(&mut inode);
         }
         if chown || set.size.is_some() {
             self.drop_capability(&mut batch, ino, &mut inode)?;
@@ -93,7 +169,10 @@ impl Fs {
         if let Some(t) = set.mtime {
             inode.mtime = time(t);
         }
-        inode.ctime = set.ctime.unwrap_or(now);
+        match set.ctime {
+            Some(t) => inode.ctime = t,
+            None => changed(&mut inode, now),
+        }
         if inode != before || !batch.is_empty() {
             batch.bytes += inode.allocated as i64 - before.allocated as i64;
             batch.put(keys::inode(ino), inode.encode());

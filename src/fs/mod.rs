@@ -13,6 +13,7 @@ mod inode;
 mod lifetime;
 mod namespace;
 mod read;
+mod rights;
 mod types;
 mod xattr;
 
@@ -319,24 +320,26 @@ impl Fs {
         self.fsync(ino, false)
     }
 
-    /// What `statfs` shows. S3 has no limit; 1 PiB is shown as free.
+    /// What `statfs` shows. S3 has no limit; 1 PiB is shown as free, in blocks so large that
+    /// programs which count them in 32 bits can (`put_compat_statfs` in fs/statfs.c).
     pub fn statfs(
         self: &Arc<Self>,
     ) -> impl Future<Output = Result<StatFs, FsError>> + Send + 'static {
         let stats = self.view.stats();
         async move {
-            const FRAGMENT: u64 = 4096;
-            const FREE: u64 = (1 << 50) / FRAGMENT;
-            const INODES_FREE: u64 = 1 << 40;
+            const BLOCK: u64 = 512 << 10;
+            const FREE: u64 = (1 << 50) / BLOCK;
+            const INODES_FREE: u64 = 1 << 31;
             Ok(StatFs {
-                blocks: FREE + stats.bytes.div_ceil(FRAGMENT),
+                blocks: FREE + stats.bytes.div_ceil(BLOCK),
                 bfree: FREE,
                 bavail: FREE,
                 files: INODES_FREE + stats.inodes,
                 ffree: INODES_FREE,
-                bsize: 1 << 20,
+                // One size for both: programs multiply the counts with either.
+                bsize: BLOCK as u32,
                 namelen: NAME_MAX as u32,
-                frsize: FRAGMENT as u32,
+                frsize: BLOCK as u32,
             })
         }
     }

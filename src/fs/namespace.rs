@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{
-    Attempt, Attr, Caller, Fs, FsError, RenameFlags, State, Step, check_name, inode::now_into,
+    Attempt, Attr, Caller, Fs, FsError, RenameFlags, State, Step, check_name,
+    inode::{SETGID, changed, now_into},
 };
 use crate::base::Ino;
 use crate::commit::{Batch, DataOp};
@@ -19,7 +20,6 @@ struct NewInode {
     target: Bytes,
 }
 
-const SETGID: u16 = libc::S_ISGID as u16;
 /// Directories between one and the root: more are a circle, which must not hang every writer.
 const DEPTH_MAX: usize = 1_000_000;
 
@@ -151,8 +151,7 @@ impl Fs {
         if kind == Kind::Dir {
             dir.nlink += 1;
         }
-        dir.mtime = now;
-        dir.ctime = now;
+        now_into(dir, now);
     }
 
     fn remove_entry(
@@ -169,8 +168,7 @@ impl Fs {
         if kind == Kind::Dir {
             dir.nlink = dir.nlink.saturating_sub(1);
         }
-        dir.mtime = now;
-        dir.ctime = now;
+        now_into(dir, now);
     }
 
     /// Creates a file, directory, device node, pipe or socket. `mode` carries the kind in its
@@ -341,9 +339,10 @@ impl Fs {
                 batch.delete(keys::orphan(ino));
             }
             inode.nlink += 1;
-            inode.ctime = fs.clock.now();
+            let now = fs.clock.now();
+            changed(&mut inode, now);
             batch.put(keys::inode(ino), inode.encode());
-            fs.add_entry(&mut batch, new_parent, &mut dir, &new_name, ino, inode.kind, inode.ctime);
+            fs.add_entry(&mut batch, new_parent, &mut dir, &new_name, ino, inode.kind, now);
             batch.put(keys::inode(new_parent), dir.encode());
             fs.submit(state, batch, &[])?;
             if was_orphan {
@@ -392,7 +391,7 @@ impl Fs {
         inode: &mut Inode,
         now: crate::base::Timestamp,
     ) -> bool {
-        inode.ctime = now;
+        changed(inode, now);
         if inode.nlink > 1 {
             inode.nlink -= 1;
             batch.put(keys::inode(ino), inode.encode());
@@ -425,7 +424,7 @@ impl Fs {
             let mut batch = Batch::default();
             fs.remove_entry(&mut batch, parent, &mut dir, &name, entry.kind, now);
             batch.put(keys::inode(parent), dir.encode());
-            inode.ctime = now;
+            changed(&mut inode, now);
             let orphaned = fs.unlinked(&mut batch, entry.ino, &mut inode);
             fs.submit(state, batch, &[])?;
             if orphaned {
@@ -515,7 +514,7 @@ impl Fs {
             match (source.kind, target.kind) {
                 (Kind::Dir, Kind::Dir) if victim.size > 0 => return Err(FsError::NotEmpty.into()),
                 (Kind::Dir, Kind::Dir) => {
-                    victim.ctime = now;
+                    changed(&mut victim, now);
                     self.remove_entry(
                         &mut batch,
                         new_parent,
@@ -541,7 +540,7 @@ impl Fs {
         }
         self.add_entry(&mut batch, new_parent, &mut to_dir, new_name, source.ino, source.kind, now);
         let mut moved = self.inode(source.ino)?;
-        moved.ctime = now;
+        changed(&mut moved, now);
         if moved.kind == Kind::Dir {
             moved.parent = new_parent;
         }
@@ -572,7 +571,7 @@ impl Fs {
         batch.put(self.dirent_key(new_parent, new_name), source.encode());
         for (entry, parent) in [(source, new_parent), (target, parent)] {
             let mut inode = self.inode(entry.ino)?;
-            inode.ctime = now;
+            changed(&mut inode, now);
             if inode.kind == Kind::Dir {
                 inode.parent = parent;
             }

@@ -96,15 +96,23 @@ pub struct SetAttr {
     pub mtime: Option<SetTime>,
     /// Change time, when the kernel keeps it (write-back cache); else it is now.
     pub ctime: Option<Timestamp>,
-    /// Clear set-id bits as a write by an unprivileged user does.
+    /// Clear set-id bits as a write by an unprivileged user does. A change of the owner does
+    /// it anyway.
     pub kill_suidgid: bool,
+}
+
+impl SetAttr {
+    /// Whether it names no attribute, but perhaps the time at which it does so.
+    pub(super) fn names_nothing(&self) -> bool {
+        *self == SetAttr { ctime: self.ctime, ..SetAttr::default() }
+    }
 }
 
 /// How a write behaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WriteFlags {
-    /// Clear set-id bits (`FUSE_WRITE_KILL_SUIDGID`).
-    pub kill_suidgid: bool,
+    /// Clear set-id bits that this caller may not keep (`FUSE_WRITE_KILL_SUIDGID`).
+    pub kill_suidgid: Option<Caller>,
     /// On stable storage before it returns (`O_SYNC`, `O_DSYNC`).
     pub sync: bool,
     /// Written back from the kernel's page cache (`FUSE_WRITE_CACHE`): the kernel keeps the
@@ -146,15 +154,15 @@ pub struct StatFs {
     pub frsize: u32,
 }
 
-/// Whether an attribute must or must not exist (`setxattr(2)`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum XattrMode {
-    /// Either.
-    Set,
-    /// `XATTR_CREATE`.
-    Create,
-    /// `XATTR_REPLACE`.
-    Replace,
+/// How `setxattr(2)` sets an attribute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XattrMode {
+    /// It must not exist (`XATTR_CREATE`).
+    pub create: bool,
+    /// It must exist (`XATTR_REPLACE`).
+    pub replace: bool,
+    /// With an access ACL: the set-group-id bit goes, since the caller is not in the file's group.
+    pub kill_sgid: bool,
 }
 
 /// What `lseek` looks for.

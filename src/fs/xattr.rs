@@ -9,13 +9,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Attempt, Fs, FsError, State, Step, XattrMode};
+use super::inode::{SETGID, changed};
+use super::rights::Rights;
+use super::{Attempt, Caller, Fs, FsError, State, Step, XattrMode};
 use crate::base::Ino;
 use crate::commit::{Batch, Lookup};
 use crate::meta::{Inode, Kind, XATTR_NAME_MAX, XATTR_VALUE_MAX, keys};
 
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
+const TRUSTED: &[u8] = b"trusted.";
 const CAPABILITY: &[u8] = b"security.capability";
 
 /// What a new inode gets from its directory's default ACL and the umask.
@@ -24,11 +27,22 @@ pub(super) struct Inherited {
     pub(super) xattrs: Vec<(&'static [u8], Bytes)>,
 }
 
+/// Namespaces whose names are free (xattr(7)); who may use them is for Linux to decide.
+const NAMESPACES: [&[u8]; 3] = [b"user.", TRUSTED, b"security."];
+
+/// Names as other file systems of Linux take them: in `system.` are those that Linux gives a
+/// meaning, and nobody's rights are asked there; so a name that nobody defined is refused.
 fn check_name(name: &[u8]) -> Result<(), FsError> {
-    match name.len() {
-        0 => Err(FsError::Invalid),
-        n if n > XATTR_NAME_MAX => Err(FsError::Range),
-        _ => Ok(()),
+    if name.is_empty() || name.len() > XATTR_NAME_MAX {
+        return Err(FsError::Range);
+    }
+    if [ACL_ACCESS, ACL_DEFAULT].contains(&name) {
+        return Ok(());
+    }
+    match NAMESPACES.iter().find_map(|space| name.strip_prefix(*space)) {
+        Some(b"") => Err(FsError::Invalid),
+        Some(_) => Ok(()),
+        None => Err(FsError::Unsupported),
     }
 }
 
@@ -92,9 +106,10 @@ impl Fs {
     /// `setxattr(2)`.
     ///
     /// # Errors
-    /// [`FsError::Exists`] and [`FsError::NoAttr`] as `mode` says, [`FsError::Range`] for a
-    /// name and [`FsError::ArgListTooBig`] for a value that is too long, [`FsError::Invalid`]
-    /// for a malformed ACL.
+    /// [`FsError::Exists`] and [`FsError::NoAttr`] as `mode` says, [`FsError::Unsupported`] for
+    /// a namespace that Linux does not have, [`FsError::Range`] for a name and
+    /// [`FsError::ArgListTooBig`] for a value that is too long, [`FsError::Invalid`] for a
+    /// malformed ACL.
     pub fn setxattr(
         self: &Arc<Self>,
         ino: Ino,
@@ -110,16 +125,20 @@ impl Fs {
             }
             let mut inode = fs.inode(ino)?;
             let exists = fs.xattr(ino, &inode, &name)?.is_some();
-            match mode {
-                XattrMode::Create if exists => return Err(FsError::Exists.into()),
-                XattrMode::Replace if !exists => return Err(FsError::NoAttr.into()),
-                _ => {}
+            if mode.create && exists {
+                return Err(FsError::Exists.into());
+            }
+            if mode.replace && !exists {
+                return Err(FsError::NoAttr.into());
             }
             let mut batch = Batch::default();
             match &name[..] {
                 ACL_ACCESS => {
                     let acl = Acl::parse(&value)?;
                     inode.perm = inode.perm & !0o777 | acl.mode();
+                    if mode.kill_sgid {
+                        inode.perm &= !SETGID;
+                    }
                     if acl.is_extended() {
                         fs.put_xattr(&mut batch, ino, &mut inode, &name, value.clone())?;
                     } else {
@@ -146,7 +165,7 @@ impl Fs {
         ino: Ino,
         mut inode: Inode,
     ) -> Attempt<()> {
-        inode.ctime = self.clock.now();
+        changed(&mut inode, self.clock.now());
         batch.put(keys::inode(ino), inode.encode());
         self.submit(state, batch, &[])?;
         Ok(())
@@ -155,21 +174,25 @@ impl Fs {
     /// `getxattr(2)`: the value.
     ///
     /// # Errors
-    /// [`FsError::NoAttr`].
+    /// [`FsError::NoAttr`]; for a name that cannot be set, as [`Fs::setxattr`].
     pub fn getxattr(
         self: &Arc<Self>,
         ino: Ino,
         name: Vec<u8>,
     ) -> impl Future<Output = Result<Bytes, FsError>> + Send + 'static {
         self.clone().consult(move |fs| {
+            check_name(&name)?;
             let inode = fs.inode(ino)?;
             Ok(fs.xattr(ino, &inode, &name)?.ok_or(FsError::NoAttr)?)
         })
     }
 
-    /// `listxattr(2)`: the names.
+    /// `listxattr(2)`: the names. Those of a namespace that is none, which older versions took,
+    /// are not among them: nobody could read them. Nor are `trusted.` ones where `caller` may
+    /// not know of them.
     pub fn listxattr(
         self: &Arc<Self>,
+        caller: Caller,
         ino: Ino,
     ) -> impl Future<Output = Result<Vec<Vec<u8>>, FsError>> + Send + 'static {
         let fs = self.clone();
@@ -183,13 +206,22 @@ impl Fs {
             loop {
                 let page = fs.view.page(&start, &end, 256, true).await?;
                 names.extend(
-                    page.rows.iter().filter_map(|(k, _)| keys::xattr_of(k)).map(<[u8]>::to_vec),
+                    page.rows
+                        .iter()
+                        .filter_map(|(key, _)| keys::xattr_of(key))
+                        .filter(|name| check_name(name).is_ok())
+                        .map(<[u8]>::to_vec),
                 );
                 match page.next {
                     Some(next) => start = next,
-                    None => return Ok(names),
+                    None => break,
                 }
             }
+            let is_trusted = |name: &Vec<u8>| name.starts_with(TRUSTED);
+            if names.iter().any(is_trusted) && !Rights::of(caller).sees_trusted() {
+                names.retain(|name| !is_trusted(name));
+            }
+            Ok(names)
         }
     }
 
@@ -197,13 +229,14 @@ impl Fs {
     /// systems.
     ///
     /// # Errors
-    /// [`FsError::NoAttr`].
+    /// [`FsError::NoAttr`]; for a name that cannot be set, as [`Fs::setxattr`].
     pub fn removexattr(
         self: &Arc<Self>,
         ino: Ino,
         name: Vec<u8>,
     ) -> impl Future<Output = Result<(), FsError>> + Send + 'static {
         self.clone().transact(move |fs, state| {
+            check_name(&name)?;
             let mut inode = fs.inode(ino)?;
             let mut batch = Batch::default();
             if !fs.delete_xattr(&mut batch, ino, &mut inode, &name)? {

@@ -54,8 +54,8 @@ impl Adapter {
 }
 
 /// What a SETATTR request asks for. With `FUSE_HANDLE_KILLPRIV_V2` the kernel leaves set-user
-/// and set-group bits to us: on a truncation it says when to clear them, on a change of owner
-/// they always go (`include/uapi/linux/fuse.h`, FUSE_HANDLE_KILLPRIV_V2).
+/// and set-group bits to us: on a truncation it says when its author may not keep them, on a
+/// change of owner it always does (`include/uapi/linux/fuse.h`, FUSE_HANDLE_KILLPRIV_V2).
 fn change_of(s: &SetAttrIn) -> SetAttr {
     let has = |bit| s.valid & bit != 0;
     let time = |set, now, at| match (has(set) || has(now), has(now)) {
@@ -71,7 +71,7 @@ fn change_of(s: &SetAttrIn) -> SetAttr {
         atime: time(fattr::ATIME, fattr::ATIME_NOW, s.atime),
         mtime: time(fattr::MTIME, fattr::MTIME_NOW, s.mtime),
         ctime: has(fattr::CTIME).then_some(s.ctime),
-        kill_suidgid: has(fattr::KILL_SUIDGID) || has(fattr::UID) || has(fattr::GID),
+        kill_suidgid: has(fattr::KILL_SUIDGID),
     }
 }
 
@@ -103,6 +103,6 @@ mod tests {
         let c = change_of(&s);
         assert!(matches!(c.atime, Some(SetTime::Now)));
         assert!(matches!(c.mtime, Some(SetTime::At(at)) if at == t));
-        assert!(c.kill_suidgid && c.gid == Some(8) && c.perm.is_none());
+        assert!(c.gid == Some(8) && c.perm.is_none());
     }
 }

@@ -44,13 +44,13 @@ impl Adapter {
         let WriteIn { offset, len, write_flags, synchronous } = rq.body.write_in()?;
         let data = rq.body.bytes(len as usize)?;
         let flags = WriteFlags {
-            kill_suidgid: write_flags & WRITE_KILL_SUIDGID != 0,
+            kill_suidgid: (write_flags & WRITE_KILL_SUIDGID != 0).then(|| rq.caller()),
             sync: synchronous,
             cached: write_flags & WRITE_CACHE != 0,
         };
         let ino = rq.ino();
         let answer = move |reply: Reply, result| {
-            if flags.kill_suidgid {
+            if flags.kill_suidgid.is_some() {
                 reply.mode_changed(ino);
             }
             answer_written(reply, result);
@@ -94,7 +94,7 @@ impl Adapter {
         rq.body.skip(8)?; // file handle
         let (offset, len, mode) = (rq.body.u64()?, rq.body.u64()?, rq.body.u32()? as i32);
         let ino = rq.ino();
-        let done = self.fs.fallocate(ino, offset, len, mode);
+        let done = self.fs.fallocate(rq.caller(), ino, offset, len, mode);
         self.run(rq.reply, Interrupt::Never, done, move |reply, ()| {
             reply.mode_changed(ino);
             reply.done();
@@ -131,7 +131,8 @@ impl Adapter {
         rq.body.skip(8)?; // file handle
         let (offset_out, len) = (rq.body.u64()?, rq.body.u64()?);
         let len = len.min(COPY_MAX);
-        let copied = self.fs.copy_file_range(rq.ino(), offset_in, to, offset_out, len);
+        let (caller, from) = (rq.caller(), rq.ino());
+        let copied = self.fs.copy_file_range(caller, from, offset_in, to, offset_out, len);
         self.run(rq.reply, Interrupt::Never, copied, move |reply, n| {
             reply.mode_changed(to);
             let mut out = Out::with_capacity(8);

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use crate::fs::{FsError, SetAttr, XattrMode};
+use crate::fs::XattrMode;
 
 use super::abi::{Malformed, Out};
 use super::dispatch::{Adapter, Interrupt, Request};
@@ -24,25 +24,14 @@ impl Adapter {
         }
         let name = rq.body.name()?;
         let value = rq.body.bytes(len as usize)?.to_vec();
-        let mode = match flags {
-            0 => XattrMode::Set,
-            libc::XATTR_CREATE => XattrMode::Create,
-            libc::XATTR_REPLACE => XattrMode::Replace,
-            _ => {
-                rq.reply.error(Errno::INVALID);
-                return Ok(());
-            }
-        };
-        let (fs, ino, caller) = (self.fs.clone(), rq.ino(), rq.caller());
-        let set = async move {
-            fs.setxattr(ino, name, value, mode).await?;
-            if kill_sgid {
-                let perm = fs.getattr(ino).await?.perm & !(libc::S_ISGID as u16);
-                let change = SetAttr { perm: Some(perm), ..SetAttr::default() };
-                fs.setattr(caller, ino, change).await?;
-            }
-            Ok::<(), FsError>(())
-        };
+        let (create, replace) = (libc::XATTR_CREATE, libc::XATTR_REPLACE);
+        if flags & !(create | replace) != 0 {
+            rq.reply.error(Errno::INVALID);
+            return Ok(());
+        }
+        let mode =
+            XattrMode { create: flags & create != 0, replace: flags & replace != 0, kill_sgid };
+        let set = self.fs.setxattr(rq.ino(), name, value, mode);
         self.run_unit(rq.reply, set);
         Ok(())
     }
@@ -60,7 +49,7 @@ impl Adapter {
 
     pub(super) fn listxattr(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
         let room = rq.body.u32()?;
-        let names = self.fs.listxattr(rq.ino());
+        let names = self.fs.listxattr(rq.caller(), rq.ino());
         self.run(rq.reply, Interrupt::Allowed, names, move |reply, names| {
             let mut list = Vec::with_capacity(names.iter().map(|n| n.len() + 1).sum());
             for name in names {

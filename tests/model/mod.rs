@@ -16,7 +16,8 @@ use ops::{At, Flag, Op};
 use reference::{CAPABILITY, Node};
 pub use volume::World;
 
-const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+/// In the group of everything, and of no other right: the process cannot be seen.
+const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 const NAMES: [&[u8]; 5] = [b"a", b"b", b"c", b"d", &[b'e'; 255]];
 const XATTRS: [&[u8]; 4] = [b"user.a", b"user.b", b"trusted.c", CAPABILITY];
 
@@ -133,8 +134,8 @@ impl World {
             }
             Op::SetXattr(n, name, len, mode) => {
                 let (ino, name) = (node(self, n), XATTRS[name as usize % XATTRS.len()]);
-                let mode =
-                    [XattrMode::Set, XattrMode::Create, XattrMode::Replace][mode as usize % 3];
+                let (create, replace) = (mode % 3 == 1, mode % 3 == 2);
+                let mode = XattrMode { create, replace, ..XattrMode::default() };
                 let value = self.fresh_bytes(len);
                 let got = fs.setxattr(ino, name.to_vec(), value.clone(), mode).await;
                 same("setxattr", got, self.model.node(ino).set_xattr(name, &value, mode))?;
@@ -182,12 +183,12 @@ impl World {
             }
             Op::Fallocate(n, mode, at, len) => {
                 let Some(ino) = file(self, n) else { return Ok(()) };
-                same("fallocate", fs.fallocate(ino, at, len, mode).await, Ok(()))?;
+                same("fallocate", fs.fallocate(CALLER, ino, at, len, mode).await, Ok(()))?;
                 self.model.node(ino).fallocate(mode, at, len);
             }
             Op::Copy(a, at, b, to, len) => {
                 let (Some(a), Some(b)) = (file(self, a), file(self, b)) else { return Ok(()) };
-                let got = fs.copy_file_range(a, at, b, to, len).await;
+                let got = fs.copy_file_range(CALLER, a, at, b, to, len).await;
                 same("copy", got, self.model.copy((a, at), (b, to), len))?;
             }
             Op::Read(n, at, len) => {
@@ -293,7 +294,7 @@ impl World {
             }
             _ => {}
         }
-        let mut names = fs.listxattr(ino).await.map_err(failed)?;
+        let mut names = fs.listxattr(CALLER, ino).await.map_err(failed)?;
         names.sort();
         same("listxattr", names, node.xattrs.keys().cloned().collect())?;
         for name in XATTRS {

@@ -55,12 +55,16 @@ impl Node {
         self.xattrs.remove(CAPABILITY);
     }
 
-    fn clear_set_id(&mut self) {
+    fn contents_changed(&mut self) {
         if self.kind == Kind::File {
-            self.perm &= !0o4000;
-            if self.perm & 0o010 != 0 {
-                self.perm &= !0o2000;
-            }
+            self.clear_set_id();
+        }
+    }
+
+    fn clear_set_id(&mut self) {
+        self.perm &= !0o4000;
+        if self.perm & 0o010 != 0 {
+            self.perm &= !0o2000;
         }
     }
 
@@ -79,7 +83,7 @@ impl Node {
 
     pub fn fallocate(&mut self, mode: i32, at: u64, len: u64) {
         self.changed();
-        self.clear_set_id();
+        self.contents_changed();
         let (size, end) = (self.bytes.len() as u64, at + len);
         if mode & libc::FALLOC_FL_KEEP_SIZE == 0 && end > size {
             self.resize(end);
@@ -93,7 +97,9 @@ impl Node {
 
     pub fn chown(&mut self, uid: u32) {
         self.uid = uid;
-        self.clear_set_id();
+        if self.kind != Kind::Dir {
+            self.clear_set_id();
+        }
         self.xattrs.remove(CAPABILITY);
     }
 
@@ -109,9 +115,9 @@ impl Node {
     }
 
     pub fn set_xattr(&mut self, name: &[u8], value: &[u8], mode: XattrMode) -> Result<(), FsError> {
-        match (mode, self.xattrs.contains_key(name)) {
-            (XattrMode::Create, true) => return Err(FsError::Exists),
-            (XattrMode::Replace, false) => return Err(FsError::NoAttr),
+        match self.xattrs.contains_key(name) {
+            true if mode.create => return Err(FsError::Exists),
+            false if mode.replace => return Err(FsError::NoAttr),
             _ => {}
         }
         self.xattrs.insert(name.to_vec(), value.to_vec());
@@ -307,7 +313,7 @@ impl Reference {
         if len > 0 {
             let node = self.node(to);
             node.write(to_at, &bytes[at as usize..(at + len) as usize]);
-            node.clear_set_id();
+            node.contents_changed();
         }
         Ok(len)
     }

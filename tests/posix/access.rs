@@ -119,10 +119,12 @@ fn set_id_bits_go_with_every_change_of_contents_by_another() {
         sh_as(BOB, "", &dir, "echo x >> p").expect("anyone may write");
         assert_eq!(mode(&dir, "p"), "777", "once more");
     }
-    // Without the group's execute permission the bit means locking, and stays.
-    set("2767");
-    sh_as(BOB, "", &dir, "echo x >> p").expect("anyone may write");
-    assert_eq!(mode(&dir, "p"), "2767");
+    // Without the group's execute permission the bit means locking, and stays with members.
+    for (groups, kept) in [(ANN.to_string(), "2767"), (TEAM.to_string(), "767")] {
+        set("2767");
+        sh_as(BOB, &groups, &dir, "echo x >> p").expect("anyone may write");
+        assert_eq!(mode(&dir, "p"), kept, "of group {groups}");
+    }
     for chown in [format!("chown {BOB} p"), format!("chgrp {BOB} p"), format!("chown -h {ANN} p")] {
         set("6755");
         sh(&dir, &chown).expect("root may");

@@ -1,6 +1,7 @@
 //! The rules by family, and the processes that try them.
 
 mod access;
+mod compare;
 mod contents;
 mod locks;
 mod names;
