@@ -36,5 +36,5 @@ mod work;
 pub use batch::{Batch, DataOp, RowOp};
 pub use clean::CleanOptions;
 pub use committer::{CommitError, CommitOptions, Committer, Gates, Progress, WriterState};
-pub use pending::Generation;
+pub use pending::{FileKey, Generation};
 pub use view::{Lookup, View, ViewError, last_commit};

@@ -559,10 +559,24 @@ impl View {
     /// Fetches the committed extents of `start..end` of `file` (and what comes with them) into
     /// the cache.
     pub async fn load_extents(&self, file: FileKey, start: u64, end: u64) -> Result<(), ViewError> {
+        self.load_few_extents(file, start, end, usize::MAX).await.map(|_| ())
+    }
+
+    /// [`View::load_extents`], unless there are more than about `extents_max` of them: `false`.
+    pub async fn load_few_extents(
+        &self,
+        file: FileKey,
+        start: u64,
+        end: u64,
+        extents_max: usize,
+    ) -> Result<bool, ViewError> {
         let before = self.retired.load(Ordering::Acquire);
         let mut extents = Vec::new();
         let mut to = start;
         while to < end {
+            if extents.len() >= extents_max {
+                return Ok(false);
+            }
             let scan = || self.scan_extents(file, to, EXTENTS_PER_LOAD);
             let (more, complete_to) = self.only_reading(scan).await?;
             extents.extend(more);
@@ -573,7 +587,7 @@ impl View {
             let extents = Arc::new(extents);
             cache.put(file, KnownExtents { from: start, to, extents });
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Up to `limit` committed extents that end above `start`, and the position up to which

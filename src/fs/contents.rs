@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::inode::{SetIdChange, clear_set_id, keeps_set_id, now_into, whole_blocks};
+use super::inode::{SetIdChange, clear_set_id, keeps_set_id, now_into};
 use super::{Attempt, Caller, Fs, FsError, State, Step, Whence, WriteFlags};
 use crate::base::{Ino, JournalPos};
 use crate::commit::{Batch, DataOp, Lookup};
@@ -71,7 +71,7 @@ impl Fs {
         match written {
             Ok(pos) => Some(self.settle(pos, flags).map(|()| data.len() as u32)),
             Err(Step::Fail(e)) => Some(Err(e)),
-            Err(Step::Row(_) | Step::Full) => None,
+            Err(Step::Row(_) | Step::Extents(_) | Step::Full) => None,
         }
     }
 
@@ -114,7 +114,7 @@ impl Fs {
             clear_set_id(&mut inode, caller, SetIdChange::ContentsUnprivileged);
         }
         self.drop_capability(&mut batch, ino, &mut inode)?;
-        grow_allocation(&mut inode, offset, end);
+        self.count_written((ino, inode.generation), &mut inode, offset..end)?;
         inode.size = inode.size.max(end);
         if !flags.cached {
             now_into(&mut inode, self.clock.now());
@@ -162,31 +162,15 @@ impl Fs {
             let mut batch = Batch::default();
             clear_set_id(&mut inode, caller, SetIdChange::Contents);
             fs.drop_capability(&mut batch, ino, &mut inode)?;
-            let old_size = inode.size;
-            if mode & KEEP == 0 {
-                inode.size = inode.size.max(end);
-            }
             if mode & (PUNCH | ZERO) != 0 {
-                let generation = inode.generation;
-                let stop = end.min(old_size);
+                let (generation, stop) = (inode.generation, end.min(inode.size));
                 if offset < stop {
                     batch.data.push(DataOp::Hole { ino, generation, start: offset, end: stop });
-                    // Only whole blocks come free, as on a disk.
-                    let (first, last) = (offset.next_multiple_of(4096), stop / 4096 * 4096);
-                    let freed = last.saturating_sub(first);
-                    inode.allocated = match offset == 0 && stop == old_size {
-                        true => 0,
-                        // What was punched may have been a hole before. Never none: `tar` takes
-                        // a file without blocks for one without data.
-                        false => {
-                            inode.allocated.saturating_sub(freed).max(inode.allocated.min(4096))
-                        }
-                    };
+                    fs.count_hole((ino, generation), &mut inode, offset..stop)?;
                 }
             }
-            if mode & PUNCH == 0 {
-                let stop = end.min(inode.size.max(offset));
-                grow_allocation(&mut inode, offset, stop);
+            if mode & KEEP == 0 {
+                inode.size = inode.size.max(end);
             }
             now_into(&mut inode, fs.clock.now());
             batch.bytes += inode.allocated as i64 - before as i64;
@@ -293,19 +277,4 @@ impl Fs {
             Ok(copied)
         }
     }
-}
-
-/// What writing `offset..end` adds to the blocks in use, as far as is known without looking at
-/// extents: everything behind the old end, and the rest if the file has holes to fill.
-fn grow_allocation(inode: &mut Inode, offset: u64, end: u64) {
-    if end <= offset {
-        return;
-    }
-    let size = inode.size.max(end);
-    let (first, last) = (offset / 4096 * 4096, whole_blocks(end));
-    let old_end = whole_blocks(inode.size);
-    let behind = last.saturating_sub(first.max(old_end));
-    let within = last.min(old_end).saturating_sub(first);
-    let filled = if inode.allocated < old_end { within } else { 0 };
-    inode.allocated = (inode.allocated + behind + filled).min(whole_blocks(size));
 }

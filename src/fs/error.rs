@@ -121,6 +121,9 @@ impl From<JournalError> for FsError {
 pub(super) enum Step {
     /// A row is not in memory: load it, try again.
     Row(crate::meta::Key),
+    /// The extents of a file are not in memory, of which it is to be known where it has holes:
+    /// load them, try again.
+    Extents(crate::commit::FileKey),
     /// The journal or the pending rows are at their limit: wait for a commit, try again.
     Full,
     /// The operation fails.

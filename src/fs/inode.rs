@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::blocks::whole_blocks;
 use super::rights::Rights;
 use super::{Attempt, Attr, Caller, Fs, FsError, SetAttr, SetTime, State};
 use crate::base::{Ino, Timestamp};
@@ -182,27 +183,22 @@ impl Fs {
     }
 
     /// Adds to `batch` what a change of size does to contents, and changes `inode`.
-    fn truncate(
-        &self,
-        batch: &mut Batch,
-        ino: Ino,
-        inode: &mut Inode,
-        size: u64,
-    ) -> Result<(), FsError> {
+    fn truncate(&self, batch: &mut Batch, ino: Ino, inode: &mut Inode, size: u64) -> Attempt<()> {
         match inode.kind {
             Kind::File => {}
-            Kind::Dir => return Err(FsError::IsDir),
-            _ => return Err(FsError::Invalid),
+            Kind::Dir => return Err(FsError::IsDir.into()),
+            _ => return Err(FsError::Invalid.into()),
         }
         if size > FILE_SIZE_MAX {
-            return Err(FsError::FileTooBig);
+            return Err(FsError::FileTooBig.into());
         }
+        self.count_hole((ino, inode.generation), inode, size..u64::MAX)?;
         if size == 0 && inode.size > 0 {
             // A new data generation: constant cost, however large the file was.
             batch.data.push(DataOp::Drop { ino, generation: inode.generation });
             inode.generation = inode.generation.wrapping_add(1);
             if inode.generation == keys::RECLAIM_INODE {
-                return Err(FsError::Io("data generations of a file are used up".into()));
+                return Err(FsError::Io("data generations of a file are used up".into()).into());
             }
             batch.data.push(DataOp::Begin { ino, generation: inode.generation });
         } else if size < inode.size {
@@ -210,12 +206,8 @@ impl Fs {
             batch.data.push(DataOp::Hole { ino, generation, start: size, end });
         }
         inode.size = size;
+        // Where the count was estimated.
         inode.allocated = inode.allocated.min(whole_blocks(size));
         Ok(())
     }
-}
-
-/// `bytes` rounded up to the blocks of 4 KiB that `st_blocks` counts in.
-pub(super) fn whole_blocks(bytes: u64) -> u64 {
-    bytes.div_ceil(4096).saturating_mul(4096)
 }

@@ -6,6 +6,7 @@
 //! Called by `fuse/`, and by tests without a mount.
 
 mod ahead;
+mod blocks;
 mod contents;
 mod dir;
 mod error;
@@ -101,6 +102,7 @@ pub struct Fs {
     lookups: lifetime::Lookups,
     streams: read::Streams,
     listings: ahead::Listings,
+    uncounted: Mutex<blocks::Uncounted>,
 }
 
 /// What mutations share.
@@ -129,6 +131,7 @@ impl Fs {
             lookups: lifetime::Lookups::default(),
             streams: read::Streams::default(),
             listings: ahead::Listings::default(),
+            uncounted: Mutex::default(),
         })
     }
 
@@ -166,6 +169,7 @@ impl Fs {
             return Err(FsError::ReadOnly);
         }
         let mut full_since: Option<Instant> = None;
+        let mut loads = 0;
         for _ in 0..TRIES_MAX {
             let step = {
                 let mut state = self.state.lock();
@@ -178,6 +182,10 @@ impl Fs {
                 Step::Fail(e) => return Err(e),
                 Step::Row(key) => {
                     self.view.load(&key).await?;
+                }
+                Step::Extents(file) => {
+                    loads += 1;
+                    self.load_to_count(file, loads == blocks::LOADS_MAX).await;
                 }
                 Step::Full => {
                     let since = *full_since.get_or_insert_with(Instant::now);
@@ -274,7 +282,7 @@ impl Fs {
                 Err(Step::Row(key)) => {
                     self.view.load(&key).await?;
                 }
-                Err(Step::Full) => unreachable!("reads need no room"),
+                Err(Step::Full | Step::Extents(_)) => unreachable!("reads change nothing"),
             }
         }
         Err(FsError::Io("an operation could not get its rows into memory".into()))

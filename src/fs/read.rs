@@ -157,7 +157,7 @@ impl Fs {
             Ok(inode) => inode,
             Err(Step::Row(key)) => return Ok(Plan::Row(key)),
             Err(Step::Fail(e)) => return Err(e),
-            Err(Step::Full) => unreachable!("reads need no room"),
+            Err(Step::Full | Step::Extents(_)) => unreachable!("reads change nothing"),
         };
         match inode.kind {
             Kind::File => {}

@@ -212,6 +212,58 @@ fn a_sparse_file_of_2_to_the_53_bytes_is_one_page() {
 }
 
 #[test]
+fn blocks_in_use_are_those_that_hold_data() {
+    // Guards against a count that drifts: a hole punched where there was one took blocks away, and
+    // each time a block of a sparse file was written again it was counted again.
+    needs_fuse!();
+    let stand = Stand::new();
+    let (v, dir) = (&stand.volume, stand.volume.vault());
+    let blocks = |name: &str| sh(&dir, &format!("stat -c %b {name}")).expect("stat");
+    let commit = || v.ok(&["sync", &v.text("vault")]);
+    let steps = [
+        ("head -c 65536 /dev/urandom > f; truncate -s 1M f", "128"),
+        ("fallocate -p -o 900000 -l 100000 f", "128"),
+        ("printf x | dd of=f bs=1 seek=9000 conv=notrunc status=none", "128"),
+        ("printf x | dd of=f bs=1 seek=600000 conv=notrunc status=none", "136"),
+        ("printf y | dd of=f bs=1 seek=600001 conv=notrunc status=none", "136"),
+        ("fallocate -l 2M f", "136"), // nothing is reserved
+        ("fallocate -p -o 4096 -l 4096 f", "128"),
+        ("fallocate -p -o 5000 -l 100 f", "128"), // in that hole
+        ("fallocate -z -o 8192 -l 6000 f", "120"), // a block and a part
+        ("head -c 9000 /dev/urandom | dd of=f bs=9000 seek=1 conv=notrunc status=none", "128"),
+        ("truncate -s 12289 f; truncate -s 1M f", "24"),
+        ("fallocate -p -o 0 -l 12288 f", "8"),
+        ("fallocate -p -o 12288 -l 4096 f", "1"), // none; FUSE shows one
+        ("head -c 5000 /dev/urandom | dd of=f bs=5000 seek=100 conv=notrunc status=none", "16"),
+        (": > f", "1"),
+    ];
+    // Pending, committed, and on a machine that knows nothing of it.
+    for place in 0..3 {
+        for (n, (step, expected)) in steps.into_iter().enumerate() {
+            sh(&dir, step).expect(step);
+            assert_eq!(blocks("f"), expected, "{step}, {place}");
+            match place {
+                0 => {}
+                2 if n % 3 == 0 => stand.move_elsewhere(),
+                _ => drop(commit()),
+            }
+            assert_eq!(blocks("f"), expected, "{step}, {place}, afterwards");
+        }
+    }
+    // A block that is written again and again, while commits come in between.
+    sh(&dir, "truncate -s 8M g").expect("truncate");
+    for n in 0..12 {
+        let write = "printf z | dd of=g bs=4096 seek=77 conv=notrunc,fsync status=none";
+        sh(&dir, write).expect("dd");
+        assert_eq!(blocks("g"), "8", "time {n}");
+        if n % 3 == 0 {
+            commit();
+        }
+    }
+    stand.close();
+}
+
+#[test]
 fn files_without_a_name_are_reclaimed_after_a_crash() {
     // Guards against unlinked files that are open when the daemon is killed and then take room
     // for ever, in the volume and as segments in the bucket.
