@@ -61,7 +61,7 @@ fn a_missing_passphrase_names_the_three_ways_to_give_one() {
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
         "sealfs: error: no passphrase: there is no terminal to ask on\n\
-         hint: use --passphrase-file FILE, --passphrase-fd N or --key-file FILE\n"
+         hint: use --passphrase-file FILE, --passphrase-fd N, --key-file FILE or --recovery-file FILE\n"
     );
 }
 

@@ -259,6 +259,17 @@ fn keys_are_added_changed_and_removed_beside_a_live_mount() {
         (&json["verified"], json["slots"].as_array().map(Vec::len)),
         (&true.into(), Some(2))
     );
+    let printed = text(args("add", &[&with_new[..], &["--label", "paper", "--recovery"]].concat()));
+    let typed = printed.lines().find(|line| line.len() == 77).expect("the recovery key");
+    let paper = private("paper", typed.to_lowercase().replace('-', " ").as_bytes());
+    let opened = text(args("test", &["--recovery-file", &paper]));
+    assert_eq!(opened, "it opens slot 4 (paper, recovery key)\n");
+    let typo = if typed.as_bytes()[12] == b'7' { "8" } else { "7" };
+    let typo = private("typo", format!("{}{typo}{}", &typed[..12], &typed[13..]).as_bytes());
+    let wrong = fails(args("test", &["--recovery-file", &typo]), 3);
+    assert!(wrong.contains("group 3 of the recovery key has a typing error"), "{wrong}");
+    text(args("remove", &["--recovery-file", &paper, "safe"]));
+    text(args("add", &[&with_new[..], &["--label", "safe", "--new-key-file", &key]].concat()));
     // The mount was opened with the passphrase that is gone.
     let warnings = v.status("warnings").to_string();
     assert!(warnings.contains("was removed"), "{warnings}");
@@ -274,11 +285,12 @@ fn keys_are_added_changed_and_removed_beside_a_live_mount() {
     let wrong = fails(args("remove", &[&with_new[..], &["nobody"]].concat()), 1);
     assert!(wrong.contains("no slot nobody") && wrong.contains("sealfs key list"), "{wrong}");
     text(args("remove", &[&with_new[..], &["safe"]].concat()));
+    text(args("remove", &[&with_new[..], &["4"]].concat()));
     let last = fails(args("remove", &[&with_new[..], &["3"]].concat()), 1);
     assert!(last.contains("last one") && last.contains("sealfs key add"), "{last}");
     fails(args("test", &["--key-file", &key]), 3);
     let listed = text(args("list", &[]));
-    assert!(listed.contains("epoch 4, with the keys of epochs 1, 2, 3"), "{listed}");
+    assert!(listed.contains("epoch 6, with the keys of epochs 1, 2, 3, 4, 5"), "{listed}");
     assert!(listed.contains("not checked"), "{listed}");
     // This mount has followed both by itself.
     assert_eq!(v.status("warnings"), serde_json::json!([]));

@@ -12,7 +12,7 @@ use std::{env, fs, thread};
 
 use sealfs::base::hex;
 use sealfs::seal::{
-    InputKey, KdfParams, Keyring, RootKey, Secret, VolumeKeys, offsets, open, seal,
+    InputKey, KdfParams, Keyring, RecoveryKey, RootKey, Secret, VolumeKeys, offsets, open, seal,
 };
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -170,6 +170,9 @@ impl Volume {
         write("key.bin", &key_file);
         ring.add_slot(&keys, &Secret::KeyFile(Zeroizing::new(key_file)), "", KdfParams::FLOOR, 0)
             .unwrap();
+        let recovery = RecoveryKey::random();
+        write("paper.txt", recovery.to_text().to_lowercase().as_bytes());
+        ring.add_slot(&keys, &Secret::Recovery(recovery), "", KdfParams::FLOOR, 0).unwrap();
         let old = keys.object(NAME).seal(&bytes(1_000));
         write("old", &old);
         let keys = ring.rotate(&keys).unwrap();
@@ -198,9 +201,10 @@ fn open_object_reads_an_object_with_any_of_its_keys() {
     // Guards against a recovery script that does not work on the day it is needed.
     let volume = Volume::new();
     let id = volume.keys.volume_id().to_string();
-    let ways: [&[&str]; 4] = [
+    let ways: [&[&str]; 5] = [
         &["--keyring", "keyring", "--passphrase-file", "pass.txt"],
         &["--keyring", "keyring", "--key-file", "key.bin"],
+        &["--keyring", "keyring", "--recovery-file", "paper.txt"],
         &["--root-key-file", "root.hex", "--epoch", "2", "--volume", &id],
         &["--object-key-file", "one.bin", "--epoch", "2", "--volume", &id],
     ];

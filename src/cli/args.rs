@@ -101,6 +101,9 @@ pub struct SecretArgs {
     /// Use a file of 32 bytes or more as the key
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
+    /// Read a recovery key from a file
+    #[arg(long, value_name = "FILE")]
+    pub recovery_file: Option<PathBuf>,
 }
 
 /// The largest size that a flag takes, 1 EiB: more than any disk has, and sums of a few fit.

@@ -98,6 +98,7 @@ Examples:
   sealfs key add s3://my-bucket/data --label office
   sealfs key add s3://my-bucket/data --label backup --new-key-file /root/backup.key
   sealfs key add s3://my-bucket/data --label bob --new-passphrase-fd 3 3<bob.txt
+  sealfs key add s3://my-bucket/data --label paper --recovery
 
 Without a flag for the new one, a new passphrase is asked for, twice.")]
 struct AddArgs {
@@ -216,10 +217,20 @@ fn add(args: &AddArgs) -> Outcome {
     runtime()?.block_on(open_keyring(&options))?;
     let new = args.new.read()?;
     let now = now_secs();
-    changed(&args.at, &options, |ring, keys| {
+    let done = change(&args.at, &options, |ring, keys| {
         let id = ring.add_slot(keys, &new, &args.label, KdfParams::default(), now)?;
         Ok((format!("slot {id} ({}) added", args.label), keys.clone()))
-    })
+    })?;
+    let Secret::Recovery(key) = &new else { return say(&args.at, &done) };
+    // After the change, so that what is printed opens the volume; the only time that it is shown.
+    let text = key.to_text();
+    if args.at.json {
+        let shown = Shown { recovery_key: Some(&text), ..Shown::of(&done.keyring, true) };
+        return print_json(&shown);
+    }
+    say(&args.at, &done)?;
+    println!("recovery key, shown this once; print it, or write it down:\n\n{}\n", *text);
+    Ok(())
 }
 
 fn passphrase(args: &PassphraseArgs) -> Outcome {
@@ -235,8 +246,8 @@ fn passphrase(args: &PassphraseArgs) -> Outcome {
     }
     let new = args.new.read()?;
     if !matches!(new, Secret::Passphrase(_)) {
-        return Err(Failure::new(Exit::Usage, "the new one is a key file, not a passphrase")
-            .hint(format!("sealfs key add {} --label … --new-key-file …", args.at.store)));
+        return Err(Failure::new(Exit::Usage, "the new one is no passphrase")
+            .hint(format!("sealfs key add {} --label …", args.at.store)));
     }
     let (now, rotate) = (now_secs(), !args.keep_epoch);
     changed(&args.at, &options, |ring, keys| {
@@ -271,33 +282,42 @@ fn find(ring: &Keyring, wanted: &str) -> Result<u32, KeyringError> {
     }
 }
 
-/// Makes a change, tells the mount of this machine, and says what has been done.
+/// [`change`], and [`say`].
 fn changed(
     at: &Where,
     options: &KeyOptions,
-    change: impl Fn(&mut Keyring, &VolumeKeys) -> Result<(String, VolumeKeys), KeyringError>,
+    make: impl Fn(&mut Keyring, &VolumeKeys) -> Result<(String, VolumeKeys), KeyringError>,
 ) -> Outcome {
-    let Changed { made, keyring, keys, notes } =
-        runtime()?.block_on(change_keyring(options, change))?;
-    Client::tell_mount(keys.volume_id());
-    for note in notes {
+    say(at, &change(at, options, make)?)
+}
+
+/// Makes a change and tells the mount of this machine.
+fn change(
+    at: &Where,
+    options: &KeyOptions,
+    make: impl Fn(&mut Keyring, &VolumeKeys) -> Result<(String, VolumeKeys), KeyringError>,
+) -> Outcome<Changed<String>> {
+    let done = runtime()?.block_on(change_keyring(options, make))?;
+    Client::tell_mount(done.keys.volume_id());
+    for note in &done.notes {
         eprintln!("sealfs: warning: {note}");
     }
-    let unknown = keyring.slots().into_iter().filter(|s| matches!(s.kind, SlotKind::Unknown(_)));
-    for slot in unknown {
-        eprintln!(
-            "sealfs: warning: slot {} was kept, but this sealfs cannot open it",
-            named(&slot)
-        );
+    let slots = done.keyring.slots();
+    for slot in slots.iter().filter(|slot| matches!(slot.kind, SlotKind::Unknown(_))) {
+        let (slot, store) = (named(slot), &at.store);
+        eprintln!("sealfs: warning: slot {slot} of {store} stays, and this sealfs cannot open it");
     }
-    match at.json {
-        true => print_json(&Shown::of(&keyring, true)),
-        false => {
-            let (generation, epoch) = (keyring.generation(), keyring.epoch());
-            println!("{made}; the keyring is at generation {generation}, epoch {epoch}");
-            Ok(())
-        }
+    Ok(done)
+}
+
+/// Says what has been done.
+fn say(at: &Where, done: &Changed<String>) -> Outcome {
+    if at.json {
+        return print_json(&Shown::of(&done.keyring, true));
     }
+    let (generation, epoch) = (done.keyring.generation(), done.keyring.epoch());
+    println!("{}; the keyring is at generation {generation}, epoch {epoch}", done.made);
+    Ok(())
 }
 
 fn no_slot(id: u32) -> Failure {
@@ -313,13 +333,15 @@ fn named(slot: &SlotInfo) -> String {
 }
 
 #[derive(Serialize)]
-struct Shown {
+struct Shown<'a> {
     volume: String,
     generation: u64,
     epoch: u32,
     old_roots: Vec<u32>,
     verified: bool,
     slots: Vec<ShownSlot>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recovery_key: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -345,8 +367,8 @@ impl ShownSlot {
     }
 }
 
-impl Shown {
-    fn of(keyring: &Keyring, verified: bool) -> Shown {
+impl Shown<'_> {
+    fn of(keyring: &Keyring, verified: bool) -> Self {
         Shown {
             volume: keyring.volume_id().to_string(),
             generation: keyring.generation(),
@@ -354,6 +376,7 @@ impl Shown {
             old_roots: keyring.old_roots(),
             verified,
             slots: keyring.slots().iter().map(ShownSlot::of).collect(),
+            recovery_key: None,
         }
     }
 

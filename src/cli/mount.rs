@@ -243,6 +243,7 @@ fn needs(args: &MountArgs, store: &Location, cache: &Path, state: &Path) -> Outc
     let secret = [
         (&args.secret.passphrase_file, "--passphrase-file FILE"),
         (&args.secret.key_file, "--key-file FILE"),
+        (&args.secret.recovery_file, "--recovery-file FILE"),
     ];
     let secret = secret
         .into_iter()

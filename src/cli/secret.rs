@@ -9,18 +9,21 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use zeroize::Zeroizing;
 
-use crate::seal::{KEY_FILE_MAX, Secret};
+use crate::seal::{KEY_FILE_MAX, RecoveryKey, Secret};
 
 use super::args::SecretArgs;
 use super::exit::{Exit, Failure, Outcome};
 
 /// Bytes of the longest passphrase that is read.
 const PASSPHRASE_MAX: usize = 4096;
+/// Bytes of the longest file that is read for a recovery key.
+const RECOVERY_MAX: usize = 4096;
 
 impl SecretArgs {
     /// Whether a flag says where the secret is; else it is asked for.
     pub fn is_given(&self) -> bool {
-        self.passphrase_file.is_some() || self.passphrase_fd.is_some() || self.key_file.is_some()
+        let from_file = self.passphrase_file.is_some() || self.key_file.is_some();
+        from_file || self.passphrase_fd.is_some() || self.recovery_file.is_some()
     }
 
     /// Reads the secret. `twice`: a new passphrase, which a prompt asks for a second time.
@@ -28,6 +31,9 @@ impl SecretArgs {
         if let Some(path) = &self.key_file {
             let bytes = read_file(path, KEY_FILE_MAX)?;
             return Ok(Secret::KeyFile(bytes));
+        }
+        if let Some(path) = &self.recovery_file {
+            return recovery(&read_file(path, RECOVERY_MAX)?);
         }
         let line = if let Some(path) = &self.passphrase_file {
             first_line(read_file(path, PASSPHRASE_MAX)?)
@@ -54,6 +60,9 @@ pub struct NewSecretArgs {
     /// Use a file of 32 bytes or more as the new key
     #[arg(long, value_name = "FILE")]
     new_key_file: Option<PathBuf>,
+    /// Make a recovery key, and print it once
+    #[arg(long)]
+    recovery: bool,
 }
 
 impl NewSecretArgs {
@@ -63,12 +72,23 @@ impl NewSecretArgs {
             passphrase_file: self.new_passphrase_file.clone(),
             passphrase_fd: self.new_passphrase_fd,
             key_file: self.new_key_file.clone(),
+            recovery_file: None,
         };
         match new.is_given() {
             true => new.read(false),
+            false if self.recovery => Ok(Secret::Recovery(RecoveryKey::random())),
             false => Ok(Secret::Passphrase(not_empty(prompt("new passphrase", true)?)?)),
         }
     }
+}
+
+fn recovery(text: &[u8]) -> Outcome<Secret> {
+    let text = std::str::from_utf8(text).unwrap_or("?"); // which no recovery key has
+    let key = RecoveryKey::from_text(text).map_err(|e| {
+        Failure::new(Exit::Secret, e)
+            .hint("compare it with the paper; case, spaces and hyphens do not matter")
+    })?;
+    Ok(Secret::Recovery(key))
 }
 
 fn not_empty(line: Zeroizing<Vec<u8>>) -> Outcome<Zeroizing<Vec<u8>>> {
@@ -127,7 +147,7 @@ fn first_line(mut bytes: Zeroizing<Vec<u8>>) -> Zeroizing<Vec<u8>> {
 fn prompt(what: &str, twice: bool) -> Outcome<Zeroizing<Vec<u8>>> {
     let no_terminal = || {
         Failure::new(Exit::Usage, "no passphrase: there is no terminal to ask on")
-            .hint("use --passphrase-file FILE, --passphrase-fd N or --key-file FILE")
+            .hint("use --passphrase-file FILE, --passphrase-fd N, --key-file FILE or --recovery-file FILE")
     };
     if !std::io::stdin().is_terminal() && File::open("/dev/tty").is_err() {
         return Err(no_terminal());

@@ -220,7 +220,7 @@ impl Keyring {
     /// slot until one fits.
     ///
     /// # Errors
-    /// [`KeyringError::WrongPassphrase`] or [`KeyringError::WrongKeyFile`];
+    /// [`KeyringError::WrongPassphrase`] and its like for other kinds;
     /// [`KeyringError::NoSuchKind`]; derivations out of bounds or unknown, when no slot fits.
     pub fn find(&self, secret: &Secret) -> Result<(u32, Seed), KeyringError> {
         let wanted = secret.kind();
@@ -232,6 +232,7 @@ impl Keyring {
                 KeyringError::NoSuchKind { wanted, have: self.kinds() }
             }
             SlotKind::KeyFile => KeyringError::WrongKeyFile,
+            SlotKind::Recovery => KeyringError::WrongRecoveryKey,
             _ => KeyringError::WrongPassphrase,
         })
     }

@@ -68,6 +68,9 @@ pub enum KeyringError {
     /// The keyring is whole, and no key file slot opens.
     #[error("wrong key file")]
     WrongKeyFile,
+    /// The keyring is whole, and no recovery key slot opens.
+    #[error("wrong recovery key")]
+    WrongRecoveryKey,
     /// Nothing to try the secret on.
     #[error("the keyring has no {wanted} slot, only: {have}")]
     NoSuchKind {
@@ -144,7 +147,10 @@ impl KeyringError {
             }
             KeyringError::WrongPassphrase => "check the keyboard layout and a trailing space",
             KeyringError::WrongKeyFile => "check that the file is the one given to sealfs init",
-            KeyringError::NoSuchKind { .. } => "use --passphrase-file or --key-file accordingly",
+            KeyringError::NoSuchKind { .. } => {
+                "use --passphrase-file, --key-file or --recovery-file accordingly"
+            }
+            KeyringError::WrongRecoveryKey => "it is of another volume, or its slot was removed",
             KeyringError::KeyFileLength(_) => {
                 "make one with: head -c 32 /dev/urandom > keyfile && chmod 600 keyfile"
             }

@@ -1,6 +1,7 @@
 //! Tests of `keyring.rs`, `keyring_bytes.rs` and `slots.rs`, attacks on them above all.
 
 use super::super::kem::ENCAPSULATION;
+use super::super::recovery::RecoveryKey;
 use super::super::slots::Wrap;
 use super::*;
 use proptest::prelude::*;
@@ -77,6 +78,20 @@ fn both_kinds_of_slot_open_the_same_volume() {
     assert_eq!((slots[0].kdf, slots[0].made_secs), (Some(KdfParams::FLOOR), NOW));
     assert_eq!((slots[1].id, slots[1].label.as_str(), slots[1].kdf), (2, "backup host", None));
     assert_eq!((slots[1].made_secs, slots[1].made_epoch), (NOW + 5, 1));
+}
+
+#[test]
+fn a_recovery_key_opens_what_it_was_made_for() {
+    // Guards against a key on paper that opens nothing on the day it is needed.
+    let (mut ring, keys) = cheap();
+    let recovery = Secret::Recovery(RecoveryKey::from_bytes(&[5; 32]));
+    ring.add_slot(&keys, &recovery, "paper", KdfParams::FLOOR, NOW).unwrap();
+    ring.rotate(&keys).unwrap();
+    assert_eq!(written(&ring).unlock(&recovery).unwrap().epoch(), 2);
+    let other = Secret::Recovery(RecoveryKey::random());
+    assert_eq!(ring.unlock(&other).err(), Some(KeyringError::WrongRecoveryKey));
+    assert_eq!(format!("{recovery:?}"), "recovery key(32 bytes)");
+    assert_eq!(ring.slots()[1].kind, SlotKind::Recovery);
 }
 
 #[test]

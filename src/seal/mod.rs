@@ -15,6 +15,7 @@ mod keyring_bytes;
 mod keyring_error;
 mod keys;
 pub mod offsets;
+mod recovery;
 mod secret;
 mod slots;
 
@@ -30,6 +31,7 @@ pub use keyring_bytes::KEYRING_MAX;
 pub use keyring_error::KeyringError;
 pub use keys::{FINGERPRINT, FIRST_EPOCH, Place, RootKey, VolumeKeys};
 pub use offsets::{CHUNK_CIPHER, CHUNK_PLAIN, HEADER, TAG};
+pub use recovery::{RecoveryError, RecoveryKey};
 pub use secret::{Locked, forbid_dumps};
 pub use slots::{KEY_FILE_MAX, KEY_FILE_MIN, KdfParams, LABEL_MAX, Secret, SlotKind};
 

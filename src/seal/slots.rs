@@ -16,6 +16,7 @@ use super::derive::{KEY, fill_random};
 use super::kem::{self, Seed};
 use super::keyring_error::KeyringError;
 use super::keys::{FINGERPRINT, RootKey, VolumeKeys};
+use super::recovery::RecoveryKey;
 use crate::base::VolumeId;
 
 /// Bytes of the salt of a slot.
@@ -41,6 +42,8 @@ pub enum Secret {
     Passphrase(Zeroizing<Vec<u8>>),
     /// The whole content of a key file, [`KEY_FILE_MIN`] to [`KEY_FILE_MAX`] bytes.
     KeyFile(Zeroizing<Vec<u8>>),
+    /// A recovery key that was printed once.
+    Recovery(RecoveryKey),
 }
 
 impl Secret {
@@ -49,6 +52,7 @@ impl Secret {
         match self {
             Secret::Passphrase(_) => SlotKind::Passphrase,
             Secret::KeyFile(_) => SlotKind::KeyFile,
+            Secret::Recovery(_) => SlotKind::Recovery,
         }
     }
 
@@ -57,6 +61,7 @@ impl Secret {
         match self {
             Secret::Passphrase(bytes) => Secret::Passphrase(bytes.clone()),
             Secret::KeyFile(bytes) => Secret::KeyFile(bytes.clone()),
+            Secret::Recovery(key) => Secret::Recovery(RecoveryKey::from_bytes(key.expose())),
         }
     }
 
@@ -96,6 +101,10 @@ impl Secret {
                     .expand(KEY_FILE_INFO, &mut seed[..])
                     .expect("HKDF-SHA512 gives 32 bytes");
             }
+            Secret::Recovery(key) if params.is_empty() => seed.copy_from_slice(key.expose()),
+            Secret::Recovery(_) => {
+                return Err(KeyringError::Damaged("a recovery key slot has parameters"));
+            }
         }
         Ok(Seed::from_bytes(&seed))
     }
@@ -107,6 +116,7 @@ impl Secret {
         match self {
             Secret::Passphrase(_) => new_passphrase_params(&salt, kdf),
             Secret::KeyFile(_) => salt.to_vec(),
+            Secret::Recovery(_) => Vec::new(),
         }
     }
 
@@ -124,8 +134,11 @@ impl Secret {
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Secret::Passphrase(bytes) | Secret::KeyFile(bytes)) = self;
-        write!(f, "{}({} bytes)", self.kind(), bytes.len())
+        let len = match self {
+            Secret::Passphrase(bytes) | Secret::KeyFile(bytes) => bytes.len(),
+            Secret::Recovery(key) => key.expose().len(),
+        };
+        write!(f, "{}({len} bytes)", self.kind())
     }
 }
 
@@ -136,6 +149,8 @@ pub enum SlotKind {
     Passphrase,
     /// The content of a file, through HKDF.
     KeyFile,
+    /// 32 random bytes that were printed once.
+    Recovery,
     /// Made by another version of sealfs; kept as it is, never opened.
     Unknown(u8),
 }
@@ -145,6 +160,7 @@ impl SlotKind {
         match byte {
             1 => SlotKind::Passphrase,
             2 => SlotKind::KeyFile,
+            4 => SlotKind::Recovery,
             other => SlotKind::Unknown(other),
         }
     }
@@ -153,6 +169,7 @@ impl SlotKind {
         match self {
             SlotKind::Passphrase => 1,
             SlotKind::KeyFile => 2,
+            SlotKind::Recovery => 4,
             SlotKind::Unknown(byte) => byte,
         }
     }
@@ -164,7 +181,7 @@ impl fmt::Display for SlotKind {
             SlotKind::Passphrase => f.write_str("passphrase"),
             SlotKind::KeyFile => f.write_str("key file"),
             SlotKind::Unknown(3) => f.write_str("AWS KMS"),
-            SlotKind::Unknown(4) => f.write_str("recovery key"),
+            SlotKind::Recovery => f.write_str("recovery key"),
             SlotKind::Unknown(byte) => write!(f, "kind {byte}"),
         }
     }
