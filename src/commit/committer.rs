@@ -335,7 +335,7 @@ impl Committer {
             self.commit(&generation).await?;
         }
         self.compact_if_needed();
-        if !(self.gates.may_delete)() {
+        if !(self.gates.may_delete)() || *self.stop.borrow() {
             return Ok(());
         }
         let reclaimed = self.reclaim_some().await;

@@ -43,6 +43,13 @@ const WAL_OBJECTS_MAX: u64 = 512;
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 /// How long closing a handle may take that is replaced.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a compaction may go on once the database is to be closed, so that a short one is not
+/// done for nothing, and how long stopping it may take then. What it leaves is collected later.
+const COMPACTION_GRACE: Duration = Duration::from_secs(1);
+const STOP_CLOSING: Duration = Duration::from_secs(1);
+/// How long the last flush to level 0 may take. It only spares the next mount the replay of what
+/// is in the log already.
+const LAST_FLUSH_MAX: Duration = Duration::from_secs(10);
 /// How long a compaction may run before its task is stopped and tried again later.
 const COMPACTION_DEADLINE: Duration = Duration::from_secs(900);
 
@@ -142,7 +149,9 @@ pub struct Kv {
     store: Arc<dyn ObjectStore>,
     cache: Arc<SplitCache>,
     options: KvOptions,
-    compacting: AtomicBool,
+    compacting: watch::Sender<bool>,
+    /// From now on compactions end early and none begins.
+    closing: watch::Sender<bool>,
     /// The last [`Kv::reopen`] failed, perhaps after it had raised the epoch.
     reopen_broke_off: AtomicBool,
     /// Commits since the memtable last went to level 0.
@@ -219,7 +228,8 @@ impl Kv {
             store,
             cache,
             options,
-            compacting: AtomicBool::new(false),
+            compacting: watch::Sender::new(false),
+            closing: watch::Sender::new(false),
             reopen_broke_off: AtomicBool::new(false),
             commits: AtomicU64::new(0),
             collected: Mutex::new(None),
@@ -393,7 +403,7 @@ impl Kv {
         let old = self.writer()?;
         let epoch = old.manifest().writer_epoch();
         // It may wait for a task that will never end.
-        let _ = close_handle(Handle::Writer(old), false).await;
+        let _ = close_handle(Handle::Writer(old)).await;
         let mut opened = open_writer(self.store.clone(), self.cache.clone(), Some(epoch)).await;
         if matches!(opened, Err(KvError::Fenced))
             && self.reopen_broke_off.load(Ordering::Acquire)
@@ -417,7 +427,7 @@ impl Kv {
         let db = bounded(open_timeout, reading).await?;
         *self.handle.write() = Handle::Reader(Arc::new(db));
         self.reads_only.send_replace(true);
-        let _ = close_handle(Handle::Writer(old), false).await;
+        let _ = close_handle(Handle::Writer(old)).await;
         Ok(())
     }
 
@@ -433,10 +443,10 @@ impl Kv {
     /// it first collects what earlier ones made superfluous. Returns at once. At most one runs at a time.
     pub fn compact_if_needed(self: &Arc<Self>, collect: bool) {
         let Ok(db) = self.writer() else { return };
-        if db.manifest().l0().len() < L0_COMPACT_AT {
+        if *self.closing.borrow() || db.manifest().l0().len() < L0_COMPACT_AT {
             return;
         }
-        if self.compacting.swap(true, Ordering::AcqRel) {
+        if self.compacting.send_replace(true) {
             return;
         }
         let kv = self.clone();
@@ -444,7 +454,7 @@ impl Kv {
             if let Err(e) = kv.compact(&db, collect).await {
                 log::warn!("compaction of metadata stopped, will be tried again: {e}");
             }
-            kv.compacting.store(false, Ordering::Release);
+            kv.compacting.send_replace(false);
         });
     }
 
@@ -453,9 +463,12 @@ impl Kv {
         // Before, not after: what the last compaction left is no follower's any more.
         let due = |at: &Instant| at.elapsed() >= GC_AGE_MIN;
         if collect && self.collected.lock().as_ref().is_none_or(due) {
+            let collecting = bounded(COMPACTION_DEADLINE, self.collect_garbage());
             // Credentials that may not delete must not stop compaction, and with it commits.
-            if let Err(e) = bounded(COMPACTION_DEADLINE, self.collect_garbage()).await {
-                log::warn!("old metadata were not collected: {e}");
+            match self.until_closing(collecting, Duration::ZERO).await {
+                Some(Ok(())) => {}
+                Some(Err(e)) => log::warn!("old metadata were not collected: {e}"),
+                None => return Ok(()),
             }
             *self.collected.lock() = Some(Instant::now());
         }
@@ -485,27 +498,65 @@ impl Kv {
         let deadline = tokio::time::Instant::now() + COMPACTION_DEADLINE;
         let mut watched = Ok(());
         while tokio::time::Instant::now() < deadline && !running.is_finished() {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            watched = db.refresh_manifest().await;
+            let look = async {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                db.refresh_manifest().await
+            };
+            match self.until_closing(look, Duration::ZERO).await {
+                Some(looked) => watched = looked,
+                None => break,
+            }
             if watched.is_err() || db.manifest().l0().len() < L0_COMPACT_AT {
                 break;
             }
         }
         // Whatever happened: a compactor left running would poll until the process ends.
         let abort = running.abort_handle();
-        let stopped = tokio::time::timeout(STOP_DEADLINE, compactor.stop()).await;
-        let ended = tokio::time::timeout(STOP_DEADLINE, running).await;
+        let stop = tokio::time::timeout(STOP_DEADLINE, compactor.stop());
+        let stopped = self.until_closing(stop, STOP_CLOSING).await;
+        let end = tokio::time::timeout(STOP_DEADLINE, running);
+        let ended = self.until_closing(end, STOP_CLOSING).await;
         abort.abort();
+        if *self.closing.borrow() {
+            return Ok(()); // stopped half-way on purpose: the next mount begins again
+        }
         watched?;
-        if let Ok(stopped) = stopped {
+        if let Some(Ok(stopped)) = stopped {
             stopped?;
         }
         match ended {
-            Ok(Ok(result)) => result?,
-            Ok(Err(join)) => return Err(KvError::Closed(join.to_string())),
-            Err(_) => return Err(KvError::Unavailable("the compactor did not stop".into())),
+            Some(Ok(Ok(result))) => result?,
+            Some(Ok(Err(join))) => return Err(KvError::Closed(join.to_string())),
+            _ => return Err(KvError::Unavailable("the compactor did not stop".into())),
         }
         Ok(())
+    }
+
+    /// What `work` comes to; `None` if it is not done `grace` after the database is to be closed.
+    async fn until_closing<T>(&self, work: impl Future<Output = T>, grace: Duration) -> Option<T> {
+        let mut closing = self.closing.subscribe();
+        let closed = async {
+            // The sender is part of `self`: it cannot be gone.
+            let _ = closing.wait_for(|closing| *closing).await;
+            tokio::time::sleep(grace).await;
+        };
+        tokio::select! {
+            done = work => Some(done),
+            () = closed => None,
+        }
+    }
+
+    /// Ends a compaction that runs, after `grace`, and lets no other begin. Takes at most that and
+    /// three times [`STOP_CLOSING`].
+    async fn stop_compacting(&self, grace: Duration) {
+        let mut compacting = self.compacting.subscribe();
+        let short = compacting.wait_for(|compacting| !*compacting);
+        let _ = tokio::time::timeout(grace, short).await; // the rest is stopped
+        self.closing.send_replace(true);
+        let stopped = compacting.wait_for(|compacting| !*compacting);
+        if tokio::time::timeout(STOP_CLOSING * 3, stopped).await.is_err() {
+            log::debug!("a compaction of metadata did not stop in time");
+        }
     }
 
     /// Deletes objects of the database that nothing refers to and that are older than
@@ -526,14 +577,24 @@ impl Kv {
         Ok(admin.run_gc_once(options).await?)
     }
 
-    /// Flushes and closes. With `flush` the memtable goes to level 0 first, so that the next
-    /// mount starts without replaying the WAL; that takes as long as the store does. Without it
-    /// there is nothing to wait for, and a store that is away is given up on.
+    /// Stops what runs in the background, then closes. With `flush` the memtable goes to level 0
+    /// first, so that the next mount starts without replaying the WAL, unless level 0 is full:
+    /// then that would wait for a compaction. All of it is bounded: what was committed is in the
+    /// log, and nothing else has to be.
     ///
     /// # Errors
-    /// The store's; [`KvError::Unavailable`] after `CLOSE_DEADLINE` without `flush`.
+    /// The store's; [`KvError::Unavailable`] when a bound has passed.
     pub async fn close(&self, flush: bool) -> Result<(), KvError> {
-        close_handle(self.handle(), flush).await
+        self.stop_compacting(if flush { COMPACTION_GRACE } else { Duration::ZERO }).await;
+        let handle = self.handle();
+        let flushed = match &handle {
+            Handle::Writer(db) if flush && db.manifest().l0().len() < L0_MAX => {
+                bounded(LAST_FLUSH_MAX, self.flush_memtable()).await
+            }
+            _ => Ok(()),
+        };
+        let closed = close_handle(handle).await;
+        flushed.and(closed)
     }
 }
 
@@ -550,21 +611,18 @@ fn new_cache(options: &KvOptions) -> Arc<SplitCache> {
     )
 }
 
-/// As [`Kv::close`].
-async fn close_handle(handle: Handle, flush: bool) -> Result<(), KvError> {
+/// Closes without flushing, which the store can only hold up for so long.
+async fn close_handle(handle: Handle) -> Result<(), KvError> {
     let close = async {
         match handle {
             Handle::Writer(db) => {
-                let flush_type = flush.then_some(FlushType::MemTable);
-                Ok(db.close_with_options(CloseOptions { flush_type }).await?)
+                let options = CloseOptions { flush_type: None };
+                Ok(db.close_with_options(options).await?)
             }
             Handle::Reader(db) => Ok(db.close().await?),
         }
     };
-    match flush {
-        true => close.await,
-        false => bounded(CLOSE_DEADLINE, close).await,
-    }
+    bounded(CLOSE_DEADLINE, close).await
 }
 
 async fn bounded<T>(
@@ -574,5 +632,63 @@ async fn bounded<T>(
     match tokio::time::timeout(limit, work).await {
         Ok(result) => result,
         Err(_) => Err(KvError::Unavailable(format!("no answer in {} s", limit.as_secs()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object_store::memory::InMemory;
+    use object_store::throttle::{ThrottleConfig, ThrottledStore};
+
+    const OPEN_MAX: Duration = Duration::from_secs(30);
+    /// Far above what closing takes, far below what it took.
+    const PROMPT: Duration = Duration::from_secs(20);
+
+    async fn with_level_0_full(store: &Arc<dyn ObjectStore>) -> Arc<Kv> {
+        let kv = Kv::open(store.clone(), KvOptions::default(), OPEN_MAX).await.expect("opens");
+        for n in 0..L0_MAX as u8 {
+            kv.commit([(Bytes::from(vec![n]), Some(Bytes::from_static(b"x")))]).await.expect("one");
+            kv.flush_memtable().await.expect("flushes");
+        }
+        kv.commit([(Bytes::from_static(b"last"), Some(Bytes::from_static(b"y")))])
+            .await
+            .expect("commits");
+        Arc::new(kv)
+    }
+
+    async fn last(store: Arc<dyn ObjectStore>) -> Option<Bytes> {
+        let kv = Kv::open_reader(store, KvOptions::default(), OPEN_MAX).await.expect("opens");
+        kv.get(b"last").await.expect("reads")
+    }
+
+    #[tokio::test]
+    async fn closing_does_not_wait_for_room_in_level_0() {
+        // Guards against an unmount that takes its longest time whenever level 0 is full: the last
+        // flush would wait for a compaction, which the closed database does not let end.
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let kv = with_level_0_full(&store).await;
+        tokio::time::timeout(PROMPT, kv.close(true)).await.expect("in time").expect("closes");
+        assert_eq!(last(store).await.as_deref(), Some(&b"y"[..]));
+    }
+
+    #[tokio::test]
+    async fn closing_stops_a_compaction_and_lets_none_begin() {
+        // Guards against a compaction that is left running, or that fails loudly because the
+        // database was closed under it.
+        let slow = ThrottleConfig {
+            wait_get_per_call: Duration::from_millis(40),
+            ..ThrottleConfig::default()
+        };
+        let slow = ThrottledStore::new(InMemory::new(), slow);
+        let store: Arc<dyn ObjectStore> = Arc::new(slow);
+        let kv = with_level_0_full(&store).await;
+        kv.compact_if_needed(true);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::timeout(PROMPT, kv.close(true)).await.expect("in time").expect("closes");
+        assert!(!*kv.compacting.borrow(), "it goes on after the end");
+        kv.compact_if_needed(true);
+        assert!(!*kv.compacting.borrow(), "one begins after the end");
+        assert_eq!(last(store).await.as_deref(), Some(&b"y"[..]));
     }
 }
