@@ -35,11 +35,11 @@ impl Journal {
         let framed = framed_len(bytes) as u64;
         let file = match &writer.file {
             Some(file) if writer.offset + framed <= file.bytes => file.clone(),
-            _ => shared.begin_file(&mut writer)?,
+            _ => shared.begin_file(&mut writer).inspect_err(|e| shared.note_no_space(Some(e)))?,
         };
         let number = writer.next;
         shared.build(&mut writer, number, file.seq, parts);
-        shared.write(&writer, &file)?;
+        shared.write(&writer, &file).inspect_err(|e| shared.note_no_space(Some(e)))?;
 
         let loc = RecordLoc {
             pos: JournalPos(number),
@@ -65,6 +65,21 @@ impl Journal {
 }
 
 impl Shared {
+    /// Remembers that the disk had no room for a record, until another file is had, or one comes
+    /// free: a smaller record that fits into what is left proves nothing.
+    pub(super) fn note_no_space(&self, failed: Option<&JournalError>) {
+        let why = match failed {
+            None => None,
+            Some(JournalError::NoSpace(e)) => Some(e.to_string()),
+            Some(_) => return,
+        };
+        let mut noted = self.no_space.lock();
+        if let (None, Some(why)) = (&*noted, &why) {
+            log::warn!("the disk of the journal has no room: {why}; writers wait");
+        }
+        *noted = why;
+    }
+
     /// Frames and seals a record into the writer's buffer, padded with zeros to the end of the
     /// page it will end in.
     fn build(&self, writer: &mut Writer, number: u64, seq: u64, parts: &[&[u8]]) {
@@ -148,6 +163,7 @@ impl Shared {
         writer.prev_seq = seq;
         writer.offset = FILE_HEADER_BYTES as u64;
         writer.writeback_offset = 0;
+        self.note_no_space(None);
         self.retire_released();
         self.wake_keeper();
         Ok(file)

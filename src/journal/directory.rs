@@ -45,6 +45,8 @@ struct Spare {
 struct Spares {
     free: Vec<Spare>,
     next_name: u64,
+    /// Files that are being written ahead; their blocks are allocated.
+    begun: usize,
 }
 
 pub(crate) struct Directory {
@@ -119,7 +121,7 @@ impl Directory {
         }
         let (free, names_max, seq_max) =
             open_spares(&dir, &names, options, &*io).map_err(failed("opening spare files in"))?;
-        let spares = Spares { free, next_name: names_max + 1 };
+        let spares = Spares { free, next_name: names_max + 1, begun: 0 };
         let next_seq = seqs.last().copied().unwrap_or(0).max(seq_max) + 1;
         let directory = Directory {
             io,
@@ -165,6 +167,20 @@ impl Directory {
         self.io.rename(&self.dir.join(&spare.name), &self.log_path(seq)).map_err(failed)?;
         self.io.sync_dir(&self.dir).map_err(failed)?;
         Ok(LogFile { seq, handle: spare.handle, bytes: self.file_bytes })
+    }
+
+    /// Makes a spare file unless there is one, or one is being written.
+    ///
+    /// # Errors
+    /// `NoSpace` (nothing changed), `Io`.
+    pub fn reserve(&self) -> Result<(), JournalError> {
+        let mut spares = self.spares.lock();
+        if self.spares_in(&spares) + spares.begun == 0 {
+            let spare = self.create_spare(&mut spares);
+            let spare = spare.map_err(|e| JournalError::io("making a journal file", e))?;
+            spares.free.push(spare);
+        }
+        Ok(())
     }
 
     fn spares_in(&self, spares: &Spares) -> usize {
@@ -238,7 +254,9 @@ impl Directory {
             if self.spares_in(&spares) >= files {
                 return Ok(false);
             }
-            self.create_spare(&mut spares).map_err(failed)?
+            let spare = self.create_spare(&mut spares).map_err(failed)?;
+            spares.begun += 1;
+            spare
         };
         let zeros = vec![0; ZERO_STEP.min(self.file_bytes as usize)];
         let mut at = 0;
@@ -252,11 +270,14 @@ impl Directory {
                 if let Err(e) = self.io.remove(&self.dir.join(&spare.name)) {
                     log::warn!("{} could not be removed: {e}", spare.name);
                 }
+                self.spares.lock().begun -= 1;
                 return Err(failed(e));
             }
             at += step as u64;
         }
-        self.spares.lock().free.push(spare);
+        let mut spares = self.spares.lock();
+        spares.begun -= 1;
+        spares.free.push(spare);
         Ok(true)
     }
 

@@ -55,6 +55,8 @@ pub(super) struct Shared {
     pub gate: Mutex<bool>,
     pub gate_opened: Condvar,
     pub poison: OnceLock<Arc<str>>,
+    /// Why the last append found no room on the disk, as long as nothing has changed since.
+    pub no_space: Mutex<Option<String>>,
     pub syncs: AtomicU64,
     pub space: Notify,
     pub space_lock: Mutex<()>,
@@ -127,6 +129,15 @@ pub(super) struct Live {
     pub file: Arc<LogFile>,
     /// Its last record; None while it is being written.
     pub last: Option<u64>,
+}
+
+/// What keeps a journal from taking records, in the words of the operating system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// A write or sync failed: nothing more is taken until it is opened again.
+    Stopped(String),
+    /// The disk, or the quota, has no room; it goes on when there is some.
+    NoSpace(String),
 }
 
 /// What a journal holds and has done, for `status`.
@@ -236,6 +247,7 @@ impl Journal {
             gate: Mutex::new(false),
             gate_opened: Condvar::new(),
             poison: OnceLock::new(),
+            no_space: Mutex::new(None),
             syncs: AtomicU64::new(0),
             space: Notify::new(),
             space_lock: Mutex::new(()),
@@ -313,6 +325,30 @@ impl Journal {
         }
     }
 
+    /// What keeps it from taking records, if anything does.
+    pub fn trouble(&self) -> Option<Trouble> {
+        if let Some(why) = self.shared.poison.get() {
+            return Some(Trouble::Stopped(why.to_string()));
+        }
+        self.shared.no_space.lock().clone().map(Trouble::NoSpace)
+    }
+
+    /// Bytes of one of its files, which the disk must have free for the next to be made.
+    pub fn next_file_bytes(&self) -> u64 {
+        self.shared.options.file_bytes
+    }
+
+    /// Makes sure that the first append finds a file, as it would be too late to find out then.
+    ///
+    /// # Errors
+    /// `NoSpace`: there is none, and the disk has no room for one. `Io`.
+    pub fn reserve(&self) -> Result<(), JournalError> {
+        match self.shared.writer.lock().file.is_some() {
+            true => Ok(()),
+            false => self.shared.directory.reserve(),
+        }
+    }
+
     /// Says that records up to `upto` are in the bucket: their space is used again and reads of
     /// them fail with `Released`. Never waits for the disk.
     pub fn release(&self, upto: JournalPos) {
@@ -324,6 +360,7 @@ impl Journal {
             shared.released.fetch_max(upto, Ordering::AcqRel);
         }
         if shared.retire_released() {
+            shared.note_no_space(None);
             shared.wake_keeper();
         }
         shared.announce_space();

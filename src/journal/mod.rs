@@ -30,6 +30,6 @@ mod sync;
 
 pub use directory::set_aside;
 pub use error::JournalError;
-pub use log::{Journal, Usage};
+pub use log::{Journal, Trouble, Usage};
 pub use options::{JournalOptions, RecordLoc};
 pub use recovery::Recovery;

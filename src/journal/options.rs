@@ -49,6 +49,18 @@ impl JournalOptions {
         }
     }
 
+    /// The same on a disk that has `bytes` for it: with smaller files where fewer than four of the
+    /// usual size fit, since space comes back by the file. One of the usual size must fit, or they
+    /// stay as they are, and the journal will not begin.
+    pub fn on_disk_of(mut self, bytes: u64) -> JournalOptions {
+        let usual = self.clone().fitted().file_bytes;
+        if (usual..4 * usual).contains(&bytes) {
+            self.file_bytes = bytes / 4;
+            self.prewrite_bytes = self.prewrite_bytes.min(bytes / 2);
+        }
+        self
+    }
+
     /// The same with sizes that fit together (see the fields).
     pub(crate) fn fitted(mut self) -> JournalOptions {
         let quarter = (self.bytes_max / 4).max(FILE_BYTES_MIN);
@@ -128,6 +140,17 @@ mod tests {
         assert_eq!(options.pool_bytes_max, 64 << 20);
         let tiny = JournalOptions::new("/x", 1).fitted();
         assert!(tiny.files_max() >= 2 && tiny.record_max() > 4096);
+    }
+
+    #[test]
+    fn files_are_smaller_on_a_small_disk() {
+        // Guards against a disk that one file fills: its space would never come back, because the
+        // next file must be there before.
+        let on = |mib: u64| JournalOptions::new("/x", 10 << 30).on_disk_of(mib << 20).fitted();
+        assert_eq!(on(40).file_bytes, FILE_BYTES);
+        assert_eq!(on(96).file_bytes, 24 << 20);
+        assert_eq!(on(96).prewrite_files(), 2);
+        assert_eq!(on(4096).file_bytes, FILE_BYTES);
     }
 
     #[test]

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// Pause between two log lines about a disk that cannot be written.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
+/// For how long a failure to write is worth knowing.
+const LATELY: Duration = Duration::from_secs(600);
 
 /// A run of whole granules of one object.
 struct Run {
@@ -58,6 +60,8 @@ pub(super) struct Stage {
     changed: Condvar,
     bytes_max: u64,
     stats: Arc<RequestStats>,
+    /// When a write to the disk failed last, and why.
+    failed: Mutex<Option<(Instant, String)>>,
 }
 
 impl Stage {
@@ -68,7 +72,8 @@ impl Stage {
         stats: Arc<RequestStats>,
     ) -> io::Result<Arc<Stage>> {
         let queue = Mutex::new(Queue::default());
-        let stage = Arc::new(Stage { queue, changed: Condvar::new(), bytes_max, stats });
+        let (changed, failed) = (Condvar::new(), Mutex::default());
+        let stage = Arc::new(Stage { queue, changed, bytes_max, stats, failed });
         let writer = stage.clone();
         std::thread::Builder::new().name("sealfs-cache".into()).spawn(move || {
             yield_to_readers();
@@ -119,6 +124,13 @@ impl Stage {
         }
     }
 
+    /// Why a write to the disk failed lately, if one did. A full disk has room again for a moment
+    /// after each, because old objects are dropped.
+    pub(super) fn failed(&self) -> Option<String> {
+        let failed = self.failed.lock();
+        failed.as_ref().filter(|(at, _)| at.elapsed() < LATELY).map(|(_, why)| why.clone())
+    }
+
     /// Waits until the queue is written, or for `timeout`. Blocks. Returns whether it is.
     pub(super) fn flush(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
@@ -158,11 +170,15 @@ impl Stage {
                     self.changed.wait(&mut queue);
                 }
             };
-            if let Err(e) = disk.write(&run.key, &run.meta, run.granules.start, &run.body)
+            let written = disk.write(&run.key, &run.meta, run.granules.start, &run.body);
+            if let Err(e) = &written
                 && complained.is_none_or(|at| at.elapsed() > COMPLAINT_PAUSE)
             {
                 complained = Some(Instant::now());
                 log::warn!("cannot write the cache: {e}; reads go on without it");
+            }
+            if let Err(e) = written {
+                *self.failed.lock() = Some((Instant::now(), e.to_string()));
             }
             let mut queue = self.queue.lock();
             queue.writing = None;
