@@ -302,3 +302,78 @@ fn keys_are_added_changed_and_removed_beside_a_live_mount() {
     assert_eq!(fs::read(v.at("after")).expect("reads"), b"after");
     v.umount();
 }
+
+/// Runs a program that must succeed; false, said loudly, where it may not be run.
+fn may(program: &str, args: &[&str]) -> bool {
+    let done = Command::new(program).args(args).status().is_ok_and(|status| status.success());
+    if !done {
+        eprintln!("skipped: {program} {args:?} is refused here");
+    }
+    done
+}
+
+#[test]
+fn an_umount_takes_idle_bind_mounts_along_and_names_those_in_use() {
+    // Guards against a minute of silence and "does not answer" when the file system is mounted at
+    // a second place.
+    needs_fuse!();
+    let v = Volume::mounted();
+    let (vault, other) = (v.text("vault"), v.text("other place"));
+    fs::create_dir(v.path("other place")).expect("makes a directory");
+    fs::write(v.at("f"), b"content").expect("writes");
+    if !may("mount", &["--bind", &vault, &other]) {
+        return v.umount();
+    }
+    v.umount();
+    assert_eq!(fs::read_dir(v.path("other place")).expect("lists").count(), 0);
+
+    v.mount(&[]);
+    assert!(may("mount", &["--bind", &vault, &other]));
+    let daemon = v.daemon();
+    let sleep = Command::new("sleep").arg("600").current_dir(&other).spawn();
+    let holder = Holder(sleep.expect("sleep runs"));
+    let stderr = v.fails(&["umount", &vault], 10);
+    assert!(stderr.contains(&format!("bound at {other}, which is in use")), "{stderr}");
+    assert!(stderr.contains(&format!("umount {other}")), "{stderr}");
+    assert!(!v.is_mounted());
+    assert!(is_alive(daemon));
+    assert_eq!(fs::read(v.path("other place/f")).expect("is still served"), b"content");
+    drop(holder);
+    assert!(may("umount", &[&other]));
+    wait_until("the daemon ends", || !is_alive(daemon));
+}
+
+#[test]
+fn a_mount_namespace_that_holds_the_volume_is_named_at_once() {
+    // Guards against "does not answer: Resource temporarily unavailable" while a container or a
+    // service with its own view of the mounts keeps the volume.
+    needs_fuse!();
+    let v = Volume::mounted();
+    let (vault, daemon) = (v.text("vault"), v.daemon());
+    let mut apart = Command::new("unshare");
+    apart.args(["--mount", "--propagation", "private", "sleep", "600"]);
+    let Ok(child) = apart.spawn() else {
+        eprintln!("skipped: unshare is missing");
+        return v.umount();
+    };
+    let mut holder = Holder(child);
+    let pid = holder.0.id();
+    let comm = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    wait_until("it is apart", || {
+        comm() == "sleep\n" || holder.0.try_wait().is_ok_and(|s| s.is_some())
+    });
+    if comm() != "sleep\n" {
+        eprintln!("skipped: mount namespaces are refused here");
+        return v.umount();
+    }
+    let stderr = v.fails(&["umount", &vault], 10);
+    let named = format!("sleep ({pid}) has it at {vault} in another mount namespace mnt:[");
+    assert!(stderr.contains(&named), "{stderr}");
+    assert!(!v.is_mounted());
+    // It is served on, and answers, for as long as it takes.
+    assert!(v.fails(&["umount", &vault], 10).contains(&named));
+    drop(holder);
+    wait_until("the daemon ends", || !is_alive(daemon));
+    v.mount(&[]);
+    v.umount();
+}

@@ -8,14 +8,15 @@ mod support;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::thread::JoinHandleExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use e2e::{drop_pages, noise};
-use mounts::{Remote, Volume, wait_at_most};
+use mounts::{Holder, Remote, Volume, is_alive, wait_at_most, wait_until};
 use support::relay::Relay;
 use support::s3server::{
-    ACCESS_KEY, BUCKET, OTHER_ACCESS_KEY, OTHER_SECRET_KEY, Outage, S3Server, SECRET_KEY,
+    ACCESS_KEY, BUCKET, Fault, FaultKind, OTHER_ACCESS_KEY, OTHER_SECRET_KEY, Outage, S3Server,
+    SECRET_KEY,
 };
 
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -342,5 +343,261 @@ fn a_large_upload_on_a_slow_line_is_sent_once() {
     v.ok(&["sync", &v.text("vault")]);
     let sent = server.counts().since(&before);
     assert!(sent.bytes_in < 20 << 20, "{} bytes for 16 MiB", sent.bytes_in);
+    v.umount();
+}
+
+/// Far above what giving up takes on a busy machine, far below the stall timeout of 10 minutes.
+const END_MAX: Duration = Duration::from_secs(90);
+
+/// A mount with something that only the journal has, and a store that is away.
+fn away(outage: Outage) -> (S3Server, Volume) {
+    let server = S3Server::start();
+    let v = Volume::create_on(e2e::remote(&server));
+    v.mount(&FLAGS);
+    server.faults().set_outage(outage);
+    fs::write(v.at("during"), b"only here").expect("writes");
+    (server, v)
+}
+
+fn starts(v: &Volume, args: &[&str]) -> Holder {
+    let mut command = v.command(args);
+    Holder(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("runs"))
+}
+
+/// A command that waits for the bucket, and has been heard by the daemon.
+fn waits(v: &Volume, args: &[&str]) -> Holder {
+    let mut holder = starts(v, args);
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(holder.0.try_wait().expect("own child").is_none(), "{args:?} does not wait");
+    holder
+}
+
+fn ends(child: &mut Child, what: &str) -> Option<i32> {
+    let mut status = None;
+    wait_at_most(END_MAX, what, || {
+        status = child.try_wait().expect("own child");
+        status.is_some()
+    });
+    status.and_then(|status| status.code())
+}
+
+fn signal(pid: i32, signal: libc::c_int) {
+    // SAFETY: the process is this test's own.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+}
+
+/// The journal went to the next mount whole.
+fn uploads_the_rest(server: &S3Server, v: &Volume) {
+    assert!(!v.is_mounted());
+    server.faults().set_outage(Outage::None);
+    v.mount(&[]);
+    assert_eq!(fs::read(v.at("during")).expect("reads"), b"only here");
+    v.umount();
+}
+
+/// `umount --force-local` ends the drain of an earlier command; all get the outcome.
+fn force_local_takes_over(outage: Outage) {
+    let (server, v) = away(outage);
+    let vault = v.text("vault");
+    let mut first = waits(&v, &["umount", &vault]);
+    let mut sync = waits(&v, &["sync", &vault]);
+    v.fails(&["umount", "--force-local", &vault], 8);
+    assert_eq!(ends(&mut first.0, "the first umount"), Some(8));
+    assert_eq!(ends(&mut sync.0, "the sync"), Some(8));
+    uploads_the_rest(&server, &v);
+}
+
+/// One signal joins the drain of a command, the second ends it.
+fn signals_take_over(outage: Outage) {
+    let (server, v) = away(outage);
+    let mut first = waits(&v, &["umount", &v.text("vault")]);
+    let daemon = v.daemon();
+    signal(daemon, libc::SIGTERM);
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(is_alive(daemon), "one signal gives up at once");
+    signal(daemon, libc::SIGINT);
+    wait_at_most(END_MAX, "the daemon ends", || !is_alive(daemon));
+    assert_eq!(ends(&mut first.0, "the umount"), Some(8));
+    uploads_the_rest(&server, &v);
+}
+
+/// Interrupted: the mount stays as it was, and can still be ended.
+fn who_goes_away_cancels(outage: Outage) {
+    let (server, v) = away(outage);
+    let vault = v.text("vault");
+    let mut first = waits(&v, &["umount", "--lazy", &vault]);
+    signal(first.0.id() as i32, libc::SIGINT);
+    ends(&mut first.0, "the umount is interrupted");
+    wait_until("the daemon notices", || v.log().contains("it stays mounted"));
+    fs::write(v.at("afterwards"), b"still mounted").expect("still mounted");
+    v.fails(&["umount", "--stall-timeout", "1s", &vault], 8);
+    assert!(v.is_mounted());
+    v.fails(&["umount", "--force-local", &vault], 8);
+    uploads_the_rest(&server, &v);
+}
+
+/// Somebody else unmounts, and the daemon uploads; then it is told not to wait.
+fn force_local_after_somebody_else(outage: Outage) {
+    let (server, v) = away(outage);
+    let (vault, daemon) = (v.text("vault"), v.daemon());
+    let mut first = waits(&v, &["umount", &vault]);
+    v.detach();
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(is_alive(daemon), "it does not upload what is pending");
+    v.fails(&["umount", "--force-local", &vault], 8);
+    assert_eq!(ends(&mut first.0, "the umount"), Some(8));
+    uploads_the_rest(&server, &v);
+}
+
+/// All at once: they mostly wait.
+fn later_ones_take_over(outage: Outage) {
+    std::thread::scope(|scope| {
+        for order in [
+            force_local_takes_over,
+            signals_take_over,
+            who_goes_away_cancels,
+            force_local_after_somebody_else,
+        ] {
+            scope.spawn(move || order(outage));
+        }
+    });
+}
+
+#[test]
+fn a_later_command_or_signal_takes_over_while_connections_are_refused() {
+    // Guards against --force-local and SIGTERM that hang behind an umount which waits for a store
+    // that is away, and against a drain that goes on when its command was interrupted.
+    needs_fuse!();
+    later_ones_take_over(Outage::Refused);
+}
+
+#[test]
+fn a_later_command_or_signal_takes_over_while_the_server_never_answers() {
+    // The same when only timeouts tell.
+    needs_fuse!();
+    later_ones_take_over(Outage::Silent);
+}
+
+#[test]
+fn two_umounts_share_the_end_when_the_store_comes_back() {
+    // Guards against a second umount that is refused, or that never hears the outcome.
+    needs_fuse!();
+    let (server, v) = away(Outage::Refused);
+    let vault = v.text("vault");
+    let mut first = waits(&v, &["umount", &vault]);
+    let mut second = waits(&v, &["umount", &vault]);
+    let mut sync = waits(&v, &["sync", &vault]);
+    server.faults().set_outage(Outage::None);
+    assert_eq!(ends(&mut first.0, "the first umount"), Some(0));
+    assert_eq!(ends(&mut second.0, "the second umount"), Some(0));
+    assert_eq!(ends(&mut sync.0, "the sync"), Some(0));
+    assert!(!v.is_mounted());
+}
+
+/// Starts a command while the store is silent, waits until it says so, and ends it by a signal.
+fn stops(v: &Volume, n: usize, args: &[&str], by: libc::c_int) {
+    let said = v.path(&format!("said {n}"));
+    let mut command = v.command(args);
+    let stderr = File::create(&said).expect("creates");
+    let mut holder = Holder(command.stdout(Stdio::null()).stderr(stderr).spawn().expect("runs"));
+    wait_until("it says what it waits for", || {
+        fs::read_to_string(&said).is_ok_and(|text| text.contains("sealfs: waiting for "))
+    });
+    let begun = Instant::now();
+    signal(holder.0.id() as i32, by);
+    let status = ends(&mut holder.0, "it stops");
+    eprintln!("{} stopped after {:?}", args[0], begun.elapsed());
+    let text = fs::read_to_string(&said).expect("reads");
+    assert_eq!(status, Some(12), "{args:?}: {text}");
+    assert!(text.ends_with("sealfs: error: stopped before the end\n"), "{args:?}: {text}");
+}
+
+#[test]
+fn whatever_waits_for_a_silent_store_says_so_and_stops_at_a_signal() {
+    // Guards against a mount that appears after Ctrl-C gave the prompt back, and against commands
+    // that are deaf to it for half a minute or leave the volume held.
+    needs_fuse!();
+    let server = S3Server::start();
+    let v = Volume::create_on(e2e::remote(&server));
+    v.mount(&[]);
+    v.umount();
+    let state = fs::read_dir(v.path("state")).expect("lists").map(|e| e.expect("entry").path());
+    let journal = state.map(|p| p.join("journal")).find(|p| p.exists()).expect("a journal");
+    let (journal, out) = (journal.display().to_string(), v.text("out"));
+    server.faults().set_outage(Outage::Silent);
+    let (url, pass, log) = (v.url(), v.text("passphrase"), v.text("log"));
+    let mount = v.mount_args(&["--read-timeout", "60s"]);
+    let mount: Vec<_> = mount.iter().map(String::as_str).collect();
+    let foreground = [&mount[..], &["--foreground"]].concat();
+    let key = ["--passphrase-file", &pass];
+    let other = format!("{url}/other");
+    let recover = ["recover", &journal, &out, "--store", &url];
+    let commands = [
+        (mount.clone(), libc::SIGINT),
+        (foreground.clone(), libc::SIGINT),
+        (foreground, libc::SIGHUP),
+        ([&["fsck", &url][..], &key].concat(), libc::SIGINT),
+        ([&["fsck", &url, "--repair"][..], &key].concat(), libc::SIGTERM),
+        (vec!["doctor", &url], libc::SIGINT),
+        ([&["init", &other][..], &key].concat(), libc::SIGINT),
+        ([&["sse", "audit", &url][..], &key].concat(), libc::SIGINT),
+        ([&["sse", "migrate", &url, "--to", "AES256"][..], &key].concat(), libc::SIGINT),
+        ([&recover[..], &key].concat(), libc::SIGINT),
+    ];
+    std::thread::scope(|scope| {
+        for (n, (args, by)) in commands.iter().enumerate() {
+            let v = &v;
+            scope.spawn(move || stops(v, n, args, *by));
+        }
+    });
+    assert!(!v.path("out").exists());
+
+    // Who waits for the mount dies without a word.
+    let mut parent = starts(&v, &mount);
+    std::thread::sleep(Duration::from_millis(700));
+    parent.0.kill().expect("kills");
+    server.faults().set_outage(Outage::None);
+    wait_until("the child notices", || {
+        fs::read_to_string(&log).is_ok_and(|log| log.contains("nobody waits for the mount"))
+    });
+    v.mount(&[]);
+    v.umount();
+}
+
+#[test]
+fn an_init_that_is_stopped_half_way_leaves_an_empty_prefix() {
+    // Guards against "not empty" for ever after a Ctrl-C. The store stops answering with the
+    // first table of the metadata, and answers again while it is undone.
+    needs_fuse!();
+    let server = S3Server::start();
+    let v = Volume::bare_on(e2e::remote(&server));
+    server.faults().add(Fault::new(FaultKind::Delay(Duration::from_secs(20))).key("/meta/"));
+    let init = ["init", &v.url(), "--passphrase-file", &v.text("passphrase")];
+    let mut holder = starts(&v, &init);
+    wait_until("it has begun", || server.counts().put >= 2);
+    std::thread::sleep(Duration::from_millis(500));
+    server.faults().clear();
+    signal(holder.0.id() as i32, libc::SIGINT);
+    assert_eq!(ends(&mut holder.0, "it stops"), Some(12));
+    v.ok(&init);
+}
+
+#[test]
+fn a_hangup_ends_a_mount_in_the_foreground_in_order() {
+    // Guards against a closed terminal that leaves a dead mount, and against kill -HUP doing so to
+    // a mount in the background.
+    needs_fuse!();
+    let v = Volume::create();
+    let args = v.mount_args(&["--foreground"]);
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let mut daemon = starts(&v, &args);
+    wait_until("it is mounted", || v.is_mounted() && fs::metadata(v.at(".")).is_ok());
+    fs::write(v.at("f"), b"content").expect("writes");
+    signal(daemon.0.id() as i32, libc::SIGHUP);
+    assert_eq!(ends(&mut daemon.0, "it ends"), Some(0), "{}", v.log());
+    assert!(!v.is_mounted());
+    v.mount(&[]);
+    signal(v.daemon(), libc::SIGHUP);
+    assert_eq!(fs::read(v.at("f")).expect("reads"), b"content");
     v.umount();
 }

@@ -170,6 +170,50 @@ fn a_store_that_takes_two_seconds_for_everything_slows_nobody_who_writes() {
     verify_elsewhere(&v, &expected);
 }
 
+#[test]
+fn a_mount_that_follows_an_umount_at_once_waits_and_has_its_cache() {
+    // Guards against "going on without a cache" and against refusals for half a minute, when the
+    // next mount meets the daemon of the last, which still uploads, compacts and closes. The store
+    // is slow, and commits are many.
+    needs_fuse!();
+    let server = S3Server::start();
+    let v = Volume::create_on(e2e::remote(&server));
+    server.faults().add(Fault::new(FaultKind::Delay(Duration::from_millis(30))));
+    let flags = ["--commit-interval", "20ms"];
+    for round in 0..10u8 {
+        v.mount(&flags);
+        let dir = v.at(&format!("round {round}"));
+        fs::create_dir(&dir).expect("makes a directory");
+        for n in 0..40 {
+            fs::write(dir.join(n.to_string()), vec![round; 3000]).expect("writes");
+        }
+        // As umount(8) does, with nobody who waits for the daemon.
+        umount(&v.vault());
+    }
+    server.faults().clear();
+    v.mount(&flags);
+    for round in 0..10u8 {
+        let read = fs::read(v.at(&format!("round {round}/39"))).expect("reads");
+        assert_eq!(read, vec![round; 3000], "round {round}");
+    }
+    v.umount();
+    let log = v.log();
+    for bad in ["without a cache", "took too long", "compaction of metadata stopped"] {
+        assert!(!log.contains(bad), "{bad}");
+    }
+    assert!(log.contains("waiting for process"), "no mount was early: the test tests nothing");
+}
+
+/// Unmounts as umount(8) does.
+fn umount(at: &Path) {
+    for (tool, flags) in [("umount", &[][..]), ("fusermount3", &["-u"][..])] {
+        if Command::new(tool).args(flags).arg(at).status().is_ok_and(|s| s.success()) {
+            return;
+        }
+    }
+    panic!("{} cannot be unmounted", at.display());
+}
+
 /// A small file system of its own; taken away when dropped.
 struct SmallDisk(std::path::PathBuf);
 
@@ -210,6 +254,7 @@ fn a_full_disk_is_enospc_for_writers_and_nothing_else_and_ends_with_the_outage()
         e2e::drop_pages(&v.at("large"));
         assert!(fs::read(v.at("large")).expect("reads through a cache that is too small") == large);
     }
+    assert!(status_text(&v, "notes").contains("the cache cannot be written"));
     server.faults().set_outage(Outage::Refused);
     // A program that checks every step, as databases do.
     let mut written = Vec::new();
@@ -234,6 +279,11 @@ fn a_full_disk_is_enospc_for_writers_and_nothing_else_and_ends_with_the_outage()
     for (name, contents) in &written {
         assert!(fs::read(v.at(name)).expect("readers go on") == *contents, "{name}");
     }
+    let warnings = status_text(&v, "warnings");
+    for part in ["has no room, and writers wait", &v.text("state"), " free); free "] {
+        assert!(warnings.contains(part), "{part:?} in {warnings}");
+    }
+    assert!(v.status("journal_disk_free_bytes").as_u64() < Some(64 << 20));
     server.faults().set_outage(Outage::None);
     wait_at_most(Duration::from_secs(60), "it drains", || v.status("pending_bytes") == 0);
     fs::write(v.at("afterwards"), b"there is room again").expect("writes");
@@ -242,6 +292,11 @@ fn a_full_disk_is_enospc_for_writers_and_nothing_else_and_ends_with_the_outage()
     let stderr = String::from_utf8_lossy(&told.stderr).into_owned();
     assert!(told.status.success() || stderr.contains("No space left on device"), "{stderr}");
     v.ok(&["sync", &v.text("vault")]);
+    assert!(!status_text(&v, "warnings").contains("has no room"));
+    // More than is left in any file of the journal, so its space must have come back.
+    fs::write(v.at("large too"), &large).expect("writes");
+    v.ok(&["sync", &v.text("vault")]);
+    written.push(("large too".into(), large.clone()));
     written.push(("afterwards".into(), b"there is room again".to_vec()));
     written.push(("large".into(), large));
     v.umount();
@@ -252,6 +307,33 @@ fn a_full_disk_is_enospc_for_writers_and_nothing_else_and_ends_with_the_outage()
     for (name, contents) in &written {
         assert!(fs::read(v.at(name)).expect("reads") == *contents, "{name}");
     }
+    v.umount();
+}
+
+#[test]
+fn a_journal_that_cannot_begin_fails_the_mount_and_says_what_it_needs() {
+    // Guards against a mount that works until the first writer has waited a minute for ENOSPC, and
+    // against a disk that fills up later without a word in `status`.
+    needs_fuse!();
+    let v = Volume::create();
+    let Some(_state) = SmallDisk::new(&v.path("state"), "40m") else { return };
+    let stderr = v.mount_fails(&[], 1);
+    for part in
+        ["cannot begin: it needs 64 MiB of disk, and there are 39 MiB", "--journal-size 16M"]
+    {
+        assert!(stderr.contains(part), "{part:?} in {stderr}");
+    }
+    assert!(!v.is_mounted());
+    v.mount(&["--journal-size", "64M"]);
+    fs::write(v.at("f"), b"content").expect("writes");
+    // Somebody else fills the disk.
+    let mut ballast = fs::File::create(v.path("state/ballast")).expect("creates");
+    while ballast.write_all(&[0; 4096]).is_ok() {}
+    let text = v.ok(&["status", &v.text("vault")]);
+    assert!(text.contains("warning   the disk of the local journal is nearly full"), "{text}");
+    assert!(text.contains(&v.text("state")), "{text}");
+    drop(ballast);
+    fs::remove_file(v.path("state/ballast")).expect("own file");
     v.umount();
 }
 

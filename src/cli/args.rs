@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::stack::StoreOptions;
+use crate::stack::{Attended, StoreOptions};
 use crate::store::Location;
 use crate::store::s3::{InputError, SseAsk, SseFlags, input};
 
@@ -64,6 +64,7 @@ impl StoreAddress {
             self.check().map_err(|e| Failure::new(Exit::Usage, e))?;
         }
         Ok(StoreOptions {
+            attended: Attended::default(),
             location,
             endpoint_url: self.endpoint_url.clone().filter(|u| is_s3 && !u.is_empty()),
             region: self.region.clone(),

@@ -73,7 +73,12 @@ impl Client {
     /// Asks, and passes progress to `on_progress` until the last message, which is returned.
     pub fn ask(&self, ask: &Ask, mut on_progress: impl FnMut(&Progress)) -> Outcome<Say> {
         let lost = |e: io::Error| {
-            Failure::new(Exit::General, format!("the mount process does not answer: {e}"))
+            let why = match e.kind() {
+                // The read timeout.
+                io::ErrorKind::WouldBlock => format!("nothing in {} s", SILENCE_MAX.as_secs()),
+                _ => e.to_string(),
+            };
+            Failure::new(Exit::General, format!("the mount process does not answer: {why}"))
                 .hint("look for its last words: journalctl -t sealfs")
         };
         self.stream.set_read_timeout(Some(SILENCE_MAX)).map_err(lost)?;

@@ -4,6 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use super::exit::{Exit, Failure, Outcome};
 
@@ -42,7 +43,35 @@ pub fn detach() -> io::Result<Detached> {
         }
         pid => {
             drop(write);
+            catch_signals(pid);
             Ok(Detached::Parent(await_child(File::from(read), pid)))
+        }
+    }
+}
+
+/// The child that a waiting parent passes signals on to.
+static CHILD: AtomicI32 = AtomicI32::new(0);
+/// Whether it has passed one on.
+static STOPPED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn pass_on(_: libc::c_int) {
+    STOPPED.store(true, Ordering::Relaxed);
+    // SAFETY: kill(2) may be called in a handler, and the child has not been waited for, so the id
+    // is still its own.
+    unsafe { libc::kill(CHILD.load(Ordering::Relaxed), libc::SIGTERM) };
+}
+
+/// Passes the signals that end a command on to the child, so that it undoes what it has begun; the
+/// second one of a kind ends this process all the same.
+fn catch_signals(child: libc::pid_t) {
+    CHILD.store(child, Ordering::Relaxed);
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: all zeros are a valid sigaction; the handler only stores to an atomic.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = pass_on as *const () as libc::sighandler_t;
+            action.sa_flags = libc::SA_RESETHAND | libc::SA_RESTART;
+            libc::sigaction(signal, &action, std::ptr::null_mut());
         }
     }
 }
@@ -52,7 +81,11 @@ fn await_child(mut pipe: File, pid: libc::pid_t) -> Outcome {
     // Ends when the child reports or dies: it holds the only other end.
     let read = pipe.read_to_end(&mut report);
     if let (Ok(_), Ok(outcome)) = (read, serde_json::from_slice::<Outcome>(&report)) {
-        return outcome;
+        return match STOPPED.load(Ordering::Relaxed) {
+            false => outcome,
+            // It was told, perhaps too late for its start: then it unmounts again.
+            true => outcome.and(Err(super::signals::stopped())),
+        };
     }
     let mut status = 0;
     // SAFETY: waitpid writes one int through the pointer.
@@ -65,6 +98,20 @@ impl Starting {
     /// For a mount that stays in the foreground: nobody waits.
     pub fn foreground() -> Starting {
         Starting(None)
+    }
+
+    /// Whether the mount stays in the foreground.
+    pub fn is_foreground(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Whether the parent has gone: nobody waits for the mount any more.
+    pub fn is_abandoned(&self) -> bool {
+        let Some(pipe) = &self.0 else { return false };
+        let mut ask = libc::pollfd { fd: pipe.as_raw_fd(), events: 0, revents: 0 };
+        // SAFETY: one valid pollfd; the call does not wait.
+        let answered = unsafe { libc::poll(&mut ask, 1, 0) };
+        answered == 1 && ask.revents & libc::POLLERR != 0
     }
 
     /// Tells that the mount works, and lets go of the terminal.

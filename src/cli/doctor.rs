@@ -10,6 +10,7 @@ use crate::store::Location;
 use super::args::{SecretArgs, StoreArgs};
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
+use super::signals::{self, UNDO_MAX};
 
 /// Flags of `sealfs doctor`.
 #[derive(Args, Clone, Debug)]
@@ -66,8 +67,8 @@ pub fn run(args: DoctorArgs) -> Outcome {
         local.push(std::env::temp_dir());
     }
     let options = DoctorOptions { store, key, fix: args.fix, dirs: local };
-    let runtime = super::runtime()?;
-    let findings = runtime.block_on(examine(&options))?;
+    let attended = options.store.attended.clone();
+    let findings = signals::run(&attended, UNDO_MAX, examine(&options))?;
     if args.json {
         let json = serde_json::json!({ "store": args.store, "findings": findings });
         println!("{json:#}");

@@ -133,6 +133,7 @@ impl From<StackError> for Failure {
             StackErrorKind::InUse => Exit::InUse,
             StackErrorKind::Corrupt => Exit::Corrupt,
             StackErrorKind::Format => Exit::Format,
+            StackErrorKind::Stopped => Exit::Stopped,
             StackErrorKind::Other => Exit::General,
         };
         // What lies beneath knows better what to do than the kind of trouble does.

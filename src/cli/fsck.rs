@@ -9,14 +9,16 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::stack::{self, FsckOptions, FsckProgress, FsckReport};
 
 use super::args::{SecretArgs, StoreArgs, duration};
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
+use super::signals::{UNDO_MAX, attend};
 
+/// How long a repair that was stopped may take to give the volume back.
+const REPAIR_UNDO_MAX: Duration = Duration::from_secs(30);
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(250);
 /// How often a line is printed where there is no terminal.
@@ -81,7 +83,7 @@ pub fn run(args: FsckArgs) -> Outcome {
     };
     let runtime = super::runtime()?;
     let report = runtime.block_on(watched(options));
-    runtime.shutdown_timeout(Duration::from_secs(2));
+    runtime.shutdown_background(); // a thread may wait for a store that never answers
     let report = report?;
     print!("{}", describe(&report));
     verdict(&report, &args.store)
@@ -89,24 +91,30 @@ pub fn run(args: FsckArgs) -> Outcome {
 
 /// Runs the check and shows how far it is; SIGINT and SIGTERM stop it, keeping the position.
 async fn watched(options: FsckOptions) -> Outcome<FsckReport> {
-    let caught = |e| Failure::new(Exit::General, format!("cannot catch signals: {e}"));
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(caught)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(caught)?;
+    let attended = options.store.attended.clone();
+    let grace = match (options.repair, options.data) {
+        (true, _) => REPAIR_UNDO_MAX,
+        (false, true) => UNDO_MAX, // it keeps its position
+        (false, false) => Duration::ZERO,
+    };
     let progress = Arc::new(FsckProgress::default());
     let mut display = Display::new();
-    let work = stack::fsck(options, progress.clone());
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            done = &mut work => {
-                display.end();
-                return Ok(done?);
+    let check = stack::fsck(options, progress.clone());
+    let shown = async {
+        tokio::pin!(check);
+        loop {
+            tokio::select! {
+                done = &mut check => {
+                    display.end();
+                    return done;
+                }
+                () = tokio::time::sleep(TICK) => {}
             }
-            _ = interrupt.recv() => progress.stop.store(true, Ordering::Relaxed),
-            _ = terminate.recv() => progress.stop.store(true, Ordering::Relaxed),
-            _ = tokio::time::sleep(TICK) => display.show(&progress),
+            progress.stop.fetch_or(attended.is_stopped(), Ordering::Relaxed);
+            display.show(&progress);
         }
-    }
+    };
+    attend(&attended, grace, shown).await
 }
 
 /// A bar on a terminal, a line now and then elsewhere.

@@ -1,5 +1,7 @@
 //! `sealfs init`: makes a volume in an empty prefix.
 
+use std::time::Duration;
+
 use clap::Args;
 
 use crate::seal::KdfParams;
@@ -8,6 +10,7 @@ use crate::stack::{self, InitOptions};
 use super::args::{SecretArgs, StoreArgs};
 use super::doctor::describe;
 use super::exit::{Exit, Failure, Outcome};
+use super::signals::{self, UNDO_MAX};
 
 /// Flags of `sealfs init`.
 #[derive(Args, Clone, Debug)]
@@ -50,13 +53,13 @@ pub fn run(args: InitArgs) -> Outcome {
     let owner = unsafe { (libc::getuid(), libc::getgid()) };
     let kdf = KdfParams::default();
     let options = InitOptions { store, secret, label: args.label, kdf, owner };
-    let runtime = super::runtime()?;
+    let attended = options.store.attended.clone();
     if args.create_bucket {
         let made = stack::create_bucket(&options.store, args.create_bucket_versioning);
-        let findings = runtime.block_on(made)?;
+        let findings = signals::run(&attended, Duration::ZERO, made)?;
         eprint!("{}", describe(&findings, &args.store));
     }
-    let volume = runtime.block_on(stack::init(options))?;
+    let volume = signals::run(&attended, UNDO_MAX, stack::init(options))?;
     println!("volume {volume} created in {}", args.store);
     println!("mount it with: sealfs mount {} DIR", args.store);
     Ok(())

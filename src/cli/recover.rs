@@ -1,14 +1,16 @@
 //! `sealfs recover`: what a local journal holds and the bucket does not have, as files.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use indicatif::HumanBytes;
 
-use crate::stack::{self, KeyringSource, LIST_NAME, RecoverOptions};
+use crate::stack::{self, Attended, KeyringSource, LIST_NAME, RecoverOptions};
 
 use super::args::{SecretArgs, StoreArgs};
 use super::exit::{Exit, Failure, Outcome};
+use super::signals;
 
 /// Flags of `sealfs recover`.
 #[derive(Args, Clone, Debug)]
@@ -57,9 +59,12 @@ pub fn run(args: RecoverArgs) -> Outcome {
     super::keep_private();
     let key = args.secret.read(false)?.into();
     let out_dir = args.out.clone();
+    let attended = match &keyring {
+        KeyringSource::Store(store) => store.attended.clone(),
+        KeyringSource::File(_) => Attended::default(),
+    };
     let options = RecoverOptions { journal_dir: args.journal, out_dir, keyring, key };
-    let runtime = super::runtime()?;
-    let done = runtime.block_on(stack::recover(options))?;
+    let done = signals::run(&attended, Duration::ZERO, stack::recover(options))?;
     println!(
         "{} files ({} of them in part, {}) and {} others recovered to {}",
         done.files,

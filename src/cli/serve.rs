@@ -1,32 +1,40 @@
 //! The mount process: from the opened volume to its end, and what ends it.
 //!
-//! It ends when it is asked to over the control socket, by SIGTERM or SIGINT, or when someone
+//! It ends when it is asked to over the control socket, by a signal (see `signals`), or when someone
 //! else unmounts the directory. In every case what is pending is uploaded first; what cannot
-//! be stays in the journal for the next mount.
+//! be stays in the journal for the next mount. Commands and signals are listened to at every moment
+//! of the end, so that a later one can take over from an earlier one (see `leaving`).
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::fuse::{self, Session};
-use crate::stack::{self, Connection, Control, Mounted};
+use crate::stack::{self, Attended, Connection, Control, Mounted, StackError};
 
+use super::busy::{Foreign, places_of};
 use super::daemon::Starting;
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
+use super::leaving::{Leaving, stalled};
 use super::protocol::Say;
-use super::server::{Socket, UmountAsked, drain};
+use super::server::{ASKED_MAX, PROGRESS_INTERVAL, Socket, UmountAsked, moves};
+use super::signals::{LOOK_EVERY, Signals, Teller, stopped};
 
-/// How long a drain goes on without any progress before the rest is left to the journal.
-pub const STALL: Duration = Duration::from_secs(600);
-/// How long request threads and the store may take to close once the mount is gone.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long closing the volume may take once the mount is gone.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(120);
+/// After an unmount, how long until it is looked who still uses the file system: the last request
+/// threads end meanwhile.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// How long until whoever cannot be found is said to use it.
+const UNKNOWN_AFTER: Duration = Duration::from_secs(5);
+/// How long a mount that a signal has unmounted is served for those who still use it.
+const SERVE_ON_MAX: Duration = Duration::from_secs(20);
 
 /// What to mount, where and how.
 pub struct Plan {
@@ -41,42 +49,104 @@ pub struct Plan {
 /// A mount that works.
 struct Running {
     mounted: Mounted,
+    serving: Serving,
+}
+
+/// What of it is at work until the very end.
+struct Serving {
     session: Session,
     control: Arc<dyn Control>,
     umounts: mpsc::Receiver<UmountAsked>,
-    terminate: Signal,
-    interrupt: Signal,
+    signals: Signals,
+    /// Tells those who wait for a sync that there is no more to wait for.
+    end: watch::Sender<bool>,
 }
 
 /// Mounts, reports through `starting`, and serves until the end. The outcome is
-/// [`Exit::Pending`] when not everything is in the bucket.
+/// [`Exit::Pending`] when not everything is in the bucket, and [`Exit::Stopped`] when a signal came
+/// before the mount worked; then nothing of it is left.
 pub async fn serve(plan: Plan, starting: Starting) -> Outcome {
     let point = plan.point.clone();
-    let running = match start(plan).await {
+    let attended = plan.volume.store.attended.clone();
+    let signals = Signals::catch(starting.is_foreground());
+    let signals = signals.map_err(|e| general("cannot catch signals", e));
+    let running = match signals {
+        Ok(signals) => watched_start(plan, signals, &attended, &starting).await,
+        Err(failure) => Err(failure),
+    };
+    let running = match running {
         Ok(running) => running,
         Err(failure) => return starting.failed(failure),
     };
     for note in running.mounted.notes() {
         eprintln!("sealfs: note: {note}");
     }
+    // Who waited for the mount may have gone away at the last moment.
+    if attended.is_stopped() || starting.is_abandoned() {
+        running.undo().await;
+        return starting.failed(stopped());
+    }
     if let Err(e) = starting.ready() {
-        log::warn!("cannot leave the terminal: {e}");
+        log::warn!("nobody waits for the mount any more ({e}); unmounting");
+        running.undo().await;
+        return Err(stopped());
     }
     log::info!("mounted on {}", point.display());
     running.run().await
 }
 
-async fn start(plan: Plan) -> Outcome<Running> {
-    let general = |what: &str, e: io::Error| Failure::new(Exit::General, format!("{what}: {e}"));
-    let terminate =
-        signal(SignalKind::terminate()).map_err(|e| general("cannot catch SIGTERM", e))?;
-    let interrupt =
-        signal(SignalKind::interrupt()).map_err(|e| general("cannot catch SIGINT", e))?;
+/// Starts, says what it waits for meanwhile, and undoes it at a signal or when whoever waits for
+/// the mount goes away.
+async fn watched_start(
+    plan: Plan,
+    mut signals: Signals,
+    attended: &Attended,
+    starting: &Starting,
+) -> Outcome<Running> {
+    let mut teller = Teller::default();
+    let started = start(plan);
+    tokio::pin!(started);
+    let (mounted, session, umounts, end) = loop {
+        tokio::select! {
+            started = &mut started => break started?,
+            name = signals.next() => {
+                log::info!("{name}: not mounted");
+                stack::announce_end();
+                attended.stop();
+            }
+            () = tokio::time::sleep(LOOK_EVERY) => match starting.is_abandoned() {
+                true if !attended.is_stopped() => {
+                    log::info!("nobody waits for the mount any more");
+                    stack::announce_end();
+                    attended.stop();
+                }
+                true => {}
+                false => teller.look(attended),
+            },
+        }
+    };
+    let control = Arc::clone(&mounted.control);
+    let serving = Serving { session, control, umounts, signals, end };
+    Ok(Running { mounted, serving })
+}
+
+fn general(what: &str, e: io::Error) -> Failure {
+    Failure::new(Exit::General, format!("{what}: {e}"))
+}
+
+type Started = (Mounted, Session, mpsc::Receiver<UmountAsked>, watch::Sender<bool>);
+
+async fn start(plan: Plan) -> Outcome<Started> {
+    let attended = plan.volume.store.attended.clone();
     let path = dirs::socket_path(&plan.point)?;
     let dir = path.parent().unwrap_or(&path);
     dirs::make_private(dir).map_err(|e| general(&format!("cannot use {}", dir.display()), e))?;
 
     let mounted = stack::mount(plan.volume).await?;
+    if attended.is_stopped() {
+        close(mounted).await;
+        return Err(StackError::Stopped.into());
+    }
     let served = fuse::serve(Arc::clone(&mounted.fs), &plan.point, &plan.fuse, &Handle::current());
     let session = match served {
         Ok(session) => session,
@@ -88,15 +158,16 @@ async fn start(plan: Plan) -> Outcome<Running> {
     let socket = match Socket::bind(path.clone()) {
         Ok(socket) => socket,
         Err(e) => {
-            let _ = unmount(session.mount_point().into(), true).await; // the bind error is told
+            let _ = unmount(&session, true).await; // the bind error is told
             close(mounted).await;
             return Err(general(&format!("cannot make {}", path.display()), e));
         }
     };
     let control = Arc::clone(&mounted.control);
-    let (ask, umounts) = mpsc::channel(1);
-    tokio::spawn(socket.serve(Arc::clone(&control), ask));
-    Ok(Running { mounted, session, control, umounts, terminate, interrupt })
+    let (ask, umounts) = mpsc::channel(ASKED_MAX);
+    let (end, ended) = watch::channel(false);
+    tokio::spawn(socket.serve(control, ask, ended));
+    Ok((mounted, session, umounts, end))
 }
 
 fn mount_failure(e: &fuse::MountError) -> Failure {
@@ -113,137 +184,334 @@ fn mount_failure(e: &fuse::MountError) -> Failure {
     }
 }
 
-/// How a mount came to its end.
-struct End {
-    stall: Duration,
-    force_local: bool,
-    /// Who waits for the outcome, if anyone.
-    say: mpsc::Sender<Say>,
-}
-
-impl End {
-    fn unasked() -> End {
-        let (say, _) = mpsc::channel(1);
-        End { stall: STALL, force_local: false, say }
-    }
+/// How a drain ended.
+enum Drained {
+    /// The bucket has everything.
+    Wholly,
+    /// The rest is left to the journal.
+    InPart,
+    /// Nobody wants the end any more, or it could not be: the mount stays.
+    Stay,
 }
 
 impl Running {
-    async fn run(mut self) -> Outcome {
-        let end = self.serve_until_unmounted().await;
-        if timeout(CLOSE_TIMEOUT, self.session.ended()).await.is_err() {
-            log::warn!("files are still open on the detached mount; they end now");
-        }
-        log::info!("unmounted {}", self.session.mount_point().display());
+    async fn run(self) -> Outcome {
+        let Running { mounted, mut serving } = self;
+        let mut leaving = Leaving::default();
+        serving.until_unmounted(&mut leaving).await;
+        stack::announce_end();
+        log::info!("unmounted {}", serving.session.mount_point().display());
         // What the kernel wrote back while it unmounted is still to be uploaded.
-        let outcome = match end.force_local {
-            true => Ok(()),
-            false => drain(&*self.control, end.stall, &end.say).await,
-        };
-        let pending_bytes = self.control.progress().pending_bytes;
-        close(self.mounted).await;
-        let outcome = match outcome {
-            Ok(()) if pending_bytes > 0 => Err(Failure::new(
-                Exit::Pending,
-                format!("{pending_bytes} bytes are only in the local journal"),
-            )),
-            other => other,
-        };
-        match &outcome {
-            Ok(()) => log::info!("everything is in the bucket"),
-            Err(failure) => log::error!("{}", failure.message),
-        }
+        let _ = serving.drain(&mut leaving).await; // what is pending tells how it went
+        let pending_bytes = serving.control.progress().pending_bytes;
+        serving.end.send_replace(true);
+        serving.while_listening(&mut leaving, close(mounted)).await;
         // The unmount itself is done: what is left pending is its result, not a failure.
-        if end.say.send(Say::Done { pending_bytes }).await.is_ok() {
-            // The process ends next: give the message the time to arrive.
-            let _ = timeout(Duration::from_secs(5), end.say.closed()).await;
+        leaving.answer(Say::Done { pending_bytes }).await;
+        if pending_bytes == 0 {
+            log::info!("everything is in the bucket");
+            return Ok(());
         }
-        outcome
+        let what = format!("{pending_bytes} bytes are only in the local journal");
+        log::error!("{what}");
+        Err(Failure::new(Exit::Pending, what))
     }
 
-    /// Returns once the directory is no longer mounted.
-    async fn serve_until_unmounted(&mut self) -> End {
-        loop {
-            tokio::select! {
-                () = self.session.ended() => return End::unasked(),
-                _ = self.terminate.recv() => return self.leave_on_signal().await,
-                _ = self.interrupt.recv() => return self.leave_on_signal().await,
-                Some(asked) = self.umounts.recv() => {
-                    if let Some(end) = self.leave(asked).await {
-                        return end;
-                    }
-                }
-            }
+    /// Takes away a mount that nobody has seen yet.
+    async fn undo(self) {
+        stack::announce_end();
+        if let Err(failure) = unmount(&self.serving.session, true).await {
+            log::warn!("{}", failure.message);
         }
-    }
-
-    /// Drains, then unmounts. `None`: it stays mounted (or, lazily, until its files close).
-    async fn leave(&self, asked: UmountAsked) -> Option<End> {
-        let UmountAsked { stall, lazy, mut force_local, say } = asked;
-        // Nothing more of this mount ever gets into the bucket: there is nothing to wait for.
-        force_local |= self.control.status().connection == Connection::Fenced;
-        let outcome = async {
-            if !force_local {
-                drain(&*self.control, stall, &say).await?;
-            }
-            unmount(self.session.mount_point().into(), lazy).await
-        };
-        if let Err(failure) = outcome.await {
-            log::warn!("not unmounted: {}", failure.message);
-            let _ = say.send(Say::Failed(failure)).await; // nobody may be waiting
-            return None;
-        }
-        if lazy && timeout(Duration::from_secs(2), self.session.ended()).await.is_err() {
-            log::info!("detached; serving the files that are open");
-            let pending_bytes = self.control.progress().pending_bytes;
-            let _ = say.send(Say::Done { pending_bytes }).await; // nobody may be waiting
-            return None;
-        }
-        Some(End { stall, force_local, say })
-    }
-
-    /// A second signal stops the upload; the rest stays in the journal.
-    async fn leave_on_signal(&mut self) -> End {
-        log::info!("asked to end; uploading what is pending");
-        let (say, _) = mpsc::channel(1);
-        let force_local = tokio::select! {
-            outcome = drain(&*self.control, STALL, &say) => {
-                outcome.is_err_and(|f| { log::error!("{}", f.message); true })
-            }
-            _ = self.terminate.recv() => true,
-            _ = self.interrupt.recv() => true,
-        };
-        let point = self.session.mount_point().to_path_buf();
-        if let Err(failure) = unmount(point.clone(), false).await {
-            log::warn!("{}; detaching it", failure.message);
-            if let Err(failure) = unmount(point, true).await {
-                log::error!("{}", failure.message);
-            }
-        }
-        End { stall: STALL, force_local, say }
+        // It was there for an instant: what somebody wrote meanwhile stays in the journal.
+        close(self.mounted).await;
     }
 }
 
-/// Unmounts on a thread that may block: the kernel writes dirty pages back, through us.
-async fn unmount(point: PathBuf, lazy: bool) -> Outcome {
-    let shown = point.display().to_string();
-    let done = tokio::task::spawn_blocking(move || fuse::unmount(&point, lazy)).await;
-    match done {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(e)) if e.raw_os_error() == Some(libc::EBUSY) => {
-            Err(Failure::new(Exit::Busy, format!("{shown} is in use")))
+impl Serving {
+    /// Returns once the file system is mounted nowhere any more, or is to end all the same.
+    async fn until_unmounted(&mut self, leaving: &mut Leaving) {
+        loop {
+            tokio::select! {
+                () = self.session.ended() => return,
+                name = self.signals.next() => leaving.signal(name),
+                Some(asked) = self.umounts.recv() => leaving.join(asked),
+            }
+            if self.leave(leaving).await {
+                return;
+            }
         }
-        // Somebody else was faster.
-        Ok(Err(e)) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-        Ok(Err(e)) => Err(Failure::new(Exit::General, format!("cannot unmount {shown}: {e}"))),
-        Err(e) => Err(Failure::new(Exit::General, format!("cannot unmount {shown}: {e}"))),
+    }
+
+    /// Drains, then unmounts. False: it goes on serving, and nobody waits any more.
+    async fn leave(&mut self, leaving: &mut Leaving) -> bool {
+        if matches!(self.drain(leaving).await, Drained::Stay) {
+            return false;
+        }
+        let lazy = leaving.is_lazy();
+        let unmounting = unmount(&self.session, lazy);
+        if let Err(failure) = self.while_listening(leaving, unmounting).await {
+            if !leaving.by_signal() {
+                log::warn!("not unmounted: {}", failure.message);
+                leaving.answer(Say::Failed(failure)).await;
+                return false;
+            }
+            log::warn!("{}; detaching it", failure.message);
+            let detaching = unmount(&self.session, true);
+            if let Err(failure) = self.while_listening(leaving, detaching).await {
+                log::error!("{}", failure.message);
+            }
+        }
+        self.until_free(leaving).await
+    }
+
+    /// Does `work`; who asks for the end meanwhile, or makes haste, is remembered.
+    async fn while_listening<T>(
+        &mut self,
+        leaving: &mut Leaving,
+        work: impl Future<Output = T>,
+    ) -> T {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                name = self.signals.next() => leaving.signal(name),
+                Some(asked) = self.umounts.recv() => leaving.join(asked),
+            }
+        }
+    }
+
+    /// Waits until everything written before the call is in the bucket, or nobody wants to wait.
+    async fn drain(&mut self, leaving: &mut Leaving) -> Drained {
+        // Nothing more of a fenced mount ever gets into the bucket: there is nothing to wait for.
+        if leaving.leaves_rest() || self.control.status().connection == Connection::Fenced {
+            return Drained::InPart;
+        }
+        let control = Arc::clone(&self.control);
+        let mut sync = control.sync();
+        let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
+        let (mut last, mut moved) = (control.progress(), Instant::now());
+        loop {
+            // Once unmounted it ends in any case, by signal too.
+            let ends = self.session.has_ended() || leaving.by_signal();
+            tokio::select! {
+                synced = &mut sync => match synced {
+                    Ok(()) => return Drained::Wholly,
+                    Err(why) if ends => {
+                        log::error!("{why}");
+                        return Drained::InPart;
+                    }
+                    Err(why) => {
+                        leaving.answer(Say::Failed(Failure::new(Exit::Pending, why))).await;
+                        return Drained::Stay;
+                    }
+                },
+                name = self.signals.next() => leaving.signal(name),
+                Some(asked) = self.umounts.recv() => leaving.join(asked),
+                _ = tick.tick() => {
+                    let now = control.progress();
+                    if moves(&last, &now) {
+                        moved = Instant::now();
+                    }
+                    leaving.show(&now);
+                    last = now;
+                }
+            }
+            let wanted = leaving.is_wanted();
+            if leaving.leaves_rest() {
+                return Drained::InPart;
+            }
+            if ends {
+                if moved.elapsed() > leaving.patience() {
+                    log::error!("{}", stalled(leaving.patience(), &last).message);
+                    return Drained::InPart;
+                }
+                continue;
+            }
+            leaving.give_up(moved, &last).await;
+            if !leaving.is_wanted() {
+                if !wanted {
+                    log::info!("nobody waits for the unmount any more: it stays mounted");
+                }
+                return Drained::Stay;
+            }
+        }
+    }
+
+    /// After an unmount, waits until the file system is in use nowhere. Bind mounts of it go too;
+    /// what else uses it is said to those who wait, and served on (false), but not for long if a
+    /// signal asked for the end.
+    async fn until_free(&mut self, leaving: &mut Leaving) -> bool {
+        let begun = Instant::now();
+        let mut looked = false;
+        loop {
+            tokio::select! {
+                () = self.session.ended() => return true,
+                name = self.signals.next() => leaving.signal(name),
+                Some(asked) = self.umounts.recv() => leaving.join(asked),
+                () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
+            }
+            let waited = begun.elapsed();
+            if waited < LOOK_AFTER {
+                continue;
+            }
+            if leaving.is_lazy() && !leaving.by_signal() {
+                log::info!("detached; serving the files that are open");
+                let pending_bytes = self.control.progress().pending_bytes;
+                leaving.answer(Say::Done { pending_bytes }).await;
+                return false;
+            }
+            if !looked {
+                looked = true;
+                let left = self.take_away_others(leaving).await;
+                if !left.is_empty() && self.session.has_ended() {
+                    return true;
+                }
+                if !left.is_empty() {
+                    let failure = held_by(self.session.mount_point(), &left);
+                    log::warn!("{}", failure.message);
+                    if !leaving.by_signal() {
+                        leaving.answer(Say::Failed(failure)).await;
+                        return false;
+                    }
+                }
+            }
+            if leaving.by_signal() {
+                if leaving.leaves_rest() || waited > SERVE_ON_MAX {
+                    log::warn!("the detached mount is still in use; that ends now");
+                    return true;
+                }
+            } else if waited > UNKNOWN_AFTER {
+                let failure = held_by(self.session.mount_point(), &[]);
+                log::warn!("{}", failure.message);
+                leaving.answer(Say::Failed(failure)).await;
+                return false;
+            }
+        }
+    }
+
+    /// Unmounts bind mounts of the file system in this mount namespace. Returns what still holds it:
+    /// those that are in use, and what other namespaces have.
+    async fn take_away_others(&mut self, leaving: &mut Leaving) -> Vec<Holder> {
+        let Some(device) = self.session.device().map(str::to_owned) else { return Vec::new() };
+        let looking = tokio::task::spawn_blocking(move || {
+            let places = places_of(&device);
+            let mut left: Vec<Holder> = Vec::new();
+            for path in places.here {
+                match fuse::unmount(&path, false) {
+                    Ok(()) => log::info!("unmounted {}, where it was bound too", path.display()),
+                    Err(e) => left.push(Holder::Bind(path, e)),
+                }
+            }
+            left.extend(places.elsewhere.into_iter().map(Holder::Namespace));
+            left
+        });
+        self.while_listening(leaving, looking).await.unwrap_or_default()
+    }
+}
+
+/// Who keeps a file system in use that is not mounted at its mount point any more.
+enum Holder {
+    /// A bind mount that could not be unmounted, and why.
+    Bind(PathBuf, io::Error),
+    /// A mount of another namespace.
+    Namespace(Foreign),
+}
+
+/// What to say of a mount that is gone from its directory and still in use.
+fn held_by(point: &Path, holders: &[Holder]) -> Failure {
+    let shown = point.display();
+    let who: Vec<String> = holders.iter().map(Holder::name).collect();
+    let who = match who.is_empty() {
+        true => "something that cannot be seen from here (a mount namespace without a process, \
+                 or of another user)"
+            .into(),
+        false => who.join("; "),
+    };
+    let what = format!(
+        "{shown} is unmounted and everything is sent, but the volume is still in use: {who}"
+    );
+    let pid = std::process::id();
+    let cures: Vec<String> = holders.iter().map(Holder::cure).collect();
+    let first = match cures.is_empty() {
+        true => String::new(),
+        false => format!("{}; ", cures.join("; ")),
+    };
+    Failure::new(Exit::Busy, what).hint(format!(
+        "{first}the mount process serves it until then, and ends by itself; to end it now: kill {pid}"
+    ))
+}
+
+impl Holder {
+    fn name(&self) -> String {
+        match self {
+            Holder::Bind(path, e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                format!("bound at {}, which is in use", path.display())
+            }
+            Holder::Bind(path, e) => format!("bound at {}: {e}", path.display()),
+            Holder::Namespace(foreign) => {
+                let namespace = foreign.namespace.as_ref().map(|ns| format!(" {ns}"));
+                format!(
+                    "{} has it at {} in another mount namespace{}",
+                    foreign.who,
+                    foreign.path.display(),
+                    namespace.unwrap_or_default()
+                )
+            }
+        }
+    }
+
+    fn cure(&self) -> String {
+        match self {
+            Holder::Bind(path, _) => format!("umount {}", path.display()),
+            Holder::Namespace(foreign) => {
+                format!(
+                    "nsenter --target {} --mount umount {}",
+                    foreign.pid,
+                    foreign.path.display()
+                )
+            }
+        }
+    }
+}
+
+/// Unmounts what this process serves from its mount point, on a thread that may block: the kernel
+/// writes dirty pages back, through us. Whatever else is mounted there is left alone.
+fn unmount(session: &Session, lazy: bool) -> impl Future<Output = Outcome> + use<> {
+    let point = session.mount_point().to_path_buf();
+    let device = session.device().map(str::to_owned);
+    async move {
+        let shown = point.display().to_string();
+        let there = fuse::device_number(&point);
+        if device.is_some() && there != device {
+            let covered = device.is_some_and(|d| places_of(&d).here.contains(&point));
+            return match covered {
+                true => Err(Failure::new(
+                    Exit::Busy,
+                    format!("another file system is mounted over {shown}"),
+                )
+                .hint(format!("umount {shown}"))),
+                false => Ok(()), // somebody else was faster
+            };
+        }
+        let done = tokio::task::spawn_blocking(move || fuse::unmount(&point, lazy)).await;
+        match done {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) if e.raw_os_error() == Some(libc::EBUSY) => {
+                Err(Failure::new(Exit::Busy, format!("{shown} is in use")))
+            }
+            // Somebody else was faster.
+            Ok(Err(e)) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            Ok(Err(e)) => Err(Failure::new(Exit::General, format!("cannot unmount {shown}: {e}"))),
+            Err(e) => Err(Failure::new(Exit::General, format!("cannot unmount {shown}: {e}"))),
+        }
     }
 }
 
 /// Closes the volume, within bounds: what it had promised is on disk already.
 async fn close(mounted: Mounted) {
     // What could be drained has been: whatever is left stays in the journal.
-    match timeout(CLOSE_TIMEOUT * 2, mounted.shutdown(Duration::ZERO)).await {
+    match timeout(CLOSE_TIMEOUT, mounted.shutdown(Duration::ZERO)).await {
         Ok(_) => {}
         Err(_) => log::error!("closing the volume takes too long; ending without"),
     }

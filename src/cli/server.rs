@@ -9,18 +9,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::stack::{Control, Progress};
 
 use super::exit::{Exit, Failure, Outcome};
+use super::leaving::stalled;
 use super::protocol::{Ask, LINE_BYTES_MAX, Say, line};
 
 /// How often progress is reported.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+/// A client that waits hears something at least this often, whatever the mount is doing.
+const QUIET_MAX: Duration = Duration::from_secs(2);
+/// How many commands may ask for the end of the mount before the first is looked at.
+pub const ASKED_MAX: usize = 16;
 /// How long a client may take to send its request, or to take an answer.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -32,7 +37,7 @@ pub struct UmountAsked {
     pub lazy: bool,
     /// Leave what is pending in the journal.
     pub force_local: bool,
-    /// Where progress and the outcome go. Nobody may be listening any more.
+    /// Where progress and the outcome go. Closed when the client goes away: it wants nothing then.
     pub say: mpsc::Sender<Say>,
 }
 
@@ -55,13 +60,19 @@ impl Socket {
     }
 
     /// Serves clients until dropped.
-    pub async fn serve(self, control: Arc<dyn Control>, umount: mpsc::Sender<UmountAsked>) {
+    pub async fn serve(
+        self,
+        control: Arc<dyn Control>,
+        umount: mpsc::Sender<UmountAsked>,
+        end: watch::Receiver<bool>,
+    ) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let (control, umount) = (Arc::clone(&control), umount.clone());
+                    let end = end.clone();
                     tokio::spawn(async move {
-                        if let Err(e) = client(stream, control, umount).await {
+                        if let Err(e) = client(stream, control, umount, end).await {
                             log::debug!("a client of the control socket went away: {e}");
                         }
                     });
@@ -87,6 +98,7 @@ async fn client(
     stream: UnixStream,
     control: Arc<dyn Control>,
     umount: mpsc::Sender<UmountAsked>,
+    mut end: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut text = String::new();
@@ -100,13 +112,19 @@ async fn client(
             return send(&mut write, &status).await;
         }
         Ask::Sync { stall_secs } => {
+            let control = Arc::clone(&control);
             tokio::spawn(async move {
-                let outcome = drain(&*control, Duration::from_secs(stall_secs), &say).await;
+                let stall = Duration::from_secs(stall_secs);
+                let outcome = tokio::select! {
+                    outcome = drain(&*control, stall, &say) => outcome,
+                    _ = end.wait_for(|ended| *ended) => ended_first(&*control),
+                    () = say.closed() => return, // nobody waits for it any more
+                };
                 let last = match outcome {
                     Ok(()) => Say::Done { pending_bytes: 0 },
                     Err(failure) => Say::Failed(failure),
                 };
-                let _ = say.send(last).await; // the client may have gone; the sync is done
+                let _ = say.send(last).await; // the client may have gone
             });
         }
         Ask::Follow { volume_id } => {
@@ -120,18 +138,46 @@ async fn client(
             let stall = Duration::from_secs(stall_secs);
             let asked = UmountAsked { stall, lazy, force_local, say };
             if umount.try_send(asked).is_err() {
-                let busy = Failure::new(Exit::Busy, "it is being unmounted already");
+                let busy = Failure::new(Exit::Busy, "too many commands wait for its end already");
                 return send(&mut write, &Say::Failed(busy)).await;
             }
         }
     }
-    while let Some(message) = messages.recv().await {
+    // Leaving drops the channel, which tells the sender that the last message has arrived, or that
+    // nobody waits for it.
+    let mut read = reader.into_inner().into_inner();
+    loop {
+        let message = tokio::select! {
+            message = messages.recv() => message,
+            () = gone(&mut read) => return Ok(()),
+            () = tokio::time::sleep(QUIET_MAX) => Some(Say::Progress(control.progress())),
+        };
+        let message = message.unwrap_or_else(|| {
+            Say::Failed(Failure::new(Exit::General, "the mount process ended meanwhile"))
+        });
         send(&mut write, &message).await?;
         if matches!(message, Say::Done { .. } | Say::Failed(_)) {
-            break; // drops the channel, which tells the sender that it has arrived
+            return Ok(());
         }
     }
-    Ok(())
+}
+
+/// Returns when the client has closed its end. It has said all it had to say.
+async fn gone(read: &mut OwnedReadHalf) {
+    let mut ignored = [0; 64];
+    while matches!(read.read(&mut ignored).await, Ok(n) if n > 0) {}
+}
+
+/// What a sync comes to when the mount ends while it waits.
+fn ended_first(control: &dyn Control) -> Outcome {
+    match control.progress().pending_bytes {
+        0 => Ok(()),
+        bytes => Err(Failure::new(
+            Exit::Pending,
+            format!("it was unmounted meanwhile; {bytes} bytes are only in the local journal"),
+        )
+        .hint("mount it here again to upload the rest")),
+    }
 }
 
 async fn send(write: &mut OwnedWriteHalf, message: &Say) -> io::Result<()> {
@@ -140,7 +186,7 @@ async fn send(write: &mut OwnedWriteHalf, message: &Say) -> io::Result<()> {
 
 /// Waits until everything written before the call is in the bucket, reporting progress. Gives
 /// up with [`Exit::Pending`] after `stall` without any progress.
-pub async fn drain(control: &dyn Control, stall: Duration, say: &mpsc::Sender<Say>) -> Outcome {
+async fn drain(control: &dyn Control, stall: Duration, say: &mpsc::Sender<Say>) -> Outcome {
     let failed = |why: String| Err(Failure::new(Exit::Pending, why));
     let mut sync = control.sync();
     let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
@@ -154,11 +200,7 @@ pub async fn drain(control: &dyn Control, stall: Duration, say: &mpsc::Sender<Sa
                     moved = Instant::now();
                 }
                 if moved.elapsed() > stall {
-                    let state = if now.offline { "the store cannot be reached" } else { "no progress" };
-                    let (secs, bytes) = (stall.as_secs(), now.pending_bytes);
-                    return failed(format!(
-                        "{state} for {secs} s; {bytes} bytes are only in the local journal"
-                    ));
+                    return Err(stalled(stall, &now));
                 }
                 // A client that does not listen must not stop the drain.
                 let _ = say.try_send(Say::Progress(now.clone()));
@@ -168,6 +210,7 @@ pub async fn drain(control: &dyn Control, stall: Duration, say: &mpsc::Sender<Sa
     }
 }
 
-fn moves(before: &Progress, now: &Progress) -> bool {
+/// Whether a drain gets on.
+pub fn moves(before: &Progress, now: &Progress) -> bool {
     now.committed_bytes != before.committed_bytes || now.pending_bytes < before.pending_bytes
 }

@@ -19,7 +19,7 @@ use crate::store::s3::{SseDetailFlags, SseKind};
 use super::args::{SecretArgs, StoreAddress, StoreArgs};
 use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
-use super::runtime;
+use super::signals::{self, UNDO_MAX};
 use super::sse_report;
 
 /// How often progress is shown, on a terminal and elsewhere.
@@ -136,10 +136,11 @@ fn run_audit(args: AuditArgs) -> Outcome {
     let needs_key = store.sse.mode.is_none() || args.verify_sealing || args.secret.is_given();
     let key = needs_key.then(|| args.secret.read(false)).transpose()?.map(Key::from);
     let walked = Arc::new(Walked::default());
+    let attended = store.attended.clone();
     let report = match args.inventory {
         Some(file) => {
             let options = InventoryOptions { store, key, file, schema: args.inventory_schema };
-            runtime()?.block_on(inventory::audit(&options))?
+            signals::run(&attended, Duration::ZERO, inventory::audit(&options))?
         }
         None => {
             let options = AuditOptions {
@@ -148,9 +149,8 @@ fn run_audit(args: AuditArgs) -> Outcome {
                 sample: args.sample,
                 verify_sealing: args.verify_sealing,
             };
-            runtime()?.block_on(shown(walked.clone(), "auditing", async |_| {
-                audit(&options, walked).await
-            }))?
+            let work = shown(walked.clone(), "auditing", async |_| audit(&options, walked).await);
+            signals::run(&attended, Duration::ZERO, work)?
         }
     };
     if args.json {
@@ -176,9 +176,11 @@ fn run_migrate(args: MigrateArgs) -> Outcome {
         ..MigrateOptions::new(store, secret)
     };
     let walked = Arc::new(Walked::default());
-    let report = runtime()?.block_on(shown(walked.clone(), "migrating", async |bar| {
+    let attended = options.store.attended.clone();
+    let work = shown(walked.clone(), "migrating", async |bar| {
         migrate(&options, walked, |phase| announce(bar, &phase), tell_mount).await
-    }))?;
+    });
+    let report = signals::run(&attended, UNDO_MAX, work)?;
     match args.json {
         true => print_json(&report)?,
         false => print!("{}", sse_report::migration(&report)),

@@ -91,6 +91,9 @@ fn describe(s: &Status, now: SystemTime) -> String {
     let applied = s.sse_applied.as_ref().map(|a| format!(" (the server applied {a})"));
     line("sse", format!("{}{}", s.sse, applied.unwrap_or_default()));
     line("memory", size(s.resident_bytes).to_string());
+    for note in &s.notes {
+        line("note", note.clone());
+    }
     for warning in &s.warnings {
         line("warning", warning.clone());
     }
@@ -141,6 +144,8 @@ mod tests {
             sse_applied: Some("AES256".into()),
             resident_bytes: 80 << 20,
             warnings: vec!["a journal was set aside".into()],
+            notes: vec!["the cache cannot be written".into()],
+            journal_disk_free_bytes: Some(1 << 30),
         };
         let now = UNIX_EPOCH + Duration::from_secs(1120);
         let text = describe(&status, now);
@@ -151,6 +156,7 @@ mod tests {
             "93 % of reads hit",
             "default (the server applied AES256)",
             "warning   a journal was set aside",
+            "note      the cache cannot be written",
         ] {
             assert!(text.contains(part), "{part:?} in {text}");
         }

@@ -25,6 +25,9 @@ Examples:
   sealfs umount --lazy ~/vault            # even if something of it is in use
   sealfs umount --force-local ~/vault     # now; the next mount here uploads the rest
 
+Ctrl-C cancels it: the directory stays mounted. A second command takes over from one that waits,
+if it is in a greater hurry; else it waits for the same end.
+
 Exit status 0 says that everything is in the bucket, 8 that the rest is in the local journal
 only: this machine must mount the volume once more before it can be thrown away.")]
 pub struct UmountArgs {
@@ -56,7 +59,7 @@ pub fn run(args: UmountArgs) -> Outcome {
     display.end();
     let shown = args.dir.display();
     let answer = answer.map_err(|failure| match failure.exit {
-        Exit::Busy => explain_busy(failure, &client, &args),
+        Exit::Busy if failure.hint.is_none() => explain_busy(failure, &client, &args),
         Exit::Pending if failure.hint.is_none() => failure.hint(format!(
             "it is still mounted; try again, or leave the rest for later: \
              sealfs umount --force-local {shown}"

@@ -46,7 +46,7 @@ use tokio::sync::watch;
 use crate::fs::Fs;
 
 pub use abi::TtlSecs;
-pub use mount::{MountError, REQUEST_DATA_MAX, unmount};
+pub use mount::{MountError, REQUEST_DATA_MAX, device_number, unmount};
 pub use options::{Options, TTL_FOLLOWER, TTL_WRITER, UnknownOption};
 
 use abi::HEADER_LEN;
@@ -58,6 +58,8 @@ use threads::{Source, Taken, Threads};
 /// leaves a mount whose every operation fails, so unmount first.
 pub struct Session {
     point: PathBuf,
+    /// `major:minor`, where the kernel's table said it.
+    device: Option<String>,
     ended: watch::Receiver<usize>,
     /// fuser's half of the mount. Kept: dropping it unmounts what fusermount3 mounted.
     _kernel: mount::KernelSession,
@@ -77,8 +79,9 @@ pub fn serve(
     let ended = start_threads(&kernel, &adapter, options.threads.max(1), runtime)
         .inspect_err(|_| mount::abandon(&point))
         .map_err(MountError::Threads)?;
-    mount::tune(&point);
-    Ok(Session { point, ended, _kernel: kernel })
+    let device = mount::device_number(&point);
+    mount::tune(&point, device.as_deref());
+    Ok(Session { point, device, ended, _kernel: kernel })
 }
 
 /// Starts the request threads. The watch holds how many are left.
@@ -151,6 +154,11 @@ impl Session {
     /// The directory it is mounted on, resolved.
     pub fn mount_point(&self) -> &Path {
         &self.point
+    }
+
+    /// The device number of the file system (`major:minor`), as in proc_pid_mountinfo(5).
+    pub fn device(&self) -> Option<&str> {
+        self.device.as_deref()
     }
 
     /// Unmounts; see [`unmount`]. Blocks while the kernel writes back dirty pages, so call it

@@ -234,8 +234,8 @@ fn fuse_conf_allows_other() -> bool {
 
 /// Widens the kernel's readahead and dirty-page limits of the mount. Needs root; without it
 /// the mount works, slower.
-pub(super) fn tune(point: &Path) {
-    let Some(device) = device_number(point) else {
+pub(super) fn tune(point: &Path, device: Option<&str>) {
+    let Some(device) = device else {
         log::debug!("{}: not found in /proc/self/mountinfo", point.display());
         return;
     };
@@ -252,7 +252,7 @@ pub(super) fn tune(point: &Path) {
 
 /// `major:minor` of what is mounted at `point`, from the kernel's table: asking the mount
 /// itself would be a request to ourselves.
-fn device_number(point: &Path) -> Option<String> {
+pub fn device_number(point: &Path) -> Option<String> {
     let table = std::fs::read("/proc/self/mountinfo").ok()?;
     let wanted = escape(point.as_os_str().as_bytes());
     let mut found = None;

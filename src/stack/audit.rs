@@ -195,6 +195,7 @@ pub(super) async fn audit_as(
         tally.add(meta.size);
         listed.set(tally);
         walked.listed.fetch_add(1, Relaxed);
+        opened.layers.attended.goes_on(); // it answers
     });
     let chosen = match options.sample {
         None => all.boxed_local(),

@@ -110,6 +110,12 @@ pub struct Status {
     pub resident_bytes: u64,
     /// Things that need a person: corruption found, a journal set aside. Empty when well.
     pub warnings: Vec<String>,
+    /// What is worth knowing and needs nobody. Empty as a rule.
+    #[serde(default)]
+    pub notes: Vec<String>,
+    /// Bytes free on the disk of the journal; `None` without a journal, or if it does not say.
+    #[serde(default)]
+    pub journal_disk_free_bytes: Option<u64>,
 }
 
 /// A running mount, as the control socket sees it. `stack` implements it.

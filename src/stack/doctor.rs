@@ -105,25 +105,44 @@ impl Report {
 ///
 /// # Errors
 /// Only what keeps it from beginning; everything else is a finding.
+/// [`StackError::Stopped`] between two checks, or while nothing was written yet.
 pub async fn examine(options: &DoctorOptions) -> Result<Vec<Finding>, StackError> {
     let mut report = Report::default();
-    let opened = Opened::open(&options.store, options.key.as_ref()).await?;
+    let attended = &options.store.attended;
+    let stopped = || match attended.is_stopped() {
+        true => Err(StackError::Stopped),
+        false => Ok(()),
+    };
+    let opened = tokio::select! {
+        opened = Opened::open(&options.store, options.key.as_ref()) => opened?,
+        () = attended.stopped() => return Err(StackError::Stopped),
+    };
     let choice = config_use::choose(&opened.loaded.config, &options.store.sse)?;
     if let Some(s3) = &opened.layers.s3 {
         s3.set_object_tags(&choice.tags);
         if choice.mode.name() != s3.sse_mode().name() {
             s3.set_sse_mode(choice.mode.clone());
         }
-        if !connection(&mut report, s3).await {
+        let connected = tokio::select! {
+            connected = connection(&mut report, s3) => connected,
+            () = attended.stopped() => return Err(StackError::Stopped),
+        };
+        if !connected {
             return Ok(report.0);
         }
+        attended.goes_on();
         let known = opened.unlocked.is_some() || options.store.sse.mode.is_some();
         let needs = Needs { mode: &choice.mode, known };
         settings(&mut report, s3, needs, options.fix).await;
+        stopped()?;
         permissions(&mut report, s3).await;
     }
+    attended.goes_on();
+    stopped()?;
     conditional(&mut report, &opened).await;
+    stopped()?;
     throughput(&mut report, &opened).await;
+    stopped()?;
     for dir in &options.dirs {
         disk(&mut report, dir);
     }

@@ -23,6 +23,8 @@ pub enum StackErrorKind {
     Corrupt,
     /// The volume is of a format, or uses features, that this sealfs does not know.
     Format,
+    /// It was asked to stop.
+    Stopped,
     /// Anything else: local directories, memory, bugs.
     Other,
 }
@@ -73,6 +75,17 @@ pub enum StackError {
         /// Host, process, since when, last heard.
         holder: String,
     },
+    /// The process that had the volume mounted here unmounts it, and is not done.
+    #[error("process {pid} is still unmounting the volume, after {waited_secs} s")]
+    Ending {
+        /// The process.
+        pid: u32,
+        /// How long it was waited for.
+        waited_secs: u64,
+    },
+    /// It was asked to stop.
+    #[error("stopped before the end")]
+    Stopped,
     /// The bucket is older than what this machine has seen.
     #[error(
         "the bucket is older than what this machine has seen: it is at commit {found}, \
@@ -162,6 +175,23 @@ pub enum StackError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// The disk of the journal has no room for the journal to begin.
+    #[error(
+        "the local journal in {} cannot begin: it needs {} of disk{}: {source}",
+        dir.display(),
+        needed.as_deref().unwrap_or("some KiB"),
+        free.as_ref().map(|free| format!(", and there are {free}")).unwrap_or_default(),
+    )]
+    NoRoom {
+        /// Its directory.
+        dir: PathBuf,
+        /// What it needs, in words.
+        needed: Option<String>,
+        /// What is free, in words.
+        free: Option<String>,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// What this machine remembers of the volume does not authenticate.
     #[error("local state {} is damaged or belongs to another volume", .0.display())]
     State(PathBuf),
@@ -214,7 +244,9 @@ impl StackError {
             | StackError::Unsuitable(_)
             | StackError::NoVolume(_)
             | StackError::NotEmpty { .. } => StackErrorKind::Unsuitable,
+            StackError::Stopped => StackErrorKind::Stopped,
             StackError::InUse { .. }
+            | StackError::Ending { .. }
             | StackError::Metadata(KvError::Fenced)
             | StackError::Journal(JournalError::InUse(_)) => StackErrorKind::InUse,
             StackError::Encryption { kind, .. } => *kind,
@@ -251,6 +283,10 @@ impl StackError {
             StackError::InUse { .. } => "unmount it there, or, if that machine is gone: \
                  sealfs mount --takeover; to read along: sealfs mount --read-only"
                 .into(),
+            StackError::Ending { pid, .. } => format!(
+                "it uploads what was pending: wait, or leave that to the next mount: \
+                 kill {pid}; kill {pid}"
+            ),
             StackError::Encryption { hint, .. } => hint.clone(),
             StackError::KeyringRollback { .. } | StackError::KeyringForeign { .. } => {
                 "somebody put back an old keyring, or made one of old keys; if you put it back: \
@@ -278,11 +314,20 @@ impl StackError {
                      then move it away and mount again: mv {dir} {dir}.damaged"
                 )
             }
+            StackError::NoRoom { .. } => "free that much there, or put it on another disk: \
+                sealfs mount --state-dir DIR; a journal with a small limit takes less: \
+                --journal-size 16M"
+                .into(),
             StackError::State(path) => {
                 format!("if it is beyond repair, move it away: mv {} /tmp/", path.display())
             }
             _ => return None,
         })
+    }
+
+    /// A task of ours that asks the store died.
+    pub(super) fn store_broke(what: &str, e: tokio::task::JoinError) -> StackError {
+        StackError::Store { what: what.into(), message: e.to_string() }
     }
 
     pub(super) fn store(what: impl Into<String>, e: object_store::Error) -> StackError {

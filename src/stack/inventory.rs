@@ -51,6 +51,7 @@ pub async fn audit(options: &InventoryOptions) -> Result<AuditReport, StackError
     let opened = Opened::open(&options.store, options.key.as_ref()).await?;
     let s3 = opened.s3(&options.store)?;
     let mode = config_use::choose(&opened.loaded.config, &options.store.sse)?.mode;
+    opened.layers.attended.goes_on();
     let lines = read(&options.file, options.schema.as_deref())?;
     let mut sizes = HashMap::new();
     let mut listed = opened.layers.retry.list(None);

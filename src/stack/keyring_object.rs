@@ -17,7 +17,9 @@ pub const KEYRING_NAME: &str = "keyring";
 /// # Errors
 /// [`StackError::NoVolume`], [`StackError::Store`], [`StackError::Keyring`].
 pub async fn load_keyring(layers: &Layers, store: &str) -> Result<Keyring, StackError> {
-    Ok(read_version(&*layers.retry, store).await?.0)
+    let (keyring, _) = read_version(&*layers.retry, store).await?;
+    layers.attended.goes_on();
+    Ok(keyring)
 }
 
 /// [`load_keyring`], without the rest of a command.

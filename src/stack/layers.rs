@@ -8,7 +8,7 @@ use std::time::Duration;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 
-use super::{StackError, StoreOptions};
+use super::{Attended, StackError, StoreOptions};
 use crate::seal::VolumeKeys;
 use crate::store::s3::{self, S3Options, S3Store};
 use crate::store::{
@@ -23,6 +23,8 @@ pub struct Layers {
     pub stats: Arc<RequestStats>,
     /// The S3 adapter, if it is one.
     pub s3: Option<Arc<S3Store>>,
+    /// Who is told what is waited for.
+    pub attended: Attended,
     cache: Option<(PathBuf, u64)>,
     opened: OnceLock<Arc<Cached>>,
 }
@@ -38,6 +40,8 @@ impl Layers {
         read_timeout: Duration,
         create: bool,
     ) -> Result<Layers, StackError> {
+        let attended = options.attended.clone();
+        attended.waits_for(format!("{} to answer", options.location), read_timeout);
         let stats = Arc::new(RequestStats::default());
         let mut s3_store = None;
         let opening = |e| StackError::store(format!("opening {}", options.location), e);
@@ -80,7 +84,9 @@ impl Layers {
             retry = retry.with_multipart(s3.clone());
         }
         let retry = Arc::new(retry);
-        Ok(Layers { retry, stats, s3: s3_store, cache: None, opened: OnceLock::new() })
+        attended.follows(retry.health());
+        let opened = OnceLock::new();
+        Ok(Layers { retry, stats, s3: s3_store, attended, cache: None, opened })
     }
 
     /// Puts a disk cache of at most `bytes_max` in `dir` between sealing and the store; 0
@@ -90,29 +96,53 @@ impl Layers {
         self
     }
 
-    /// The whole stack. Blocks for the time it takes to list the cache directory.
+    /// The whole stack. Blocks for the time it takes to list the cache directory. Goes on
+    /// without a cache that another mount uses.
     ///
     /// # Errors
     /// [`StackError::Local`] if the cache directory cannot be used.
     pub fn sealed(&self, keys: &VolumeKeys) -> Result<Arc<Sealed>, StackError> {
+        if let Some(sealed) = self.sealed_cached(keys)? {
+            return Ok(sealed);
+        }
+        if let Some((dir, _)) = &self.cache {
+            log::warn!("another mount uses {}; going on without a cache", dir.display());
+        }
+        Ok(Arc::new(Sealed::new(self.retry.clone(), keys.clone())))
+    }
+
+    /// The process that says it uses the cache directory, right or wrong.
+    pub(super) fn cache_user(&self) -> Option<u32> {
+        let (dir, _) = self.cache.as_ref()?;
+        Cached::user_of(dir)
+    }
+
+    /// As [`Layers::sealed`]; `None` if another mount uses the cache directory.
+    pub(super) fn sealed_cached(
+        &self,
+        keys: &VolumeKeys,
+    ) -> Result<Option<Arc<Sealed>>, StackError> {
         let Some((dir, bytes_max)) = &self.cache else {
-            return Ok(Arc::new(Sealed::new(self.retry.clone(), keys.clone())));
+            return Ok(Some(Arc::new(Sealed::new(self.retry.clone(), keys.clone()))));
         };
         let options = CacheOptions { bytes_max: *bytes_max, ..CacheOptions::new(dir.clone()) };
         let cached = match Cached::new(self.retry.clone(), options, self.stats.clone()) {
             Ok(cached) => Arc::new(cached),
             // A follower beside the writer; a second writer is refused by the journal's lock.
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                log::warn!("another mount uses {}; going on without a cache", dir.display());
-                return Ok(Arc::new(Sealed::new(self.retry.clone(), keys.clone())));
-            }
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
             Err(source) => {
                 let path = dir.clone();
                 return Err(StackError::Local { what: "opening the cache in", path, source });
             }
         };
         let _ = self.opened.set(cached.clone()); // the first one is the mount's
-        Ok(Arc::new(Sealed::with_cache(cached.clone(), keys.clone(), Some(cached))))
+        Ok(Some(Arc::new(Sealed::with_cache(cached.clone(), keys.clone(), Some(cached)))))
+    }
+
+    /// The cache directory, and why a write to it failed lately; `None` without a failure.
+    pub fn cache_failure(&self) -> Option<(PathBuf, String)> {
+        let why = self.opened.get()?.write_failed()?;
+        Some((self.cache.as_ref()?.0.clone(), why))
     }
 
     /// Bytes that the disk cache takes.

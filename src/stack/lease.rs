@@ -11,7 +11,8 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion};
 use serde::{Deserialize, Serialize};
 
-use super::StackError;
+use super::departure::{Departure, read_line, start_of};
+use super::{Attended, StackError};
 use crate::base::hex;
 use crate::commit::committer::unix_secs;
 use crate::store::{ErrorClass, class};
@@ -56,28 +57,6 @@ pub(super) enum Beat {
     Unknown(String),
 }
 
-fn read_line(path: &str) -> String {
-    std::fs::read_to_string(path).unwrap_or_default().trim().to_string()
-}
-
-/// Field 22 of `/proc/PID/stat` (`proc_pid_stat(5)`): 0 if there is no such process, or only
-/// what is left of it until its parent takes notice (state `Z` or `X`).
-fn start_of(pid: u32) -> u64 {
-    let stat = read_line(&format!("/proc/{pid}/stat"));
-    // The command name, field 2, may hold spaces; it ends at the last parenthesis.
-    let mut after = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-    match after.next() {
-        None | Some("Z" | "X") => 0,
-        Some(_) => after.nth(18).and_then(|f| f.parse().ok()).unwrap_or(0),
-    }
-}
-
-/// Whether there is such a process, and not only what is left of it until its parent takes
-/// notice: that has no file open.
-pub fn is_running(pid: u32) -> bool {
-    start_of(pid) != 0
-}
-
 fn machine_boot() -> String {
     let machine = read_line("/etc/machine-id");
     format!("{machine}/{}", read_line("/proc/sys/kernel/random/boot_id"))
@@ -103,10 +82,12 @@ impl Row {
     /// Whether the holder certainly does not run any more: released, or a process of this very
     /// boot of this machine that is gone.
     fn is_over(&self) -> bool {
-        self.released
-            || self.boot == machine_boot()
-                && self.boot.len() > 1
-                && start_of(self.pid) != self.pid_start
+        self.released || self.is_local() && start_of(self.pid) != self.pid_start
+    }
+
+    /// Whether the holder is, or was, a process of this boot of this machine.
+    fn is_local(&self) -> bool {
+        self.boot == machine_boot() && self.boot.len() > 1
     }
 
     fn holder(&self) -> String {
@@ -164,19 +145,22 @@ pub(super) async fn held_by(store: &Arc<dyn ObjectStore>) -> Result<Option<Strin
 }
 
 impl Lease {
-    /// Takes the lease, if it is free, or with `takeover`.
+    /// Takes the lease, if it is free, or with `takeover`. A holder on this machine that is about
+    /// to end is waited for. Dropping the call half-way may leave the lease taken.
     ///
     /// # Errors
-    /// [`StackError::InUse`] naming the holder; [`StackError::Damaged`], unless `takeover`;
-    /// [`StackError::Store`].
+    /// [`StackError::InUse`] naming the holder, or [`StackError::Ending`]; [`StackError::Damaged`],
+    /// unless `takeover`; [`StackError::Store`].
     pub(super) async fn acquire(
         store: Arc<dyn ObjectStore>,
         takeover: bool,
+        attended: &Attended,
     ) -> Result<Lease, StackError> {
         let fail = |e| StackError::store("reading who holds the volume", e);
         let row = Row::new();
         let mut was_free = true;
-        let held = match read(&store).await {
+        let mut departure = Departure::new(attended);
+        let mut held = match read(&store).await {
             Err(e) if takeover && class(&e) == ErrorClass::Corrupt => {
                 log::warn!("replacing the record of who holds the volume, which is damaged");
                 return match write(&store, &row, PutMode::Overwrite).await {
@@ -186,6 +170,14 @@ impl Lease {
             }
             other => other.map_err(fail)?,
         };
+        if let Some((row, _)) = &held
+            && !takeover
+            && row.is_local()
+            && !row.is_over()
+        {
+            while !row.is_over() && departure.wait(row.pid).await {}
+            held = read(&store).await.map_err(fail)?;
+        }
         let mode = match held {
             None => PutMode::Create,
             Some((held, version)) if held.is_over() || takeover => {
@@ -195,7 +187,13 @@ impl Lease {
                 }
                 PutMode::Update(version)
             }
-            Some((held, _)) => return Err(StackError::InUse { holder: held.holder() }),
+            Some((held, _)) => {
+                let in_use = StackError::InUse { holder: held.holder() };
+                return Err(match held.is_local() {
+                    true => departure.refused(held.pid, in_use),
+                    false => in_use,
+                });
+            }
         };
         match write(&store, &row, mode).await {
             Ok(version) => Ok(Lease { store, row, version, was_free }),
@@ -260,12 +258,15 @@ mod tests {
     async fn a_second_holder_is_refused_by_name_until_the_first_releases() {
         // Guards against two mounts of one volume fencing each other back and forth.
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        let mut first = Lease::acquire(store.clone(), false).await.expect("free");
-        let refused = Lease::acquire(store.clone(), false).await.err().expect("held");
+        let mut first =
+            Lease::acquire(store.clone(), false, &Attended::default()).await.expect("free");
+        let refused =
+            Lease::acquire(store.clone(), false, &Attended::default()).await.err().expect("held");
         assert!(matches!(&refused, StackError::InUse { holder } if holder.contains("process")));
         assert!(matches!(first.beat().await, Beat::Held));
         assert!(matches!(first.release().await, Beat::Held));
-        let second = Lease::acquire(store.clone(), false).await.expect("released");
+        let second =
+            Lease::acquire(store.clone(), false, &Attended::default()).await.expect("released");
         assert!(matches!(first.beat().await, Beat::Lost(_)));
         drop(second);
     }
@@ -275,7 +276,8 @@ mod tests {
         // Guards against a migration of the encryption, which gives the object another ETag,
         // leaving the volume "held" after an orderly unmount.
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        let mut lease = Lease::acquire(store.clone(), false).await.expect("free");
+        let mut lease =
+            Lease::acquire(store.clone(), false, &Attended::default()).await.expect("free");
         let bytes = store.get(&path()).await.expect("there").bytes().await.expect("whole");
         store.put(&path(), bytes.into()).await.expect("replaced");
         assert!(matches!(lease.release().await, Beat::Held));
@@ -289,21 +291,6 @@ mod tests {
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         let dead = Row { pid_start: 1, ..Row::new() };
         write(&store, &dead, PutMode::Create).await.expect("written");
-        Lease::acquire(store, false).await.expect("the holder is gone");
-    }
-
-    #[test]
-    fn a_killed_process_that_nobody_has_reaped_yet_is_gone() {
-        // Guards against "mounted by process N" right after kill -9, where the parent (init in a
-        // container, often) is slow to reap.
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("runs");
-        assert!(start_of(child.id()) > 0);
-        child.kill().expect("kills");
-        let begun = std::time::Instant::now();
-        while start_of(child.id()) != 0 {
-            assert!(begun.elapsed().as_secs() < 10, "a zombie counts as alive");
-            std::thread::yield_now();
-        }
-        child.wait().expect("reaped");
+        Lease::acquire(store, false, &Attended::default()).await.expect("the holder is gone");
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -162,7 +162,7 @@ pub async fn migrate(
         if !followed {
             let left = (HEARTBEAT + FOLLOW_GRACE).saturating_sub(changed.elapsed());
             phase(Phase::Waiting(left));
-            tokio::time::sleep(left).await;
+            let _ = tokio::time::timeout(left, options.store.attended.stopped()).await;
         }
         phase(Phase::Rest);
         pass.run(&opened, changed_there.checked_sub(CLOCKS_DIFFER)).await?;
@@ -240,6 +240,8 @@ impl Pass<'_> {
             .list(None)
             .try_filter(|meta| futures::future::ready(recent(meta)))
             .inspect_ok(|_| _ = self.walked.listed.fetch_add(1, Relaxed))
+            // Objects that are being changed are changed to the end.
+            .take_until(std::pin::pin!(self.options.store.attended.stopped()))
             .try_for_each_concurrent(self.options.parallel.max(1), |meta| {
                 let failures = &failures;
                 async move {
@@ -260,7 +262,10 @@ impl Pass<'_> {
         let failed = failures.into_inner().into_iter();
         let failed = failed.map(|(name, (bytes, problem))| Exception { name, bytes, problem });
         self.done.lock().failed.extend(failed);
-        Ok(())
+        match self.options.store.attended.is_stopped() {
+            true => Err(StackError::Stopped),
+            false => Ok(()),
+        }
     }
 
     fn enter(&self, meta: &ObjectMeta, ended: Ended) {

@@ -8,6 +8,7 @@
 //! | `key_change`, `key_watch` | changing it, and how a mount follows |
 //! | `config`, `config_use` | what the volume remembers of its encryption, and what follows |
 //! | `options`, `control` | what is asked for, and what a mount says: plain data |
+//! | `attended` | what a command waits for, and that it is to stop |
 //! | `canary` | the probe, and what its refusal means |
 //! | `doctor`, `bucket_policy` | what a bucket, its settings and this machine are fit for |
 //! | `audit`, `inventory`, `migrate` | how every object is encrypted, shown and changed |
@@ -18,15 +19,20 @@
 //! | `recover` | what a journal holds, as files |
 //! | `mount` | a running mount and its background tasks, and its shutdown |
 //! | `lease` | who holds the volume read-write |
+//! | `departure` | processes of this machine that are about to let the volume go |
 //! | `lineage` | whether bucket and journal belong to one history |
+//! | `disks` | how the local disks are, in sentences |
 //! | `state` | what this machine remembers of the volume |
 
+mod attended;
 pub mod audit;
 pub mod bucket_policy;
 mod canary;
 pub mod config;
 pub mod config_use;
 mod control;
+mod departure;
+mod disks;
 pub mod doctor;
 mod error;
 mod fsck;
@@ -47,13 +53,14 @@ mod status;
 mod unlock;
 mod volume;
 
+pub use attended::{Attended, Wait};
 pub use control::{Connection, Control, Progress, Requests, Status, resident_bytes};
+pub use departure::{announce_end, is_running};
 pub use error::{StackError, StackErrorKind};
 pub use fsck::{FsckOptions, FsckProgress, FsckReport, Problem, fsck};
 pub use key_change::{Changed, KeyOptions, change_keyring, open_keyring};
 pub use keyring_object::{KEYRING_NAME, load_keyring, read_keyring};
 pub use layers::Layers;
-pub use lease::is_running;
 pub use mount::{Mounted, mount};
 pub use options::{InitOptions, LocalDisk, MountOptions, StoreOptions};
 pub use recover::{KeyringSource, LIST_NAME, RecoverOptions, Recovered, recover};

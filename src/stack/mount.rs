@@ -12,13 +12,15 @@ use tokio::task::JoinHandle;
 use super::canary::probe_store;
 use super::config;
 use super::config_use::VolumeSse;
+use super::departure::Departure;
+use super::disks::{human, room_for, space_of};
 use super::key_watch::KeyWatch;
-use super::lease::{Beat, HEARTBEAT, Lease, is_running};
+use super::lease::{Beat, HEARTBEAT, Lease};
 use super::lineage::{Lineage, copied_elsewhere, go_on_beside, lineage, refuse_rollback};
 use super::options::OPEN_TIMEOUT;
 use super::state::{Remembered, StateFile};
 use super::status::Shared;
-use super::{Control, Layers, MountOptions, StackError, unlock_store};
+use super::{Attended, Control, Layers, MountOptions, StackError, unlock_store};
 use crate::base::{JournalPos, SystemClock, VolumeId, hex};
 use crate::commit::replay::replay;
 use crate::commit::view::ViewOptions;
@@ -29,22 +31,24 @@ use crate::journal::{Journal, JournalError, JournalOptions, Recovery};
 use crate::meta::{CommitRow, DecodeError, Stats, keys};
 use crate::seal::VolumeKeys;
 use crate::store::kv::{Kv, KvOptions};
-use crate::store::{Sealed, SegmentStore};
+use crate::store::{Health, Sealed, SegmentStore};
 
 /// How long a mount that failed may take to give the lease back.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long until an overtaken mount tries again to read what the bucket has.
 const READER_RETRY: Duration = Duration::from_secs(15);
-/// How long a killed process may take to let go of the journal.
-const DEAD_HOLDER_MAX: Duration = Duration::from_secs(10);
 /// How often what this machine remembers is brought up to date, and how often durably.
 const REMEMBER_EVERY: Duration = Duration::from_secs(5);
 
+/// How long the committer may take to end the step it is in, when everything is in the bucket.
+const STEP_MAX: Duration = Duration::from_secs(5);
 /// How long closing the metadata store, and giving the lease back, may take each.
-const CLOSE_MAX: Duration = Duration::from_secs(30);
+const CLOSE_MAX: Duration = Duration::from_secs(15);
 /// The same when something is left to the journal: the store is likely to be away, and whoever
 /// asked for `umount --force-local` waits. The next mount here needs neither.
 const CLOSE_PENDING_MAX: Duration = Duration::from_secs(5);
+/// The same when the store is known to be away.
+const CLOSE_AWAY_MAX: Duration = Duration::from_secs(1);
 
 /// The keyring is looked at with every so many heartbeats; whoever rotates the keys has the mount
 /// notice sooner, by its configuration.
@@ -88,31 +92,65 @@ fn make_dir(path: &PathBuf) -> Result<(), StackError> {
 ///
 /// # Errors
 /// See [`StackError`]; whatever fails, nothing of the volume has been changed, and the lease is
-/// given back if it was free.
+/// given back if it was free. [`StackError::Stopped`] when
+/// [`Attended::stop`](super::Attended::stop) was called meanwhile: the same holds.
 pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
-    let mut lease = None;
-    let mounted = assemble(options, &mut lease).await;
+    let attended = options.store.attended.clone();
+    let mut held = Held::default();
+    let mounted = tokio::select! {
+        mounted = assemble(options, &mut held) => mounted,
+        () = attended.stopped() => Err(StackError::Stopped),
+    };
     if mounted.is_err()
-        && let Some(lease) = lease
+        && !matches!(tokio::time::timeout(RELEASE_DEADLINE, held.undo()).await, Ok(true))
     {
-        let mut lease = lease.lock().await;
-        if lease.was_free() {
-            let released = tokio::time::timeout(RELEASE_DEADLINE, lease.release()).await;
-            if !matches!(released, Ok(Beat::Held)) {
-                log::warn!("the lease was not given back");
-            }
-        }
+        log::warn!("the lease was not given back");
     }
     mounted
 }
 
 type SharedLease = Arc<tokio::sync::Mutex<Lease>>;
 
+/// The lease of a mount that is being made, however far it is.
+#[derive(Default)]
+struct Held {
+    acquiring: Option<JoinHandle<Result<Lease, StackError>>>,
+    lease: Option<SharedLease>,
+}
+
+impl Held {
+    /// Takes the lease on a task of its own, so that it is known to the end whether it is taken.
+    async fn acquire(
+        &mut self,
+        store: Arc<dyn ObjectStore>,
+        takeover: bool,
+        attended: Attended,
+    ) -> Result<(), StackError> {
+        let acquire = async move { Lease::acquire(store, takeover, &attended).await };
+        let acquired = self.acquiring.insert(tokio::spawn(acquire)).await;
+        self.acquiring = None;
+        let lease = acquired.map_err(|e| StackError::store_broke("taking the lease", e))??;
+        self.lease = Some(Arc::new(tokio::sync::Mutex::new(lease)));
+        Ok(())
+    }
+
+    /// Gives the lease back if it was taken, and free before; false if that failed.
+    async fn undo(self) -> bool {
+        let taken = match (self.lease, self.acquiring) {
+            (Some(lease), _) => Some(lease),
+            (None, Some(acquiring)) => {
+                acquiring.await.ok().and_then(Result::ok).map(|lease| Arc::new(lease.into()))
+            }
+            (None, None) => None,
+        };
+        let Some(lease) = taken else { return true };
+        let mut lease = lease.lock().await;
+        !lease.was_free() || matches!(lease.release().await, Beat::Held)
+    }
+}
+
 /// [`mount`], leaving the lease in `held` once it is taken.
-async fn assemble(
-    options: MountOptions,
-    held: &mut Option<SharedLease>,
-) -> Result<Mounted, StackError> {
+async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, StackError> {
     let name = options.store.location.to_string();
     let layers = Layers::connect(&options.store, options.read_timeout, false).await?;
     let unlocked = unlock_store(&layers, &name, &options.key).await?;
@@ -138,9 +176,6 @@ async fn assemble(
     make_dir(&state_dir)?;
     make_dir(&cache_dir)?;
     let layers = layers.with_cache(cache_dir, options.cache_bytes_max);
-    let sealed = layers.sealed(&keys)?;
-    sealed.renew_by(key_watch.clone());
-    let store: Arc<dyn ObjectStore> = sealed.clone();
     let state = Arc::new(StateFile::new(&state_dir, keys.clone()));
     let before = state.load_continued(options.accept_rollback)?.unwrap_or_default();
     if !options.accept_rollback {
@@ -155,6 +190,11 @@ async fn assemble(
         true => None,
         false => Some(open_journal(&options, &state_dir, &keys).await?),
     };
+    let sealed = sealed_when_free(&layers, &keys).await?;
+    sealed.renew_by(key_watch.clone());
+    let store: Arc<dyn ObjectStore> = sealed.clone();
+    let attended = layers.attended.clone();
+    attended.waits_for(format!("the metadata of {name}"), options.open_timeout);
     let kv_options = KvOptions {
         read_timeout: options.read_timeout,
         refresh: options.refresh,
@@ -164,8 +204,8 @@ async fn assemble(
         if options.takeover {
             prove_metadata(store.clone(), kv_options.clone(), options.open_timeout).await?;
         }
-        let lease = Lease::acquire(store.clone(), options.takeover).await?;
-        *held = Some(Arc::new(tokio::sync::Mutex::new(lease)));
+        held.acquire(store.clone(), options.takeover, attended.clone()).await?;
+        attended.waits_for(format!("the metadata of {name}"), options.open_timeout);
     }
     let kv = if read_only {
         Kv::open_reader(store.clone(), kv_options, options.open_timeout).await?
@@ -255,7 +295,7 @@ async fn assemble(
             instance,
             clean: options.clean,
         };
-        let gates = gates(sealed.clone(), held.clone());
+        let gates = gates(sealed.clone(), held.lease.clone());
         let c = Committer::new(view.clone(), opened.clone(), segments, row, commit, gates);
         (journal, committer) = (Some(opened), Some(c));
     }
@@ -281,7 +321,7 @@ async fn assemble(
             ..FsOptions::default()
         },
     );
-    let writer = match (journal, committer, held.clone()) {
+    let writer = match (journal, committer, held.lease.clone()) {
         (Some(journal), Some(committer), Some(lease)) => Some(Writer { journal, committer, lease }),
         _ => None,
     };
@@ -297,6 +337,7 @@ async fn assemble(
         set_aside: set_aside.clone(),
         sequence: found,
         journal_dir: journal_dir(&state_dir),
+        state: state.clone(),
         layers,
         sealed,
         view,
@@ -317,6 +358,7 @@ async fn assemble(
         tasks: Mutex::new(Vec::new()),
     };
     mounted.start(options.refresh);
+    attended.goes_on();
     Ok(mounted)
 }
 
@@ -324,25 +366,82 @@ fn journal_dir(state_dir: &std::path::Path) -> PathBuf {
     state_dir.join("journal")
 }
 
+/// The store stack with its cache, once a process that is about to let go of that has.
+async fn sealed_when_free(layers: &Layers, keys: &VolumeKeys) -> Result<Arc<Sealed>, StackError> {
+    let mut departure = Departure::new(&layers.attended);
+    loop {
+        if let Some(sealed) = layers.sealed_cached(keys)? {
+            return Ok(sealed);
+        }
+        let worth = match layers.cache_user() {
+            Some(pid) => departure.wait(pid).await,
+            None => false,
+        };
+        if !worth {
+            return layers.sealed(keys);
+        }
+    }
+}
+
 /// Opens the journal. A process that was killed keeps its lock until its last thread has left
-/// the kernel, so a holder that is dead already is waited for.
+/// the kernel, so a holder that is dead already is waited for, as is one that is about to end.
 async fn open_journal(
     options: &MountOptions,
     state_dir: &std::path::Path,
     keys: &VolumeKeys,
 ) -> Result<(Journal, Recovery), StackError> {
-    let begun = Instant::now();
+    let mut departure = Departure::new(&options.store.attended);
     loop {
-        let journal = JournalOptions::new(journal_dir(state_dir), options.journal_bytes_max);
+        let dir = journal_dir(state_dir);
+        let has = room_for(&dir, state_dir);
+        let journal = JournalOptions::new(dir, options.journal_bytes_max);
+        let journal = has.map_or(journal.clone(), |bytes| journal.on_disk_of(bytes));
         match Journal::open(journal, keys.clone(), options.disk.0.clone()) {
-            Err(JournalError::InUse(Some(pid)))
-                if !is_running(pid) && begun.elapsed() < DEAD_HOLDER_MAX =>
-            {
-                tokio::time::sleep(Duration::from_millis(50)).await;
+            Err(e @ JournalError::InUse(Some(pid))) => {
+                if !departure.wait(pid).await {
+                    return Err(departure.refused(pid, e.into()));
+                }
             }
-            outcome => return Ok(outcome?),
+            Err(JournalError::NoSpace(e)) => return Err(no_room(options, state_dir, None, e)),
+            outcome => {
+                let (journal, recovery) = outcome?;
+                return reserve(options, state_dir, &journal, &recovery)
+                    .map(|()| (journal, recovery));
+            }
         }
     }
+}
+
+/// A journal that cannot begin would only show when the first writer has waited for a minute. One
+/// that holds something must be opened all the same, so that it gets to the bucket.
+fn reserve(
+    options: &MountOptions,
+    state_dir: &std::path::Path,
+    journal: &Journal,
+    recovery: &Recovery,
+) -> Result<(), StackError> {
+    match journal.reserve() {
+        Err(JournalError::NoSpace(e)) if recovery.records.is_empty() => {
+            Err(no_room(options, state_dir, Some(journal.next_file_bytes()), e))
+        }
+        Err(JournalError::NoSpace(e)) => {
+            log::warn!("nothing can be written before the journal has room: {e}");
+            Ok(())
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
+fn no_room(
+    options: &MountOptions,
+    state_dir: &std::path::Path,
+    needed: Option<u64>,
+    source: std::io::Error,
+) -> StackError {
+    let dir = journal_dir(state_dir);
+    let free = space_of(&dir).or_else(|_| space_of(&options.state_dir)).ok();
+    let free = free.map(|space| human(space.free_bytes));
+    StackError::NoRoom { dir, needed: needed.map(human), free, source }
 }
 
 /// What the committer may do depends on the damage found and on who holds the volume.
@@ -531,7 +630,7 @@ impl Mounted {
             // The committer ends by itself after its step; the others hold nothing.
             // A read-only mount has no committer: its task would never end.
             let ends = n == 0 && self.writer.is_some();
-            let grace = if ends && drained { Duration::from_secs(30) } else { Duration::ZERO };
+            let grace = if ends && drained { STEP_MAX } else { Duration::ZERO };
             let abort = task.abort_handle();
             if tokio::time::timeout(grace, task).await.is_err() {
                 abort.abort();
@@ -541,7 +640,11 @@ impl Mounted {
             writer.committer.give_up_cleaning(); // its task may have been aborted
         }
         let close = self.shared.view.kv().close(drained);
-        let limit = if drained { CLOSE_MAX } else { CLOSE_PENDING_MAX };
+        let limit = match &*self.shared.layers.retry.health().borrow() {
+            _ if drained => CLOSE_MAX,
+            Health::Online => CLOSE_PENDING_MAX,
+            Health::OfflineSince(..) => CLOSE_AWAY_MAX,
+        };
         match tokio::time::timeout(limit, close).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => log::warn!("closing the metadata store: {e}"),

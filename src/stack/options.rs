@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use object_store::ObjectStore;
 
-use super::Key;
+use super::{Attended, Key};
 use crate::commit::{CleanOptions, CommitOptions};
 use crate::journal::disk::{DiskIo, RealDisk};
 use crate::seal::{KdfParams, Secret};
@@ -28,6 +28,8 @@ pub struct StoreOptions {
     pub allow_http: bool,
     /// Server-side encryption of every object, as far as it was asked for.
     pub sse: SseAsk,
+    /// Shows what is waited for, and takes the wish to stop.
+    pub attended: Attended,
     /// A store of the caller's own in place of what `location` names (tests).
     pub custom: Option<Arc<dyn ObjectStore>>,
 }
@@ -42,6 +44,7 @@ impl StoreOptions {
             profile: None,
             allow_http: false,
             sse: SseAsk::default(),
+            attended: Attended::default(),
             custom: None,
         }
     }

@@ -84,8 +84,14 @@ pub async fn recover(options: RecoverOptions) -> Result<Recovered, StackError> {
         KeyringSource::File(path) => Keyring::parse(&read_bounded(path)?)?,
         KeyringSource::Store(store) => {
             let name = store.location.to_string();
-            let layers = Layers::connect(store, KEYRING_TIMEOUT, false).await?;
-            load_keyring(&layers, &name).await?
+            let load = async {
+                let layers = Layers::connect(store, KEYRING_TIMEOUT, false).await?;
+                load_keyring(&layers, &name).await
+            };
+            tokio::select! {
+                loaded = load => loaded?,
+                () = store.attended.stopped() => return Err(StackError::Stopped),
+            }
         }
     };
     let keys = unlock(keyring, &options.key).await?.keys;

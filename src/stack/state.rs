@@ -10,6 +10,7 @@ use std::io::Write;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +81,8 @@ pub(super) struct StateFile<T = Remembered> {
     name: &'static str,
     keys: VolumeKeys,
     content: PhantomData<fn() -> T>,
+    /// Why the last save failed, if it did.
+    failed: Mutex<Option<String>>,
 }
 
 impl StateFile {
@@ -92,7 +95,8 @@ impl StateFile {
 impl<T: Serialize + DeserializeOwned> StateFile<T> {
     /// The file `name` in `dir`.
     pub(super) fn named(dir: &Path, name: &'static str, keys: VolumeKeys) -> StateFile<T> {
-        StateFile { path: dir.join(name), name, keys, content: PhantomData }
+        let (content, failed) = (PhantomData, Mutex::default());
+        StateFile { path: dir.join(name), name, keys, content, failed }
     }
 
     /// Takes the file away; one that is not there counts as taken away.
@@ -150,6 +154,11 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
         }
     }
 
+    /// Why the last save failed, if it did.
+    pub(super) fn failed(&self) -> Option<String> {
+        self.failed.lock().clone()
+    }
+
     /// Replaces the file; durably if `sync`.
     pub(super) fn save(&self, state: &T, sync: bool) -> Result<(), StackError> {
         let write = || -> std::io::Result<()> {
@@ -171,10 +180,12 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
             }
             Ok(())
         };
-        write().map_err(|source| {
+        let saved = write().map_err(|source| {
             let path = self.path.clone();
             StackError::Local { what: "writing", path, source }
-        })
+        });
+        *self.failed.lock() = saved.as_ref().err().map(StackError::to_string);
+        saved
     }
 }
 

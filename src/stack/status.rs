@@ -9,8 +9,10 @@ use parking_lot::Mutex;
 
 use super::config_use::VolumeSse;
 use super::control::{Connection, Control, Progress, Requests, Status, resident_bytes};
+use super::disks::{cache_note, journal_warning, space_of};
 use super::key_watch::KeyWatch;
 use super::layers::Layers;
+use super::state::StateFile;
 use crate::base::VolumeId;
 use crate::commit::{Committer, View, WriterState};
 use crate::data::BlockCache;
@@ -42,6 +44,8 @@ pub(super) struct Shared {
     pub(super) set_aside: Option<PathBuf>,
     /// Where the journal is.
     pub(super) journal_dir: PathBuf,
+    /// What this machine remembers, for whether it could be written.
+    pub(super) state: Arc<StateFile>,
     /// The commit that the mount began with.
     pub(super) sequence: u64,
     pub(super) layers: Layers,
@@ -99,6 +103,15 @@ impl Shared {
                 damaged.len(),
                 names.join(", "),
                 if damaged.len() > 5 { ", …" } else { "" }
+            ));
+        }
+        let journal = self.journal.as_deref();
+        let disk = journal.and_then(|j| journal_warning(&self.journal_dir, j, &self.mount_point));
+        warnings.extend(disk);
+        if let Some(why) = self.state.failed() {
+            warnings.push(format!(
+                "what this machine remembers of the volume cannot be written, so that an old copy \
+                 of the bucket may go unnoticed: {why}; make the directory writable, or free space"
             ));
         }
         if let Some(aside) = &self.set_aside {
@@ -174,6 +187,12 @@ impl Control for Shared {
                 .map(|applied| applied.to_string()),
             resident_bytes: resident_bytes(),
             warnings: self.warnings(),
+            notes: cache_note(&self.layers).into_iter().collect(),
+            journal_disk_free_bytes: self
+                .journal
+                .as_ref()
+                .and_then(|_| space_of(&self.journal_dir).ok())
+                .map(|space| space.free_bytes),
         }
     }
 

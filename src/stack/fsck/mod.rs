@@ -45,6 +45,8 @@ pub(super) use paths::printable;
 const FROZEN: Duration = Duration::from_secs(24 * 3600);
 /// How long a repair may take to reach the bucket.
 const SYNC_MAX: Duration = Duration::from_secs(600);
+/// The same when it was stopped.
+const STOPPED_SYNC_MAX: Duration = Duration::from_secs(5);
 /// Repairs show what they left to repair: names first, then the counts of them.
 const ROUNDS_MAX: usize = 6;
 /// Names that one problem lists.
@@ -165,6 +167,8 @@ pub async fn fsck(
     let remembered = remembered.unwrap_or_default();
     let mut writer = None;
     let mut mended = None;
+    let attended = options.store.attended.clone();
+    attended.goes_on();
     if options.repair {
         mended = Some(repair_mount(&options).await?);
     } else {
@@ -184,11 +188,16 @@ pub async fn fsck(
     let mut repaired = Vec::new();
     let outcome = match &mended {
         None => run.look().await,
-        Some((mounted, _)) => run.look_and_repair(mounted, &mut repaired).await,
+        // Dropped between two requests: what was put right until then is journalled.
+        Some((mounted, _)) => tokio::select! {
+            outcome = run.look_and_repair(mounted, &mut repaired) => outcome,
+            () = attended.stopped() => Err(StackError::Stopped),
+        },
     };
     if let Some((mounted, cache)) = mended {
         // Whatever was found: what was put right must get to the bucket, and the lease back.
-        if !mounted.shutdown(SYNC_MAX).await {
+        let limit = if attended.is_stopped() { STOPPED_SYNC_MAX } else { SYNC_MAX };
+        if !mounted.shutdown(limit).await {
             log::warn!("the last repairs are in the local journal only: mount the volume here");
         }
         drop(cache);

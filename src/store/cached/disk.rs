@@ -31,6 +31,8 @@ use std::time::UNIX_EPOCH;
 pub(super) const OBJECTS_MAX: usize = 100_000;
 /// Freed at once when the disk is full, so that the journal gets room.
 const FREED_WHEN_FULL: u64 = 64 << 20;
+/// The file whose lock keeps other processes out; it holds the id of the one that has it.
+const LOCK_NAME: &str = "lock";
 /// Names an object on disk and in memory: 16 bytes of its path's SHA-256.
 pub(super) type Key = [u8; 16];
 
@@ -109,8 +111,9 @@ impl Disk {
     /// The directory cannot be made, listed or locked; `WouldBlock`: another process has it.
     pub(super) fn open(dir: PathBuf, bytes_max: u64, stats: Arc<RequestStats>) -> io::Result<Disk> {
         DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        let lock =
-            OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("lock"))?;
+        let mut options = OpenOptions::new();
+        let mut lock =
+            options.create(true).truncate(false).write(true).open(dir.join(LOCK_NAME))?;
         lock.try_lock().map_err(|e| match e {
             fs::TryLockError::WouldBlock => io::Error::new(
                 io::ErrorKind::WouldBlock,
@@ -118,6 +121,11 @@ impl Disk {
             ),
             fs::TryLockError::Error(e) => e,
         })?;
+        // For who meets the lock; a full disk keeps nobody from using the cache.
+        let named = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+        if let Err(e) = named {
+            log::debug!("the lock of {} names nobody: {e}", dir.display());
+        }
         let mut index = Index { entries: LruCache::unbounded(), bytes: 0 };
         for (key, bytes) in scan(&dir)? {
             index.bytes += bytes;
@@ -379,6 +387,11 @@ impl Disk {
             self.unlink(&victim);
         }
     }
+}
+
+/// The process id in the lock file of a cache directory.
+pub(super) fn user_of(dir: &std::path::Path) -> Option<u32> {
+    fs::read_to_string(dir.join(LOCK_NAME)).ok()?.trim().parse().ok()
 }
 
 /// The files of a cache directory with their sizes on disk, least recently written first.

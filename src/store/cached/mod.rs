@@ -167,6 +167,16 @@ impl Cached {
         })))
     }
 
+    /// The process that last opened the cache in `dir`, as it says there; it may be gone.
+    pub fn user_of(dir: &std::path::Path) -> Option<u32> {
+        disk::user_of(dir)
+    }
+
+    /// Why a write to the cache's disk failed lately, if one did.
+    pub fn write_failed(&self) -> Option<String> {
+        self.0.stage.failed()
+    }
+
     /// Waits until everything fetched so far is on disk (not synced), or for `timeout`. Blocks.
     /// Returns whether it is.
     pub fn flush(&self, timeout: Duration) -> bool {

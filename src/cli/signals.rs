@@ -1,0 +1,181 @@
+//! The signals that end a command or a mount, and what a command says while it waits.
+//!
+//! | signal | a mount in the foreground | in the background |
+//! | --- | --- | --- |
+//! | SIGTERM, SIGINT | drains and unmounts; the second one leaves the rest to the journal | the same |
+//! | SIGHUP | as SIGTERM, unless it was ignored from the start (nohup) | ignored |
+
+use std::future::Future;
+use std::io;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::stack::{Attended, StackError, Wait};
+
+use super::exit::{Exit, Failure, Outcome};
+
+/// How long something is waited for in silence, and how long until it is said again.
+const SAY_AFTER: Duration = Duration::from_secs(2);
+const SAY_AGAIN: Duration = Duration::from_secs(30);
+/// How often is looked whether there is something to say.
+pub const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// The signals of the table, caught.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Option<Signal>,
+}
+
+/// Ignores SIGHUP: a process in the background has no terminal whose loss could mean anything.
+fn ignore_hangup() {
+    // SAFETY: SIG_IGN runs no code of ours.
+    unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+}
+
+/// Whether whoever started this process had SIGHUP ignored, as nohup(1) does.
+fn hangup_is_ignored() -> bool {
+    // SAFETY: the call only fills in the structure, for which all zeros are a valid value.
+    let action = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut action);
+        action
+    };
+    action.sa_sigaction == libc::SIG_IGN
+}
+
+impl Signals {
+    /// Catches them from now on.
+    pub fn catch(foreground: bool) -> io::Result<Signals> {
+        if !foreground {
+            ignore_hangup();
+        }
+        let hangup = match foreground && !hangup_is_ignored() {
+            true => Some(signal(SignalKind::hangup())?),
+            false => None,
+        };
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Signals { terminate, interrupt: signal(SignalKind::interrupt())?, hangup })
+    }
+
+    /// The name of the next one.
+    pub async fn next(&mut self) -> &'static str {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = hangup => "SIGHUP",
+        }
+    }
+}
+
+/// Says on standard error what is waited for: once it takes long, then seldom.
+#[derive(Default)]
+pub struct Teller {
+    said: Option<(String, Instant)>,
+}
+
+impl Teller {
+    /// Looks whether there is something to say.
+    pub fn look(&mut self, attended: &Attended) {
+        let Some(wait) = attended.wait().filter(|wait| wait.elapsed >= SAY_AFTER) else { return };
+        if let Some((what, at)) = &self.said
+            && *what == wait.what
+            && at.elapsed() < SAY_AGAIN
+        {
+            return;
+        }
+        eprintln!("sealfs: {}", sentence(&wait));
+        self.said = Some((wait.what, Instant::now()));
+    }
+}
+
+fn sentence(wait: &Wait) -> String {
+    let limit = wait.limit.map(|limit| format!(", at most {} s", limit.as_secs()));
+    let reason = wait.reason.as_ref().map(|reason| format!(": {reason}"));
+    format!(
+        "waiting for {} (for {} s now{}){}",
+        wait.what,
+        wait.elapsed.as_secs(),
+        limit.unwrap_or_default(),
+        reason.unwrap_or_default()
+    )
+}
+
+/// How long a command that was stopped may take to undo what it has begun.
+pub const UNDO_MAX: Duration = Duration::from_secs(10);
+
+/// What a command that was stopped by a signal comes to.
+pub fn stopped() -> Failure {
+    Failure::new(Exit::Stopped, StackError::Stopped)
+}
+
+/// [`attend`] on threads of its own, which do not outlast it.
+pub fn run<T>(
+    attended: &Attended,
+    grace: Duration,
+    work: impl Future<Output = Result<T, StackError>>,
+) -> Outcome<T> {
+    let runtime = super::runtime()?;
+    let outcome = runtime.block_on(attend(attended, grace, work));
+    runtime.shutdown_background(); // a thread may wait for a store that never answers
+    outcome
+}
+
+/// Runs `work` to its end, says what it waits for, and stops it at a signal of the table: it has
+/// `grace` to undo what it has begun, until a second signal.
+pub async fn attend<T>(
+    attended: &Attended,
+    grace: Duration,
+    work: impl Future<Output = Result<T, StackError>>,
+) -> Outcome<T> {
+    let caught = |e| Failure::new(Exit::General, format!("cannot catch signals: {e}"));
+    let mut signals = Signals::catch(true).map_err(caught)?;
+    let (mut teller, mut asked) = (Teller::default(), None::<Instant>);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return Ok(done?),
+            _ = signals.next() => match asked {
+                None if !grace.is_zero() => {
+                    attended.stop();
+                    asked = Some(Instant::now());
+                }
+                _ => return Err(stopped()),
+            },
+            () = tokio::time::sleep(LOOK_EVERY) => match asked {
+                None => teller.look(attended),
+                Some(at) if at.elapsed() > grace => return Err(stopped()),
+                Some(_) => {}
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_said_with_its_limit_and_the_reason() {
+        // Guards against half a minute of silence before "cannot be reached".
+        let mut wait = Wait {
+            what: "s3://b/p to answer".into(),
+            elapsed: Duration::from_millis(2100),
+            limit: Some(Duration::from_secs(30)),
+            reason: Some("connection refused".into()),
+        };
+        assert_eq!(
+            sentence(&wait),
+            "waiting for s3://b/p to answer (for 2 s now, at most 30 s): connection refused"
+        );
+        (wait.limit, wait.reason) = (None, None);
+        assert_eq!(sentence(&wait), "waiting for s3://b/p to answer (for 2 s now)");
+    }
+}
