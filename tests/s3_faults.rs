@@ -271,8 +271,9 @@ async fn a_bucket_is_made_without_a_place_unless_the_server_is_aws_or_asks() {
     }
 }
 
-/// A server on a port of its own that speaks TLS with a certificate nobody vouches for.
-async fn tls_server() -> u16 {
+/// A server on a port of its own that speaks TLS with a certificate nobody vouches for; a mute one
+/// hangs up on everything else, where others send an alert.
+async fn tls_server(is_mute: bool) -> u16 {
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     let certificate = CertificateDer::from_pem_slice(include_bytes!("tls/authority.pem"));
@@ -292,6 +293,11 @@ async fn tls_server() -> u16 {
         while let Ok((socket, _)) = listener.accept().await {
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
+                let mut first = [0];
+                let _ = socket.peek(&mut first).await;
+                if is_mute && first != [0x16] {
+                    return;
+                }
                 // A client that does not trust it hangs up.
                 let _ = acceptor.accept(socket).await;
             });
@@ -320,11 +326,13 @@ async fn a_connection_that_cannot_be_trusted_is_said_at_once_with_what_to_set() 
     // Guards against half a minute of retries, then `Other(OtherError(CaUsedAsEndEntity))`; through
     // the layer that retries.
     let plain = S3Server::start();
-    let tls = tls_server().await;
+    let tls = tls_server(false).await;
+    let mute = tls_server(true).await;
     let polite = polite_https_server().await;
     for (endpoint, says) in [
         (format!("https://localhost:{tls}"), ["signed by nobody", "AWS_CA_BUNDLE"]),
         (format!("http://localhost:{tls}"), ["speaks TLS", "https://"]),
+        (format!("http://localhost:{mute}"), ["speaks TLS", "https://"]),
         (format!("http://localhost:{polite}"), ["speaks TLS", "https://"]),
         (plain.endpoint().replace("http:", "https:"), ["does not speak TLS", "http://"]),
     ] {

@@ -27,6 +27,7 @@ use hyper_util::client::legacy::{Builder, Client};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -38,6 +39,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
+use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
 /// The least silence that a connection is given up for.
@@ -75,7 +77,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// take as long until its answer begins, and what its length takes at the slowest rate.
 pub(super) fn http_client(tls: Arc<ClientConfig>, silence_max: Duration) -> SharedHttpClient {
     let patience = Patience { silence_max, ..Patience::default() };
-    SharedHttpClient::new(Http(Arc::new(Shared { tls, patience, pools: Mutex::default() })))
+    let (answered, pools) = (AtomicBool::new(false), Mutex::default());
+    SharedHttpClient::new(Http(Arc::new(Shared { tls, answered, patience, pools })))
 }
 
 /// Why a request was given up here.
@@ -112,6 +115,8 @@ struct Http(Arc<Shared>);
 
 struct Shared {
     tls: Arc<ClientConfig>,
+    /// Some server has answered.
+    answered: AtomicBool,
     patience: Patience,
     /// By the time that connecting may take: the servers of credentials have one of their own.
     pools: Mutex<HashMap<Option<Duration>, Pool>>,
@@ -259,6 +264,7 @@ impl Wire {
     async fn send(self, request: HttpRequest) -> Result<HttpResponse, ConnectorError> {
         let load = Load::of(&request);
         let mut request = request.try_into_http1x().map_err(|e| ConnectorError::user(e.into()))?;
+        let uri = request.uri().clone();
         let captured = capture_connection(&mut request);
         let patience = self.shared.patience.of(&load);
         let slowest = Duration::from_secs(load.body_bytes / SLOWEST_RATE);
@@ -284,12 +290,14 @@ impl Wire {
             }
         };
         let pulse = pulse(&captured);
-        let answer = answer.map_err(|e| match &pulse {
-            Some(pulse) if pulse.speaks_tls.load(Relaxed) => {
-                ConnectorError::io(GivenUp::SpeaksTls.into())
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(_) if self.wants_tls(&uri, pulse.as_deref()).await => {
+                return Err(ConnectorError::io(GivenUp::SpeaksTls.into()));
             }
-            _ => ConnectorError::io(e.into()),
-        })?;
+            Err(e) => return Err(ConnectorError::io(e.into())),
+        };
+        self.shared.answered.store(true, Relaxed);
         if let Some(pulse) = &pulse {
             self.shared.patience.answered(pulse.waited(begun), &load);
         }
@@ -307,6 +315,32 @@ impl Wire {
             SdkBody::from_body_1_x(watched)
         });
         HttpResponse::try_from(answer).map_err(|e| ConnectorError::other(e.into(), None))
+    }
+}
+
+impl Wire {
+    /// Whether a request failed because the server wants it over TLS: its first words say so, or,
+    /// from one that says nothing and has never answered, a handshake.
+    async fn wants_tls(&self, uri: &Uri, pulse: Option<&Pulse>) -> bool {
+        let Some(pulse) = pulse.filter(|_| uri.scheme_str() == Some("http")) else { return false };
+        if pulse.heard_something() || self.shared.answered.load(Relaxed) {
+            return pulse.speaks_tls.load(Relaxed);
+        }
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let port = uri.port_u16().unwrap_or(80);
+        let Ok(name) = ServerName::try_from(host.clone()) else { return false };
+        let asking = async {
+            let tcp = TcpStream::connect((host.as_str(), port)).await?;
+            TlsConnector::from(self.shared.tls.clone()).connect(name, tcp).await.map(drop)
+        };
+        match tokio::time::timeout(QUESTION_MAX, asking).await {
+            Ok(Ok(())) => true,
+            // It got as far as a certificate, whoever vouches for it.
+            Ok(Err(e)) => e.get_ref().is_some_and(|e| {
+                matches!(e.downcast_ref(), Some(rustls::Error::InvalidCertificate(_)))
+            }),
+            Err(_) => false,
+        }
     }
 }
 
@@ -401,11 +435,18 @@ impl Pulse {
     }
 
     fn has_read(&self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return; // the end
+        }
         self.moved.store(self.now(), Relaxed);
         if !self.heard.swap(true, Relaxed) {
             // Alerts and handshakes of TLS; no line of HTTP begins like that.
             self.speaks_tls.store(matches!(bytes, [0x15 | 0x16, 0x03, ..]), Relaxed);
         }
+    }
+
+    fn heard_something(&self) -> bool {
+        self.heard.load(Relaxed)
     }
 
     /// How long nothing has moved, at most since `begun`.
