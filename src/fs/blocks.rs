@@ -169,7 +169,7 @@ mod tests {
             for (at, &has) in data.iter().enumerate() {
                 let at = at as u64;
                 match parts.last_mut() {
-                    Some(p) if has != matches!(p.source, Source::Hole) && at % 1000 != 0 => {
+                    Some(p) if has != matches!(p.source, Source::Hole) && !at.is_multiple_of(1000) => {
                         p.end = at + 1;
                     }
                     _ => {
