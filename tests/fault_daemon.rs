@@ -475,7 +475,9 @@ fn a_core_of_the_running_daemon_holds_no_key_contents_or_name() {
     let keyring = fs::read(v.path("store/keyring")).expect("reads");
     let pass = b"correct horse battery staple".to_vec();
     let secret = Secret::Passphrase(pass.clone().into());
-    let keys = Keyring::parse(&keyring).expect("parses").unlock(&secret).expect("unlocks");
+    let keyring = Keyring::parse(&keyring).expect("parses");
+    let (_, seed) = keyring.find(&secret).expect("a slot");
+    let keys = keyring.unlock(&secret).expect("unlocks");
     let pid = v.daemon();
     let Some(core) = gcore(&v, pid) else {
         v.umount();
@@ -496,7 +498,10 @@ fn a_core_of_the_running_daemon_holds_no_key_contents_or_name() {
     let whole = gcore(&v, pid).expect("as before");
     assert!(whole.len() > 1 << 20 && found(&whole, name.as_bytes()), "{} bytes", whole.len());
     let keys = keys.secrets_for_tests().into_iter().map(|key| key.expose().to_vec());
-    for (what, secret) in keys.map(|key| ("key", key)).chain([("passphrase", pass)]) {
+    for (what, secret) in keys
+        .map(|key| ("key", key))
+        .chain([("seed", seed.expose_for_tests().to_vec()), ("passphrase", pass)])
+    {
         assert!(!found(&core, &secret), "the {what} is in the core");
         assert!(!found(&whole, &secret), "the {what} is in the core with all memory");
     }

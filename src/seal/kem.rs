@@ -30,6 +30,12 @@ impl Seed {
         Seed(InputKey::from_bytes(bytes))
     }
 
+    /// Its bytes, for tests that look for them where they must not be.
+    #[doc(hidden)]
+    pub fn expose_for_tests(&self) -> &[u8; KEY] {
+        self.0.expose()
+    }
+
     /// The public key that belongs to it. Costs a key generation, some 50 µs.
     pub(super) fn public(&self) -> Vec<u8> {
         self.pair().encapsulation_key().to_bytes().to_vec()

@@ -20,6 +20,7 @@ use super::kem::Seed;
 use super::keyring_bytes::MAC;
 use super::keyring_error::KeyringError;
 use super::keys::{EpochSecret, FIRST_EPOCH, LocalKey, RootKey, VolumeKeys};
+use super::secret::with_wiped_stack;
 use super::slots::{KdfParams, Secret, Slot, SlotKind, total_cost};
 use crate::base::VolumeId;
 
@@ -224,7 +225,7 @@ impl Keyring {
     /// [`KeyringError::NoSuchKind`]; derivations out of bounds or unknown, when no slot fits.
     pub fn find(&self, secret: &Secret) -> Result<(u32, Seed), KeyringError> {
         let wanted = secret.kind();
-        if let Some(found) = secret.find(&self.slots)? {
+        if let Some(found) = with_wiped_stack(|| secret.find(&self.slots))? {
             return Ok(found);
         }
         Err(match wanted {
@@ -243,6 +244,10 @@ impl Keyring {
     /// [`KeyringError::NoSuchSlot`]; [`KeyringError::Altered`] when anything in it was not made by
     /// somebody who had its keys, or it is not of the volume that the slot was made for.
     pub fn open(&self, id: u32, seed: &Seed) -> Result<VolumeKeys, KeyringError> {
+        with_wiped_stack(|| self.open_slot(id, seed))
+    }
+
+    fn open_slot(&self, id: u32, seed: &Seed) -> Result<VolumeKeys, KeyringError> {
         let slot = self.slots.iter().find(|slot| slot.id == id);
         let slot = slot.ok_or(KeyringError::NoSuchSlot(id))?;
         let (root, anchor) = slot.open(self.volume, self.epoch, seed)?;

@@ -216,6 +216,29 @@ fn a_root_of_somebody_else_sealed_for_our_public_key_is_refused() {
 }
 
 #[test]
+fn a_slot_made_after_somebody_was_removed_refuses_what_he_makes() {
+    // Guards against a machine that has seen nothing: who was removed knows the first root and so the
+    // volume's id, and seals a root of his own for the public key of a slot that was made since. Its
+    // anchor is of an epoch that he never knew.
+    let (mut ring, keys) = cheap();
+    let before = ring.clone();
+    let newer = ring.rotate(&keys).unwrap();
+    add(&mut ring, &newer, 3).unwrap();
+    for epochs in 0..3 {
+        let (mut forged, mut evil) = (before.clone(), keys.clone());
+        for _ in 0..epochs {
+            evil = forged.rotate(&evil).unwrap();
+        }
+        let mut slot = ring.slots[1].clone();
+        slot.hold(forged.volume, forged.epoch, &evil.root()).unwrap();
+        forged.slots.push(slot);
+        forged.changed(&evil.root());
+        assert_eq!(opens(&forged, 1), None, "his own history is a good one");
+        assert_eq!(opens(&forged, 3), Some(KeyringError::Altered), "{epochs} epochs on");
+    }
+}
+
+#[test]
 fn derivation_costs_out_of_bounds_are_refused_before_they_run() {
     // Guards against a forged keyring that takes the machine's memory or hours, or one that
     // asks for a cheap derivation: it must fail at once, naming the slot.
