@@ -349,6 +349,10 @@ fn a_large_upload_on_a_slow_line_is_sent_once() {
 /// Far above what giving up takes on a busy machine, far below the stall timeout of 10 minutes.
 const END_MAX: Duration = Duration::from_secs(90);
 
+/// What stopping at a signal takes where nothing is to be undone, on a busy machine; less than the
+/// least that a command may take to undo something.
+const STOP_MAX: Duration = Duration::from_secs(8);
+
 /// A mount with something that only the journal has, and a store that is away.
 fn away(outage: Outage) -> (S3Server, Volume) {
     let server = S3Server::start();
@@ -506,7 +510,8 @@ fn stops(v: &Volume, n: usize, args: &[&str], by: libc::c_int) {
     let begun = Instant::now();
     signal(holder.0.id() as i32, by);
     let status = ends(&mut holder.0, "it stops");
-    eprintln!("{} stopped after {:?}", args[0], begun.elapsed());
+    let took = begun.elapsed();
+    assert!(took < STOP_MAX, "{args:?} stopped after {took:?}");
     let text = fs::read_to_string(&said).expect("reads");
     assert_eq!(status, Some(12), "{args:?}: {text}");
     assert!(text.ends_with("sealfs: error: stopped before the end\n"), "{args:?}: {text}");

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::StackError;
 use crate::store::Health;
 
 /// What is waited for now.
@@ -91,6 +92,18 @@ impl Attended {
     /// Whether it was asked to.
     pub fn is_stopped(&self) -> bool {
         *self.stop.borrow()
+    }
+
+    /// What `work` comes to, or [`StackError::Stopped`] as soon as it is asked to stop: for what
+    /// can be dropped at any point.
+    pub(super) async fn unless_stopped<T>(
+        &self,
+        work: impl Future<Output = Result<T, StackError>>,
+    ) -> Result<T, StackError> {
+        tokio::select! {
+            done = work => done,
+            () = self.stopped() => Err(StackError::Stopped),
+        }
     }
 
     /// Resolves when it is asked to.

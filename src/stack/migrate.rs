@@ -116,13 +116,15 @@ pub async fn migrate(
     tell: impl FnOnce(VolumeId) -> bool,
 ) -> Result<MigrateReport, StackError> {
     let target = options.store.sse.mode.clone().unwrap_or_default();
-    let opened = Opened::open(&options.store, Some(&options.key)).await?;
+    let attended = &options.store.attended;
+    let open = Opened::open(&options.store, Some(&options.key));
+    let opened = attended.unless_stopped(open).await?;
     let s3 = opened.s3(&options.store)?;
     let sealed = opened.sealed().expect("a key was given");
     if let Some(unlocked) = &opened.unlocked {
         unlocked.keyring.check_writable()?;
     }
-    let holder = lease::held_by(&sealed).await?;
+    let holder = attended.unless_stopped(lease::held_by(&sealed)).await?;
     refuse_unreadable(options, &target, holder.as_deref())?;
     probe_store(&opened.layers).await?;
 

@@ -154,10 +154,16 @@ pub async fn fsck(
 ) -> Result<FsckReport, StackError> {
     progress.begin("opening");
     let name = options.store.location.to_string();
-    let layers = Layers::connect(&options.store, options.read_timeout, false).await?;
-    let Unlocked { keyring, keys, .. } = unlock_store(&layers, &name, &options.key).await?;
+    let attended = options.store.attended.clone();
+    let open = async {
+        let layers = Layers::connect(&options.store, options.read_timeout, false).await?;
+        let unlocked = unlock_store(&layers, &name, &options.key).await?;
+        let sealed = Sealed::new(layers.retry.clone(), unlocked.keys.clone());
+        Ok((layers, unlocked, config::load(&sealed).await?))
+    };
+    let (layers, unlocked, loaded) = attended.unless_stopped(open).await?;
+    let Unlocked { keyring, keys, .. } = unlocked;
     let id = keys.volume_id();
-    let loaded = config::load(&Sealed::new(layers.retry.clone(), keys.clone())).await?;
     // The encryption that the volume remembers is needed to read objects under it.
     let _sse = VolumeSse::begin(layers.s3.clone(), options.store.sse.clone(), loaded.config)?;
     let sealed = layers.sealed(&keys)?;
@@ -167,7 +173,6 @@ pub async fn fsck(
     let remembered = remembered.unwrap_or_default();
     let mut writer = None;
     let mut mended = None;
-    let attended = options.store.attended.clone();
     attended.goes_on();
     if options.repair {
         mended = Some(repair_mount(&options).await?);
