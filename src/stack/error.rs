@@ -66,6 +66,19 @@ pub enum StackError {
         /// One of the objects.
         example: String,
     },
+    /// `init` where a volume is already.
+    #[error("there is a volume at {0} already")]
+    VolumeThere(String),
+    /// `init` above or below another volume: what is listed or deleted of one would be the other's.
+    #[error("{store} {lies} the volume {other}")]
+    Nested {
+        /// The STORE.
+        store: String,
+        /// How they lie to one another: "lies within" or "holds".
+        lies: &'static str,
+        /// The other volume's STORE.
+        other: String,
+    },
     /// The keyring or the secret.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
@@ -243,7 +256,9 @@ impl StackError {
             StackError::Location(_)
             | StackError::Unsuitable(_)
             | StackError::NoVolume(_)
-            | StackError::NotEmpty { .. } => StackErrorKind::Unsuitable,
+            | StackError::NotEmpty { .. }
+            | StackError::VolumeThere(_)
+            | StackError::Nested { .. } => StackErrorKind::Unsuitable,
             StackError::Stopped => StackErrorKind::Stopped,
             StackError::InUse { .. }
             | StackError::Ending { .. }
@@ -278,6 +293,13 @@ impl StackError {
             StackError::NoVolume(store) => format!("create one: sealfs init {store}"),
             StackError::NotEmpty { .. } => {
                 "choose an empty prefix: init never writes over anything".into()
+            }
+            StackError::VolumeThere(store) => format!(
+                "mount it: sealfs mount {store} DIR; or choose an empty prefix: init never writes \
+                 over anything"
+            ),
+            StackError::Nested { .. } => {
+                "choose a prefix that is neither above nor below another volume's".into()
             }
             StackError::Keyring(e) => e.hint()?.into(),
             StackError::InUse { .. } => "unmount it there, or, if that machine is gone: \

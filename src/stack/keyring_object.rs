@@ -68,7 +68,7 @@ pub(super) async fn create_keyring(
     match layers.retry.put_opts(&path, keyring.to_bytes().into(), options).await {
         Ok(_) => Ok(()),
         Err(e) if class(&e) == ErrorClass::AlreadyExists => {
-            Err(StackError::NotEmpty { store: store.into(), example: KEYRING_NAME.into() })
+            Err(StackError::VolumeThere(store.into()))
         }
         Err(e) => Err(StackError::store(format!("creating the keyring of {store}"), e)),
     }

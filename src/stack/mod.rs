@@ -15,6 +15,7 @@
 //! | `open` | a volume that is not mounted, for `audit` and `migrate` |
 //! | `status` | the status of a running mount |
 //! | `volume` | `init` |
+//! | `neighbours` | whether a prefix is free, also of volumes above and below it |
 //! | `fsck/` | a whole volume checked and repaired |
 //! | `recover` | what a journal holds, as files |
 //! | `mount` | a running mount and its background tasks, and its shutdown |
@@ -45,6 +46,7 @@ mod lease;
 mod lineage;
 pub mod migrate;
 mod mount;
+mod neighbours;
 mod open;
 mod options;
 mod recover;
@@ -62,6 +64,7 @@ pub use key_change::{Changed, KeyOptions, change_keyring, open_keyring};
 pub use keyring_object::{KEYRING_NAME, load_keyring, read_keyring};
 pub use layers::Layers;
 pub use mount::{Mounted, mount};
+pub use neighbours::check_free;
 pub use options::{InitOptions, LocalDisk, MountOptions, StoreOptions};
 pub use recover::{KeyringSource, LIST_NAME, RecoverOptions, Recovered, recover};
 pub use unlock::{Key, KeySource, Unlocked, unlock, unlock_store};

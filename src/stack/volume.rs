@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
@@ -11,6 +11,7 @@ use super::canary::probe_store;
 use super::config::{self, CONFIG_NAME, VolumeConfig};
 use super::doctor::{Finding, Level, secure_bucket};
 use super::keyring_object::{KEYRING_NAME, create_keyring};
+use super::neighbours::refuse_taken;
 use super::options::OPEN_TIMEOUT;
 use super::{InitOptions, Layers, StackError, StackErrorKind, StoreOptions};
 use crate::base::{Clock, SystemClock, VolumeId};
@@ -28,14 +29,15 @@ const UNDO_MAX: Duration = Duration::from_secs(8);
 /// The keyring is written last: a volume whose `init` was interrupted does not exist.
 ///
 /// # Errors
-/// [`StackError::NotEmpty`], [`StackError::Unsuitable`], [`StackError::Store`];
+/// [`StackError::NotEmpty`], [`StackError::VolumeThere`], [`StackError::Nested`],
+/// [`StackError::Unsuitable`], [`StackError::Store`];
 /// [`StackError::Stopped`]: what it had made is deleted again, as far as the store lets it.
 pub async fn init(options: InitOptions) -> Result<VolumeId, StackError> {
     let name = options.store.location.to_string();
     let attended = options.store.attended.clone();
     let empty = async {
         let layers = Layers::connect(&options.store, READ_TIMEOUT, true).await?;
-        refuse_if_not_empty(&layers, &name).await?;
+        refuse_taken(&layers, &options.store).await?;
         Ok::<_, StackError>(layers)
     };
     let layers = tokio::select! {
@@ -118,14 +120,4 @@ pub async fn create_bucket(
     let mut findings = secure_bucket(s3, &s3.sse_mode(), versioning).await;
     findings.retain(|finding| finding.level != Level::Ok);
     Ok(findings)
-}
-
-async fn refuse_if_not_empty(layers: &Layers, name: &str) -> Result<(), StackError> {
-    match layers.retry.list(None).next().await {
-        None => Ok(()),
-        Some(Ok(found)) => {
-            Err(StackError::NotEmpty { store: name.into(), example: found.location.to_string() })
-        }
-        Some(Err(e)) => Err(StackError::store(format!("listing {name}"), e)),
-    }
 }
