@@ -13,6 +13,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
 
+use super::exit::{Exit, Failure, Outcome};
+
 /// A log file is renamed to `….old` (replacing the one before) when it reaches this size.
 const FILE_BYTES_MAX: u64 = 8 << 20;
 
@@ -27,6 +29,31 @@ pub enum Target {
     },
     /// A file, made readable by its owner only.
     File(PathBuf),
+}
+
+/// Whether a log can be written to `path`, while there is somebody to tell. Makes the file.
+pub fn check(path: &Path) -> Outcome {
+    let Err(e) = LogFile::open(path) else { return Ok(()) };
+    let shown = path.display();
+    let parent = path.parent().unwrap_or(path).display();
+    let (why, hint) = match e.kind() {
+        io::ErrorKind::NotFound => {
+            (format!("there is no directory {parent}"), format!("mkdir -p {parent}"))
+        }
+        io::ErrorKind::IsADirectory => (
+            "it is a directory".into(),
+            format!("name a file in it: --log-file {shown}/sealfs.log"),
+        ),
+        io::ErrorKind::NotADirectory => {
+            (format!("{parent} is not a directory"), format!("look at it: ls -ld {parent}"))
+        }
+        io::ErrorKind::PermissionDenied => (
+            "you may not write there".into(),
+            format!("name a place of your own: --log-file FILE; or look: ls -ld {parent} {shown}"),
+        ),
+        _ => (e.to_string(), format!("look at it: ls -ld {parent}")),
+    };
+    Err(Failure::new(Exit::General, format!("cannot log to {shown}: {why}")).hint(hint))
 }
 
 /// Installs the logger and has panics logged. Call once, after going to the background.
@@ -75,7 +102,14 @@ enum Sink {
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         let ours = metadata.target().split("::").next() == Some("sealfs");
-        let level = if ours { self.level } else { self.level.min(LevelFilter::Warn) };
+        // What the AWS libraries warn of comes back as an error that we explain; their own words
+        // are dumps of their structures.
+        let is_aws = metadata.target().starts_with("aws_");
+        let level = match (ours, is_aws && self.level < LevelFilter::Debug) {
+            (true, _) => self.level,
+            (false, true) => LevelFilter::Off,
+            (false, false) => self.level.min(LevelFilter::Warn),
+        };
         metadata.level() <= level
     }
 
@@ -83,7 +117,7 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let (level, text) = (record.level(), record.args());
+        let (level, text) = (record.level(), one_line(&record.args().to_string()));
         // A log line that cannot be written has no better place to go.
         let _ = match &self.sink {
             Sink::Stderr => writeln!(io::stderr(), "{} {level:5} {text}", timestamp()),
@@ -92,10 +126,10 @@ impl Log for Logger {
             Sink::Syslog(log) => {
                 let mut log = log.lock();
                 let sent = match level {
-                    Level::Error => log.err(text),
-                    Level::Warn => log.warning(text),
-                    Level::Info => log.info(text),
-                    Level::Debug | Level::Trace => log.debug(text),
+                    Level::Error => log.err(&text),
+                    Level::Warn => log.warning(&text),
+                    Level::Info => log.info(&text),
+                    Level::Debug | Level::Trace => log.debug(&text),
                 };
                 sent.map_err(io::Error::other)
             }
@@ -103,6 +137,17 @@ impl Log for Logger {
     }
 
     fn flush(&self) {}
+}
+
+/// A message as one line, since each line of a log stands alone: a hint goes behind its message.
+fn one_line(text: &str) -> String {
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut out = lines.next().unwrap_or_default().to_owned();
+    for line in lines {
+        out += if line.starts_with("hint: ") { "; " } else { " | " };
+        out += line;
+    }
+    out
 }
 
 /// The severities of syslog(3).
@@ -201,5 +246,16 @@ mod tests {
         assert!(enabled("fuser::session", Level::Warn));
         assert!(!enabled("fuser::request", Level::Debug));
         assert!(!enabled("sealfs_other", Level::Info));
+        let quiet = Logger { sink: Sink::Stderr, level: LevelFilter::Info };
+        let provider = Metadata::builder().target("aws_config::meta").level(Level::Warn).build();
+        assert!(!quiet.enabled(&provider) && logger.enabled(&provider));
+    }
+
+    #[test]
+    fn each_message_is_one_line() {
+        // Guards against a bare "hint:" line that belongs to nothing, and lines without a time.
+        assert_eq!(one_line("denied\nhint: ask s3"), "denied; hint: ask s3");
+        assert_eq!(one_line("bug\n\n  at x\n"), "bug | at x");
+        assert_eq!(one_line(""), "");
     }
 }

@@ -3,13 +3,14 @@
 //! `classify` is pure; the rest collects facts out of the client's error types. Called by every
 //! operation of the adapter. Source: S3 API Reference, "Error responses".
 
+use super::causes::Causes;
 use super::refusal;
 use super::sse::{SecretKey32, SseMode};
 use super::tls::{self, Trouble};
 use crate::store::error::{ErrorClass, StoreError};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use std::error::Error;
 
 /// The store's name in `object_store::Error::Generic`.
@@ -71,7 +72,7 @@ where
     let failure = facts(&error);
     let (verdict, hint) = classify(&failure, condition);
     // The sentence holds the code or the innermost cause; what surrounds it helps only us.
-    log::debug!("{action} {path}: {}", DisplayErrorContext(&error));
+    log::debug!("{action} {path}: {}", Causes(&error));
     to_store_error(verdict, path, sentence(&failure, action, path, hint, &error))
 }
 
@@ -95,7 +96,7 @@ where
         failure.code.as_deref().unwrap_or_default(),
         failure.message.as_deref().unwrap_or_default(),
     );
-    log::debug!("{action} {path}: {}", DisplayErrorContext(&error));
+    log::debug!("{action} {path}: {}", Causes(&error));
     match of_mode {
         None => to_store_error(verdict, path, sentence(&failure, action, path, hint, &error)),
         Some(refusal) => {
@@ -135,7 +136,7 @@ where
             "none of the customer keys given fits: --sse-c-key-file FILE for the volume's, --sse-c-read-key-file FILE for older ones",
         );
     }
-    log::debug!("{action} {path}: {}", DisplayErrorContext(&error));
+    log::debug!("{action} {path}: {}", Causes(&error));
     to_store_error(verdict, path, sentence(&failure, action, path, hint, &error))
 }
 

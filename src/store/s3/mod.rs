@@ -6,6 +6,7 @@
 
 mod body;
 mod bucket;
+mod causes;
 mod client;
 mod connection;
 mod credentials;
