@@ -534,3 +534,102 @@ fn a_metadata_service_that_refuses_is_no_reason_to_wait() {
     assert!(said.contains("hint: aws configure") && said.contains("--profile"), "{said}");
     assert!(begun.elapsed() < Duration::from_secs(15), "after {:?}", begun.elapsed());
 }
+
+#[test]
+fn a_volume_within_another_is_never_made() {
+    // Guards against two volumes in one another: to the outer one, the objects of the inner one are
+    // foreign for ever, and fsck and audit fail. Both directions, and at every depth.
+    let v = Volume::bare();
+    let pass = v.text("passphrase");
+    let init = |place: &str| {
+        let url = format!("file://{}", v.text(place));
+        (v.run(&["init", &url, "--passphrase-file", &pass]), url)
+    };
+    let (made, outer) = init("store/a");
+    assert!(made.status.success());
+    let refused = |place: &str, said: &str| {
+        let (output, url) = init(place);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(5), "{place}: {stderr}");
+        assert!(stderr.contains(&said.replace("URL", &url)), "{place}: {stderr}");
+        assert!(stderr.contains("\nhint: "), "{stderr}");
+    };
+    refused("store/a/sub", &format!("URL lies within the volume {outer}"));
+    refused("store/a/x/y/z", &format!("URL lies within the volume {outer}"));
+    refused("store", &format!("URL holds the volume {outer}"));
+    refused("store/a", "there is a volume at URL already");
+    std::os::unix::fs::symlink(v.path("store/a"), v.path("link")).expect("links");
+    refused("link/sub", "lies within the volume ");
+    assert!(!v.path("store/a/sub").join("keyring").exists());
+    // Beside it there is room.
+    assert!(init("store/a2").0.status.success());
+    // What is no keyring of ours is no volume.
+    std::fs::create_dir(v.path("plain")).expect("makes");
+    std::fs::write(v.path("plain/keyring"), "of somebody else").expect("writes");
+    assert!(init("plain/volume").0.status.success());
+}
+
+#[test]
+fn a_place_that_cannot_be_mounted_on_or_logged_to_is_named_with_a_way_out() {
+    // Guards against one sentence for everything ("cannot log"), and against a file of a log made
+    // somewhere by a command that was refused.
+    let v = Volume::bare();
+    std::fs::write(v.path("file"), "").expect("writes");
+    let run = |dir: &str, log: &str| {
+        let pass = v.text("passphrase");
+        let (dir, log) = (v.text(dir), v.text(log));
+        let args = ["mount", &v.url(), &dir, "--passphrase-file", &pass, "--log-file", &log];
+        let places = [v.text("cache"), v.text("state")];
+        v.fails(&[&args[..], &["--cache-dir", &places[0], "--state-dir", &places[1]]].concat(), 1)
+    };
+    for (dir, log, said) in [
+        ("file", "log", "file: it is not a directory\nhint: choose a directory"),
+        ("file/x", "log", "it is not a directory\nhint: "),
+        ("vault", "run", "run: it is a directory\nhint: name a file in it: --log-file "),
+        ("vault", "missing/log", &format!("missing\nhint: mkdir -p {}\n", v.text("missing"))),
+        ("vault", "file/log", "file is not a directory\nhint: "),
+    ] {
+        let stderr = run(dir, log);
+        assert!(stderr.contains(said), "{dir} {log}: {stderr}");
+        assert_eq!(stderr.lines().count(), 2, "{stderr}");
+    }
+}
+
+#[test]
+fn a_passphrase_is_asked_for_three_times_but_not_for_a_volume_that_is_not_there() {
+    // Guards against a typo that costs a whole command line, and against somebody typing a
+    // passphrase only to learn that the store has no volume.
+    let typed = |v: &Volume, command: &str, lines: &str| {
+        // script(1) gives the command a terminal to ask on.
+        let mut child = std::process::Command::new("script")
+            .args(["-qec", command, "/dev/null"])
+            .env("SEALFS_RUNTIME_DIR", v.path("run"))
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("script is part of util-linux");
+        let mut input = child.stdin.take().expect("a pipe");
+        std::io::Write::write_all(&mut input, lines.as_bytes()).expect("types");
+        let output = child.wait_with_output().expect("ends");
+        drop(input);
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let v = Volume::create();
+    let program = env!("CARGO_BIN_EXE_sealfs");
+    let state = v.text("state");
+    let fsck = format!("{program} fsck {} --state-dir {state}", v.url());
+    let right = "correct horse battery staple";
+    let (status, said) = typed(&v, &fsck, &format!("wrong\nwrong again\n{right}\n"));
+    assert_eq!((status, said.matches("passphrase: ").count()), (Some(0), 3), "{said}");
+    let (status, said) = typed(&v, &fsck, "a\nb\nc\nd\n");
+    assert_eq!((status, said.matches("passphrase: ").count()), (Some(3), 3), "{said}");
+    let empty = Volume::bare();
+    let mount = format!("{program} mount {} {}", empty.url(), empty.text("vault"));
+    let (status, said) = typed(&empty, &mount, "x\n");
+    assert_eq!(status, Some(5), "{said}");
+    assert!(said.contains("no volume") && !said.contains("passphrase: "), "{said}");
+    let init = format!("{program} init {}", v.url());
+    let (status, said) = typed(&v, &init, "x\nx\n");
+    assert_eq!(status, Some(5), "{said}");
+    assert!(said.contains("already") && !said.contains("passphrase: "), "{said}");
+}

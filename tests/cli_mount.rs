@@ -5,6 +5,8 @@ mod mounts;
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -164,8 +166,12 @@ fn after_a_crash_closed_and_synced_files_are_there() {
     let stderr = v.fails(&["status", &v.text("vault")], 9);
     assert!(stderr.contains("is gone\nhint: "), "{stderr}");
     drop(synced);
-    v.detach();
-    v.mount(&[]);
+    let args = v.mount_args(&[]); // takes the dead mount away itself
+    let output = v.run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.contains("took away the mount"), "{stderr}");
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("the kernel's table");
+    assert_eq!(mounts.matches(&v.text("vault")).count(), 1, "{mounts}");
     assert_eq!(fs::read(v.at("closed")).expect("reads"), b"closed");
     assert_eq!(fs::read(v.at("synced")).expect("reads"), b"synced");
     v.umount();
@@ -376,4 +382,178 @@ fn a_mount_namespace_that_holds_the_volume_is_named_at_once() {
     wait_until("the daemon ends", || !is_alive(daemon));
     v.mount(&[]);
     v.umount();
+}
+#[test]
+fn a_detached_mount_that_ends_leaves_the_one_that_followed_it_reachable() {
+    // Guards against a live mount that every command calls gone: the first one, detached and
+    // ended late, removed the control socket of the second.
+    needs_fuse!();
+    let v = Volume::mounted();
+    let first = v.daemon();
+    let open = File::create(v.at("open")).expect("creates");
+    v.ok(&["umount", "--lazy", &v.text("vault")]);
+    // Another volume: the first one's journal is still in use.
+    let second = Volume::create();
+    let (url, vault) = (second.url(), v.text("vault"));
+    let mut args = second.mount_args(&[]);
+    args[2].clone_from(&vault);
+    assert_eq!(args[1], url);
+    v.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_ne!(v.daemon(), first);
+    drop(open);
+    wait_until("the first one ends", || !is_alive(first));
+    assert_eq!(v.status("store"), url);
+    v.umount();
+}
+
+#[test]
+fn a_live_mount_is_found_from_every_environment() {
+    // Guards against "is gone" and `umount -l` for a mount that works: from cron, su or sudo, which
+    // set other directories, and after a logout that wiped the runtime directory.
+    needs_fuse!();
+    let v = Volume::mounted();
+    let vault = v.text("vault");
+    let bare = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sealfs"));
+        command.args(["status", &vault]).env_clear().stdin(Stdio::null());
+        command.output().expect("runs")
+    };
+    let output = bare();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fs::remove_dir_all(v.path("run")).expect("removes");
+    // Whoever asks waits until it is made again.
+    assert_eq!(v.status("state"), "online");
+    fs::remove_dir_all(v.path("run")).expect("removes");
+    assert!(bare().status.success());
+    v.umount();
+}
+
+/// `sealfs` as the user nobody, who has nothing but this volume's own directory.
+fn as_nobody(v: &Volume, args: &[&str]) -> Command {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sealfs"));
+    command.args(args).env_clear().env("HOME", v.path("")).env("PATH", "/usr/bin:/bin");
+    command.uid(NOBODY).gid(NOBODY).stdin(Stdio::null());
+    command
+}
+
+const NOBODY: u32 = 65534;
+
+#[test]
+fn a_mount_of_somebody_else_is_named_as_such_and_never_called_dead() {
+    // Guards against root told to detach a user's live mount, and a user told so of root's.
+    needs_fuse!();
+    let here = Path::new(env!("CARGO_BIN_EXE_sealfs"));
+    let reachable = here.ancestors().all(|dir| {
+        let mode = dir.metadata().expect("exists").permissions().mode();
+        mode & 0o001 != 0
+    });
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    if unsafe { libc::geteuid() } != 0 || !reachable {
+        eprintln!("skipped: it takes root, and a program that others can run");
+        return;
+    }
+    let open = |v: &Volume, mode| {
+        fs::set_permissions(v.path(""), fs::Permissions::from_mode(mode)).expect("own directory");
+    };
+    // Root's, for a user.
+    let v = Volume::mounted();
+    open(&v, 0o755);
+    let vault = v.text("vault");
+    for command in ["status", "sync", "umount"] {
+        let output = as_nobody(&v, &[command, &vault]).output().expect("runs");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("is mounted by root") && stderr.contains("sudo "), "{stderr}");
+        assert!(!stderr.contains("umount -l") && !stderr.contains("gone"), "{stderr}");
+    }
+    v.umount();
+    // A user's, for root. Root may not even look at the directory.
+    let v = Volume::create();
+    let chown = Command::new("chown").args(["-R", "65534:65534"]).arg(v.path("")).status();
+    assert!(chown.expect("chown runs").success());
+    std::os::unix::fs::chown(v.path("run"), Some(0), Some(0)).expect("root's own");
+    let args = v.mount_args(&[]);
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let output = as_nobody(&v, &args).output().expect("runs");
+    let mode = fs::metadata("/dev/fuse").expect("exists").permissions().mode();
+    if mode & 0o006 != 0o006 {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("you may not open /dev/fuse"), "{stderr}");
+        eprintln!("skipped in part: only root may open /dev/fuse here");
+        return;
+    }
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(v.status("state"), "online");
+    let args: Vec<_> = args.iter().map(|&s| s.to_owned()).collect();
+    let stderr = v.fails(&args.iter().map(String::as_str).collect::<Vec<_>>(), 10);
+    assert!(stderr.contains("mounted by nobody") && stderr.contains("sudo -u nobody"), "{stderr}");
+    v.umount();
+    assert!(!v.is_mounted());
+}
+
+#[test]
+fn the_helper_of_mount_takes_every_flag_and_a_directory_with_a_space() {
+    // Guards against a line of fstab that cannot say what the command line can. systemd and
+    // mount(8) give the helper no HOME.
+    needs_fuse!();
+    let v = Volume::create();
+    let vault = v.path("my vault");
+    fs::create_dir(&vault).expect("makes");
+    fs::write(vault.join("hidden"), "").expect("writes");
+    fs::create_dir(v.path("a,b")).expect("makes");
+    let program = Path::new(env!("CARGO_BIN_EXE_sealfs")).parent().expect("a directory");
+    let list = format!(
+        "rw,_netdev,nofail,over,passphrase_file={},cache_dir=\"{}\",state_dir={}\\,2,cache_size=1G,\
+         clean_after=0,at_least=0,read_timeout=5s,accept_rollback,noexec",
+        v.text("passphrase"),
+        v.text("a,b/cache"),
+        v.text("state"),
+    );
+    let output = Command::new("sh")
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/mount.fuse.sealfs"))
+        .arg(v.url())
+        .arg(&vault)
+        .args(["-n", "-o", &list])
+        .env_clear()
+        .env("PATH", format!("{}:/usr/bin:/bin", program.display()))
+        .env("SEALFS_RUNTIME_DIR", v.path("run"))
+        .output()
+        .expect("sh runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(v.path("a,b/cache").exists() && v.path("state,2").exists());
+    assert!(!vault.join("hidden").exists(), "not mounted over it");
+    v.ok(&["umount", &vault.display().to_string()]);
+}
+
+#[test]
+fn a_service_counts_as_started_when_the_mount_works() {
+    // Guards against units that start on the bare directory below a mount still on its way.
+    needs_fuse!();
+    let v = Volume::create();
+    let socket = std::os::unix::net::UnixDatagram::bind(v.path("notify")).expect("binds");
+    socket.set_read_timeout(Some(Duration::from_secs(60))).expect("sets");
+    let said = || {
+        let mut buffer = [0; 512];
+        let len = socket.recv(&mut buffer).expect("a message");
+        String::from_utf8_lossy(&buffer[..len]).into_owned()
+    };
+    let args = v.mount_args(&["--foreground"]);
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let mut command = v.command(&args);
+    let child = command.env("NOTIFY_SOCKET", v.path("notify")).spawn().expect("runs");
+    let mut daemon = Holder(child);
+    let ready = said();
+    assert!(ready.starts_with("READY=1\nSTATUS=mounted on "), "{ready}");
+    assert!(v.is_mounted());
+    fs::write(v.at("f"), b"x").expect("works at once");
+    // SAFETY: the process is this test's own daemon.
+    unsafe { libc::kill(daemon.0.id() as i32, libc::SIGTERM) };
+    wait_until("it says that it stops", || said().contains("STOPPING=1"));
+    assert_eq!(daemon.0.wait().expect("ends").code(), Some(0));
+    let unit = include_str!("../packaging/sealfs@.service");
+    for line in ["Type=notify", "Environment=HOME=/root"] {
+        assert!(unit.lines().any(|l| l == line), "{line}");
+    }
+    assert!(unit.contains("${STORE} ${DIR}"), "a path with a space would come apart");
 }

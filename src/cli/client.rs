@@ -4,14 +4,16 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::base::VolumeId;
+use crate::fuse::{self, Entry, Life};
 use crate::stack::Progress;
 
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
 use super::protocol::{Ask, Say, line};
+use super::user::{self, own_uid};
 
 /// The daemon speaks several times a second while it works; silence this long means that it
 /// hangs or has died.
@@ -24,50 +26,63 @@ pub struct Client {
     pub point: PathBuf,
 }
 
+/// How long a mount whose control socket was removed may take to make it again.
+const REMADE_MAX: Duration = Duration::from_secs(6);
+
 impl Client {
     /// Connects to the daemon of the mount at `dir`, or (`inside`) of the mount `dir` is in.
     pub fn connect(dir: &Path, inside: bool) -> Outcome<Client> {
         let point = dirs::resolve(dir).map_err(|e| {
             Failure::new(Exit::NotMounted, format!("cannot look at {}: {e}", dir.display()))
         })?;
-        let candidates = point.ancestors().take(if inside { usize::MAX } else { 1 });
-        for candidate in candidates {
-            if let Ok(stream) = UnixStream::connect(dirs::socket_path(candidate)?) {
-                return Ok(Client { stream, point: candidate.to_path_buf() });
+        let candidates: Vec<_> =
+            point.ancestors().take(if inside { usize::MAX } else { 1 }).collect();
+        let begun = Instant::now();
+        loop {
+            let table = fuse::mounts();
+            let entry_of =
+                |at: &Path| table.iter().rfind(|entry| entry.point == at && entry.is_sealfs());
+            for candidate in &candidates {
+                let owner = entry_of(candidate).and_then(|entry| entry.owner);
+                if let Some(stream) = reach(candidate, owner) {
+                    return Ok(Client { stream, point: candidate.to_path_buf() });
+                }
             }
+            let Some(entry) = candidates.iter().find_map(|at| entry_of(at)) else {
+                let shown = point.display();
+                let message = format!("{shown} is not a sealfs mount");
+                return Err(Failure::new(Exit::NotMounted, message)
+                    .hint("grep sealfs /proc/mounts, as the user who mounted it"));
+            };
+            let life = fuse::life(&entry.point);
+            let ours = entry.owner.is_none_or(|owner| owner == own_uid());
+            if life != Life::Alive || !ours || begun.elapsed() > REMADE_MAX {
+                return Err(unreachable(entry, life));
+            }
+            std::thread::sleep(Duration::from_millis(200));
         }
-        Err(no_daemon(&point))
     }
 
     /// Connects to every daemon of this user on this machine.
-    pub fn all() -> Outcome<Vec<Client>> {
-        let sockets = dirs::sockets()?;
+    pub fn all() -> Vec<Client> {
         let connected = |path: PathBuf| {
             let stream = UnixStream::connect(&path).ok()?; // a dead daemon's
             Some(Client { stream, point: path })
         };
-        Ok(sockets.into_iter().filter_map(connected).collect())
+        dirs::sockets().into_iter().filter_map(connected).collect()
     }
 
     /// Tells the mount of this volume on this machine, if there is one, to look at its keyring and
     /// configuration; whether it has followed.
     pub fn tell_mount(volume: VolumeId) -> bool {
         let ask = Ask::Follow { volume_id: volume.to_string() };
-        let clients = Client::all().unwrap_or_default();
+        let clients = Client::all();
         clients.iter().any(|client| matches!(client.ask(&ask, |_| {}), Ok(Say::Done { .. })))
     }
 
     /// Process id of the daemon.
     pub fn daemon(&self) -> io::Result<libc::pid_t> {
-        let mut who = libc::ucred { pid: 0, uid: 0, gid: 0 };
-        let mut len = size_of::<libc::ucred>() as libc::socklen_t;
-        // SAFETY: the kernel writes at most `len` bytes to `who`, which has that many.
-        let rc = unsafe {
-            let out = (&raw mut who).cast();
-            let fd = self.stream.as_raw_fd();
-            libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, out, &mut len)
-        };
-        if rc == 0 { Ok(who.pid) } else { Err(io::Error::last_os_error()) }
+        Ok(peer(&self.stream)?.pid)
     }
 
     /// Asks, and passes progress to `on_progress` until the last message, which is returned.
@@ -98,26 +113,62 @@ impl Client {
     }
 }
 
-fn no_daemon(point: &Path) -> Failure {
-    let shown = point.display();
-    if is_mounted(point) {
-        let cure = if dirs::is_root() { "umount -l" } else { "fusermount3 -uz" };
+/// Who is at the other end.
+fn peer(stream: &UnixStream) -> io::Result<libc::ucred> {
+    let mut who = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to `who`, which has that many.
+    let rc = unsafe {
+        let out = (&raw mut who).cast();
+        libc::getsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, out, &mut len)
+    };
+    if rc == 0 { Ok(who) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The daemon of the mount that `owner` made at `point`, wherever its socket is. A socket of
+/// anybody else's is not believed: its name can be guessed.
+fn reach(point: &Path, owner: Option<u32>) -> Option<UnixStream> {
+    let believed = |uid: u32| uid == 0 || uid == own_uid() || Some(uid) == owner;
+    let connect = |place: &PathBuf| {
+        let stream = UnixStream::connect(place).ok()?; // nobody is there, or not for us
+        peer(&stream).is_ok_and(|who| believed(who.uid)).then_some(stream)
+    };
+    dirs::all_socket_places(point, owner).iter().find_map(connect)
+}
+
+/// Why the daemon of a mount cannot be asked. That it is gone is said only if the kernel says so:
+/// who takes a live mount away loses what was not written back yet.
+fn unreachable(entry: &Entry, life: Life) -> Failure {
+    let shown = entry.point.display();
+    if life == Life::Dead {
         return Failure::new(
             Exit::NotMounted,
             format!("the process that served the mount at {shown} is gone"),
         )
-        .hint(format!("{cure} {shown}, then mount it again: nothing that was synced is lost"));
+        .hint(format!(
+            "mount it again, which takes the dead mount away: sealfs mount {} {shown}; nothing \
+             that was synced is lost",
+            entry.source
+        ));
     }
-    Failure::new(Exit::NotMounted, format!("{shown} is not a sealfs mount"))
-        .hint("grep sealfs /proc/mounts, as the user who mounted it")
+    let general = |message: String| Failure::new(Exit::General, message);
+    match entry.owner.filter(|&owner| owner != own_uid()) {
+        Some(owner) => {
+            let name = user::name(owner);
+            general(format!("{shown} is mounted by {name}, who alone can ask it")).hint(match owner
+            {
+                0 => format!("sudo sealfs status {shown}"),
+                _ => format!("sudo -u {name} sealfs status {shown}"),
+            })
+        }
+        None if life == Life::Silent => general(format!("the mount at {shown} does not answer"))
+            .hint("look for its process and its last words: pgrep -a sealfs; journalctl -t sealfs"),
+        None => general(format!("{shown} is mounted and served, but its control socket is gone"))
+            .hint(format!("umount {shown} ends it in order; its process: pgrep -a sealfs")),
+    }
 }
 
 /// Whether a sealfs is mounted at `point`, served or not.
 pub fn is_mounted(point: &Path) -> bool {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let wanted = point.display().to_string().replace('\\', "\\134").replace(' ', "\\040");
-    mounts.lines().any(|line| {
-        let mut fields = line.split(' ').skip(1);
-        fields.next() == Some(&wanted) && fields.next() == Some("fuse.sealfs")
-    })
+    fuse::mounted_at(point).is_some_and(|entry| entry.is_sealfs())
 }

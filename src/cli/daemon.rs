@@ -6,6 +6,9 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use super::exit::{Exit, Failure, Outcome};
 
 /// The child's duty to tell the waiting parent how the start went. Dropped without a word, the
@@ -73,6 +76,33 @@ fn catch_signals(child: libc::pid_t) {
             action.sa_flags = libc::SA_RESETHAND | libc::SA_RESTART;
             libc::sigaction(signal, &action, std::ptr::null_mut());
         }
+    }
+}
+
+/// Runs `work` in a process of its own and returns what it came to: threads that it starts end
+/// there, and this process may fork later on. Call only while the process has one thread.
+pub fn aside<T: Serialize + DeserializeOwned>(work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+    let failed = |e: io::Error| Failure::new(Exit::General, format!("cannot start a process: {e}"));
+    let (mut read, mut write) = io::pipe().map_err(failed)?;
+    // SAFETY: this process has one thread (the caller's duty), so the child's memory is whole.
+    let pid = unsafe { libc::fork() };
+    if pid < 0 {
+        return Err(failed(io::Error::last_os_error()));
+    }
+    if pid == 0 {
+        drop(read);
+        let told = serde_json::to_vec(&work()).map(|bytes| write.write_all(&bytes));
+        std::process::exit(if matches!(told, Ok(Ok(()))) { 0 } else { 1 });
+    }
+    drop(write);
+    let mut report = Vec::new();
+    let told = read.read_to_end(&mut report);
+    let mut status = 0;
+    // SAFETY: waitpid writes one int through the pointer.
+    unsafe { libc::waitpid(pid, &mut status, 0) };
+    match (told, serde_json::from_slice(&report)) {
+        (Ok(_), Ok(outcome)) => outcome,
+        _ => Err(Failure::new(Exit::General, "the process that looked at the store died")),
     }
 }
 

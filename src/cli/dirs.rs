@@ -10,13 +10,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::exit::{Exit, Failure, Outcome};
+use super::user::{self, is_root, own_uid};
 use crate::base::hex;
-
-/// Whether this process is root.
-pub fn is_root() -> bool {
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    unsafe { libc::geteuid() == 0 }
-}
 
 /// `$variable/sealfs`, `~/below_home/sealfs`, or `for_root` for root.
 fn base(for_root: &str, variable: &str, below_home: &str) -> Outcome<PathBuf> {
@@ -27,7 +22,7 @@ fn base(for_root: &str, variable: &str, below_home: &str) -> Outcome<PathBuf> {
     if let Some(dir) = std::env::var_os(variable).and_then(absolute) {
         return Ok(dir.join("sealfs"));
     }
-    match std::env::var_os("HOME").and_then(absolute) {
+    match user::home() {
         Some(home) => Ok(home.join(below_home).join("sealfs")),
         None => Err(Failure::new(Exit::General, "HOME is not set").hint("export HOME=~USER")),
     }
@@ -54,27 +49,42 @@ pub fn absolute(path: &Path) -> Outcome<PathBuf> {
         .map_err(|e| Failure::new(Exit::General, format!("{}: {e}", path.display())))
 }
 
-/// Where control sockets are: one directory per user, whatever `--state-dir` says, so that
-/// `sealfs status DIR` needs nothing but DIR.
-pub fn runtime_dir() -> Outcome<PathBuf> {
-    if let Some(dir) = std::env::var_os("SEALFS_RUNTIME_DIR") {
-        return Ok(dir.into());
+/// Where the control sockets of this user's mounts may be, the best place first, whatever
+/// `--state-dir` says: so `sealfs status DIR` needs nothing but DIR. /run/user/UID is there only
+/// while the user is logged in, hence a second place.
+pub fn runtime_dirs() -> Vec<PathBuf> {
+    if let Some(dir) = std::env::var_os("SEALFS_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
+        let dir = PathBuf::from(dir);
+        return vec![std::path::absolute(&dir).unwrap_or(dir)];
     }
+    usual_runtime_dirs()
+}
+
+fn usual_runtime_dirs() -> Vec<PathBuf> {
     if is_root() {
-        return Ok("/run/sealfs".into());
+        return vec![ROOT_RUNTIME_DIR.into(), "/var/lib/sealfs/run".into()];
     }
-    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|p| p.is_absolute()) {
-        Some(dir) => Ok(dir.join("sealfs")),
-        None => Ok(state_dir()?.join("run")),
-    }
+    let xdg = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|p| p.is_absolute());
+    let mut dirs: Vec<_> = xdg.into_iter().map(|dir| dir.join("sealfs")).collect();
+    dirs.push(login_runtime_dir(own_uid()));
+    dirs.extend(state_dir().ok().map(|dir| dir.join("run")));
+    dirs.dedup();
+    dirs
+}
+
+/// Where the sockets of root's mounts are.
+const ROOT_RUNTIME_DIR: &str = "/run/sealfs";
+
+/// Where the sockets of a user's mounts are while the user is logged in (pam_systemd(8)).
+fn login_runtime_dir(uid: u32) -> PathBuf {
+    format!("/run/user/{uid}/sealfs").into()
 }
 
 /// Makes a directory that only its owner can enter, or checks that it is one.
 pub fn make_private(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let meta = dir.metadata()?;
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    if meta.uid() != unsafe { libc::geteuid() } {
+    if meta.uid() != own_uid() {
         return Err(io::Error::other("it belongs to another user"));
     }
     if meta.mode() & 0o077 != 0 {
@@ -83,39 +93,59 @@ pub fn make_private(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The control socket of the mount at `point` (absolute, resolved).
-pub fn socket_path(point: &Path) -> Outcome<PathBuf> {
+fn socket_name(point: &Path) -> String {
     let hash = Sha256::digest(point.as_os_str().as_bytes());
-    Ok(runtime_dir()?.join(format!("{}.sock", hex(&hash[..8]))))
+    format!("{}.sock", hex(&hash[..8]))
+}
+
+/// Where this process may make the control socket of a mount at `point` (absolute, resolved).
+pub fn socket_places(point: &Path) -> Vec<PathBuf> {
+    let name = socket_name(point);
+    runtime_dirs().into_iter().map(|dir| dir.join(&name)).collect()
+}
+
+/// Everywhere the control socket of the mount at `point` can be, if `owner` mounted it: the
+/// environment of whoever mounted it may have been another one.
+pub fn all_socket_places(point: &Path, owner: Option<u32>) -> Vec<PathBuf> {
+    let name = socket_name(point);
+    let mut dirs = runtime_dirs();
+    dirs.extend(usual_runtime_dirs());
+    dirs.extend(owner.map(login_runtime_dir));
+    dirs.push(ROOT_RUNTIME_DIR.into());
+    let mut places: Vec<_> = dirs.into_iter().map(|dir| dir.join(&name)).collect();
+    // Every socket of this machine that has a name, whoever made it (proc_net(5)).
+    let bound = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let paths = bound.lines().filter_map(|line| Some(PathBuf::from(&line[line.find('/')?..])));
+    places.extend(paths.filter(|path| path.file_name().is_some_and(|file| *file == *name)));
+    let mut seen = std::collections::HashSet::new();
+    places.retain(|place| seen.insert(place.clone()));
+    places
 }
 
 /// The control sockets of this user's mounts, dead ones included.
-pub fn sockets() -> Outcome<Vec<PathBuf>> {
-    let entries = match std::fs::read_dir(runtime_dir()?) {
-        Ok(entries) => entries,
-        Err(_) => return Ok(Vec::new()), // no mount has ever made it
-    };
+pub fn sockets() -> Vec<PathBuf> {
+    // A directory that cannot be listed is one that no mount has made.
+    let entries = runtime_dirs().into_iter().filter_map(|dir| dir.read_dir().ok()).flatten();
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    Ok(paths.filter(|path| path.extension().is_some_and(|e| e == "sock")).collect())
+    paths.filter(|path| path.extension().is_some_and(|e| e == "sock")).collect()
 }
 
-/// Resolves a mount point to the name the daemon knows it by, even when the mount on it is
-/// dead (then only its parent can be looked at).
-pub fn resolve(point: &Path) -> io::Result<PathBuf> {
-    match point.canonicalize() {
-        Ok(path) => Ok(path),
-        Err(e) => {
-            let absolute = std::path::absolute(point)?;
-            let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
-                return Err(e);
-            };
-            match e.raw_os_error() {
-                Some(libc::ENOTCONN | libc::EIO | libc::ETIMEDOUT) => {
-                    Ok(parent.canonicalize()?.join(name))
-                }
-                _ => Err(e),
-            }
+/// Resolves a path to the name the daemon knows it by, even below a mount that is dead or belongs
+/// to somebody else: then only what leads there can be looked at.
+pub fn resolve(path: &Path) -> io::Result<PathBuf> {
+    let e = match path.canonicalize() {
+        Ok(path) => return Ok(path),
+        Err(e) => e,
+    };
+    let absolute = std::path::absolute(path)?;
+    let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+        return Err(e);
+    };
+    match e.raw_os_error() {
+        Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EIO | libc::ETIMEDOUT | libc::EACCES) => {
+            Ok(resolve(parent)?.join(name))
         }
+        _ => Err(e),
     }
 }
 
@@ -127,10 +157,10 @@ mod tests {
     fn sockets_of_two_mount_points_differ_and_are_short() {
         // Guards against `umount a` reaching the daemon of b, and against socket paths above
         // the 108 bytes of sockaddr_un for deep mount points.
-        let a = socket_path(Path::new("/mnt/a")).expect("a directory");
-        let deep = socket_path(Path::new(&format!("/mnt/{}", "x/".repeat(500)))).expect("one");
+        let a = socket_name(Path::new("/mnt/a"));
+        let deep = socket_name(Path::new(&format!("/mnt/{}", "x/".repeat(500))));
         assert_ne!(a, deep);
-        assert_eq!(a.file_name().map(|n| n.len()), deep.file_name().map(|n| n.len()));
+        assert_eq!(a.len(), deep.len());
     }
 
     #[test]

@@ -71,6 +71,7 @@ pub struct FsckArgs {
 pub fn run(args: FsckArgs) -> Outcome {
     let store = args.access.resolve(&args.store)?;
     super::keep_private();
+    let secret = args.secret.read_for(&store)?;
     let options = FsckOptions {
         store,
         state_dir: dirs::absolute_or(args.state_dir.as_deref(), dirs::state_dir)?,
@@ -79,7 +80,7 @@ pub fn run(args: FsckArgs) -> Outcome {
         repair: args.repair,
         at_least: args.at_least,
         read_timeout: args.read_timeout,
-        key: args.secret.read(false)?.into(),
+        key: secret.into(),
     };
     let runtime = super::runtime()?;
     let report = runtime.block_on(watched(options));

@@ -48,7 +48,8 @@ pub fn run(args: InitArgs) -> Outcome {
     let mode = store.sse.for_new_volume().map_err(|e| Failure::new(Exit::Usage, e))?;
     store.sse.mode = Some(mode);
     super::keep_private();
-    let secret = args.secret.read(true)?;
+    // A bucket that is still to be made cannot be looked at.
+    let secret = args.secret.read_new((!args.create_bucket).then_some(&store))?;
     // SAFETY: these calls take nothing and cannot fail (getuid(2)).
     let owner = unsafe { (libc::getuid(), libc::getgid()) };
     let kdf = KdfParams::default();

@@ -10,6 +10,7 @@ use futures::future::join_all;
 use tokio::time::timeout;
 
 use super::exit::{Exit, Failure};
+use super::notify;
 use super::protocol::Say;
 use super::server::UmountAsked;
 use crate::stack::Progress;
@@ -35,6 +36,7 @@ impl Leaving {
     /// A signal asks for it.
     pub fn signal(&mut self, name: &str) {
         self.signals += 1;
+        notify::stopping("uploading what is pending");
         match self.signals {
             1 => log::info!("{name}: asked to end; uploading what is pending"),
             _ => log::info!("{name}: asked to end at once; the rest stays in the journal"),

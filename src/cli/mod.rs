@@ -12,11 +12,13 @@ mod dirs;
 mod doctor;
 mod exit;
 mod fsck;
+mod fstab;
 mod init;
 mod key;
 mod leaving;
 mod logging;
 mod mount;
+mod notify;
 mod place;
 mod progress;
 mod protocol;
@@ -25,15 +27,17 @@ mod secret;
 mod serve;
 mod server;
 mod signals;
+mod socket;
 mod sse;
 mod sse_report;
 mod status;
 mod sync;
 mod umount;
+mod user;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 pub use exit::{Exit, Failure, TABLE};
 
@@ -102,7 +106,9 @@ fn runtime() -> exit::Outcome<tokio::runtime::Runtime> {
 /// Runs the command line; returns the process's exit status. Call it first in `main`: `mount`
 /// forks, which needs a process of one thread.
 pub fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    user::ensure_home();
+    let args = fstab::expand(std::env::args_os().collect(), &Cli::command());
+    let outcome = match Cli::parse_from(args).command {
         Command::Init(args) => init::run(*args),
         Command::Mount(args) => mount::run(*args),
         Command::Umount(args) => umount::run(args),

@@ -14,13 +14,13 @@ use crate::store::Location;
 use crate::store::s3::{local_files, pin_local_files};
 
 use super::args::{SecretArgs, StoreArgs, duration, journal_size, size};
-use super::client::is_mounted;
-use super::daemon::{Detached, Starting, detach};
+use super::daemon::{self, Detached, detach};
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
 use super::logging::{self, Target};
 use super::place::{self, Need};
 use super::serve::{Plan, serve};
+use super::socket::Starting;
 
 /// Flags of `sealfs mount`.
 #[derive(Args, Clone, Debug)]
@@ -47,7 +47,8 @@ pub struct MountArgs {
     local: LocalArgs,
     #[command(flatten)]
     log: LogArgs,
-    /// Mount options: ro, allow_other, dev, suid, noexec, nonempty, sync, fsync=remote|local
+    /// Mount options: ro, allow_other, dev, suid, noexec, nonempty, sync, fsync=remote|local; and
+    /// every long flag by its name, as fstab needs it: passphrase_file=FILE
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Mount on a directory that is not empty (as -o nonempty): what it holds is hidden meanwhile
@@ -138,7 +139,7 @@ pub fn run(mut args: MountArgs) -> Outcome {
         |what: &str, e: std::io::Error| Failure::new(Exit::General, format!("{what}: {e}"));
     let plan = plan(&args)?;
     let starting = if args.foreground {
-        Starting::foreground()
+        daemon::Starting::foreground()
     } else {
         match detach().map_err(|e| general("cannot go to the background", e))? {
             Detached::Parent(outcome) => return outcome,
@@ -185,19 +186,6 @@ fn run_plan(args: &MountArgs, plan: &Plan) -> Outcome<tokio::runtime::Runtime> {
 /// is still there.
 fn plan(args: &MountArgs) -> Outcome<Plan> {
     let store = args.access.resolve(&args.store)?;
-    let shown = args.dir.display();
-    let unusable = |e| {
-        Failure::new(Exit::General, format!("cannot mount on {shown}: {e}"))
-            .hint(format!("mkdir -p {shown}"))
-    };
-    let point = dirs::resolve(&args.dir).map_err(unusable)?;
-    if is_mounted(&point) {
-        return Err(Failure::new(Exit::Busy, format!("{shown} is a sealfs mount already"))
-            .hint(format!("sealfs status {shown}, or sealfs umount {shown}")));
-    }
-    if !point.is_dir() {
-        return Err(unusable(std::io::Error::from_raw_os_error(libc::ENOTDIR)));
-    }
     let mut fuse = FuseOptions { fsname: store.location.to_string(), ..FuseOptions::default() };
     for list in &args.options {
         fuse.apply(list)
@@ -209,12 +197,26 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
     }
     let cache_dir = dirs::absolute_or(args.local.cache_dir.as_deref(), dirs::cache_dir)?;
     let state_dir = dirs::absolute_or(args.local.state_dir.as_deref(), dirs::state_dir)?;
-    place::refuse_covered(&point, &needs(args, &store.location, &cache_dir, &state_dir)?)?;
+    let mut needs = needs(args, &store.location, &cache_dir, &state_dir);
+    let point = dirs::resolve(&args.dir).map_err(|e| place::unusable(&args.dir, &e))?;
+    let (covered, places): (Vec<_>, Vec<_>) =
+        dirs::socket_places(&point).into_iter().partition(|p| place::leads_through(p, &point));
+    if places.is_empty() {
+        let socket = |path| Need::new("the control socket", path, "SEALFS_RUNTIME_DIR=DIR");
+        needs.extend(covered.into_iter().map(socket));
+    }
+    place::refuse_covered(&point, &needs)?;
+    // From here on no other start sees this directory as free.
+    let starting = Starting::begin(&places, &point)?;
+    let point = place::free_point(&args.dir)?;
+    place::refuse_covered(&point, &needs)?; // what a dead mount had covered is seen now
     place::refuse_inside_store(&point, &store.location)?;
+    place::require_fuse()?;
+    args.log.log_file.as_deref().map_or(Ok(()), logging::check)?;
     if !fuse.nonempty && !args.over {
         place::refuse_hiding(&point)?;
     }
-    let secret = args.secret.read(false)?; // last: nobody types it for a wrong flag
+    let secret = args.secret.read_for(&store)?; // last: nobody types it for a wrong flag
     let volume = MountOptions {
         cache_bytes_max: args.local.cache_size,
         journal_bytes_max: args.local.journal_size,
@@ -229,20 +231,20 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
         clean: CleanOptions { dead_bytes_min: args.clean_after, ..CleanOptions::default() },
         ..MountOptions::new(store, secret, cache_dir, state_dir)
     };
-    Ok(Plan { volume, fuse, point })
+    Ok(Plan { volume, fuse, point, places, starting })
 }
 
 /// What the daemon opens by name while it serves.
-fn needs(args: &MountArgs, store: &Location, cache: &Path, state: &Path) -> Outcome<Vec<Need>> {
+fn needs(args: &MountArgs, store: &Location, cache: &Path, state: &Path) -> Vec<Need> {
     let mut needs = vec![
         Need::new("the journal", state, "--state-dir DIR"),
         Need::new("the cache", cache, "--cache-dir DIR"),
-        Need::new("the control socket", dirs::runtime_dir()?, "SEALFS_RUNTIME_DIR=DIR"),
     ];
     let log = args.log.log_file.iter().map(|file| Need::new("the log", file, "--log-file FILE"));
     let secret = [
         (&args.secret.passphrase_file, "--passphrase-file FILE"),
         (&args.secret.key_file, "--key-file FILE"),
+        (&args.secret.recovery_file, "--recovery-file FILE"),
         (&args.secret.recovery_file, "--recovery-file FILE"),
     ];
     let secret = secret
@@ -256,5 +258,5 @@ fn needs(args: &MountArgs, store: &Location, cache: &Path, state: &Path) -> Outc
             .extend(local_files().into_iter().map(|file| Need::new("the AWS settings", file, ""))),
         Location::Memory => {}
     }
-    Ok(needs)
+    needs
 }

@@ -2,7 +2,8 @@
 //! opening it would be a request to itself that it never answers; and over files of somebody's
 //! only when that is meant.
 //!
-//! Called by `mount` before anything is mounted. Looks only, changes nothing.
+//! Called by `mount` before anything is mounted. Changes nothing but that a dead mount is taken
+//! away.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -10,12 +11,16 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
+use crate::fuse::{self, Entry, Life};
 use crate::store::Location;
 
 use super::exit::{Exit, Failure, Outcome};
+use super::{dirs, user};
 
 /// Links followed in one path before it is taken for a circle, as the kernel does.
 const LINKS_MAX: usize = 40;
+/// Dead mounts on one another that are taken away.
+const DEAD_MAX: usize = 16;
 /// Hidden entries that are looked at, and named.
 const ENTRIES_MAX: usize = 10_000;
 const NAMED_MAX: usize = 3;
@@ -40,6 +45,104 @@ impl Need {
     pub fn new(what: &'static str, path: impl Into<PathBuf>, cure: &'static str) -> Need {
         Need { what, path: path.into(), cure }
     }
+}
+
+/// The mount point at `dir`, resolved: a directory without a volume on it. A mount of ours whose
+/// process is gone is taken away first.
+pub fn free_point(dir: &Path) -> Outcome<PathBuf> {
+    let shown = dir.display();
+    for _ in 0..DEAD_MAX {
+        let point = dirs::resolve(dir).map_err(|e| unusable(dir, &e))?;
+        let Some(entry) = fuse::mounted_at(&point).filter(Entry::is_sealfs) else {
+            return match point.metadata() {
+                Ok(meta) if meta.is_dir() => Ok(point),
+                Ok(_) => Err(unusable(dir, &io::Error::from_raw_os_error(libc::ENOTDIR))),
+                Err(e) => Err(unusable(dir, &e)),
+            };
+        };
+        if fuse::life(&point) != Life::Dead {
+            return Err(mounted_already(dir, &entry));
+        }
+        fuse::unmount(&point, true).map_err(|e| {
+            let message = format!("cannot take away the dead mount at {shown}: {e}");
+            Failure::new(Exit::General, message).hint(format!("sudo umount -l {shown}"))
+        })?;
+        eprintln!("sealfs: note: took away the mount at {shown}, whose process was gone");
+    }
+    Err(Failure::new(Exit::General, format!("dead mounts lie on one another at {shown}"))
+        .hint(format!("umount -l {shown}, until it is free")))
+}
+
+fn mounted_already(dir: &Path, entry: &Entry) -> Failure {
+    let shown = dir.display();
+    let (by, sudo) = match entry.owner.filter(|&owner| owner != user::own_uid()) {
+        Some(0) => (", mounted by root".into(), "sudo ".into()),
+        Some(owner) => {
+            let name = user::name(owner);
+            (format!(", mounted by {name}"), format!("sudo -u {name} "))
+        }
+        None => (String::new(), String::new()),
+    };
+    let message = format!("{shown} is a sealfs mount already: {}{by}", entry.source);
+    Failure::new(Exit::Busy, message)
+        .hint(format!("{sudo}sealfs status {shown}, or {sudo}sealfs umount {shown}"))
+}
+
+/// Why `dir` cannot be mounted on, and what makes it fit.
+pub fn unusable(dir: &Path, e: &io::Error) -> Failure {
+    let shown = dir.display();
+    let (why, hint) = match e.raw_os_error() {
+        Some(libc::ENOENT) => (e.to_string(), format!("mkdir -p {shown}")),
+        Some(libc::ENOTDIR) => (
+            "it is not a directory".into(),
+            format!("choose a directory, or make one: mkdir -p {shown}.d"),
+        ),
+        Some(libc::ENOTCONN | libc::ECONNABORTED) => {
+            ("a dead mount of another program is there".into(), format!("umount -l {shown}"))
+        }
+        _ => (e.to_string(), format!("look at it: ls -ld {shown}")),
+    };
+    Failure::new(Exit::General, format!("cannot mount on {shown}: {why}")).hint(hint)
+}
+
+/// Refuses a machine on which nothing can be mounted, and says what it lacks.
+pub fn require_fuse() -> Outcome {
+    let failed = |what: String, hint: &str| Err(Failure::new(Exit::General, what).hint(hint));
+    let device = std::fs::File::options().read(true).write(true).open("/dev/fuse");
+    match device.as_ref().err().map(|e| (e, e.raw_os_error())) {
+        None => {}
+        Some((_, Some(libc::ENOENT | libc::ENODEV | libc::ENXIO))) => {
+            return failed(
+                "there is no /dev/fuse: this kernel has no FUSE, or this container was not given it"
+                    .into(),
+                "sudo modprobe fuse; for a container: docker run --device /dev/fuse --cap-add SYS_ADMIN",
+            );
+        }
+        Some((e, Some(libc::EACCES))) => {
+            return failed(
+                format!("you may not open /dev/fuse: {e}"),
+                "sudo chmod 666 /dev/fuse, which is what it usually is: ls -l /dev/fuse",
+            );
+        }
+        Some((e, Some(libc::EPERM))) => {
+            return failed(
+                format!("this container may not open /dev/fuse: {e}"),
+                "docker run --device /dev/fuse --cap-add SYS_ADMIN",
+            );
+        }
+        Some((e, _)) => {
+            return failed(format!("cannot open /dev/fuse: {e}"), "ls -l /dev/fuse; modprobe fuse");
+        }
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let has_helper = std::env::split_paths(&path).any(|dir| dir.join("fusermount3").is_file());
+    if !user::is_root() && !has_helper {
+        return failed(
+            "fusermount3, which mounts for users other than root, is not installed".into(),
+            "sudo apt install fuse3",
+        );
+    }
+    Ok(())
 }
 
 /// Refuses a mount on `/`, and one that covers something in `needs` or the system's own files.
@@ -116,7 +219,7 @@ pub fn refuse_hiding(point: &Path) -> Outcome {
 }
 
 /// Whether looking `path` up goes through the directory `point`, or ends there.
-fn leads_through(path: &Path, point: &Path) -> bool {
+pub fn leads_through(path: &Path, point: &Path) -> bool {
     let identity = |path: &Path| path.symlink_metadata().map(|m| (m.dev(), m.ino()));
     // Another name of the same directory (a bind mount) is covered with it: mounts propagate.
     let wanted = identity(point).ok();

@@ -57,7 +57,11 @@ pub fn run(args: RecoverArgs) -> Outcome {
         .hint("it is called journal, or journal.set-aside-…, below the state directory"));
     }
     super::keep_private();
-    let key = args.secret.read(false)?.into();
+    let secret = match &keyring {
+        KeyringSource::Store(store) => args.secret.read_for(store)?,
+        KeyringSource::File(_) => args.secret.read(false)?,
+    };
+    let key = secret.into();
     let out_dir = args.out.clone();
     let attended = match &keyring {
         KeyringSource::Store(store) => store.attended.clone(),

@@ -5,15 +5,22 @@ use std::io::{IsTerminal, Read};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use zeroize::Zeroizing;
 
-use crate::seal::{KEY_FILE_MAX, RecoveryKey, Secret};
+use crate::seal::{KEY_FILE_MAX, Keyring, KeyringError, RecoveryKey, Secret};
+use crate::stack::{self, Layers, StackError, StoreOptions, load_keyring};
 
 use super::args::SecretArgs;
+use super::daemon::aside;
 use super::exit::{Exit, Failure, Outcome};
 
+/// How often a passphrase may be typed.
+const ATTEMPTS_MAX: u32 = 3;
+/// How long the store may take to show its keyring before anybody is asked.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of the longest passphrase that is read.
 const PASSPHRASE_MAX: usize = 4096;
 /// Bytes of the longest file that is read for a recovery key.
@@ -24,6 +31,37 @@ impl SecretArgs {
     pub fn is_given(&self) -> bool {
         let from_file = self.passphrase_file.is_some() || self.key_file.is_some();
         from_file || self.passphrase_fd.is_some() || self.recovery_file.is_some()
+    }
+
+    /// Reads the secret of the volume at `store`. Whoever is asked at a prompt has
+    /// [`ATTEMPTS_MAX`] tries, and is asked only once the store has answered. Call it while the
+    /// process has one thread.
+    pub fn read_for(&self, store: &StoreOptions) -> Outcome<Secret> {
+        if self.is_given() {
+            return self.read(false);
+        }
+        require_terminal()?;
+        let keyring = keyring_of(store)?;
+        for _ in 1..ATTEMPTS_MAX {
+            let secret = self.read(false)?;
+            match keyring.unlock(&secret) {
+                Err(KeyringError::WrongPassphrase) => {
+                    eprintln!("sealfs: wrong passphrase, try again");
+                }
+                _ => return Ok(secret), // what else is wrong, the command says
+            }
+        }
+        self.read(false)
+    }
+
+    /// Reads the secret of a volume to be made at `store`; a prompt comes after a look at the store.
+    pub fn read_new(&self, store: Option<&StoreOptions>) -> Outcome<Secret> {
+        if let (false, Some(store)) = (self.is_given(), store) {
+            require_terminal()?;
+            let free = aside(|| Ok(super::runtime()?.block_on(stack::check_free(store))?));
+            free?;
+        }
+        self.read(true)
     }
 
     /// Reads the secret. `twice`: a new passphrase, which a prompt asks for a second time.
@@ -144,14 +182,34 @@ fn first_line(mut bytes: Zeroizing<Vec<u8>>) -> Zeroizing<Vec<u8>> {
     bytes
 }
 
-fn prompt(what: &str, twice: bool) -> Outcome<Zeroizing<Vec<u8>>> {
-    let no_terminal = || {
-        Failure::new(Exit::Usage, "no passphrase: there is no terminal to ask on")
-            .hint("use --passphrase-file FILE, --passphrase-fd N, --key-file FILE or --recovery-file FILE")
-    };
-    if !std::io::stdin().is_terminal() && File::open("/dev/tty").is_err() {
-        return Err(no_terminal());
+/// Reads the keyring in a process of its own: this one may still have to fork, which threads
+/// would not survive.
+fn keyring_of(store: &StoreOptions) -> Outcome<Keyring> {
+    let bytes = aside(|| {
+        let load = async {
+            let layers = Layers::connect(store, READ_TIMEOUT, false).await?;
+            load_keyring(&layers, &store.location.to_string()).await
+        };
+        Ok(super::runtime()?.block_on(load)?.to_bytes())
+    })?;
+    Keyring::parse(&bytes).map_err(|e| StackError::from(e).into())
+}
+
+fn no_terminal() -> Failure {
+    Failure::new(Exit::Usage, "no passphrase: there is no terminal to ask on").hint(
+        "use --passphrase-file FILE, --passphrase-fd N, --key-file FILE or --recovery-file FILE",
+    )
+}
+
+fn require_terminal() -> Outcome {
+    match std::io::stdin().is_terminal() || File::open("/dev/tty").is_ok() {
+        true => Ok(()),
+        false => Err(no_terminal()),
     }
+}
+
+fn prompt(what: &str, twice: bool) -> Outcome<Zeroizing<Vec<u8>>> {
+    require_terminal()?;
     let ask = |text: &str| {
         rpassword::prompt_password(text)
             .map(|line| Zeroizing::new(line.into_bytes()))

@@ -19,12 +19,14 @@ use crate::stack::{self, Attended, Connection, Control, Mounted, StackError};
 
 use super::busy::{Foreign, places_of};
 use super::daemon::Starting;
-use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
 use super::leaving::{Leaving, stalled};
+use super::notify;
+use super::place;
 use super::protocol::Say;
-use super::server::{ASKED_MAX, PROGRESS_INTERVAL, Socket, UmountAsked, moves};
+use super::server::{self, ASKED_MAX, PROGRESS_INTERVAL, UmountAsked, moves};
 use super::signals::{LOOK_EVERY, Signals, Teller, stopped};
+use super::socket::{self, Socket};
 
 /// How long closing the volume may take once the mount is gone.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -44,6 +46,10 @@ pub struct Plan {
     pub fuse: fuse::Options,
     /// The mount point, resolved.
     pub point: PathBuf,
+    /// Where its control socket may be, the best place first.
+    pub places: Vec<PathBuf>,
+    /// Keeps another mount from being started on the directory meanwhile.
+    pub starting: socket::Starting,
 }
 
 /// A mount that works.
@@ -92,6 +98,7 @@ pub async fn serve(plan: Plan, starting: Starting) -> Outcome {
         return Err(stopped());
     }
     log::info!("mounted on {}", point.display());
+    notify::ready(&format!("mounted on {}", point.display()));
     running.run().await
 }
 
@@ -138,10 +145,6 @@ type Started = (Mounted, Session, mpsc::Receiver<UmountAsked>, watch::Sender<boo
 
 async fn start(plan: Plan) -> Outcome<Started> {
     let attended = plan.volume.store.attended.clone();
-    let path = dirs::socket_path(&plan.point)?;
-    let dir = path.parent().unwrap_or(&path);
-    dirs::make_private(dir).map_err(|e| general(&format!("cannot use {}", dir.display()), e))?;
-
     let mounted = stack::mount(plan.volume).await?;
     if attended.is_stopped() {
         close(mounted).await;
@@ -155,18 +158,19 @@ async fn start(plan: Plan) -> Outcome<Started> {
             return Err(mount_failure(&e));
         }
     };
-    let socket = match Socket::bind(path.clone()) {
+    let socket = match Socket::bind(plan.places) {
         Ok(socket) => socket,
         Err(e) => {
             let _ = unmount(&session, true).await; // the bind error is told
             close(mounted).await;
-            return Err(general(&format!("cannot make {}", path.display()), e));
+            return Err(general("cannot make the control socket", e));
         }
     };
     let control = Arc::clone(&mounted.control);
     let (ask, umounts) = mpsc::channel(ASKED_MAX);
     let (end, ended) = watch::channel(false);
-    tokio::spawn(socket.serve(control, ask, ended));
+    tokio::spawn(server::serve(socket, control, ask, ended));
+    drop(plan.starting);
     Ok((mounted, session, umounts, end))
 }
 
@@ -176,9 +180,7 @@ fn mount_failure(e: &fuse::MountError) -> Failure {
         fuse::MountError::AllowOther => {
             failure.hint("add the line user_allow_other to /etc/fuse.conf, or drop allow_other")
         }
-        fuse::MountError::MountPoint { path, .. } => {
-            failure.hint(format!("mkdir -p {}", path.display()))
-        }
+        fuse::MountError::MountPoint { path, source } => place::unusable(path, source),
         fuse::MountError::Kernel { .. } => failure.hint("apt install fuse3; modprobe fuse"),
         fuse::MountError::Threads(_) => failure,
     }
@@ -312,6 +314,7 @@ impl Serving {
                     let now = control.progress();
                     if moves(&last, &now) {
                         moved = Instant::now();
+                        notify::progress(now.pending_bytes);
                     }
                     leaving.show(&now);
                     last = now;

@@ -4,13 +4,12 @@
 //! dead client costs its own connection only.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
@@ -18,7 +17,9 @@ use crate::stack::{Control, Progress};
 
 use super::exit::{Exit, Failure, Outcome};
 use super::leaving::stalled;
+use super::notify;
 use super::protocol::{Ask, LINE_BYTES_MAX, Say, line};
+use super::socket::Socket;
 
 /// How often progress is reported.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -41,55 +42,28 @@ pub struct UmountAsked {
     pub say: mpsc::Sender<Say>,
 }
 
-/// The socket while it exists; dropping it removes it.
-pub struct Socket {
-    path: PathBuf,
-    listener: UnixListener,
-}
-
-impl Socket {
-    /// Binds the socket at `path`, in place of one that a dead daemon has left. The caller has
-    /// made its directory private.
-    pub fn bind(path: PathBuf) -> io::Result<Socket> {
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&path)?;
-        Ok(Socket { path, listener })
-    }
-
-    /// Serves clients until dropped.
-    pub async fn serve(
-        self,
-        control: Arc<dyn Control>,
-        umount: mpsc::Sender<UmountAsked>,
-        end: watch::Receiver<bool>,
-    ) {
-        loop {
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    let (control, umount) = (Arc::clone(&control), umount.clone());
-                    let end = end.clone();
-                    tokio::spawn(async move {
-                        if let Err(e) = client(stream, control, umount, end).await {
-                            log::debug!("a client of the control socket went away: {e}");
-                        }
-                    });
-                }
-                Err(e) => {
-                    log::warn!("the control socket takes no client: {e}");
-                    tokio::time::sleep(PROGRESS_INTERVAL).await; // out of descriptors, perhaps
-                }
+/// Serves the clients of `socket` until dropped.
+pub async fn serve(
+    mut socket: Socket,
+    control: Arc<dyn Control>,
+    umount: mpsc::Sender<UmountAsked>,
+    end: watch::Receiver<bool>,
+) {
+    loop {
+        match socket.accept().await {
+            Ok(stream) => {
+                let (control, umount) = (Arc::clone(&control), umount.clone());
+                let end = end.clone();
+                tokio::spawn(async move {
+                    if let Err(e) = client(stream, control, umount, end).await {
+                        log::debug!("a client of the control socket went away: {e}");
+                    }
+                });
             }
-        }
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if let Err(e) = std::fs::remove_file(&self.path) {
-            log::debug!("{}: {e}", self.path.display());
+            Err(e) => {
+                log::warn!("the control socket takes no client: {e}");
+                tokio::time::sleep(PROGRESS_INTERVAL).await; // out of descriptors, perhaps
+            }
         }
     }
 }
@@ -198,6 +172,7 @@ async fn drain(control: &dyn Control, stall: Duration, say: &mpsc::Sender<Say>) 
                 let now = control.progress();
                 if moves(&last, &now) {
                     moved = Instant::now();
+                    notify::progress(now.pending_bytes);
                 }
                 if moved.elapsed() > stall {
                     return Err(stalled(stall, &now));

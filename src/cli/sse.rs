@@ -134,7 +134,7 @@ pub fn run(args: SseArgs) -> Outcome {
 fn run_audit(args: AuditArgs) -> Outcome {
     let store = args.access.resolve(&args.store)?;
     let needs_key = store.sse.mode.is_none() || args.verify_sealing || args.secret.is_given();
-    let key = needs_key.then(|| args.secret.read(false)).transpose()?.map(Key::from);
+    let key = needs_key.then(|| args.secret.read_for(&store)).transpose()?.map(Key::from);
     let walked = Arc::new(Walked::default());
     let attended = store.attended.clone();
     let report = match args.inventory {
@@ -167,7 +167,7 @@ fn run_audit(args: AuditArgs) -> Outcome {
 fn run_migrate(args: MigrateArgs) -> Outcome {
     let sse = args.detail.resolve(Some(args.to)).map_err(|e| Failure::new(Exit::Usage, e))?;
     let store = args.address.resolve(&args.store, sse, true)?;
-    let secret = args.secret.read(false)?;
+    let secret = args.secret.read_for(&store)?;
     let options = MigrateOptions {
         parallel: args.parallel,
         rate: args.rate,

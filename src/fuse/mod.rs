@@ -11,6 +11,7 @@
 //! | `dispatch` | routing, and the rule that request threads never wait for the network |
 //! | `ops_*` | the operations by family |
 //! | `seek` | data and holes of a file that the kernel has not written back yet |
+//! | `table` | what is mounted where, by whom, and whether it is alive |
 //! | `threads` | which request thread waits for the next request |
 //! | `signals` | whether a signal ends the caller of a request, which may then be given up |
 //! | `errno` | which error number an error becomes |
@@ -32,6 +33,7 @@ mod options;
 mod reply;
 mod seek;
 mod signals;
+mod table;
 mod threads;
 
 use std::io;
@@ -48,6 +50,7 @@ use crate::fs::Fs;
 pub use abi::TtlSecs;
 pub use mount::{MountError, REQUEST_DATA_MAX, device_number, unmount};
 pub use options::{Options, TTL_FOLLOWER, TTL_WRITER, UnknownOption};
+pub use table::{Entry, Life, life, mounted_at, mounts};
 
 use abi::HEADER_LEN;
 use device::{Device, Received};

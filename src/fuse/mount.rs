@@ -17,6 +17,7 @@ use std::sync::{Arc, OnceLock};
 use fuser::{Config, InitFlags, KernelConfig, MountOption, SessionACL};
 
 use super::options::Options;
+use super::table::mounted_at;
 
 /// The most bytes of one WRITE or READ request. The kernel's own limit is 256 pages unless
 /// `fs.fuse.max_pages_limit` is raised.
@@ -253,29 +254,7 @@ pub(super) fn tune(point: &Path, device: Option<&str>) {
 /// `major:minor` of what is mounted at `point`, from the kernel's table: asking the mount
 /// itself would be a request to ourselves.
 pub fn device_number(point: &Path) -> Option<String> {
-    let table = std::fs::read("/proc/self/mountinfo").ok()?;
-    let wanted = escape(point.as_os_str().as_bytes());
-    let mut found = None;
-    for line in table.split(|&b| b == b'\n') {
-        let mut fields = line.split(|&b| b == b' ').skip(2);
-        let (device, _root, at) = (fields.next(), fields.next(), fields.next());
-        if at == Some(&wanted[..]) {
-            found = device; // the last one is the one on top
-        }
-    }
-    Some(String::from_utf8_lossy(found?).into_owned())
-}
-
-/// As /proc/self/mountinfo writes paths: space, tab, newline and backslash in octal.
-fn escape(path: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(path.len());
-    for &b in path {
-        match b {
-            b' ' | b'\t' | b'\n' | b'\\' => out.extend(format!("\\{b:03o}").bytes()),
-            _ => out.push(b),
-        }
-    }
-    out
+    mounted_at(point).map(|entry| entry.device)
 }
 
 /// Unmounts `point`. `lazy` detaches it now and lets open files end when they are closed.
@@ -302,17 +281,4 @@ pub fn unmount(point: &Path, lazy: bool) -> io::Result<()> {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
     Err(io::Error::other(said.trim().to_owned()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_points_with_spaces_are_found_in_mountinfo() {
-        // Guards against tuning nothing (or another mount) when the path has a space.
-        assert_eq!(escape(b"/mnt/my vault\\x"), b"/mnt/my\\040vault\\134x");
-        assert!(device_number(Path::new("/proc")).is_some_and(|d| d.contains(':')));
-        assert_eq!(device_number(Path::new("/no such mount")), None);
-    }
 }

@@ -1,0 +1,41 @@
+//! Tells the service manager how a mount in the foreground is (sd_notify(3)): `Type=notify` units
+//! count as started when the mount works, and a drain that moves is not cut short.
+
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+/// How much longer a stop may take after each sign of progress, in microseconds.
+const EXTEND_US: u64 = 120_000_000;
+
+/// The mount works.
+pub fn ready(status: &str) {
+    tell(&format!("READY=1\nSTATUS={}", status.replace('\n', " ")));
+}
+
+/// The mount is about to end.
+pub fn stopping(status: &str) {
+    tell(&format!("STOPPING=1\nSTATUS={}", status.replace('\n', " ")));
+}
+
+/// What is pending becomes less.
+pub fn progress(pending_bytes: u64) {
+    tell(&format!("EXTEND_TIMEOUT_USEC={EXTEND_US}\nSTATUS={pending_bytes} bytes to upload"));
+}
+
+/// Sends one message, if a service manager listens. It may have gone, which costs it the message.
+fn tell(message: &str) {
+    let Some(to) = std::env::var_os("NOTIFY_SOCKET").filter(|to| !to.is_empty()) else { return };
+    let address = match to.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&to),
+    };
+    let sent = address.and_then(|address| {
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        socket.send_to_addr(message.as_bytes(), &address)
+    });
+    if let Err(e) = sent {
+        log::debug!("the service manager was not told: {e}");
+    }
+}
