@@ -24,11 +24,13 @@ struct NewInode {
 const DEPTH_MAX: usize = 1_000_000;
 
 impl Fs {
-    /// The inode that `name` in `parent` stands for; counts one lookup.
+    /// The inode that `name` in `parent` stands for; counts one lookup. `.` stands for `parent`
+    /// itself, whatever its kind and whether or not the kernel knows it: that is how a file handle
+    /// (`open_by_handle_at(2)`, NFS) comes back, also after a remount.
     ///
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::NotDir`], [`FsError::NameTooLong`],
-    /// [`FsError::Stale`] if the entry's inode is gone.
+    /// [`FsError::Stale`] if the inode is gone.
     pub fn lookup(
         self: &Arc<Self>,
         parent: Ino,
@@ -36,30 +38,58 @@ impl Fs {
     ) -> impl Future<Output = Result<Attr, FsError>> + Send + 'static {
         let fs = self.clone();
         async move {
+            if name == b"." {
+                return fs.lookup_handle(parent).await;
+            }
             let attr = fs
                 .clone()
                 .consult(move |fs| {
-                    let dir = fs.directory(parent)?;
                     let ino = match &name[..] {
-                        b"." => parent,
-                        b".." => dir.parent,
+                        b".." => fs.above(parent)?,
                         _ => {
+                            fs.directory(parent)?;
                             check_name(&name)?;
                             fs.dirent(parent, &name)?.ok_or(FsError::NotFound)?.ino
                         }
                     };
-                    let inode = match fs.inode(ino) {
-                        Err(Step::Fail(FsError::NotFound)) => {
-                            return Err(FsError::Stale.into());
-                        }
-                        other => other?,
-                    };
-                    Ok(Attr::of(ino, &inode))
+                    Ok(Attr::of(ino, &fs.existing(ino)?))
                 })
                 .await?;
             fs.lookups.add(attr.ino);
             Ok(attr)
         }
+    }
+
+    /// The inode `ino`, which the kernel may not know. Counted before it is looked at: whoever
+    /// removes its last name meanwhile then leaves an orphan to this lookup.
+    async fn lookup_handle(self: Arc<Self>, ino: Ino) -> Result<Attr, FsError> {
+        self.lookups.add(ino);
+        let found = self.clone().consult(move |fs| Ok(Attr::of(ino, &fs.named(ino)?))).await;
+        if found.is_err() {
+            self.forget(ino, 1);
+        }
+        found
+    }
+
+    /// An inode that something has led to; [`FsError::Stale`] if it is gone.
+    fn existing(&self, ino: Ino) -> Attempt<Inode> {
+        match self.inode(ino) {
+            Err(Step::Fail(FsError::NotFound)) => Err(FsError::Stale.into()),
+            other => other,
+        }
+    }
+
+    /// An inode that has a name; [`FsError::Stale`] if not. One without a name that is still open
+    /// the kernel knows, and does not ask for.
+    fn named(&self, ino: Ino) -> Attempt<Inode> {
+        let inode = self.existing(ino)?;
+        if inode.nlink == 0 { Err(FsError::Stale.into()) } else { Ok(inode) }
+    }
+
+    /// The directory above directory `ino`.
+    fn above(&self, ino: Ino) -> Attempt<Ino> {
+        let dir = self.named(ino)?;
+        if dir.kind == Kind::Dir { Ok(dir.parent) } else { Err(FsError::NotDir.into()) }
     }
 
     /// Adds to `batch` a new inode of `new` with `nlink` links, owned as POSIX says for

@@ -281,8 +281,7 @@ impl Out {
 
     /// Appends `struct fuse_entry_out` (128 bytes): a name that leads to `a`.
     pub fn entry(&mut self, a: &Attr, ttl: TtlSecs) -> &mut Self {
-        // Inode numbers are never reused (DESIGN §5), so one generation is enough.
-        self.u64(a.ino.0).u64(0).u64(ttl.0).u64(ttl.0).u32(0).u32(0).attr(a)
+        self.u64(a.ino.0).u64(generation(a)).u64(ttl.0).u64(ttl.0).u32(0).u32(0).attr(a)
     }
 
     /// Appends `struct fuse_entry_out` with node 0: the name does not exist, remember that.
@@ -355,6 +354,19 @@ fn blocks(a: &Attr) -> u64 {
     }
 }
 
+/// Tells two files of one inode number apart, in file handles. Within one history numbers are
+/// never used twice; where the end of a history was lost (another writer took over, a journal
+/// was set aside), they are handed out again, to files that were made at another time. Linux keeps
+/// 32 bits, and wants 0 for the root.
+fn generation(a: &Attr) -> u64 {
+    if a.ino == Ino::ROOT {
+        return 0;
+    }
+    let made = (a.btime.secs as u64).wrapping_mul(1_000_000_000).wrapping_add(a.btime.nanos.into());
+    // A multiplier of Knuth's: all bits of the time reach the upper half.
+    made.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
+}
+
 fn mode(a: &Attr) -> u32 {
     file_type(a.kind) | u32::from(a.perm & 0o7777)
 }
@@ -402,6 +414,25 @@ mod tests {
             assert_eq!(o.0.len(), dirent_len(n));
             assert_eq!(o.0.len() % 8, 0);
         }
+    }
+
+    #[test]
+    fn the_generation_of_a_file_is_its_own_and_stays() {
+        // Guards against a handle that reaches the file which got the number of a lost one, and
+        // against one that changes with the file: Linux then drops the inode it has.
+        let (a, mut b) = (attr(), attr());
+        b.size += 1;
+        b.perm = 0;
+        b.nlink = 2;
+        (b.atime, b.mtime, b.ctime) = (b.btime, b.btime, b.btime);
+        assert_eq!(generation(&a), generation(&b));
+        assert!(generation(&a) <= u64::from(u32::MAX), "what Linux keeps of it");
+        for (secs, nanos) in [(4, 8), (5, 7), (4, 4_000_007), (3, 999_999_999), (-4, 7)] {
+            b.btime = Timestamp { secs, nanos };
+            assert_ne!(generation(&a), generation(&b), "{secs}.{nanos:09}");
+        }
+        b.ino = Ino::ROOT;
+        assert_eq!(generation(&b), 0, "Linux makes the root itself");
     }
 
     #[test]
