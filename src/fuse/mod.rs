@@ -6,6 +6,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `mount` | mounting, negotiation, tuning, unmounting |
+//! | `hold` | putting back what a remount has left out of what the mount refuses |
 //! | `device` | one `/dev/fuse` descriptor: read a request, write a reply |
 //! | `abi` | the bytes of requests and replies |
 //! | `dispatch` | routing, and the rule that request threads never wait for the network |
@@ -23,6 +24,7 @@ mod abi;
 mod device;
 mod dispatch;
 mod errno;
+mod hold;
 mod mount;
 mod ops_attr;
 mod ops_data;
@@ -84,6 +86,11 @@ pub fn serve(
         .map_err(MountError::Threads)?;
     let device = mount::device_number(&point);
     mount::tune(&point, device.as_deref());
+    if let Some(device) = &device
+        && let Err(e) = hold::start(&point, device.clone(), options)
+    {
+        log::error!("cannot watch {} for remounts: {e}", point.display());
+    }
     Ok(Session { point, device, ended, _kernel: kernel })
 }
 

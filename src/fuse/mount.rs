@@ -117,6 +117,7 @@ fn wanted(follower: bool) -> InitFlags {
         | InitFlags::FUSE_NO_OPENDIR_SUPPORT
         | InitFlags::FUSE_POSIX_ACL
         | InitFlags::FUSE_DONT_MASK // fs applies the umask, unless a default ACL replaces it
+        | InitFlags::FUSE_EXPORT_SUPPORT // file handles of any inode: lookups of "." and ".."
         | InitFlags::FUSE_SETXATTR_EXT
         | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
     if follower {
