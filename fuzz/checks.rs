@@ -111,8 +111,8 @@ pub fn rows(data: &[u8]) {
     if let Ok(row) = Stats::decode(data) {
         assert_eq!(row.encode(), data);
     }
-    if let Some((parent, cookie, name)) = keys::dirent_of(data) {
-        assert_eq!(&*keys::dirent(parent, cookie, name), data);
+    if let Some((parent, hash, name)) = keys::dirent_of(data) {
+        assert_eq!(&*keys::dirent(parent, hash, name), data);
     }
     if let Some((ino, generation, end)) = keys::extent_of(data) {
         assert_eq!(&*keys::extent(ino, generation, end), data);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use sealfs::base::{Ino, SegmentId};
-use sealfs::meta::keys::{self, DirCookie};
+use sealfs::meta::keys::{self, NameHash};
 use sealfs::meta::{CommitRow, Dirent, ExtentRow, Kind, OrphanData, SegmentRow, Stats, VolumeRow};
 
 const PAGES: &[&str] = &[
@@ -227,7 +227,7 @@ fn the_format_page_gives_the_sizes_of_rows_that_the_code_writes() {
         writer_epoch: 0,
     };
     let extent = ExtentRow { segment: id, segment_offset: 0, len: 1 };
-    let name = keys::dirent(ino, DirCookie(3), b"x").len();
+    let name = keys::dirent(ino, NameHash(8), b"x").len();
     let rows = [
         ("`d`", format!("{name}…{}", name + 254), Dirent { ino, kind: Kind::File }.encode().len()),
         ("`e`", keys::extent(ino, 0, 1).len().to_string(), extent.encode().len()),

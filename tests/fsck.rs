@@ -13,7 +13,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use sealfs::base::{Ino, SegmentId};
 use sealfs::commit::Batch;
 use sealfs::fs::Fs;
-use sealfs::meta::{DirCookie, Dirent, ExtentRow, Inode, Kind, OrphanData, SegmentRow, keys};
+use sealfs::meta::{Dirent, ExtentRow, Inode, Kind, NameHash, OrphanData, SegmentRow, keys};
 use sealfs::seal::Keyring;
 use sealfs::stack::{FsckProgress, FsckReport, Mounted, StackError, fsck};
 use sealfs::store::SegmentStore;
@@ -55,7 +55,7 @@ struct Break<'a> {
 
 impl Break<'_> {
     fn entry(&self, parent: Ino, name: &str) -> sealfs::meta::Key {
-        keys::dirent(parent, DirCookie::of(&self.hash, name.as_bytes()), name.as_bytes())
+        keys::dirent(parent, NameHash::of(&self.hash, name.as_bytes()), name.as_bytes())
     }
 
     async fn ino(&self, path: &str) -> Ino {

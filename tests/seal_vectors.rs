@@ -1,7 +1,8 @@
 //! Known answers: the published vectors of C2SP `chunked-encryption` (Wycheproof), and our own
 //! of every version of docs/FORMAT.md ever released.
 
-use sealfs::base::{JournalId, VolumeId};
+use sealfs::base::{Ino, JournalId, VolumeId};
+use sealfs::meta::{NameHash, keys::dirent};
 use sealfs::seal::{
     Backend, CHUNK_CIPHER, HEADER, InputKey, KdfParams, Keyring, OpenError, Opener, RootKey,
     Secret, VolumeKeys, offsets, open_with, seal_with_salt,
@@ -143,7 +144,7 @@ fn vectors_v2() -> (Value, Vec<u8>, VolumeKeys) {
 #[test]
 fn format_version_2_is_what_the_format_page_says() {
     // Guards against a change of any byte at rest: ids, keys, contexts, messages of objects,
-    // journal and state, as the independent Python implementation made them.
+    // journal, state and directory entries, as the independent Python implementation made them.
     let (v, _, keys) = vectors_v2();
     let root = RootKey::from_bytes(&hex(&v["root_keys"][0]).try_into().expect("32 bytes"));
     let first = VolumeKeys::from_root(root);
@@ -151,6 +152,11 @@ fn format_version_2_is_what_the_format_page_says() {
         assert_eq!(keys.volume_id(), VolumeId(hex(&v["volume_id"]).try_into().expect("16 bytes")));
         assert_eq!(&keys.name_hash_key()[..], hex(&v["name_hash_key"]));
         assert!(keys.holds(1, &hex(&v["fingerprint_of_epoch_1"])));
+    }
+    for entry in v["entries"].as_array().expect("entries") {
+        let (parent, name) = (entry["parent"].as_u64().expect("a number"), hex(&entry["name"]));
+        let hash = NameHash::of(&keys.name_hash_key(), &name);
+        assert_eq!(&*dirent(Ino(parent), hash, &name), hex(&entry["key"]));
     }
     for object in v["objects"].as_array().expect("objects") {
         let epoch = object["epoch"].as_u64().expect("an epoch") as u32;

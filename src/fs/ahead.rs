@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::place::Start;
 use super::{Fs, FsError};
 use crate::base::{Ino, Underway};
 use crate::commit::ViewError;
@@ -26,8 +27,8 @@ type Rows = Underway<Fetched>;
 
 /// Rows of a directory as the metadata store has them, here or on their way.
 struct Part {
-    /// Where a reader goes on who needs just these: behind a key, or behind its cookie, which is
-    /// all that the kernel remembers.
+    /// Where a reader goes on who needs just these: behind a key, or behind its group, which is
+    /// where pages end.
     starts: RangeInclusive<Key>,
     end: Key,
     /// The view's count when they were asked for.
@@ -141,11 +142,9 @@ impl Fs {
     /// Starts fetching the rows of directory `dir` from `start` on, and the inodes they name if
     /// `with_inodes`, unless that has been done.
     pub(super) fn read_listing_ahead(self: &Arc<Self>, dir: Ino, start: Key, with_inodes: bool) {
-        let (_, end) = keys::dirents_after(dir, 0);
-        let behind = match keys::dirent_of(&start) {
-            Some((_, cookie, _)) => keys::dirents_after(dir, cookie.0).0,
-            None => start.clone(),
-        };
+        let (_, end) = keys::dirents(dir);
+        let behind = keys::dirent_of(&start).and_then(|(_, hash, _)| Start::behind_group_of(hash));
+        let behind = behind.map_or_else(|| start.clone(), |hash| keys::dirents_from(dir, hash).0);
         let (fs, from, to) = (self.clone(), start.clone(), end.clone());
         let fetch = async move {
             let scanned = fs.view.scan(&from, &to, AHEAD_ROWS, false).await.map_err(Arc::new)?;
@@ -169,7 +168,7 @@ impl Fs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::meta::DirCookie;
+    use crate::meta::NameHash;
 
     fn start(listings: &Listings, start: &Key, behind: &Key, end: &Key, retired: u64) {
         let starts = start.clone()..=behind.clone();
@@ -177,18 +176,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_on_its_way_is_found_by_key_and_by_cookie_and_from_nowhere_else() {
+    async fn what_is_on_its_way_is_found_by_key_and_by_group_and_from_nowhere_else() {
         // Guards against a read-ahead that nobody finds, which costs more than none.
-        let name = keys::dirent(Ino(7), DirCookie(500), b"name");
-        let (from, (behind, end)) = (keys::after(&name), keys::dirents_after(Ino(7), 500));
+        let name = keys::dirent(Ino(7), NameHash(500), b"name");
+        let (from, (behind, end)) = (keys::after(&name), keys::dirents_from(Ino(7), NameHash(504)));
         let listings = Listings::default();
         start(&listings, &from, &behind, &end, 1);
         assert!(listings.find(&from, &end, 1).is_some());
         assert!(listings.find(&behind, &end, 1).is_some());
         assert!(listings.find(&name, &end, 1).is_none(), "before it");
-        let later = keys::dirents_after(Ino(7), 501).0;
+        let later = keys::dirents_from(Ino(7), NameHash(505)).0;
         assert!(listings.find(&later, &end, 1).is_none(), "a wait for rows that may not be there");
-        assert!(listings.find(&from, &keys::dirents_after(Ino(8), 0).1, 1).is_none());
+        assert!(listings.find(&from, &keys::dirents(Ino(8)).1, 1).is_none());
         assert!(listings.find(&from, &end, 2).is_none(), "what a commit has made void");
         start(&listings, &from, &behind, &end, 1);
         assert_eq!(listings.0.lock().len(), 1, "not twice");
@@ -197,7 +196,7 @@ mod tests {
     #[tokio::test]
     async fn a_failure_is_forgotten_and_what_is_on_its_way_is_bounded() {
         // Guards against an outage that a listing does not get over, and against memory.
-        let (from, end) = keys::dirents_after(Ino(7), 500);
+        let (from, end) = keys::dirents_from(Ino(7), NameHash(504));
         let listings = Listings::default();
         let broken = ViewError::from(crate::meta::DecodeError("row"));
         listings.start(from.clone()..=from.clone(), &end, 1, async { Err(Arc::new(broken)) });
@@ -205,11 +204,11 @@ mod tests {
         assert!(rows.wait().await.expect("ends").is_err());
         assert!(listings.find(&from, &end, 1).is_none());
         for ino in 0..100 {
-            let (from, end) = keys::dirents_after(Ino(ino), 0);
+            let (from, end) = keys::dirents(Ino(ino));
             start(&listings, &from, &from, &end, 1);
         }
         assert_eq!(listings.0.lock().len(), ROWS_MAX / AHEAD_ROWS);
-        let (from, end) = keys::dirents_after(Ino(7), 0);
+        let (from, end) = keys::dirents(Ino(7));
         start(&listings, &from, &from, &end, 2);
         assert_eq!(listings.0.lock().len(), 1, "the others are void");
     }

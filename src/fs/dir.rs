@@ -6,10 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt;
 
+use super::place::{self, Start};
 use super::{Attr, DirEntry, Fs, FsError};
 use crate::base::Ino;
 use crate::commit::{Lookup, ViewError};
-use crate::meta::{DecodeError, DirCookie, Dirent, Inode, Key, Kind, keys};
+use crate::meta::{DecodeError, Dirent, Inode, Key, Kind, NameHash, keys};
 
 /// Inode numbers over which a directory may spread and still have its inodes fetched as one
 /// range, and rows that one such fetch brings.
@@ -25,9 +26,25 @@ fn missing(inos: &[Ino], found: &[Lookup<Option<Bytes>>]) -> Vec<Ino> {
     misses.map(|(ino, _)| *ino).collect()
 }
 
+/// Hash, name and what it stands for.
+type Found = (NameHash, Box<[u8]>, Dirent);
+
+fn entry_of(key: &[u8], row: &[u8]) -> Result<Found, ViewError> {
+    let (_, hash, name) = keys::dirent_of(key).ok_or(DecodeError("directory entry key"))?;
+    Ok((hash, name.into(), Dirent::decode(row)?))
+}
+
+/// Adds those of `found` to `entries` that `shown` names, with their places.
+fn show(entries: &mut Vec<DirEntry>, found: &[Found], shown: &[(usize, u64)]) {
+    entries.extend(shown.iter().map(|&(index, cookie)| {
+        let (_, name, entry) = &found[index];
+        DirEntry { ino: entry.ino, cookie, kind: entry.kind, name: name.to_vec() }
+    }));
+}
+
 impl Fs {
     /// Up to about `entries_max` entries behind `after` (0: from the start), `.` and `..`
-    /// first. Empty at the end.
+    /// first. Empty at the end. The last one's place ends a group ([`place`]).
     ///
     /// # Errors
     /// [`FsError::NotDir`], [`FsError::NotFound`].
@@ -62,43 +79,44 @@ impl Fs {
             kind: Kind::Dir,
             name: name.to_vec(),
         };
-        if after < 1 {
-            entries.push(dot(ino, 1, b"."));
+        if after < place::DOT {
+            entries.push(dot(ino, place::DOT, b"."));
         }
-        if after < 2 {
-            entries.push(dot(dir.parent, 2, b".."));
+        if after < place::DOT_DOT {
+            entries.push(dot(dir.parent, place::DOT_DOT, b".."));
         }
-        if dir.size == 0 {
-            return Ok((entries, None));
-        }
-        let (mut start, end) = keys::dirents_after(ino, after.max(DirCookie::FIRST - 1));
-        let mut ahead = None;
-        while entries.len() < entries_max {
-            let want = (entries_max - entries.len()).max(16);
-            let page;
-            (page, ahead) = match self.page_of_listing(&start, &end, want).await {
-                Ok(found) => found,
-                // Whoever goes on behind what there is will hear of it.
-                Err(_) if !entries.is_empty() => return Ok((entries, None)),
-                Err(e) => return Err(e),
+        let from = Start::behind(after).filter(|_| dir.size > 0);
+        let Some(from) = from else { return Ok((entries, None)) };
+        let (mut start, end) = keys::dirents_from(ino, from.hash);
+        let (mut found, mut hashes) = (Vec::new(), Vec::new());
+        loop {
+            let want = (entries_max.saturating_sub(entries.len() + found.len())).max(16);
+            let (page, ahead) = match self.page_of_listing(&start, &end, want).await {
+                Ok(page) => page,
+                Err(e) => {
+                    // Whoever goes on behind what there is will hear of it.
+                    show(&mut entries, &found, &from.page(&hashes, false));
+                    return if entries.is_empty() { Err(e) } else { Ok((entries, None)) };
+                }
             };
             for (key, row) in page.rows {
-                let malformed = || ViewError::from(DecodeError("directory entry key"));
-                let (_, cookie, name) = keys::dirent_of(&key).ok_or_else(malformed)?;
-                let entry = Dirent::decode(&row).map_err(ViewError::from)?;
-                entries.push(DirEntry {
-                    ino: entry.ino,
-                    cookie: cookie.0,
-                    kind: entry.kind,
-                    name: name.to_vec(),
-                });
+                let entry = entry_of(&key, &row)?;
+                hashes.push(entry.0);
+                found.push(entry);
+            }
+            let complete = page.next.is_none();
+            if complete || entries.len() + found.len() >= entries_max {
+                let shown = from.page(&hashes, complete);
+                if complete || !shown.is_empty() {
+                    show(&mut entries, &found, &shown);
+                    return Ok((entries, ahead));
+                }
             }
             match page.next {
                 Some(next) => start = next,
-                None => break,
+                None => return Ok((entries, ahead)),
             }
         }
-        Ok((entries, ahead))
     }
 
     /// [`Fs::readdir`] with attributes; `None` for `.` and `..`, for an entry that was removed
@@ -114,7 +132,7 @@ impl Fs {
         async move {
             let (entries, ahead) = fs.list(ino, after, entries_max).await?;
             let inos: Vec<Ino> =
-                entries.iter().filter(|e| e.cookie >= DirCookie::FIRST).map(|e| e.ino).collect();
+                entries.iter().filter(|e| e.cookie >= place::FIRST_PLACE).map(|e| e.ino).collect();
             let found = fs.fetch_inodes(ino, &inos).await?;
             if let Some(start) = ahead {
                 fs.read_listing_ahead(ino, start, true);

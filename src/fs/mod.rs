@@ -13,6 +13,7 @@ mod error;
 mod inode;
 mod lifetime;
 mod namespace;
+mod place;
 mod read;
 mod rights;
 mod types;
@@ -28,12 +29,13 @@ use crate::base::{Clock, Ino, JournalPos};
 use crate::commit::{Batch, Committer, Lookup, View, WriterState};
 use crate::data::BlockCache;
 use crate::journal::{Journal, RecordLoc};
-use crate::meta::{DirCookie, Dirent, Inode, NAME_MAX, keys};
+use crate::meta::{Dirent, Inode, NAME_MAX, NameHash, keys};
 
 pub use crate::meta::Kind;
 pub use error::FsError;
 use error::Step;
 pub(crate) use lifetime::decode_next_ino;
+pub use place::{behind_group, ends_group};
 pub use types::{
     Attr, Caller, DirEntry, RenameFlags, SetAttr, SetTime, StatFs, Whence, WriteFlags, XattrMode,
 };
@@ -81,7 +83,7 @@ pub struct FsParts {
     pub blocks: Arc<BlockCache>,
     /// Time for inodes.
     pub clock: Arc<dyn Clock>,
-    /// Key of the readdir cookies.
+    /// Key of the hashes of names.
     pub name_hash_key: [u8; 16],
     /// First inode number never handed out.
     pub next_ino: u64,
@@ -257,7 +259,7 @@ impl Fs {
     }
 
     fn dirent_key(&self, parent: Ino, name: &[u8]) -> crate::meta::Key {
-        keys::dirent(parent, DirCookie::of(&self.name_hash_key, name), name)
+        keys::dirent(parent, NameHash::of(&self.name_hash_key, name), name)
     }
 
     /// The entry of `name` in `parent`, if there is one.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::fs::{Attr, DirEntry, Fs};
+use crate::fs::{Attr, DirEntry, Fs, behind_group, ends_group};
 
 use super::abi::{ENTRY_LEN, Malformed, Out, TtlSecs, dirent_len};
 use super::dispatch::{Adapter, Interrupt, Request};
@@ -16,8 +16,11 @@ impl Adapter {
         let (after, size) = cursor(&mut rq)?;
         let entries_max = size / dirent_len(NAME_LEN_TYPICAL) + 1;
         let page = self.fs.readdir(rq.ino(), after, entries_max);
-        self.run(rq.reply, Interrupt::Allowed, page, move |reply, page| {
-            reply.out(&encode_plain(&page, size));
+        self.run(rq.reply, Interrupt::Allowed, page, move |reply, mut page| {
+            let fitted = fitting(&page, 0, size);
+            page.truncate(fitted);
+            go_on(page.last_mut(), after);
+            reply.out(&encode_plain(&page));
         });
         Ok(())
     }
@@ -28,9 +31,11 @@ impl Adapter {
         let page = self.fs.readdirplus(rq.ino(), after, entries_max);
         let (fs, ttl) = (self.fs.clone(), self.ttl);
         // Not interruptible: the page has counted lookups that must reach the kernel.
-        self.run(rq.reply, Interrupt::Never, page, move |reply, page| {
-            let (out, fitted) = encode_plus(&page, size, ttl);
+        self.run(rq.reply, Interrupt::Never, page, move |reply, mut page| {
+            let fitted = fitting(page.iter().map(|(entry, _)| entry), ENTRY_LEN, size);
             forget(&fs, &page[fitted..]);
+            go_on(page[..fitted].last_mut().map(|(entry, _)| entry), after);
+            let out = encode_plus(&page[..fitted], ttl);
             if !reply.out(&out) {
                 forget(&fs, &page[..fitted]);
             }
@@ -55,24 +60,46 @@ fn forget(fs: &Arc<Fs>, page: &[Listed]) {
     }
 }
 
-fn encode_plain(page: &[DirEntry], size: usize) -> Out {
-    let mut out = Out::with_capacity(size.min(128 * 1024));
-    for e in page {
-        if out.0.len() + dirent_len(e.name.len()) > size {
+/// How many entries go into `size` bytes, each with `more` of its own. Ends with a group, as
+/// the page does, so that whoever goes on there misses none; unless all that fits is one group.
+fn fitting<'a>(page: impl IntoIterator<Item = &'a DirEntry>, more: usize, size: usize) -> usize {
+    let (mut len, mut fitted, mut whole) = (0, 0, 0);
+    for entry in page {
+        len += more + dirent_len(entry.name.len());
+        if len > size {
             break;
         }
+        fitted += 1;
+        if ends_group(entry.cookie) {
+            whole = fitted;
+        }
+    }
+    if whole > 0 { whole } else { fitted }
+}
+
+/// Sees to it that a listing goes on: names of one group that have no room together, behind the
+/// last place inside it, would come again and again. That takes 13 names of 29 equal bits or more.
+fn go_on(last: Option<&mut DirEntry>, after: u64) {
+    if let Some(last) = last
+        && last.cookie <= after
+    {
+        log::error!("a directory has more names of one hash than can be listed: some are left out");
+        last.cookie = behind_group(last.cookie);
+    }
+}
+
+fn encode_plain(page: &[DirEntry]) -> Out {
+    let mut out = Out::with_capacity(page.iter().map(|e| dirent_len(e.name.len())).sum());
+    for e in page {
         out.dirent(e.ino, e.cookie, e.kind, &e.name);
     }
     out
 }
 
-/// The reply and how many entries of `page` it holds.
-fn encode_plus(page: &[Listed], size: usize, ttl: TtlSecs) -> (Out, usize) {
-    let mut out = Out::with_capacity(size.min(128 * 1024));
-    for (i, (e, attr)) in page.iter().enumerate() {
-        if out.0.len() + ENTRY_LEN + dirent_len(e.name.len()) > size {
-            return (out, i);
-        }
+fn encode_plus(page: &[Listed], ttl: TtlSecs) -> Out {
+    let len = page.iter().map(|(e, _)| ENTRY_LEN + dirent_len(e.name.len())).sum();
+    let mut out = Out::with_capacity(len);
+    for (e, attr) in page {
         match attr {
             Some(attr) => out.entry(attr, ttl),
             // Linux then lists the name and looks it up when it is wanted.
@@ -80,7 +107,7 @@ fn encode_plus(page: &[Listed], size: usize, ttl: TtlSecs) -> (Out, usize) {
         };
         out.dirent(e.ino, e.cookie, e.kind, &e.name);
     }
-    (out, page.len())
+    out
 }
 
 #[cfg(test)]
@@ -111,7 +138,7 @@ mod tests {
                     ctime: t,
                     btime: t,
                 };
-                (DirEntry { ino, cookie: i + 3, kind, name }, Some(attr))
+                (DirEntry { ino, cookie: i << 2 | 7, kind, name }, Some(attr))
             })
             .collect()
     }
@@ -121,9 +148,9 @@ mod tests {
         // Guards against Linux taking what was left out for an inode: it looks the name up.
         let mut page = page(2);
         page[0].1 = None;
-        let (out, fitted) = encode_plus(&page, 4096, TtlSecs(1));
+        let out = encode_plus(&page, TtlSecs(1));
         let each = ENTRY_LEN + dirent_len(11);
-        assert_eq!((fitted, out.0.len()), (2, 2 * each));
+        assert_eq!(out.0.len(), 2 * each);
         assert_eq!(out.0[..ENTRY_LEN], [0; ENTRY_LEN]);
         assert_ne!(out.0[each..each + 8], [0; 8], "the other has one");
         let ends_with_name =
@@ -136,13 +163,33 @@ mod tests {
         // Guards against an overfull reply, which the kernel refuses with EINVAL, and against
         // a fitted count that is off by one, which leaks or loses an inode.
         let page = page(50);
+        let names: Vec<_> = page.iter().map(|(entry, _)| entry.clone()).collect();
         for size in [0, 170, 171, 1000, 4096, 100_000] {
-            let (out, fitted) = encode_plus(&page, size, TtlSecs(1));
-            assert!(out.0.len() <= size);
-            assert_eq!(out.0.len(), fitted * (ENTRY_LEN + dirent_len(11)), "{size}");
-            let plain: Vec<_> =
-                page.iter().map(|(e, _)| DirEntry { name: e.name.clone(), ..*e }).collect();
-            assert!(encode_plain(&plain, size).0.len() <= size);
+            let fitted = fitting(&names, ENTRY_LEN, size);
+            assert_eq!(fitted, 50.min(size / (ENTRY_LEN + dirent_len(11))), "{size}");
+            assert!(encode_plus(&page[..fitted], TtlSecs(1)).0.len() <= size);
+            let fitted = fitting(&names, 0, size);
+            assert_eq!(fitted, 50.min(size / dirent_len(11)), "{size}");
+            assert!(encode_plain(&names[..fitted]).0.len() <= size);
         }
+    }
+
+    #[test]
+    fn a_reply_ends_with_a_group_and_a_group_without_end_is_left() {
+        // Guards against names that are lost or shown twice because a reply ended inside their
+        // group, and against a listing that never ends because a group has no room.
+        let mut names: Vec<_> = page(30).into_iter().map(|(entry, _)| entry).collect();
+        let inside = |names: &mut [DirEntry]| names.iter_mut().for_each(|e| e.cookie = 42);
+        inside(&mut names[10..20]);
+        names[20].cookie = 43;
+        let each = dirent_len(11);
+        assert_eq!(fitting(&names, 0, 15 * each), 10, "without the group");
+        assert_eq!(fitting(&names, 0, 21 * each), 21, "with the whole of it");
+        assert_eq!(fitting(&names[10..], 0, 5 * each), 5, "it has no room");
+        go_on(Some(&mut names[14]), 41);
+        assert_eq!(names[14].cookie, 42, "goes on inside it");
+        go_on(Some(&mut names[14]), 42);
+        assert_eq!(names[14].cookie, 43, "no further");
+        go_on(None, 42);
     }
 }

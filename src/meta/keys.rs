@@ -9,22 +9,21 @@ use crate::base::{Ino, SegmentId};
 /// An encoded key.
 pub type Key = Box<[u8]>;
 
-/// Where a directory listing continues: the keyed 63-bit hash of the last name returned. It
-/// depends on the name alone, so it stays valid while other names come and go. Values below
-/// [`DirCookie::FIRST`] are reserved for `.` and `..`.
+/// Where a name stands among the names of its directory: 32 bits of a keyed hash. It depends on
+/// the name alone, so it stays while other names come and go. Listings go in its order
+/// (`fs/place.rs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DirCookie(pub u64);
+pub struct NameHash(pub u32);
 
-impl DirCookie {
-    /// The smallest cookie that a name may have.
-    pub const FIRST: u64 = 3;
+impl NameHash {
+    /// The smallest that a name may have: places below it are those of `.` and `..`.
+    pub const FIRST: u32 = 8;
 
-    /// SipHash-2-4 of `name` under the volume's name-hash key, shifted into 63 bits because
-    /// `off_t` is signed.
-    pub fn of(key: &[u8; 16], name: &[u8]) -> DirCookie {
+    /// The upper half of SipHash-2-4 of `name` under the volume's name-hash key.
+    pub fn of(key: &[u8; 16], name: &[u8]) -> NameHash {
         let mut h = SipHasher24::new_with_key(key);
         h.write(name);
-        DirCookie((h.finish() >> 1).max(Self::FIRST))
+        NameHash(((h.finish() >> 32) as u32).max(Self::FIRST))
     }
 }
 
@@ -52,25 +51,27 @@ pub fn inode_of(key: &[u8]) -> Option<Ino> {
     Some(Ino(u64::from_be_bytes(ino)))
 }
 
-/// `d` parent, cookie, name: a directory entry.
-pub fn dirent(parent: Ino, cookie: DirCookie, name: &[u8]) -> Key {
-    tagged(b'd', &[&parent.0.to_be_bytes(), &cookie.0.to_be_bytes(), name])
+/// `d` parent, hash, name: a directory entry.
+pub fn dirent(parent: Ino, hash: NameHash, name: &[u8]) -> Key {
+    tagged(b'd', &[&parent.0.to_be_bytes(), &hash.0.to_be_bytes(), name])
 }
 
-/// The half-open range of keys of the entries of `parent` with a cookie above `after`.
-pub fn dirents_after(parent: Ino, after: u64) -> (Key, Key) {
-    let parent_end = tagged(b'd', &[&(parent.0 + 1).to_be_bytes()]);
-    (tagged(b'd', &[&parent.0.to_be_bytes(), &(after + 1).to_be_bytes()]), parent_end)
+/// The half-open range of keys of the entries of `parent`.
+pub fn dirents(parent: Ino) -> (Key, Key) {
+    (tagged(b'd', &[&parent.0.to_be_bytes()]), tagged(b'd', &[&(parent.0 + 1).to_be_bytes()]))
 }
 
-/// Cookie and name of a directory entry key.
-pub fn dirent_of(key: &[u8]) -> Option<(Ino, DirCookie, &[u8])> {
-    let rest = key.strip_prefix(b"d")?;
-    if rest.len() <= 16 {
-        return None;
-    }
-    let number = |b: &[u8]| u64::from_be_bytes(b.try_into().expect("eight bytes"));
-    Some((Ino(number(&rest[..8])), DirCookie(number(&rest[8..16])), &rest[16..]))
+/// The half-open range of keys of the entries of `parent` whose names have at least this hash.
+pub fn dirents_from(parent: Ino, hash: NameHash) -> (Key, Key) {
+    (tagged(b'd', &[&parent.0.to_be_bytes(), &hash.0.to_be_bytes()]), dirents(parent).1)
+}
+
+/// Directory, hash and name of a directory entry key.
+pub fn dirent_of(key: &[u8]) -> Option<(Ino, NameHash, &[u8])> {
+    let (parent, rest) = key.strip_prefix(b"d")?.split_first_chunk()?;
+    let (hash, name) = rest.split_first_chunk()?;
+    let (parent, hash) = (u64::from_be_bytes(*parent), u32::from_be_bytes(*hash));
+    (!name.is_empty()).then_some((Ino(parent), NameHash(hash), name))
 }
 
 /// `x` ino, name: an extended attribute.
@@ -215,20 +216,22 @@ mod tests {
     #[test]
     fn directory_ranges_hold_the_directory_and_nothing_else() {
         // Guards against readdir leaking entries of the next directory.
-        let (start, end) = dirents_after(Ino(5), 0);
-        let cookie = DirCookie::of(&[0; 16], b"x");
-        assert!((&start..&end).contains(&&dirent(Ino(5), cookie, b"x")));
-        assert!(!(&start..&end).contains(&&dirent(Ino(6), cookie, b"x")));
-        let (start, _) = dirents_after(Ino(5), cookie.0);
-        assert!(dirent(Ino(5), cookie, &[0xff; 255]) < start, "equal cookies are behind");
+        let (start, end) = dirents(Ino(5));
+        let hash = NameHash::of(&[0; 16], b"x");
+        assert!((&start..&end).contains(&&dirent(Ino(5), hash, b"x")));
+        assert!((&start..&end).contains(&&dirent(Ino(5), NameHash(u32::MAX), &[0xff; 255])));
+        assert!(!(&start..&end).contains(&&dirent(Ino(6), hash, b"x")));
+        let (start, same_end) = dirents_from(Ino(5), hash);
+        assert!(start <= dirent(Ino(5), hash, &[1]) && same_end == end);
+        assert!(dirent(Ino(5), NameHash(hash.0 - 1), &[0xff; 255]) < start);
     }
 
     #[test]
     fn keys_parse_back_to_what_they_were_made_of() {
         // Guards against field order or width differing between writing and reading.
-        let cookie = DirCookie(77);
-        let key = dirent(Ino(9), cookie, b"name");
-        assert_eq!(dirent_of(&key), Some((Ino(9), cookie, &b"name"[..])));
+        let key = dirent(Ino(9), NameHash(77), b"name");
+        assert_eq!(dirent_of(&key), Some((Ino(9), NameHash(77), &b"name"[..])));
+        assert_eq!(dirent_of(&dirent(Ino(9), NameHash(77), b"")), None);
         assert_eq!(extent_of(&extent(Ino(9), 3, 88)), Some((Ino(9), 3, 88)));
         assert_eq!(reclaim_of(&reclaim(Ino(9), 3)), Some((Ino(9), 3)));
         let id = SegmentId([4; 16]);

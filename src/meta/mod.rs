@@ -8,7 +8,7 @@ pub mod keys;
 mod rows;
 
 pub use codec::DecodeError;
-pub use keys::{DirCookie, Key};
+pub use keys::{Key, NameHash};
 pub use rows::{
     CommitRow, Dirent, ExtentRow, Inode, Kind, OrphanData, SegmentRow, Stats, VolumeRow,
 };

@@ -3,8 +3,11 @@
 mod access;
 mod compare;
 mod contents;
+mod handles;
+mod listing;
 mod locks;
 mod names;
+mod remount;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;

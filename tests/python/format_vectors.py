@@ -115,7 +115,46 @@ def keyring(roots, passphrase, key_file):
     return whole
 
 
+def siphash(key, data):
+    """SipHash-2-4 (Aumasson and Bernstein, 2012) of bytes, as a 64-bit number."""
+    mask = (1 << 64) - 1
+    k0, k1 = struct.unpack("<QQ", key)
+    v = [k0 ^ 0x736F6D6570736575, k1 ^ 0x646F72616E646F6D, k0 ^ 0x6C7967656E657261, k1 ^ 0x7465646279746573]
+
+    def add_rotate_xor(a, b, bits):
+        v[a] = (v[a] + v[b]) & mask
+        v[b] = (v[b] << bits | v[b] >> (64 - bits)) & mask
+        v[b] ^= v[a]
+
+    def rounds(count):
+        for _ in range(count):
+            add_rotate_xor(0, 1, 13)
+            v[0] = (v[0] << 32 | v[0] >> 32) & mask
+            add_rotate_xor(2, 3, 16)
+            add_rotate_xor(0, 3, 21)
+            add_rotate_xor(2, 1, 17)
+            v[2] = (v[2] << 32 | v[2] >> 32) & mask
+
+    whole = len(data) // 8 * 8
+    last = data[whole:].ljust(7, b"\0") + bytes([len(data) % 256])
+    for (word,) in struct.iter_unpack("<Q", data[:whole] + last):
+        v[3] ^= word
+        rounds(2)
+        v[0] ^= word
+    v[2] ^= 0xFF
+    rounds(4)
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
+
+
+def entry_key(hash_key, parent, name):
+    """The key of the row of a directory entry."""
+    name_hash = max(siphash(hash_key, name) >> 32, 8)
+    return b"d" + struct.pack(">QI", parent, name_hash) + name
+
+
 def main():
+    # The published vector: key 00 … 0f, data 00 … 0e.
+    assert siphash(bytes(range(16)), bytes(range(15))) == 0xA129CA6149BE45E5
     roots = {n: bytes(32 * (n - 1) + i for i in range(32)) for n in (1, 2, 3)}
     local = reader.local_key(roots[1])
     volume = reader.volume_id(local)
@@ -134,12 +173,17 @@ def main():
         b"journal", volume, first, journal, b"\x01", struct.pack(">Q", 7)
     )
     state = reader.context(b"state", volume, first, b"watermark")
+    hash_key = reader.expand(local, b"sealfs names", 16)
+    names = [b"a", b"name", b"sixteen bytes ..", "Stra\u00dfe".encode(), bytes(range(1, 47)), b"x" * 255]
     document = {
         "about": "docs/FORMAT.md version 2; plaintext byte i is i mod 251; all strings are hex",
         "root_keys": [roots[n].hex() for n in (1, 2, 3)],
         "volume_id": volume.hex(),
         "fingerprint_of_epoch_1": reader.fingerprint_of(local).hex(),
-        "name_hash_key": reader.expand(local, b"sealfs names", 16).hex(),
+        "name_hash_key": hash_key.hex(),
+        "entries": [
+            {"parent": 5, "name": name.hex(), "key": entry_key(hash_key, 5, name).hex()} for name in names
+        ],
         "objects": objects,
         "journal": {
             "journal_id": journal.hex(),

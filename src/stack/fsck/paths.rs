@@ -125,7 +125,7 @@ impl Names {
 
 /// The name under which `ino` lies in `parent`.
 async fn name_in(kv: &Kv, parent: Ino, ino: Ino) -> Result<Option<Bytes>, ViewError> {
-    let (mut start, end) = keys::dirents_after(parent, 0);
+    let (mut start, end) = keys::dirents(parent);
     loop {
         let page = kv.scan(&start, &end, 1024, 1 << 19).await?;
         for (key, value) in &page {

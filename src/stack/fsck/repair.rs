@@ -18,7 +18,7 @@ use crate::commit::committer::unix_secs;
 use crate::commit::{Batch, View, ViewError};
 use crate::fs::{Fs, FsError};
 use crate::meta::{
-    DecodeError, DirCookie, Dirent, ExtentRow, Inode, Kind, OrphanData, SegmentRow, keys,
+    DecodeError, Dirent, ExtentRow, Inode, Kind, NameHash, OrphanData, SegmentRow, keys,
 };
 use crate::seal::VolumeKeys;
 use crate::stack::{Mounted, StackError};
@@ -249,7 +249,7 @@ impl Repair<'_> {
     }
 
     fn dirent_key(&self, parent: Ino, name: &[u8]) -> crate::meta::Key {
-        keys::dirent(parent, DirCookie::of(&self.name_hash_key, name), name)
+        keys::dirent(parent, NameHash::of(&self.name_hash_key, name), name)
     }
 
     async fn names(&self, ino: Ino) -> Result<Vec<(Ino, Bytes)>, StackError> {
