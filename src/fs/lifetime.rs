@@ -88,6 +88,10 @@ impl Lookups {
         }
     }
 
+    fn known(&self) -> Vec<Ino> {
+        self.inner.lock().counts.keys().copied().collect()
+    }
+
     fn is_known(&self, ino: Ino) -> bool {
         self.inner.lock().counts.contains_key(&ino)
     }
@@ -120,6 +124,13 @@ impl Lookups {
 }
 
 impl Fs {
+    /// The inodes that the kernel knows, the root besides.
+    pub fn known_inodes(&self) -> Vec<Ino> {
+        let mut known = self.lookups.known();
+        known.push(Ino::ROOT);
+        known
+    }
+
     /// The kernel forgets `nlookup` of its references to `ino`; an inode without a name goes
     /// with the last.
     pub fn forget(self: &Arc<Self>, ino: Ino, nlookup: u64) {

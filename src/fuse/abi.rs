@@ -237,6 +237,15 @@ impl SetAttrIn {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TtlSecs(pub u64);
 
+/// On which terms the kernel gets attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// How long it may keep them.
+    pub ttl: TtlSecs,
+    /// Without what gives power: set-id bits, and the permissions of device nodes.
+    pub powerless: bool,
+}
+
 /// Bytes of a reply, after its header.
 #[derive(Clone, Debug, Default)]
 pub struct Out(pub Vec<u8>);
@@ -271,17 +280,19 @@ impl Out {
     }
 
     /// Appends `struct fuse_attr` (88 bytes).
-    pub fn attr(&mut self, a: &Attr) -> &mut Self {
+    fn attr(&mut self, a: &Attr, powerless: bool) -> &mut Self {
         self.u64(a.ino.0).u64(a.size).u64(blocks(a));
         self.u64(a.atime.secs as u64).u64(a.mtime.secs as u64).u64(a.ctime.secs as u64);
         self.u32(a.atime.nanos).u32(a.mtime.nanos).u32(a.ctime.nanos);
-        self.u32(mode(a)).u32(a.nlink).u32(a.uid).u32(a.gid).u32(a.rdev);
+        self.u32(mode(a, powerless)).u32(a.nlink).u32(a.uid).u32(a.gid).u32(a.rdev);
         self.u32(BLOCK_SIZE).u32(0)
     }
 
     /// Appends `struct fuse_entry_out` (128 bytes): a name that leads to `a`.
-    pub fn entry(&mut self, a: &Attr, ttl: TtlSecs) -> &mut Self {
-        self.u64(a.ino.0).u64(generation(a)).u64(ttl.0).u64(ttl.0).u32(0).u32(0).attr(a)
+    pub fn entry(&mut self, a: &Attr, terms: Terms) -> &mut Self {
+        let ttl = terms.ttl.0;
+        self.u64(a.ino.0).u64(generation(a)).u64(ttl).u64(ttl).u32(0).u32(0);
+        self.attr(a, terms.powerless)
     }
 
     /// Appends `struct fuse_entry_out` with node 0: the name does not exist, remember that.
@@ -295,16 +306,16 @@ impl Out {
     }
 
     /// Appends `struct fuse_attr_out` (104 bytes).
-    pub fn attr_out(&mut self, a: &Attr, ttl: TtlSecs) -> &mut Self {
-        self.u64(ttl.0).u32(0).u32(0).attr(a)
+    pub fn attr_out(&mut self, a: &Attr, terms: Terms) -> &mut Self {
+        self.u64(terms.ttl.0).u32(0).u32(0).attr(a, terms.powerless)
     }
 
     /// Appends `struct fuse_statx_out` (288 bytes): attributes with the time of birth.
-    pub fn statx_out(&mut self, a: &Attr, ttl: TtlSecs) -> &mut Self {
-        self.u64(ttl.0).u32(0).u32(0).zeros(16);
+    pub fn statx_out(&mut self, a: &Attr, terms: Terms) -> &mut Self {
+        self.u64(terms.ttl.0).u32(0).u32(0).zeros(16);
         self.u32(STATX_BASIC_STATS | STATX_BTIME).u32(BLOCK_SIZE).u64(0);
         self.u32(a.nlink).u32(a.uid).u32(a.gid);
-        self.0.extend_from_slice(&(mode(a) as u16).to_ne_bytes());
+        self.0.extend_from_slice(&(mode(a, terms.powerless) as u16).to_ne_bytes());
         self.zeros(2).u64(a.ino.0).u64(a.size).u64(blocks(a)).u64(0);
         self.time(a.atime).time(a.btime).time(a.ctime).time(a.mtime);
         self.u32(libc::major(a.rdev.into())).u32(libc::minor(a.rdev.into()));
@@ -367,8 +378,13 @@ fn generation(a: &Attr) -> u64 {
     made.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
 }
 
-fn mode(a: &Attr) -> u32 {
-    file_type(a.kind) | u32::from(a.perm & 0o7777)
+fn mode(a: &Attr, powerless: bool) -> u32 {
+    let shown = match a.kind {
+        Kind::File if powerless => 0o1777,
+        Kind::CharDev | Kind::BlockDev if powerless => 0,
+        _ => 0o7777,
+    };
+    file_type(a.kind) | u32::from(a.perm & shown)
 }
 
 #[cfg(test)]
@@ -402,11 +418,12 @@ mod tests {
             f(&mut o);
             o.0.len()
         };
-        assert_eq!(len(|o| o.attr(&attr())), 88);
-        assert_eq!(len(|o| o.entry(&attr(), TtlSecs(1))), ENTRY_LEN);
+        const TERMS: Terms = Terms { ttl: TtlSecs(1), powerless: false };
+        assert_eq!(len(|o| o.attr(&attr(), false)), 88);
+        assert_eq!(len(|o| o.entry(&attr(), TERMS)), ENTRY_LEN);
         assert_eq!(len(|o| o.negative_entry(TtlSecs(1))), ENTRY_LEN);
-        assert_eq!(len(|o| o.attr_out(&attr(), TtlSecs(1))), 104);
-        assert_eq!(len(|o| o.statx_out(&attr(), TtlSecs(1))), 288);
+        assert_eq!(len(|o| o.attr_out(&attr(), TERMS)), 104);
+        assert_eq!(len(|o| o.statx_out(&attr(), TERMS)), 288);
         assert_eq!(len(|o| o.open(0)), 16);
         for n in [1, 7, 8, 9, 255] {
             let mut o = Out::default();
@@ -414,6 +431,18 @@ mod tests {
             assert_eq!(o.0.len(), dirent_len(n));
             assert_eq!(o.0.len() % 8, 0);
         }
+    }
+
+    #[test]
+    fn attributes_without_power_have_no_set_id_bits_and_no_open_devices() {
+        // Guards against a program or a device that works where the mount refuses it.
+        let mut a = Attr { perm: 0o7755, ..attr() };
+        assert_eq!(mode(&a, false), libc::S_IFREG | 0o7755);
+        assert_eq!(mode(&a, true), libc::S_IFREG | 0o1755);
+        a.kind = Kind::Dir;
+        assert_eq!(mode(&a, true), libc::S_IFDIR | 0o7755, "they mean something else there");
+        a.kind = Kind::BlockDev;
+        assert_eq!(mode(&a, true), libc::S_IFBLK);
     }
 
     #[test]

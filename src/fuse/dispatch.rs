@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use tokio::task::AbortHandle;
 use crate::base::Ino;
 use crate::fs::{Attr, Caller, Fs, FsError};
 
-use super::abi::{self, Body, ENTRY_LEN, Header, Malformed, Out, TtlSecs, opcode as op};
+use super::abi::{self, Body, ENTRY_LEN, Header, Malformed, Out, Terms, TtlSecs, opcode as op};
 use super::device::Device;
 use super::errno::Errno;
 use super::mount::Negotiated;
@@ -31,7 +32,9 @@ use super::signals::is_dying;
 pub struct Adapter {
     pub(super) fs: Arc<Fs>,
     /// How long the kernel may keep names and attributes.
-    pub(super) ttl: TtlSecs,
+    ttl: TtlSecs,
+    /// Nothing on the mount may give power, and Linux would let it.
+    powerless: AtomicBool,
     /// `-o fsync=remote`: `fsync` returns when the bucket has it.
     pub(super) fsync_remote: bool,
     /// The kernel sends the 16-byte SETXATTR header (`FUSE_SETXATTR_EXT`).
@@ -107,7 +110,35 @@ impl Adapter {
     ) -> Adapter {
         let interruptible = Arc::default();
         let Negotiated { setxattr_ext, write_back } = agreed;
-        Adapter { fs, ttl, fsync_remote, setxattr_ext, write_back, runtime, interruptible }
+        let powerless = AtomicBool::new(false);
+        Adapter {
+            fs,
+            ttl,
+            powerless,
+            fsync_remote,
+            setxattr_ext,
+            write_back,
+            runtime,
+            interruptible,
+        }
+    }
+
+    /// On which terms the kernel gets attributes now.
+    pub(super) fn terms(&self) -> Terms {
+        Terms { ttl: self.ttl, powerless: self.powerless.load(Ordering::SeqCst) }
+    }
+
+    /// From now on the kernel gets attributes with or without what gives power, those included
+    /// that it has. Costs a short message for every inode that it knows.
+    pub(super) fn set_powerless(&self, powerless: bool, device: &Device) {
+        if self.powerless.swap(powerless, Ordering::SeqCst) == powerless {
+            return;
+        }
+        for ino in self.fs.known_inodes() {
+            if let Err(e) = device.refresh_attributes(ino) {
+                log::error!("the kernel keeps the old attributes of inode {ino}: {e}");
+            }
+        }
     }
 
     /// Answers one request as it was read from `device`. Never panics: a bug in a handler is
@@ -245,9 +276,9 @@ impl Adapter {
     where
         F: Future<Output = Result<Attr, FsError>> + Send + 'static,
     {
-        let (fs, ttl) = (Arc::clone(&self.fs), self.ttl);
+        let (fs, terms) = (Arc::clone(&self.fs), self.terms());
         self.run(reply, Interrupt::Never, op, move |reply, attr| {
-            answer_entry(&fs, reply, &attr, ttl);
+            answer_entry(&fs, reply, &attr, terms);
         });
     }
 
@@ -293,9 +324,9 @@ fn give_up_if_dying(waiting: &Interruptible, unique: u64) -> Looked {
 }
 
 /// Answers with an entry, and takes the counted lookup back if the kernel did not want it.
-pub(super) fn answer_entry(fs: &Arc<Fs>, reply: Reply, attr: &Attr, ttl: TtlSecs) {
+pub(super) fn answer_entry(fs: &Arc<Fs>, reply: Reply, attr: &Attr, terms: Terms) {
     let mut out = Out::with_capacity(ENTRY_LEN);
-    out.entry(attr, ttl);
+    out.entry(attr, terms);
     if !reply.out(&out) {
         fs.forget(attr.ino, 1);
     }

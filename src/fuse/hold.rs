@@ -6,8 +6,9 @@
 //! So a thread looks at the kernel's table whenever that changes, and puts back what is missing,
 //! whoever took it. Started by [`super::serve`]; ends with the last mount of the file system.
 //!
-//! Between a remount and that is the time to wake a thread. Only root closes it: a daemon without
-//! `CAP_SYS_ADMIN` can do nothing but say what has happened.
+//! Between a remount and that is the time to wake a thread, in which Linux goes by the attributes
+//! that it has. A daemon without `CAP_SYS_ADMIN` cannot put anything back: it says so, and from then
+//! on shows no set-id bits, no file capabilities, and device nodes that nobody but root may open.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -133,19 +134,27 @@ fn unescape(field: &[u8]) -> PathBuf {
 }
 
 /// Keeps watch over every mount of one file system.
-struct Watch {
+struct Watch<P> {
     table: File,
     /// `major:minor` of the file system.
     device: String,
     wanted: Held,
     /// It has been said that options are gone and cannot be put back.
     told: bool,
+    /// Told whether what gives power is to be withheld, which it is not at first.
+    powerless: P,
 }
 
 /// Starts to keep what `options` refuse refused, for the mount on `point`.
-pub(super) fn start(point: &Path, device: String, options: &Options) -> io::Result<()> {
+pub(super) fn start(
+    point: &Path,
+    device: String,
+    options: &Options,
+    powerless: impl Fn(bool) + Send + 'static,
+) -> io::Result<()> {
     let wanted = Held::of(options);
-    let mut watch = Watch { table: File::open(TABLE)?, device, wanted, told: false };
+    let table = File::open(TABLE)?;
+    let mut watch = Watch { table, device, wanted, told: false, powerless };
     // fusermount3 refuses more than it is asked to.
     watch.wanted = watch.look()?.iter().fold(wanted, |all, mount| Held(all.0 | mount.held.0));
     let point = point.to_owned();
@@ -157,7 +166,7 @@ pub(super) fn start(point: &Path, device: String, options: &Options) -> io::Resu
     Ok(())
 }
 
-impl Watch {
+impl<P: Fn(bool)> Watch<P> {
     fn run(&mut self) -> io::Result<()> {
         let mut again = None;
         loop {
@@ -167,6 +176,8 @@ impl Watch {
                 return Ok(()); // unmounted
             }
             let all = mounts.iter().all(|mount| self.restore(mount));
+            self.told &= !all;
+            (self.powerless)(self.told);
             again = (!all && !self.told).then_some(AGAIN);
         }
     }

@@ -86,10 +86,14 @@ pub fn serve(
         .map_err(MountError::Threads)?;
     let device = mount::device_number(&point);
     mount::tune(&point, device.as_deref());
-    if let Some(device) = &device
-        && let Err(e) = hold::start(&point, device.clone(), options)
-    {
-        log::error!("cannot watch {} for remounts: {e}", point.display());
+    if let Some(device) = &device {
+        let kernel = Device::clone_of(kernel.as_fd())
+            .inspect_err(|_| mount::abandon(&point))
+            .map_err(MountError::Threads)?;
+        let powerless = move |powerless| adapter.set_powerless(powerless, &kernel);
+        if let Err(e) = hold::start(&point, device.clone(), options, powerless) {
+            log::error!("cannot watch {} for remounts: {e}", point.display());
+        }
     }
     Ok(Session { point, device, ended, _kernel: kernel })
 }

@@ -7,11 +7,11 @@ use super::dispatch::{Adapter, Interrupt, Request};
 
 impl Adapter {
     pub(super) fn getattr(&self, rq: Request<'_>) -> Result<(), Malformed> {
-        let ttl = self.ttl;
+        let terms = self.terms();
         let attr = self.fs.getattr(rq.ino());
         self.run(rq.reply, Interrupt::Allowed, attr, move |reply, attr| {
             let mut out = Out::with_capacity(104);
-            out.attr_out(&attr, ttl);
+            out.attr_out(&attr, terms);
             reply.out(&out);
         });
         Ok(())
@@ -19,23 +19,23 @@ impl Adapter {
 
     /// As getattr, with the time of birth (`stat` prints it, `statx` with `STATX_BTIME`).
     pub(super) fn statx(&self, rq: Request<'_>) -> Result<(), Malformed> {
-        let ttl = self.ttl;
+        let terms = self.terms();
         let attr = self.fs.getattr(rq.ino());
         self.run(rq.reply, Interrupt::Allowed, attr, move |reply, attr| {
             let mut out = Out::with_capacity(288);
-            out.statx_out(&attr, ttl);
+            out.statx_out(&attr, terms);
             reply.out(&out);
         });
         Ok(())
     }
 
     pub(super) fn setattr(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
-        let ttl = self.ttl;
+        let terms = self.terms();
         let change = change_of(&SetAttrIn::decode(&mut rq.body)?);
         let changed = self.fs.setattr(rq.caller(), rq.ino(), change);
         self.run(rq.reply, Interrupt::Never, changed, move |reply, attr| {
             let mut out = Out::with_capacity(104);
-            out.attr_out(&attr, ttl);
+            out.attr_out(&attr, terms);
             reply.out(&out);
         });
         Ok(())

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::fs::{Attr, DirEntry, Fs, behind_group, ends_group};
 
-use super::abi::{ENTRY_LEN, Malformed, Out, TtlSecs, dirent_len};
+use super::abi::{ENTRY_LEN, Malformed, Out, Terms, dirent_len};
 use super::dispatch::{Adapter, Interrupt, Request};
 
 /// How long names are taken to be when a page of entries is asked for: a directory of longer
@@ -29,13 +29,13 @@ impl Adapter {
         let (after, size) = cursor(&mut rq)?;
         let entries_max = size / (ENTRY_LEN + dirent_len(NAME_LEN_TYPICAL)) + 1;
         let page = self.fs.readdirplus(rq.ino(), after, entries_max);
-        let (fs, ttl) = (self.fs.clone(), self.ttl);
+        let (fs, terms) = (self.fs.clone(), self.terms());
         // Not interruptible: the page has counted lookups that must reach the kernel.
         self.run(rq.reply, Interrupt::Never, page, move |reply, mut page| {
             let fitted = fitting(page.iter().map(|(entry, _)| entry), ENTRY_LEN, size);
             forget(&fs, &page[fitted..]);
             go_on(page[..fitted].last_mut().map(|(entry, _)| entry), after);
-            let out = encode_plus(&page[..fitted], ttl);
+            let out = encode_plus(&page[..fitted], terms);
             if !reply.out(&out) {
                 forget(&fs, &page[..fitted]);
             }
@@ -96,12 +96,12 @@ fn encode_plain(page: &[DirEntry]) -> Out {
     out
 }
 
-fn encode_plus(page: &[Listed], ttl: TtlSecs) -> Out {
+fn encode_plus(page: &[Listed], terms: Terms) -> Out {
     let len = page.iter().map(|(e, _)| ENTRY_LEN + dirent_len(e.name.len())).sum();
     let mut out = Out::with_capacity(len);
     for (e, attr) in page {
         match attr {
-            Some(attr) => out.entry(attr, ttl),
+            Some(attr) => out.entry(attr, terms),
             // Linux then lists the name and looks it up when it is wanted.
             None => out.zeros(ENTRY_LEN),
         };
@@ -112,9 +112,12 @@ fn encode_plus(page: &[Listed], ttl: TtlSecs) -> Out {
 
 #[cfg(test)]
 mod tests {
+    use super::super::abi::TtlSecs;
     use super::*;
     use crate::base::{Ino, Timestamp};
     use crate::fs::Kind;
+
+    const TERMS: Terms = Terms { ttl: TtlSecs(1), powerless: false };
 
     fn page(n: u64) -> Vec<Listed> {
         let t = Timestamp::default();
@@ -148,7 +151,7 @@ mod tests {
         // Guards against Linux taking what was left out for an inode: it looks the name up.
         let mut page = page(2);
         page[0].1 = None;
-        let out = encode_plus(&page, TtlSecs(1));
+        let out = encode_plus(&page, TERMS);
         let each = ENTRY_LEN + dirent_len(11);
         assert_eq!(out.0.len(), 2 * each);
         assert_eq!(out.0[..ENTRY_LEN], [0; ENTRY_LEN]);
@@ -167,7 +170,7 @@ mod tests {
         for size in [0, 170, 171, 1000, 4096, 100_000] {
             let fitted = fitting(&names, ENTRY_LEN, size);
             assert_eq!(fitted, 50.min(size / (ENTRY_LEN + dirent_len(11))), "{size}");
-            assert!(encode_plus(&page[..fitted], TtlSecs(1)).0.len() <= size);
+            assert!(encode_plus(&page[..fitted], TERMS).0.len() <= size);
             let fitted = fitting(&names, 0, size);
             assert_eq!(fitted, 50.min(size / dirent_len(11)), "{size}");
             assert!(encode_plain(&names[..fitted]).0.len() <= size);

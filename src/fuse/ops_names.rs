@@ -16,13 +16,13 @@ impl Adapter {
     pub(super) fn lookup(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
         let name = rq.body.name()?;
         let found = self.fs.lookup(rq.ino(), name);
-        let (fs, ttl) = (self.fs.clone(), self.ttl);
+        let (fs, terms) = (self.fs.clone(), self.terms());
         // Not interruptible: a lookup that has counted must be answered.
         self.run_to(rq.reply, Interrupt::Never, found, move |reply, result| match result {
-            Ok(attr) => answer_entry(&fs, reply, &attr, ttl),
+            Ok(attr) => answer_entry(&fs, reply, &attr, terms),
             Err(FsError::NotFound) => {
                 let mut out = Out::with_capacity(ENTRY_LEN);
-                out.negative_entry(ttl);
+                out.negative_entry(terms.ttl);
                 reply.out(&out);
             }
             Err(e) => reply.error(e),
@@ -136,10 +136,10 @@ impl Adapter {
         rq.body.skip(4)?; // open flags
         let (mode, umask) = (rq.body.u32()?, rq.body.u32()?);
         let made = self.fs.tmpfile(rq.caller(), rq.ino(), mode, umask);
-        let (fs, ttl) = (self.fs.clone(), self.ttl);
+        let (fs, terms) = (self.fs.clone(), self.terms());
         self.run(rq.reply, Interrupt::Never, made, move |reply, attr| {
             let mut out = Out::with_capacity(ENTRY_LEN + 16);
-            out.entry(&attr, ttl).open(FOPEN_KEEP_CACHE);
+            out.entry(&attr, terms).open(FOPEN_KEEP_CACHE);
             if !reply.out(&out) {
                 fs.forget(attr.ino, 1);
             }

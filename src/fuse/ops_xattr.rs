@@ -40,6 +40,10 @@ impl Adapter {
         let room = rq.body.u32()?;
         rq.body.skip(4)?;
         let name = rq.body.name()?;
+        if name == b"security.capability" && self.terms().powerless {
+            rq.reply.error(FsError::NoAttr);
+            return Ok(());
+        }
         let value = self.fs.getxattr(rq.ino(), name);
         self.run(rq.reply, Interrupt::Allowed, value, move |reply, value: Bytes| {
             answer_sized(reply, &value, room);

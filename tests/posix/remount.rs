@@ -152,6 +152,56 @@ fn a_mount_with_suid_keeps_it_and_follows_its_remounts() {
 }
 
 #[test]
+fn a_user_s_mount_gives_no_power_though_its_daemon_can_put_nothing_back() {
+    // Guards against a program that is root on a user's mount once root has remounted it: only the
+    // daemon is left to refuse, by what it answers, for what the kernel knows already as well.
+    needs_fuse!();
+    if needs_root() {
+        return;
+    }
+    if sh_as(NOBODY, "", Path::new("/"), "test -w /dev/fuse").is_err() {
+        eprintln!("SKIPPED: /dev/fuse is not for everybody here (chmod 666 /dev/fuse)");
+        return;
+    }
+    let volume = Volume::create();
+    volume.mount(&[]);
+    program(&volume.vault());
+    let device = "mknod null c 1 3; chmod 666 null";
+    sh(&volume.vault(), device).expect("root may");
+    volume.umount();
+    let user = format!("chmod 755 .; rm -rf run; mkdir run; chown -R {NOBODY}:{NOBODY} .");
+    sh(&volume.path("."), &user).expect("root may");
+    let as_user = |args: &[&str]| {
+        let plain = volume.command(args);
+        let mut command = Command::new("setpriv");
+        command.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")]);
+        command.args(["--clear-groups", "--"]).arg(plain.get_program()).args(plain.get_args());
+        command.env("SEALFS_RUNTIME_DIR", volume.path("run")).env("HOME", volume.path("."));
+        let output = command.output().expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {said}{}", volume.log());
+    };
+    let args = volume.mount_args(&[]);
+    as_user(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let vault = volume.vault();
+    // Root cannot even go there.
+    let inside = |script: &str| {
+        let script = format!("cd {} && {script}", vault.display());
+        sh_as(NOBODY, "", Path::new("/"), &script).expect("runs").trim().to_owned()
+    };
+    let mode = |name: &str| inside(&format!("stat -c %a {name}"));
+    assert_eq!((mode("id"), mode("null")), ("4755".into(), "666".into()), "modes are shown");
+    assert_eq!(inside("./id -u"), NOBODY.to_string());
+    remount(&vault, 0);
+    wait_until("power is withheld", || mode("id") == "755" && mode("null") == "0");
+    assert_eq!(inside("./id -u"), NOBODY.to_string());
+    assert!(volume.log().contains("mount -o remount,nosuid,nodev"), "{}", volume.log());
+    remount(&vault, libc::MS_NOSUID | libc::MS_NODEV);
+    wait_until("modes are shown again", || mode("id") == "4755" && mode("null") == "666");
+    as_user(&["umount", &volume.text("vault")]);
+}
+
+#[test]
 fn the_mount_helper_names_what_is_in_force_when_it_remounts() {
     // Guards against the moment between a remount by mount(8) and the daemon that puts back what
     // it left out: with the helper there is none. Tried on a tmpfs, which nobody looks after.
