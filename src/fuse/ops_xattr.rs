@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use crate::fs::XattrMode;
+use crate::fs::{FsError, XattrMode};
 
 use super::abi::{Malformed, Out};
 use super::dispatch::{Adapter, Interrupt, Request};
