@@ -15,8 +15,8 @@ use e2e::{drop_pages, noise};
 use mounts::{Holder, Remote, Volume, is_alive, wait_at_most, wait_until};
 use support::relay::Relay;
 use support::s3server::{
-    ACCESS_KEY, BUCKET, Fault, FaultKind, OTHER_ACCESS_KEY, OTHER_SECRET_KEY, Outage, S3Server,
-    SECRET_KEY,
+    ACCESS_KEY, BUCKET, Fault, FaultKind, OTHER_ACCESS_KEY, OTHER_SECRET_KEY, Outage, RequestKind,
+    S3Server, SECRET_KEY,
 };
 
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -604,5 +604,44 @@ fn a_hangup_ends_a_mount_in_the_foreground_in_order() {
     v.mount(&[]);
     signal(v.daemon(), libc::SIGHUP);
     assert_eq!(fs::read(v.at("f")).expect("reads"), b"content");
+    v.umount();
+}
+
+#[test]
+fn progress_counts_what_the_store_takes_and_nothing_that_arrives_nowhere() {
+    // Guards against "0 B of 8 MiB" until a commit ends, "no progress" during a long upload, and
+    // bytes "sent" to a store that refuses every connection.
+    needs_fuse!();
+    let server = S3Server::start();
+    let v = Volume::create_on(e2e::remote(&server));
+    v.mount(&["--commit-interval", "200ms"]);
+    let number = |field: &str| v.status(field).as_u64().expect("a number");
+    let stored = || v.status("requests")["bytes_up"].as_u64().expect("a number");
+    let failed = || v.status("requests")["errors"].as_u64().expect("a number");
+
+    // Taken by the connection, not stored yet, so still pending.
+    server.faults().add(Fault::new(FaultKind::Hang).on(RequestKind::Put).key("/seg/"));
+    let before = (stored(), number("moved_bytes"));
+    let bytes = e2e::noise(24, 8 << 20);
+    fs::write(v.at("large"), &bytes).expect("writes");
+    fs::File::open(v.at("large")).and_then(|f| f.sync_all()).expect("syncs locally");
+    mounts::wait_until("the upload shows", || number("sent_bytes") > 64 << 10);
+    assert_eq!(number("pending_bytes"), 8 << 20);
+    assert!(number("moved_bytes") > before.1, "a drain sees it move");
+    let text = v.ok(&["status", &v.text("vault")]);
+    assert!(text.contains("8.00 MiB in ") && text.contains(" of it sent, "), "{text}");
+    assert!(stored() < before.0 + (1 << 20), "nothing was answered yet");
+    server.faults().clear();
+    v.ok(&["sync", &v.text("vault")]);
+    assert!(stored() >= before.0 + (8 << 20));
+    assert_eq!((number("sent_bytes"), number("pending_bytes")), (0, 0));
+
+    // Refused connections take nothing, however often it is tried.
+    server.faults().set_outage(Outage::Refused);
+    let before = (stored(), failed());
+    fs::write(v.at("more"), &bytes[..1 << 20]).expect("writes");
+    mounts::wait_until("several attempts have failed", || failed() >= before.1 + 3);
+    assert_eq!((stored(), number("sent_bytes")), (before.0, 0));
+    server.faults().clear();
     v.umount();
 }

@@ -70,7 +70,7 @@ fn a_volume_keeps_its_encryption_from_mount_to_mount() {
     v.mount(&[]);
     fs::write(v.at("file"), b"contents").expect("writes");
     let shown = v.status("sse").to_string();
-    assert!(shown.contains("aws:kms, key alias/vault, a context of 1 pairs"), "{shown}");
+    assert!(shown.contains("aws:kms, key alias/vault, a context of 1 pair"), "{shown}");
     v.umount();
     for (key, sse) in stored(&server) {
         assert_eq!(sse.algorithm.as_deref(), Some("aws:kms"), "{key}");
@@ -594,4 +594,91 @@ fn a_read_only_mount_writes_what_its_policy_allows_and_nothing_else() {
     }
     let policy = v.ok(&["doctor", &v.url(), "--iam-policy", "--read-only"]);
     assert!(policy.contains("arn:aws:s3:::test/data/meta/manifest/*"), "{policy}");
+}
+
+/// What the doctor says: exit status, and level and text of each line.
+fn examined(v: &Volume, more: &[&str]) -> (i32, Vec<(String, String, String)>) {
+    let output = v.run(&[&["doctor", &v.url(), "--json"], more].concat());
+    let json: serde_json::Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+    let text =
+        |line: &serde_json::Value, field: &str| line[field].as_str().unwrap_or_default().to_owned();
+    let lines = json["findings"].as_array().expect("a list").iter();
+    let lines = lines.map(|l| (text(l, "what"), text(l, "level"), text(l, "text"))).collect();
+    (output.status.code().expect("it ends"), lines)
+}
+
+fn errors(lines: &[(String, String, String)]) -> Vec<&str> {
+    lines.iter().filter(|l| l.1 == "error").map(|l| l.0.as_str()).collect()
+}
+
+#[test]
+fn the_doctor_says_of_each_permission_what_is_true_of_that_one() {
+    // Guards against "s3:GetObject error: NoSuchKey" where only writing is denied: one refusal
+    // shows in the line of its own permission, and in what cannot be tried without it.
+    let server = S3Server::start();
+    let v = Volume::bare_on(Some(remote(&server)));
+    assert_eq!(errors(&examined(&v, &[]).1), [""; 0]);
+    let denied: [(&[RequestKind], &[&str]); 6] = [
+        (&[RequestKind::Put, RequestKind::UploadCreate], &["s3:PutObject"]),
+        (&[RequestKind::Get], &["s3:GetObject", "conditional writes"]),
+        (&[RequestKind::Delete, RequestKind::DeleteMany], &["s3:DeleteObject"]),
+        (&[RequestKind::UploadAbort], &["s3:AbortMultipartUpload"]),
+        (&[RequestKind::UploadPart], &["s3:PutObject (parts)"]),
+        (&[RequestKind::Head], &[]),
+    ];
+    for (kinds, wrong) in denied {
+        for &kind in kinds {
+            server.faults().add(Fault::new(FaultKind::DENIED).on(kind));
+        }
+        let (status, lines) = examined(&v, &[]);
+        assert_eq!(errors(&lines), wrong, "{kinds:?} denied: {lines:?}");
+        assert_eq!(status, if wrong.is_empty() { 0 } else { 5 }, "{kinds:?} denied: {lines:?}");
+        server.faults().clear();
+    }
+    let left: Vec<_> = server.keys();
+    assert!(left.iter().all(|key| key.contains("/probe/")), "{left:?}");
+}
+
+#[test]
+fn the_doctor_goes_on_whatever_the_key_or_the_clock_is() {
+    // Guards against a diagnosis that ends at the first thing that is wrong, blames the
+    // credentials for the clock, and exits as if the bucket were unfit when nobody answers.
+    let server = S3Server::start();
+    let v = volume(&server, &[]);
+    let pass = v.text("passphrase");
+    let key = ["--passphrase-file", pass.as_str()];
+    let line = |lines: &[(String, String, String)], what: &str| {
+        let line = lines.iter().find(|l| l.0 == what).cloned();
+        line.unwrap_or_else(|| panic!("no {what} in {lines:?}"))
+    };
+    let (status, lines) = examined(&v, &key);
+    assert_eq!((status, line(&lines, "volume").1.as_str()), (0, "ok"), "{lines:?}");
+
+    fs::write(v.path("passphrase"), "quite another passphrase").expect("writes");
+    let (status, lines) = examined(&v, &key);
+    assert_eq!((status, errors(&lines)), (3, vec!["volume"]), "{lines:?}");
+    assert_eq!(line(&lines, "conditional writes").1, "ok");
+
+    // A key and a store that cannot be written: both are said.
+    for kind in [RequestKind::Put, RequestKind::UploadCreate] {
+        server.faults().add(Fault::new(FaultKind::DENIED).on(kind));
+    }
+    let (_, lines) = examined(&v, &key);
+    assert_eq!(errors(&lines), ["volume", "s3:PutObject"], "{lines:?}");
+    server.faults().clear();
+
+    let empty = Volume::bare_on(Some(remote(&S3Server::start())));
+    let (status, lines) = examined(&empty, &["--passphrase-file", &empty.text("passphrase")]);
+    assert_eq!((status, errors(&lines)), (4, vec!["connection"]), "its server has ended");
+    assert_eq!(line(&lines, "fuse").0, "fuse", "this machine is looked at all the same");
+
+    server.faults().add(Fault::new(FaultKind::Status(403, "RequestTimeTooSkewed")));
+    let (status, lines) = examined(&v, &key);
+    assert_eq!((status, errors(&lines)), (4, vec!["clock"]), "{lines:?}");
+    server.faults().clear();
+    server.faults().add(Fault::new(FaultKind::Status(403, "InvalidAccessKeyId")));
+    let (status, lines) = examined(&v, &key);
+    assert_eq!((status, errors(&lines)), (4, vec!["connection"]), "{lines:?}");
+    assert!(line(&lines, "connection").2.contains("InvalidAccessKeyId"), "{lines:?}");
 }

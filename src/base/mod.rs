@@ -1,11 +1,13 @@
-//! What every layer may use: identifiers with their units, time, work that several wait for.
+//! What every layer may use: identifiers with their units, time, words, work that several wait for.
 //!
 //! Owns no state and does no I/O of its own. Imports nothing of this crate.
 
 mod clock;
 mod ids;
+mod text;
 mod underway;
 
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use ids::{Ino, JournalId, JournalPos, SegmentId, VolumeId, hex};
+pub use text::{counted, one_line, plain_json, plural, shell_word};
 pub use underway::{Promise, Underway};

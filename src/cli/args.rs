@@ -13,7 +13,6 @@ use super::exit::{Exit, Failure, Outcome};
 
 /// How the store is reached, and the server-side encryption to ask for.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Store")]
 pub struct StoreArgs {
     #[command(flatten)]
     address: StoreAddress,
@@ -23,26 +22,37 @@ pub struct StoreArgs {
 
 /// How the store is reached.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Store")]
 pub struct StoreAddress {
     /// S3 server other than AWS, such as https://minio.example:9000
-    #[arg(long, value_name = "URL", env = "AWS_ENDPOINT_URL_S3")]
+    #[arg(long, help_heading = "Store", value_name = "URL", env = "AWS_ENDPOINT_URL_S3")]
     pub endpoint_url: Option<String>,
     /// AWS region [default: from the AWS configuration]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, help_heading = "Store", value_name = "NAME")]
     pub region: Option<String>,
     /// Profile of the AWS configuration files
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, help_heading = "Store", value_name = "NAME")]
     pub profile: Option<String>,
     /// Allow plain http to another machine (the contents are sealed, the requests are not)
-    #[arg(long)]
+    #[arg(long, help_heading = "Store")]
     pub allow_http: bool,
+}
+
+/// What of the command line names a file, so that it holds in another directory as well.
+pub fn file_flag(words: &mut Vec<String>, flag: &str, file: &Path) {
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    words.extend([flag.to_owned(), file.display().to_string()]);
 }
 
 impl StoreArgs {
     /// The key files that are named.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.sse.files()
+    }
+
+    /// The flags that a mount of the same volume needs.
+    pub fn to_mount(&self, words: &mut Vec<String>) {
+        self.address.to_mount(words);
+        self.sse.to_mount().for_each(|(flag, file)| file_flag(words, flag, file));
     }
 
     /// Checks the flags against each other and against the store.
@@ -53,6 +63,20 @@ impl StoreArgs {
 }
 
 impl StoreAddress {
+    fn to_mount(&self, words: &mut Vec<String>) {
+        let valued = [
+            ("--endpoint-url", &self.endpoint_url),
+            ("--region", &self.region),
+            ("--profile", &self.profile),
+        ];
+        for (flag, value) in valued {
+            if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
+                words.extend([flag.to_owned(), value.clone()]);
+            }
+        }
+        words.extend(self.allow_http.then(|| "--allow-http".to_owned()));
+    }
+
     /// The store with what is asked of its encryption; `asked`: by flags, which only S3 has.
     pub fn resolve(&self, store: &str, sse: SseAsk, asked: bool) -> Outcome<StoreOptions> {
         let location: Location = store.parse().map_err(|e| Failure::new(Exit::Usage, e))?;
@@ -90,21 +114,35 @@ impl StoreAddress {
 /// What unlocks the volume. None of it may come from the command line itself, where every user
 /// of the machine could read it.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Key")]
 #[group(multiple = false)]
 pub struct SecretArgs {
     /// Read the passphrase from a file (one line)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = "Key", value_name = "FILE")]
     pub passphrase_file: Option<PathBuf>,
     /// Read the passphrase from an open file descriptor (one line)
-    #[arg(long, value_name = "N")]
+    #[arg(long, help_heading = "Key", value_name = "N")]
     pub passphrase_fd: Option<i32>,
     /// Use a file of 32 bytes or more as the key
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = "Key", value_name = "FILE")]
     pub key_file: Option<PathBuf>,
     /// Read a recovery key from a file
     #[arg(long, value_name = "FILE")]
     pub recovery_file: Option<PathBuf>,
+}
+
+impl SecretArgs {
+    /// The flags that give the same secret again.
+    pub fn to_mount(&self, words: &mut Vec<String>) {
+        if let Some(file) = &self.passphrase_file {
+            file_flag(words, "--passphrase-file", file);
+        }
+        if let Some(fd) = self.passphrase_fd {
+            words.extend(["--passphrase-fd".to_owned(), fd.to_string()]);
+        }
+        if let Some(file) = &self.key_file {
+            file_flag(words, "--key-file", file);
+        }
+    }
 }
 
 /// The largest size that a flag takes, 1 EiB: more than any disk has, and sums of a few fit.
@@ -160,6 +198,11 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         Some(time) if time <= TIME_MAX => Ok(time),
         _ => Err("that time is too long; a year (8760h) is the most".into()),
     }
+}
+
+/// A time for the daemon, which takes whole seconds: rounded up, so that 500ms is not "at once".
+pub fn whole_secs(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use crate::base::{counted, one_line, plain_json};
 use crate::stack::Key;
 use crate::stack::bucket_policy;
 use crate::stack::doctor::{DoctorOptions, Finding, Level, examine};
@@ -22,7 +23,8 @@ Examples:
   sealfs doctor s3://my-bucket/data --iam-policy --sse aws:kms --sse-kms-key-id alias/vault
 
 With a key flag it asks for what the volume remembers; else for --sse. The exit status is 0
-unless a line says error.")]
+unless a line says error; then it is what the first of them would make of a mount: 4 if the store
+cannot be reached, 3 for a wrong key, mostly 5.")]
 pub struct DoctorArgs {
     /// s3://BUCKET[/PREFIX] or file:///ABSOLUTE/DIRECTORY
     #[arg(value_name = "STORE")]
@@ -68,17 +70,22 @@ pub fn run(args: DoctorArgs) -> Outcome {
     }
     let options = DoctorOptions { store, key, fix: args.fix, dirs: local };
     let attended = options.store.attended.clone();
-    let findings = signals::run(&attended, UNDO_MAX, examine(&options))?;
+    let examined = signals::run(&attended, UNDO_MAX, examine(&options))?;
+    let findings = &examined.findings;
     if args.json {
         let json = serde_json::json!({ "store": args.store, "findings": findings });
-        println!("{json:#}");
+        println!("{}", plain_json(&format!("{json:#}")));
     } else {
-        print!("{}", describe(&findings, &args.store));
+        print!("{}", describe(findings, &args.store));
     }
     let errors = findings.iter().filter(|f| f.level == Level::Error).count();
     match errors {
         0 => Ok(()),
-        n => Err(Failure::new(Exit::Unsuitable, format!("{n} of {} checks fail", findings.len()))),
+        n => {
+            let (fail, all) = (if n == 1 { "fails" } else { "fail" }, findings.len() as u64);
+            let what = format!("{n} of {} {fail}", counted(all, "check"));
+            Err(Failure::new(examined.failed.map_or(Exit::Unsuitable, Exit::from), what))
+        }
     }
 }
 
@@ -91,9 +98,10 @@ pub fn describe(findings: &[Finding], store: &str) -> String {
             Level::Warning => "warning",
             Level::Error => "error",
         };
-        out += &format!("{level:8} {:24} {}\n", finding.what, finding.text);
+        out += &format!("{level:8} {:24} {}\n", finding.what, one_line(&finding.text));
         if let Some(next) = &finding.next {
-            out += &format!("{:8} {:24} next: {}\n", "", "", next.replace("STORE", store));
+            out +=
+                &format!("{:8} {:24} next: {}\n", "", "", one_line(&next.replace("STORE", store)));
         }
     }
     out

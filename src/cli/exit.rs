@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::one_line;
 use crate::stack::{StackError, StackErrorKind};
 
 /// What the process's exit status says.
@@ -116,17 +117,17 @@ impl Failure {
 
     /// Prints it to standard error and returns its status.
     pub fn report(&self) -> ExitCode {
-        eprintln!("sealfs: error: {}", self.message);
+        eprintln!("sealfs: error: {}", one_line(&self.message));
         if let Some(hint) = &self.hint {
-            eprintln!("hint: {hint}");
+            eprintln!("hint: {}", one_line(hint));
         }
         ExitCode::from(self.exit.code())
     }
 }
 
-impl From<StackError> for Failure {
-    fn from(e: StackError) -> Failure {
-        let exit = match e.kind() {
+impl From<StackErrorKind> for Exit {
+    fn from(kind: StackErrorKind) -> Exit {
+        match kind {
             StackErrorKind::Secret => Exit::Secret,
             StackErrorKind::Unreachable => Exit::Unreachable,
             StackErrorKind::Unsuitable => Exit::Unsuitable,
@@ -135,7 +136,13 @@ impl From<StackError> for Failure {
             StackErrorKind::Format => Exit::Format,
             StackErrorKind::Stopped => Exit::Stopped,
             StackErrorKind::Other => Exit::General,
-        };
+        }
+    }
+}
+
+impl From<StackError> for Failure {
+    fn from(e: StackError) -> Failure {
+        let exit = Exit::from(e.kind());
         // What lies beneath knows better what to do than the kind of trouble does.
         let failure = Failure::new(exit, &e);
         Failure { hint: failure.hint.clone().or_else(|| e.hint()), ..failure }

@@ -1,28 +1,29 @@
 //! `sealfs fsck`: checks a whole volume, says what is wrong with which files, and repairs what
 //! can be repaired.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, HumanCount, ProgressBar};
 
-use crate::stack::{self, FsckOptions, FsckProgress, FsckReport};
+use crate::base::{counted, one_line, plural};
+use crate::stack::{self, FsckOptions, FsckProgress, FsckReport, READING_DATA};
 
 use super::args::{SecretArgs, StoreArgs, duration};
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
+use super::progress::{Lines, bar, style};
 use super::signals::{UNDO_MAX, attend};
 
 /// How long a repair that was stopped may take to give the volume back.
 const REPAIR_UNDO_MAX: Duration = Duration::from_secs(30);
 /// How often progress is shown.
 const TICK: Duration = Duration::from_millis(250);
-/// How often a line is printed where there is no terminal.
-const LINE_TICKS: u32 = 40;
+const SPINNER: &str = "{spinner} {msg}";
+const BAR: &str = "{msg:8} {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}";
 
 /// Flags of `sealfs fsck`.
 #[derive(Args, Clone, Debug)]
@@ -118,36 +119,47 @@ async fn watched(options: FsckOptions) -> Outcome<FsckReport> {
     attend(&attended, grace, shown).await
 }
 
-/// A bar on a terminal, a line now and then elsewhere.
+/// A bar on a terminal, a line now and then elsewhere. While nobody knows how much there is to
+/// do, there is a count and no bar.
 struct Display {
     bar: Option<ProgressBar>,
-    ticks: u32,
+    lines: Lines,
+    /// Bytes that had been read when the bar began: by the run that is gone on with.
+    begun_at: Option<u64>,
 }
 
 impl Display {
     fn new() -> Display {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = "{msg:24} {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}";
-            let style = ProgressStyle::with_template(style).expect("the template is well formed");
-            ProgressBar::new(0).with_style(style)
-        });
-        Display { bar, ticks: 0 }
+        Display { bar: bar(SPINNER), lines: Lines::new(Instant::now()), begun_at: None }
     }
 
     fn show(&mut self, progress: &FsckProgress) {
         let phase = *progress.phase.lock();
-        let rows = HumanCount(progress.rows.load(Ordering::Relaxed));
+        let rows = progress.rows.load(Ordering::Relaxed);
         let done = progress.bytes.0.load(Ordering::Relaxed);
         let total = progress.bytes.1.load(Ordering::Relaxed);
-        self.ticks += 1;
-        if let Some(bar) = &self.bar {
-            bar.set_length(total);
-            bar.set_position(done);
-            bar.set_message(format!("{phase} ({rows} rows)"));
-        } else if self.ticks.is_multiple_of(LINE_TICKS) {
-            let (done, total) = (HumanBytes(done), HumanBytes(total));
-            eprintln!("sealfs: {phase}: {rows} rows, {done} of {total} read");
+        let reads = phase == READING_DATA && total > 0;
+        let Some(bar) = &self.bar else {
+            if self.lines.due(Instant::now()) {
+                eprintln!("sealfs: {}", line(phase, rows, reads.then_some((done, total))));
+            }
+            return;
+        };
+        if !reads {
+            if self.begun_at.take().is_some() {
+                bar.set_style(style(SPINNER));
+            }
+            bar.set_message(line(phase, rows, None));
+            return bar.tick();
         }
+        if self.begun_at.is_none() {
+            bar.set_style(style(BAR));
+            bar.set_message(phase);
+            bar.reset();
+        }
+        let begun_at = *self.begun_at.get_or_insert(done);
+        bar.set_length(total.saturating_sub(begun_at));
+        bar.set_position(done.saturating_sub(begun_at));
     }
 
     fn end(self) {
@@ -157,23 +169,34 @@ impl Display {
     }
 }
 
+/// What it does, and how far that is.
+fn line(phase: &str, rows: u64, bytes: Option<(u64, u64)>) -> String {
+    match bytes {
+        Some((done, total)) => {
+            format!("{phase}: {} of {} read", HumanBytes(done), HumanBytes(total))
+        }
+        None if rows > 0 => format!("{phase}: {} read", number(rows, "row")),
+        None => phase.to_owned(),
+    }
+}
+
 /// The report for people. Pure, so that it can be tested.
 fn describe(r: &FsckReport) -> String {
     let mut lines = Vec::new();
     let m = &r.metadata;
     lines.push(format!("volume {} at commit {}", r.volume, r.sequence));
     lines.push(format!(
-        "{} inodes ({} directories, {} unlinked), {} of data in {} segments",
-        HumanCount(m.inodes),
-        HumanCount(m.directories),
+        "{} ({}, {} unlinked), {} of data in {}",
+        number(m.inodes, "inode"),
+        number(m.directories, "directory"),
         HumanCount(m.orphans),
         HumanBytes(m.bytes),
-        HumanCount(m.segments),
+        number(m.segments, "segment"),
     ));
-    lines.push(format!("{} objects, {} stored", HumanCount(r.objects.0), HumanBytes(r.objects.1)));
+    lines.push(format!("{}, {} stored", number(r.objects.0, "object"), HumanBytes(r.objects.1)));
     if let Some((objects, bytes)) = r.read {
-        let (objects, bytes) = (HumanCount(objects), HumanBytes(bytes));
-        lines.push(format!("{objects} objects read and authenticated, {bytes}"));
+        let (objects, bytes) = (number(objects, "object"), HumanBytes(bytes));
+        lines.push(format!("{objects} read and authenticated, {bytes}"));
     }
     if let Some(writer) = &r.writer {
         lines.push(format!("note: mounted read-write meanwhile by {writer}"));
@@ -184,13 +207,17 @@ fn describe(r: &FsckReport) -> String {
         lines.push(format!("problem: {}", problem.what));
         lines.extend(problem.files.iter().map(|file| format!("    {file}")));
     }
-    lines.into_iter().map(|line| line + "\n").collect()
+    lines.into_iter().map(|line| one_line(&line) + "\n").collect()
+}
+
+fn number(n: u64, noun: &str) -> String {
+    format!("{} {}", HumanCount(n), plural(n, noun))
 }
 
 fn verdict(r: &FsckReport, store: &str) -> Outcome {
-    let plural = |n: usize| if n == 1 { "1 problem".into() } else { format!("{n} problems") };
+    let problems = |n: usize| counted(n as u64, "problem");
     if !r.problems.is_empty() {
-        let failure = Failure::new(Exit::Corrupt, format!("{} found", plural(r.problems.len())));
+        let failure = Failure::new(Exit::Corrupt, format!("{} found", problems(r.problems.len())));
         return Err(match r.repaired.is_empty() {
             true => failure.hint(format!(
                 "put damaged objects back from a copy of the bucket; then, with the volume \
@@ -207,7 +234,7 @@ fn verdict(r: &FsckReport, store: &str) -> Outcome {
             .hint(format!("go on: sealfs fsck {store} --data --resume")));
     }
     if !r.repaired.is_empty() {
-        let what = format!("{} repaired, nothing is left", plural(r.repaired.len()));
+        let what = format!("{} repaired, nothing is left", problems(r.repaired.len()));
         return Err(Failure::new(Exit::Repaired, what).hint(format!("sealfs mount {store} DIR")));
     }
     println!("nothing is wrong");

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::base::shell_word;
 use crate::seal::KdfParams;
 use crate::stack::{self, InitOptions};
 
@@ -42,6 +43,16 @@ pub struct InitArgs {
     create_bucket_versioning: bool,
 }
 
+/// The command that mounts the volume, as it is typed in any directory.
+fn mount_command(store: &str, access: &StoreArgs, secret: &SecretArgs) -> String {
+    let mut words = vec!["sealfs".into(), "mount".into(), store.to_owned()];
+    access.to_mount(&mut words);
+    secret.to_mount(&mut words);
+    let words: Vec<_> = words.iter().map(|word| shell_word(word)).collect();
+    let fd = secret.passphrase_fd.map(|fd| format!(" {fd}<FILE")).unwrap_or_default();
+    format!("{} DIR{fd}", words.join(" "))
+}
+
 /// Runs `sealfs init`.
 pub fn run(args: InitArgs) -> Outcome {
     let mut store = args.access.resolve(&args.store)?;
@@ -62,6 +73,52 @@ pub fn run(args: InitArgs) -> Outcome {
     }
     let volume = signals::run(&attended, UNDO_MAX, stack::init(options))?;
     println!("volume {volume} created in {}", args.store);
-    println!("mount it with: sealfs mount {} DIR", args.store);
+    println!("mount it with: {}", mount_command(&args.store, &args.access, &args.secret));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        init: InitArgs,
+    }
+
+    #[test]
+    fn the_line_that_mounts_names_everything_that_init_was_told() {
+        // Guards against "mount it with" a command that cannot reach the store, or asks for
+        // another passphrase; and against a path with a space that becomes two.
+        let given = [
+            "init",
+            "s3://b/a prefix",
+            "--endpoint-url",
+            "http://minio:9000",
+            "--region",
+            "eu-1",
+            "--profile",
+            "my profile",
+            "--allow-http",
+            "--sse",
+            "customer",
+            "--sse-c-key-file",
+            "/keys/a b",
+            "--passphrase-file",
+            "/root/it's",
+        ];
+        let Cli { init: args } = Cli::parse_from(given);
+        assert_eq!(
+            mount_command(&args.store, &args.access, &args.secret),
+            "sealfs mount 's3://b/a prefix' --endpoint-url http://minio:9000 --region eu-1 \
+             --profile 'my profile' --allow-http --sse-c-key-file '/keys/a b' \
+             --passphrase-file '/root/it'\\''s' DIR"
+        );
+        let Cli { init: args } = Cli::parse_from(["init", "file:///s", "--key-file", "rel/key"]);
+        let here = std::env::current_dir().expect("there is one");
+        let line = mount_command("file:///s", &args.access, &args.secret);
+        assert!(line.ends_with(&format!("--key-file {}/rel/key DIR", here.display())), "{line}");
+    }
 }

@@ -13,6 +13,7 @@ use super::exit::{Exit, Failure};
 use super::notify;
 use super::protocol::Say;
 use super::server::UmountAsked;
+use crate::base::counted;
 use crate::stack::Progress;
 
 /// How long a drain that nobody waits for goes on without any progress.
@@ -111,8 +112,8 @@ impl UmountAsked {
 /// Why a drain was given up.
 pub fn stalled(stall: Duration, now: &Progress) -> Failure {
     let state = if now.offline { "the store cannot be reached" } else { "no progress" };
-    let (secs, bytes) = (stall.as_secs(), now.pending_bytes);
-    let what = format!("{state} for {secs} s; {bytes} bytes are only in the local journal");
+    let (secs, bytes) = (stall.as_secs(), counted(now.pending_bytes, "byte"));
+    let what = format!("{state} for {secs} s; {bytes} only in the local journal");
     Failure::new(Exit::Pending, what)
 }
 

@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::base;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
 
@@ -117,7 +118,9 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let (level, text) = (record.level(), one_line(&record.args().to_string()));
+        // One record is one line, whatever somebody else's text in it says.
+        let text = base::one_line(&one_line(&record.args().to_string()));
+        let level = record.level();
         // A log line that cannot be written has no better place to go.
         let _ = match &self.sink {
             Sink::Stderr => writeln!(io::stderr(), "{} {level:5} {text}", timestamp()),

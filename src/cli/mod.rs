@@ -126,3 +126,51 @@ pub fn main() -> ExitCode {
         Err(failure) => failure.report(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// Where a flag stands in every command that has it.
+    fn heading(command: &str, flag: &str) -> Option<&'static str> {
+        Some(match flag {
+            "endpoint-url" | "region" | "profile" | "allow-http" => "Store",
+            "passphrase-file" | "passphrase-fd" | "key-file" => "Key",
+            "log-file" | "log-level" => "Log",
+            "object-tag" => "Server-side encryption",
+            sse if sse == "sse" || sse.starts_with("sse-") => "Server-side encryption",
+            "cache-dir" | "state-dir" | "cache-size" | "journal-size" | "commit-interval"
+            | "read-timeout"
+                if command == "mount" =>
+            {
+                "Local state"
+            }
+            _ => return None,
+        })
+    }
+
+    fn check(command: &clap::Command) {
+        let name = command.get_name();
+        for arg in command.get_arguments() {
+            let Some(flag) = arg.get_long() else {
+                assert_eq!(arg.get_help_heading(), None, "{name}: {}", arg.get_id());
+                continue;
+            };
+            assert_eq!(arg.get_help_heading(), heading(name, flag), "sealfs {name} --{flag}");
+        }
+        command.get_subcommands().for_each(check);
+    }
+
+    #[test]
+    fn every_flag_stands_under_the_heading_of_its_group() {
+        // Guards against --takeover under "Log": a heading of a group of flags goes on for those
+        // that are declared after it.
+        let mut cli = Cli::command();
+        cli.build();
+        check(&cli);
+        let recover = cli.find_subcommand("recover").expect("there is one");
+        let offers = |flag| recover.get_arguments().any(|arg| arg.get_long() == Some(flag));
+        assert!(!offers("object-tag") && !offers("sse") && offers("sse-c-key-file"));
+    }
+}

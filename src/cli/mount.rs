@@ -75,38 +75,41 @@ pub struct MountArgs {
     clean_after: u64,
 }
 
+/// Headings of `--help`. Each flag names its own: a heading of a group would go on for the flags
+/// that are declared after it.
+const LOCAL: &str = "Local state";
+const LOG: &str = "Log";
+
 /// What a mount keeps on this machine, and how long it waits.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Local state")]
 struct LocalArgs {
     /// Ciphertext cache; may be thrown away [default: ~/.cache/sealfs or /var/cache/sealfs]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = LOCAL, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
     /// Journal: what is not in the bucket yet [default: ~/.local/state/sealfs or /var/lib/sealfs]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = LOCAL, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Most bytes the cache may take
-    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = size)]
+    #[arg(long, help_heading = LOCAL, value_name = "SIZE", default_value = "10G", value_parser = size)]
     cache_size: u64,
     /// Most bytes that may wait in the journal, at least 16M; then writers wait
-    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = journal_size)]
+    #[arg(long, help_heading = LOCAL, value_name = "SIZE", default_value = "10G", value_parser = journal_size)]
     journal_size: u64,
     /// How far the bucket may be behind while it is reachable
-    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
+    #[arg(long, help_heading = LOCAL, value_name = "TIME", default_value = "2s", value_parser = duration)]
     commit_interval: Duration,
     /// How long a read waits for an unreachable store before it fails
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    #[arg(long, help_heading = LOCAL, value_name = "TIME", default_value = "30s", value_parser = duration)]
     read_timeout: Duration,
 }
 
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Log")]
 struct LogArgs {
     /// Log to a file [default: syslog or the journal; standard error in the foreground]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = LOG, value_name = "FILE")]
     log_file: Option<PathBuf>,
     /// error, warn, info, debug or trace
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    #[arg(long, help_heading = LOG, value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
 }
 

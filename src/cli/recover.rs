@@ -6,9 +6,11 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::HumanBytes;
 
+use crate::base::counted;
 use crate::stack::{self, Attended, KeyringSource, LIST_NAME, RecoverOptions};
+use crate::store::s3::SseReadFlags;
 
-use super::args::{SecretArgs, StoreArgs};
+use super::args::{SecretArgs, StoreAddress};
 use super::exit::{Exit, Failure, Outcome};
 use super::signals;
 
@@ -36,7 +38,9 @@ pub struct RecoverArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "store")]
     keyring_file: Option<PathBuf>,
     #[command(flatten)]
-    access: StoreArgs,
+    address: StoreAddress,
+    #[command(flatten)]
+    keys: SseReadFlags,
     #[command(flatten)]
     secret: SecretArgs,
 }
@@ -45,7 +49,11 @@ pub struct RecoverArgs {
 pub fn run(args: RecoverArgs) -> Outcome {
     let keyring = match (&args.keyring_file, &args.store) {
         (Some(path), _) => KeyringSource::File(path.clone()),
-        (None, Some(store)) => KeyringSource::Store(Box::new(args.access.resolve(store)?)),
+        (None, Some(store)) => {
+            let sse = args.keys.resolve().map_err(|e| Failure::new(Exit::Usage, e))?;
+            let asked = !sse.read_keys.is_empty();
+            KeyringSource::Store(Box::new(args.address.resolve(store, sse, asked)?))
+        }
         (None, None) => return Err(Failure::new(Exit::Usage, "no keyring").hint("--store STORE")),
     };
     if !args.journal.join("journal.id").exists() {
@@ -70,16 +78,17 @@ pub fn run(args: RecoverArgs) -> Outcome {
     let options = RecoverOptions { journal_dir: args.journal, out_dir, keyring, key };
     let done = signals::run(&attended, Duration::ZERO, stack::recover(options))?;
     println!(
-        "{} files ({} of them in part, {}) and {} others recovered to {}",
-        done.files,
+        "{} ({} of them in part, {}) and {} recovered to {}",
+        counted(done.files, "file"),
         done.partial,
         HumanBytes(done.bytes),
-        done.others,
+        counted(done.others, "other"),
         args.out.display(),
     );
     if !done.remarks.is_empty() {
         let list = args.out.join(LIST_NAME);
-        println!("{} remarks: see {}", done.remarks.len(), list.display());
+        let remarks = counted(done.remarks.len() as u64, "remark");
+        println!("{remarks}: see {}", list.display());
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use crate::base::{counted, one_line};
 use crate::fuse::{self, Session};
 use crate::stack::{self, Attended, Connection, Control, Mounted, StackError};
 
@@ -24,7 +25,7 @@ use super::leaving::{Leaving, stalled};
 use super::notify;
 use super::place;
 use super::protocol::Say;
-use super::server::{self, ASKED_MAX, PROGRESS_INTERVAL, UmountAsked, moves};
+use super::server::{self, ASKED_MAX, PROGRESS_INTERVAL, Standstill, UmountAsked};
 use super::signals::{LOOK_EVERY, Signals, Teller, stopped};
 use super::socket::{self, Socket};
 
@@ -85,7 +86,7 @@ pub async fn serve(plan: Plan, starting: Starting) -> Outcome {
         Err(failure) => return starting.failed(failure),
     };
     for note in running.mounted.notes() {
-        eprintln!("sealfs: note: {note}");
+        eprintln!("sealfs: note: {}", one_line(&note));
     }
     // Who waited for the mount may have gone away at the last moment.
     if attended.is_stopped() || starting.is_abandoned() {
@@ -214,7 +215,7 @@ impl Running {
             log::info!("everything is in the bucket");
             return Ok(());
         }
-        let what = format!("{pending_bytes} bytes are only in the local journal");
+        let what = format!("only in the local journal: {}", counted(pending_bytes, "byte"));
         log::error!("{what}");
         Err(Failure::new(Exit::Pending, what))
     }
@@ -293,6 +294,7 @@ impl Serving {
         let mut sync = control.sync();
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
         let (mut last, mut moved) = (control.progress(), Instant::now());
+        let mut standstill = Standstill::after(&last);
         loop {
             // Once unmounted it ends in any case, by signal too.
             let ends = self.session.has_ended() || leaving.by_signal();
@@ -312,7 +314,7 @@ impl Serving {
                 Some(asked) = self.umounts.recv() => leaving.join(asked),
                 _ = tick.tick() => {
                     let now = control.progress();
-                    if moves(&last, &now) {
+                    if standstill.ends(&now) {
                         moved = Instant::now();
                         notify::progress(now.pending_bytes);
                     }

@@ -164,13 +164,13 @@ async fn drain(control: &dyn Control, stall: Duration, say: &mpsc::Sender<Say>) 
     let failed = |why: String| Err(Failure::new(Exit::Pending, why));
     let mut sync = control.sync();
     let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
-    let (mut last, mut moved) = (control.progress(), Instant::now());
+    let (mut standstill, mut moved) = (Standstill::after(&control.progress()), Instant::now());
     loop {
         tokio::select! {
             result = &mut sync => return result.or_else(failed),
             _ = tick.tick() => {
                 let now = control.progress();
-                if moves(&last, &now) {
+                if standstill.ends(&now) {
                     moved = Instant::now();
                     notify::progress(now.pending_bytes);
                 }
@@ -178,14 +178,58 @@ async fn drain(control: &dyn Control, stall: Duration, say: &mpsc::Sender<Say>) 
                     return Err(stalled(stall, &now));
                 }
                 // A client that does not listen must not stop the drain.
-                let _ = say.try_send(Say::Progress(now.clone()));
-                last = now;
+                let _ = say.try_send(Say::Progress(now));
             }
         }
     }
 }
 
-/// Whether a drain gets on.
-pub fn moves(before: &Progress, now: &Progress) -> bool {
-    now.committed_bytes != before.committed_bytes || now.pending_bytes < before.pending_bytes
+/// How far things had come when they last moved.
+pub struct Standstill {
+    /// The most bytes that the store had taken: what is sent again after a failure is no progress.
+    moved_bytes: u64,
+    pending_bytes: u64,
+}
+
+impl Standstill {
+    /// It begins now.
+    pub fn after(now: &Progress) -> Standstill {
+        Standstill { moved_bytes: now.moved_bytes, pending_bytes: now.pending_bytes }
+    }
+
+    /// Whether things have moved since.
+    pub fn ends(&mut self, now: &Progress) -> bool {
+        let moves = now.moved_bytes > self.moved_bytes || now.pending_bytes < self.pending_bytes;
+        self.moved_bytes = self.moved_bytes.max(now.moved_bytes);
+        self.pending_bytes = now.pending_bytes;
+        moves
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_the_store_takes_are_progress_and_those_sent_again_are_not() {
+        // Guards against "no progress" during a long upload, and against a drain that goes on for
+        // ever because every attempt fills the same buffers.
+        let at = |moved_bytes, pending_bytes| Progress {
+            moved_bytes,
+            pending_bytes,
+            ..Progress::default()
+        };
+        let mut standstill = Standstill::after(&at(100, 50));
+        for (now, moves) in [
+            (at(100, 50), false),
+            (at(104, 50), true),
+            (at(100, 50), false), // the attempt failed
+            (at(104, 50), false), // and was made again
+            (at(105, 50), true),
+            (at(105, 60), false), // more was written
+            (at(105, 55), true),
+        ] {
+            assert_eq!(standstill.ends(&now), moves, "{now:?}");
+        }
+    }
 }

@@ -1,15 +1,14 @@
 //! `sealfs sse audit` and `sealfs sse migrate`: what the server encrypts, shown and changed.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar};
 
-use crate::base::VolumeId;
+use crate::base::{VolumeId, counted, plain_json};
 use crate::stack::Key;
 use crate::stack::audit::{AuditOptions, AuditReport, Walked, audit};
 use crate::stack::inventory::{self, InventoryOptions};
@@ -19,12 +18,15 @@ use crate::store::s3::{SseDetailFlags, SseKind};
 use super::args::{SecretArgs, StoreAddress, StoreArgs};
 use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
+use super::progress::{Lines, bar, style};
 use super::signals::{self, UNDO_MAX};
 use super::sse_report;
 
-/// How often progress is shown, on a terminal and elsewhere.
+/// How often progress is shown on a terminal.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
-const LINE_EVERY: Duration = Duration::from_secs(10);
+/// The bar before and after it is known how many objects there are.
+const UNCOUNTED: &str = "{spinner} {msg}: {human_pos} objects, {per_sec}";
+const COUNTED: &str = "{msg} {bar:30} {human_pos}/{human_len} objects, {per_sec}, {eta} left";
 
 /// Flags of `sealfs sse`.
 #[derive(Args, Clone, Debug)]
@@ -209,8 +211,15 @@ fn announce(bar: Option<&ProgressBar>, phase: &Phase) {
 fn print_json(report: &impl serde::Serialize) -> Outcome {
     let json = serde_json::to_string_pretty(report)
         .map_err(|e| Failure::new(Exit::General, format!("cannot print the report: {e}")))?;
-    println!("{json}");
+    println!("{}", plain_json(&json));
     Ok(())
+}
+
+fn line(what: &str, done: u64, total: u64) -> String {
+    match total {
+        0 => format!("{what}: {} so far", counted(done, "object")),
+        total => format!("{what}: {done} of {}", counted(total, "object")),
+    }
 }
 
 fn verdict(report: &AuditReport) -> Outcome {
@@ -218,7 +227,9 @@ fn verdict(report: &AuditReport) -> Outcome {
         return Ok(());
     }
     let total = report.exceptions_total;
-    Err(Failure::new(Exit::NotAsRequested, format!("{total} objects are not as requested"))
+    let are = if total == 1 { "is" } else { "are" };
+    let what = format!("{} {are} not as requested", counted(total, "object"));
+    Err(Failure::new(Exit::NotAsRequested, what)
         .hint(format!("sealfs sse migrate {} --to MODE, or ask for what there is", report.store)))
 }
 
@@ -229,28 +240,37 @@ async fn shown<T, E>(
     what: &'static str,
     work: impl AsyncFnOnce(Option<&ProgressBar>) -> Result<T, E>,
 ) -> Result<T, E> {
-    let bar = std::io::stderr().is_terminal().then(|| {
-        let style = "{msg} {bar:30} {human_pos}/{human_len} objects, {per_sec}, {eta} left";
-        let style = ProgressStyle::with_template(style).expect("the template is well formed");
-        ProgressBar::new(0).with_style(style).with_message(what)
-    });
+    let bar = bar(UNCOUNTED);
+    if let Some(bar) = &bar {
+        bar.set_message(what);
+    }
     let mut work = std::pin::pin!(work(bar.as_ref()));
     let mut tick = tokio::time::interval(SHOW_EVERY);
-    let mut last_line = Instant::now();
+    let mut lines = Lines::new(Instant::now());
+    let (mut walks, mut is_counted) = (0, false);
     let outcome = loop {
         tokio::select! {
             outcome = &mut work => break outcome,
             _ = tick.tick() => {}
         }
-        let (listed, done) = (walked.listed.load(Relaxed), walked.done.load(Relaxed));
-        if let Some(bar) = &bar {
-            bar.set_length(listed);
-            bar.set_position(done);
-        } else if last_line.elapsed() >= LINE_EVERY {
-            last_line = Instant::now();
-            let bytes = HumanBytes(walked.bytes.load(Relaxed));
-            eprintln!("sealfs: {what}: {done} of {listed} objects found so far, {bytes}");
+        let (total, done) = (walked.total.load(Relaxed), walked.done.load(Relaxed));
+        let Some(bar) = &bar else {
+            if lines.due(Instant::now()) {
+                let bytes = HumanBytes(walked.bytes.load(Relaxed));
+                eprintln!("sealfs: {}, {bytes}", line(what, done, total));
+            }
+            continue;
+        };
+        let now = walked.walks.load(Relaxed);
+        if std::mem::replace(&mut walks, now) != now {
+            bar.reset();
         }
+        if std::mem::replace(&mut is_counted, total > 0) != (total > 0) {
+            bar.set_style(style(if is_counted { COUNTED } else { UNCOUNTED }));
+        }
+        bar.set_length(total.max(done));
+        bar.set_position(done);
+        bar.tick();
     };
     if let Some(bar) = &bar {
         bar.finish_and_clear();

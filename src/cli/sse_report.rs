@@ -5,6 +5,7 @@ use std::io::Write;
 
 use indicatif::HumanBytes;
 
+use crate::base::{counted, one_line};
 use crate::stack::audit::{AuditReport, Exception, Tally};
 use crate::stack::migrate::MigrateReport;
 
@@ -15,15 +16,16 @@ const EXCEPTIONS_SHOWN: usize = 20;
 pub fn text(report: &AuditReport) -> String {
     let mut out = String::new();
     let mut line = |text: String| {
-        writeln!(out, "{text}").expect("a String takes everything");
+        writeln!(out, "{}", one_line(&text)).expect("a String takes everything");
     };
     line(format!("volume     {}", report.store));
     line(format!("requested  {}", report.requested));
     let all = match report.sampled {
         true => {
-            format!("a sample of {} of {} objects", report.examined.objects, report.listed.objects)
+            let all = counted(report.listed.objects, "object");
+            format!("a sample of {} of {all}", report.examined.objects)
         }
-        false => format!("{} objects", report.examined.objects),
+        false => counted(report.examined.objects, "object"),
     };
     line(format!("examined   {all}, {}", HumanBytes(report.examined.bytes)));
     line(String::new());
@@ -61,7 +63,8 @@ fn exceptions(all: &[Exception], total: u64) -> String {
         writeln!(out, "\nexceptions: {total}").expect("a String takes everything");
     }
     for e in all.iter().take(EXCEPTIONS_SHOWN) {
-        writeln!(out, "  {}: {}", e.name, e.problem).expect("a String takes everything");
+        let (name, problem) = (one_line(&e.name), one_line(&e.problem));
+        writeln!(out, "  {name}: {problem}").expect("a String takes everything");
     }
     if total > EXCEPTIONS_SHOWN as u64 {
         out += "  … (--json lists more)\n";
@@ -89,7 +92,8 @@ pub fn csv(report: &AuditReport, out: impl Write) -> std::io::Result<()> {
     csv.write_record(["kind", "name", "key", "objects", "bytes", "problem"])?;
     let mut row = |kind: &str, name: &str, key: &str, tally: Tally, problem: &str| {
         let (objects, bytes) = (tally.objects.to_string(), tally.bytes.to_string());
-        csv.write_record([kind, name, key, &objects, &bytes, problem])
+        let [name, key, problem] = [name, key, problem].map(one_line);
+        csv.write_record([kind, &name, &key, &objects, &bytes, &problem])
     };
     for group in &report.groups {
         row("mode", &group.mode, group.key.as_deref().unwrap_or_default(), group.tally, "")?;
@@ -118,7 +122,7 @@ pub fn migration(report: &MigrateReport) -> String {
         ("rewritten", report.rewritten),
     ] {
         let bytes = HumanBytes(tally.bytes);
-        writeln!(out, "{what:10} {} objects, {bytes}", tally.objects)
+        writeln!(out, "{what:10} {}, {bytes}", counted(tally.objects, "object"))
             .expect("a String takes everything");
     }
     if !report.failed.is_empty() {

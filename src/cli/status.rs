@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use indicatif::{HumanBytes, HumanDuration};
 
+use crate::base::{counted, one_line, plain_json};
 use crate::stack::{Connection, Status};
 
 use super::client::Client;
@@ -37,7 +38,7 @@ pub fn run(args: StatusArgs) -> Outcome {
     if args.json {
         let json = serde_json::to_string_pretty(&status)
             .map_err(|e| Failure::new(Exit::General, format!("cannot print the status: {e}")))?;
-        println!("{json}");
+        println!("{}", plain_json(&json));
     } else {
         print!("{}", describe(&status, SystemTime::now()));
     }
@@ -50,7 +51,7 @@ fn describe(s: &Status, now: SystemTime) -> String {
     let p = &s.progress;
     let mut out = String::new();
     let mut line = |name: &str, text: String| {
-        writeln!(out, "{name:9} {text}").expect("a String takes everything");
+        writeln!(out, "{name:9} {}", one_line(&text)).expect("a String takes everything");
     };
     line("volume", format!("{} in {}", s.volume_id, s.store));
     let up = HumanDuration(Duration::from_secs(s.uptime_secs));
@@ -59,12 +60,18 @@ fn describe(s: &Status, now: SystemTime) -> String {
     line(
         "pending",
         match s.oldest_pending_secs {
-            Some(age) if p.pending_bytes > 0 => format!(
-                "{} in {} files, the oldest for {age:.1} s; sending {}/s",
-                size(p.pending_bytes),
-                p.pending_files,
-                size(s.upload_bytes_per_sec)
-            ),
+            Some(age) if p.pending_bytes > 0 => {
+                let sent = match p.sent_bytes {
+                    0 => String::new(),
+                    bytes => format!(", {} of it sent", size(bytes)),
+                };
+                format!(
+                    "{} in {}{sent}, the oldest for {age:.1} s; sending {}/s",
+                    size(p.pending_bytes),
+                    counted(p.pending_files, "file"),
+                    size(s.upload_bytes_per_sec)
+                )
+            }
             _ => "nothing; everything is in the bucket".into(),
         },
     );

@@ -5,15 +5,21 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use super::args::duration;
+use crate::stack::Status;
+
+use super::args::{duration, whole_secs};
 use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
 use super::progress::Display;
-use super::protocol::Ask;
+use super::protocol::{Ask, Say};
+use super::server::Standstill;
+
+/// How often is looked whether the kernel gets rid of its pages.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Flags of `sealfs sync`.
 #[derive(Args, Clone, Debug)]
@@ -36,23 +42,24 @@ pub struct SyncArgs {
 /// Runs `sealfs sync`.
 pub fn run(args: SyncArgs) -> Outcome {
     let client = Client::connect(&args.dir, true)?;
-    write_back(&args.dir, args.stall_timeout).map_err(|e| {
+    let mut display = Display::new();
+    write_back(&args.dir, args.stall_timeout, &mut display).map_err(|e| {
         let what =
             format!("the kernel could not write back what {} holds: {e}", args.dir.display());
         Failure::new(Exit::Pending, what)
     })?;
-    let ask = Ask::Sync { stall_secs: args.stall_timeout.as_secs() };
-    let mut display = Display::new();
+    let ask = Ask::Sync { stall_secs: whole_secs(args.stall_timeout) };
     let answer = client.ask(&ask, |progress| display.show(progress));
     display.end();
     answer.map(drop)
 }
 
 /// Has the kernel write back the dirty pages of the file system at `dir` (syncfs(2)). Linux does
-/// not forward the call to FUSE, but sends the pages as writes. The thread is left behind when
-/// `limit` has passed: the call itself cannot be given up.
-fn write_back(dir: &Path, limit: Duration) -> io::Result<()> {
-    let dir = File::open(dir)?;
+/// not forward the call to FUSE, but sends the pages as writes, which wait for the store when the
+/// journal is full. The thread is left behind when nothing has moved for `stall`: the call itself
+/// cannot be given up.
+fn write_back(path: &Path, stall: Duration, display: &mut Display) -> io::Result<()> {
+    let dir = File::open(path)?;
     let (done, outcome) = mpsc::channel();
     std::thread::Builder::new().spawn(move || {
         // SAFETY: the descriptor is open for as long as `dir` lives, which is past the call.
@@ -60,5 +67,38 @@ fn write_back(dir: &Path, limit: Duration) -> io::Result<()> {
         let result = if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
         let _ = done.send(result); // nobody waits any more
     })?;
-    outcome.recv_timeout(limit).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    let mut before: Option<(u64, Standstill)> = None;
+    let mut moved = Instant::now();
+    loop {
+        match outcome.recv_timeout(LOOK_EVERY.min(stall)) {
+            Ok(result) => return result,
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                return Err(io::Error::other("the thread that waited for it died"));
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+        if let Some(status) = status(path) {
+            display.show(&status.progress);
+            let (journal_bytes, now) = (status.journal_bytes, &status.progress);
+            if let Some((journalled, standstill)) = &mut before {
+                let writes = std::mem::replace(journalled, journal_bytes) != journal_bytes;
+                if standstill.ends(now) || writes {
+                    moved = Instant::now();
+                }
+            } else {
+                before = Some((journal_bytes, Standstill::after(now)));
+            }
+        }
+        if moved.elapsed() > stall {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
+}
+
+/// How the mount is, if it says so.
+fn status(dir: &Path) -> Option<Box<Status>> {
+    match Client::connect(dir, true).ok()?.ask(&Ask::Status, |_| {}).ok()? {
+        Say::Status(status) => Some(status),
+        _ => None,
+    }
 }

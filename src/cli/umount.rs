@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use indicatif::HumanBytes;
 
-use super::args::duration;
+use super::args::{duration, whole_secs};
 use super::busy::users_of;
 use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
@@ -50,7 +50,7 @@ pub fn run(args: UmountArgs) -> Outcome {
     let client = Client::connect(&args.dir, false)?;
     let daemon = client.daemon();
     let ask = Ask::Umount {
-        stall_secs: args.stall_timeout.as_secs(),
+        stall_secs: whole_secs(args.stall_timeout),
         lazy: args.lazy,
         force_local: args.force_local,
     };

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 
-use super::committer::{CommitError, Committer, unix_secs};
+use super::committer::{CommitError, Committer, Sending, unix_secs};
 use super::pack::{Plan, SegmentPlan};
 use super::pending::Generation;
 use super::resolve::{self, Changes};
@@ -48,6 +48,7 @@ impl Committer {
             Some(work) if Arc::ptr_eq(&work.generation, generation) => work,
             _ => Work::new(generation.clone(), new_segment_id),
         };
+        *self.sending.lock() = work.sending();
         let (row, stats) = match self.try_commit(&mut work).await {
             Ok(done) => done,
             Err(e) => {
@@ -55,6 +56,7 @@ impl Committer {
                 return Err(e);
             }
         };
+        *self.sending.lock() = Sending::default();
         self.view.retire(generation, stats);
         self.journal.release(row.position);
         if !generation.dropped.is_empty() || work.has_abandoned() {
@@ -129,6 +131,7 @@ impl Committer {
                     work.has(at);
                     done += 1;
                     self.uploaded.fetch_add(bytes, Ordering::Relaxed);
+                    self.sending.lock().landed += bytes;
                 }
                 Err(e) => {
                     drop(running);

@@ -82,10 +82,21 @@ pub struct Progress {
     pub committed: JournalPos,
     /// Commits in the life of the volume.
     pub sequence: u64,
+    /// The commit under way.
+    pub sending: Sending,
     /// File bytes uploaded since the mount.
     pub uploaded_bytes: u64,
     /// Live bytes moved out of segments that were cleaned, since the mount.
     pub cleaned_bytes: u64,
+}
+
+/// File bytes of a commit under way; nothing while there is none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sending {
+    /// To be uploaded in all: what was overwritten meanwhile is not.
+    pub planned: u64,
+    /// Uploaded: they count once the commit is done.
+    pub landed: u64,
 }
 
 /// Why a commit did not go through.
@@ -143,6 +154,7 @@ pub struct Committer {
     pub(super) committed: watch::Sender<CommitRow>,
     state: watch::Sender<WriterState>,
     pub(super) uploaded: AtomicU64,
+    pub(super) sending: Mutex<Sending>,
     /// The generation whose commit failed, and what of it the bucket has.
     pub(super) work: Mutex<Option<Work>>,
     pub(super) reclaim: Mutex<reclaim::State>,
@@ -198,6 +210,7 @@ impl Committer {
             committed: watch::Sender::new(committed),
             state: watch::Sender::new(WriterState::Online),
             uploaded: AtomicU64::new(0),
+            sending: Mutex::default(),
             work: Mutex::new(None),
             reclaim: Mutex::default(),
             clean: Mutex::default(),
@@ -443,6 +456,7 @@ impl Committer {
             committed: row.position,
             sequence: row.sequence,
             cleaned_bytes: self.clean_counts.moved.load(Ordering::Relaxed),
+            sending: *self.sending.lock(),
             uploaded_bytes: self.uploaded.load(Ordering::Relaxed),
         }
     }

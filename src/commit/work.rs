@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::committer::Sending;
 use super::pack::{Plan, pack};
 use super::pending::Generation;
 use super::resolve::Changes;
@@ -29,6 +30,15 @@ impl Work {
         let plan = pack(&generation, new_id);
         let uploaded = vec![false; plan.segments.len()];
         Work { generation, plan, uploaded, abandoned: Vec::new(), freed: 0 }
+    }
+
+    /// What of it the bucket has.
+    pub(super) fn sending(&self) -> Sending {
+        let segments = || self.plan.segments.iter().zip(&self.uploaded);
+        Sending {
+            planned: segments().map(|(segment, _)| segment.len).sum(),
+            landed: segments().filter(|(_, done)| **done).map(|(segment, _)| segment.len).sum(),
+        }
     }
 
     /// Positions in the plan of the segments that are still to be uploaded.
@@ -93,6 +103,7 @@ mod tests {
         let mut work = Work::new(Arc::new(generation), &mut new_id);
         assert_eq!(work.missing(), [0, 1, 2]);
         work.has(0);
+        assert_eq!((work.sending().planned >> 20, work.sending().landed >> 20), (40, 16));
         work.abandon(&[0, 1], &mut new_id);
         assert_eq!(work.missing(), [1, 2]);
         let names: Vec<u8> = work.plan.segments.iter().map(|s| s.id.0[0]).collect();

@@ -42,15 +42,56 @@ pub struct AuditOptions {
     pub verify_sealing: bool,
 }
 
-/// How far an audit or a migration is.
+/// How far a walk over the objects is, of an audit or of a migration, which makes several.
 #[derive(Debug, Default)]
 pub struct Walked {
-    /// Objects found so far.
-    pub listed: AtomicU64,
+    /// Walks begun; with each, the other numbers begin anew.
+    pub walks: AtomicU64,
+    /// Objects there are to look at; 0 until they are counted.
+    pub total: AtomicU64,
     /// Objects done.
     pub done: AtomicU64,
     /// Their bytes.
     pub bytes: AtomicU64,
+}
+
+impl Walked {
+    /// A walk begins.
+    pub(super) fn begin(&self) {
+        for number in [&self.total, &self.done, &self.bytes] {
+            number.store(0, Relaxed);
+        }
+        self.walks.fetch_add(1, Relaxed);
+    }
+
+    /// An object is done.
+    pub(super) fn pass(&self, bytes: u64) {
+        self.done.fetch_add(1, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
+
+    /// Does `work` and counts meanwhile what there is to do, by a listing of its own (a request for
+    /// a thousand objects). If that fails, the work finds out as well.
+    pub(super) async fn counting<T>(
+        &self,
+        store: &dyn ObjectStore,
+        meant: impl Fn(&ObjectMeta) -> bool,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let count = async {
+            let mut objects = store.list(None);
+            let mut total = 0;
+            while let Some(Ok(meta)) = objects.next().await {
+                total += u64::from(meant(&meta));
+            }
+            self.total.store(total, Relaxed);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            done = work => done,
+            () = count => unreachable!("it pends for ever"),
+        }
+    }
 }
 
 /// Objects and their bytes.
@@ -188,13 +229,13 @@ pub(super) async fn audit_as(
         sampled: options.sample.is_some(),
         ..AuditReport::default()
     };
+    walked.begin();
     let listing = |e| StackError::store(format!("listing {}", options.store.location), e);
     let listed = std::cell::Cell::new(Tally::default());
     let all = opened.layers.retry.list(None).inspect_ok(|meta| {
         let mut tally = listed.get();
         tally.add(meta.size);
         listed.set(tally);
-        walked.listed.fetch_add(1, Relaxed);
         opened.layers.attended.goes_on(); // it answers
     });
     let chosen = match options.sample {
@@ -205,16 +246,23 @@ pub(super) async fn audit_as(
             while let Some(meta) = all.try_next().await.map_err(listing)? {
                 sample.offer(meta)?;
             }
+            walked.total.store(sample.kept.len() as u64, Relaxed);
             futures::stream::iter(sample.kept.into_iter().map(Ok)).boxed_local()
         }
     };
     let mut looked =
         chosen.map_ok(|meta| look(&s3, verify.as_ref(), meta)).try_buffer_unordered(PARALLEL);
     let mut pinned = key_of_alias(&s3, mode).await;
-    while let Some((meta, found)) = looked.try_next().await.map_err(listing)? {
-        walked.done.fetch_add(1, Relaxed);
-        walked.bytes.fetch_add(meta.size, Relaxed);
-        enter(&mut report, &s3, mode, &mut pinned, &meta, found);
+    let walk = async {
+        while let Some((meta, found)) = looked.try_next().await.map_err(listing)? {
+            walked.pass(meta.size);
+            enter(&mut report, &s3, mode, &mut pinned, &meta, found);
+        }
+        Ok::<_, StackError>(())
+    };
+    match options.sample {
+        None => walked.counting(&*opened.layers.retry, |_| true, walk).await?,
+        Some(_) => walk.await?,
     }
     drop(looked);
     report.listed = listed.get();
@@ -316,7 +364,7 @@ fn enter(
     }
     match mode.unlike(applied, pinned) {
         None => report.as_requested.add(bytes),
-        Some(why) => report.except(name, bytes, format!("{applied}: {why}")),
+        Some(why) => report.except(name, bytes, format!("{}: {why}", s3.shown(applied))),
     }
 }
 

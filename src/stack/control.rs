@@ -37,6 +37,15 @@ pub struct Progress {
     pub committed_bytes: u64,
     /// The store cannot be reached at the moment.
     pub offline: bool,
+    /// Of the pending bytes, those that are on their way or there already; they stay pending
+    /// until the commit that they belong to is done.
+    #[serde(default)]
+    pub sent_bytes: u64,
+    /// Bytes of segments and tables that the store has taken since the mount started, those of
+    /// requests under way included (so it falls when one fails). While its maximum does not grow,
+    /// nothing moves.
+    #[serde(default)]
+    pub moved_bytes: u64,
 }
 
 /// Requests to the store since the mount started, by kind.
@@ -55,7 +64,7 @@ pub struct Requests {
     pub retries: u64,
     /// Object bytes received.
     pub bytes_down: u64,
-    /// Object bytes sent.
+    /// Object bytes stored: what was sent and refused, or not answered, does not count.
     pub bytes_up: u64,
 }
 
@@ -85,7 +94,7 @@ pub struct Status {
     pub commit_sequence: u64,
     /// Age of the oldest change that is not in the bucket; `None` when all is.
     pub oldest_pending_secs: Option<f64>,
-    /// Bytes per second sent to the store, over the last ten seconds or so.
+    /// Bytes per second that the store takes, over the last ten seconds or so.
     pub upload_bytes_per_sec: u64,
     /// Live bytes that were moved since the mount out of segments that were mostly dead, or tiny.
     pub cleaned_bytes: u64,

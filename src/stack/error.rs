@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::base::one_line;
 use crate::commit::{CommitError, ViewError};
 use crate::journal::JournalError;
 use crate::seal::KeyringError;
@@ -353,7 +354,7 @@ impl StackError {
     }
 
     pub(super) fn store(what: impl Into<String>, e: object_store::Error) -> StackError {
-        let (what, message) = (what.into(), told(&e));
+        let (what, message) = (one_line(&what.into()), told(&e));
         match class(&e) {
             ErrorClass::Corrupt => StackError::Damaged { what, message },
             _ => StackError::Store { what, message },

@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::{StreamExt, TryStreamExt};
@@ -236,14 +235,15 @@ impl Pass<'_> {
             since.is_none_or(|since| SystemTime::from(meta.last_modified) >= since)
         };
         let failures = Mutex::new(BTreeMap::new());
-        opened
+        self.walked.begin();
+        let stopped = std::pin::pin!(self.options.store.attended.stopped());
+        let walk = opened
             .layers
             .retry
             .list(None)
             .try_filter(|meta| futures::future::ready(recent(meta)))
-            .inspect_ok(|_| _ = self.walked.listed.fetch_add(1, Relaxed))
             // Objects that are being changed are changed to the end.
-            .take_until(std::pin::pin!(self.options.store.attended.stopped()))
+            .take_until(stopped)
             .try_for_each_concurrent(self.options.parallel.max(1), |meta| {
                 let failures = &failures;
                 async move {
@@ -254,13 +254,12 @@ impl Pass<'_> {
                             failures.lock().insert(name, (meta.size, sentence(&e)));
                         }
                     }
-                    self.walked.done.fetch_add(1, Relaxed);
-                    self.walked.bytes.fetch_add(meta.size, Relaxed);
+                    self.walked.pass(meta.size);
                     Ok(())
                 }
-            })
-            .await
-            .map_err(listing)?;
+            });
+        let walked = self.walked.counting(&*opened.layers.retry, recent, walk).await;
+        walked.map_err(listing)?;
         let failed = failures.into_inner().into_iter();
         let failed = failed.map(|(name, (bytes, problem))| Exception { name, bytes, problem });
         self.done.lock().failed.extend(failed);

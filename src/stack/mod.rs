@@ -59,7 +59,7 @@ pub use attended::{Attended, Wait};
 pub use control::{Connection, Control, Progress, Requests, Status, resident_bytes};
 pub use departure::{announce_end, is_running};
 pub use error::{StackError, StackErrorKind};
-pub use fsck::{FsckOptions, FsckProgress, FsckReport, Problem, fsck};
+pub use fsck::{FsckOptions, FsckProgress, FsckReport, Problem, READING_DATA, fsck};
 pub use key_change::{Changed, KeyOptions, change_keyring, open_keyring};
 pub use keyring_object::{KEYRING_NAME, load_keyring, read_keyring};
 pub use layers::Layers;

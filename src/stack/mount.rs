@@ -21,7 +21,7 @@ use super::options::OPEN_TIMEOUT;
 use super::state::{Remembered, StateFile};
 use super::status::Shared;
 use super::{Attended, Control, Layers, MountOptions, StackError, unlock_store};
-use crate::base::{JournalPos, SystemClock, VolumeId, hex};
+use crate::base::{JournalPos, SystemClock, VolumeId, counted, hex};
 use crate::commit::replay::replay;
 use crate::commit::view::ViewOptions;
 use crate::commit::{CommitOptions, Committer, Gates, View, last_commit};
@@ -272,7 +272,7 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
         opened.release(base);
         let replayed = replay(&view, &opened, todo)?;
         if replayed > 0 {
-            log::info!("replayed {replayed} records of the local journal");
+            log::info!("replayed {} of the local journal", counted(replayed, "record"));
         }
         remembered.journal = opened.id().to_string();
         remembered.journal_committed = base.0;
@@ -578,7 +578,10 @@ impl Mounted {
         tasks.push(tokio::spawn(async move {
             match fs.reap_left_over().await {
                 Ok(0) => {}
-                Ok(n) => log::info!("removed {n} files that were unlinked before a crash"),
+                Ok(n) => {
+                    let files = counted(n, "file");
+                    log::info!("removed {files} unlinked before a crash");
+                }
                 Err(e) => log::warn!("unlinked files of an earlier mount stay: {e}"),
             }
         }));

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use super::fsck::printable;
 use super::state::{Remembered, StateFile};
 use super::{Key, Layers, StackError, StoreOptions, load_keyring, unlock};
-use crate::base::{Ino, JournalPos, Timestamp};
+use crate::base::{Ino, JournalPos, Timestamp, counted};
 use crate::commit::replay::batch_of;
 use crate::commit::{Generation, ViewError};
 use crate::data::Source;
@@ -446,8 +446,11 @@ impl Export<'_> {
         let path = self.out.join(LIST_NAME);
         let Recovered { records, files, partial, others, bytes, remarks } = &self.done;
         let mut text = format!(
-            "{files} files ({partial} of them in part, {bytes} bytes) and {others} others, from \
-             {records} journal records\n"
+            "{} ({partial} of them in part, {}) and {}, from {}\n",
+            counted(*files, "file"),
+            counted(*bytes, "byte"),
+            counted(*others, "other"),
+            counted(*records, "journal record"),
         );
         remarks.iter().for_each(|line| text += &format!("{line}\n"));
         let mut options = OpenOptions::new();

@@ -13,7 +13,7 @@ use super::disks::{cache_note, journal_warning, space_of};
 use super::key_watch::KeyWatch;
 use super::layers::Layers;
 use super::state::StateFile;
-use crate::base::VolumeId;
+use crate::base::{VolumeId, counted};
 use crate::commit::{Committer, View, WriterState};
 use crate::data::BlockCache;
 use crate::journal::Journal;
@@ -27,9 +27,34 @@ const SYNC_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long following a change of the configuration waits for uploads that are under way.
 const FOLLOW_MAX: Duration = Duration::from_secs(50);
 
-/// When the rate was last measured, the bytes up by then, and the rate since the time before.
+/// How fast the store takes bytes.
 #[derive(Default)]
-pub(super) struct Rate(Mutex<Option<(Instant, u64, u64)>>);
+pub(super) struct Rate(Mutex<Option<Measured>>);
+
+#[derive(Clone, Copy)]
+struct Measured {
+    at: Instant,
+    /// The most bytes that the store had taken by then: what failed and is sent again is new
+    /// only beyond it.
+    bytes: u64,
+    /// The rate up to then, in bytes a second.
+    rate: u64,
+}
+
+impl Rate {
+    /// The rate, with `bytes` taken by `now` in all since `since`.
+    fn at(&self, since: Instant, now: Instant, bytes: u64) -> u64 {
+        let mut last = self.0.lock();
+        let before = last.unwrap_or(Measured { at: since, bytes: 0, rate: 0 });
+        let span = now.saturating_duration_since(before.at);
+        let grown = bytes.saturating_sub(before.bytes) as f64;
+        let rate = (grown / span.as_secs_f64().max(0.001)) as u64;
+        if span >= RATE_SPAN {
+            *last = Some(Measured { at: now, bytes: bytes.max(before.bytes), rate });
+        }
+        if span < RATE_SPAN / 2 && before.rate > 0 { before.rate } else { rate }
+    }
+}
 
 /// The parts of a mount that its status is read from.
 pub(super) struct Shared {
@@ -81,15 +106,9 @@ impl Shared {
         }
     }
 
-    fn upload_rate(&self, bytes_up: u64) -> u64 {
-        let mut rate = self.rate.0.lock();
-        let (at, bytes, last) = rate.unwrap_or((self.since, 0, 0));
-        let span = at.elapsed();
-        let now = ((bytes_up.saturating_sub(bytes)) as f64 / span.as_secs_f64().max(0.001)) as u64;
-        if span >= RATE_SPAN {
-            *rate = Some((Instant::now(), bytes_up, now));
-        }
-        if span < RATE_SPAN / 2 && last > 0 { last } else { now }
+    /// Bytes of requests under way.
+    fn under_way(&self) -> u64 {
+        self.layers.s3.as_ref().map_or(0, |s3| s3.bytes_under_way())
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -99,8 +118,9 @@ impl Shared {
         if !damaged.is_empty() {
             let names: Vec<_> = damaged.iter().take(5).map(|p| p.to_string()).collect();
             warnings.push(format!(
-                "{} objects in the bucket are damaged ({}{}); nothing is deleted meanwhile",
-                damaged.len(),
+                "{} in the bucket {} damaged ({}{}); nothing is deleted meanwhile",
+                counted(damaged.len() as u64, "object"),
+                if damaged.len() == 1 { "is" } else { "are" },
                 names.join(", "),
                 if damaged.len() > 5 { ", …" } else { "" }
             ));
@@ -156,7 +176,10 @@ impl Control for Shared {
                 .as_ref()
                 .map_or(self.sequence, |c| c.committed().sequence),
             oldest_pending_secs: oldest.map(|d| d.as_secs_f64()),
-            upload_bytes_per_sec: self.upload_rate(requests.bytes_up),
+            upload_bytes_per_sec: {
+                let taken = requests.bytes_up + self.under_way();
+                self.rate.at(self.since, Instant::now(), taken)
+            },
             cleaned_bytes: committed.map_or(0, |p| p.cleaned_bytes),
             journal_bytes: self.journal.as_ref().map_or(0, |j| j.used_bytes()),
             journal_bytes_max: self.journal_bytes_max,
@@ -179,12 +202,7 @@ impl Control for Shared {
                 Some(s3) => s3.sse_mode().to_string(),
                 None => "none".into(),
             },
-            sse_applied: self
-                .layers
-                .s3
-                .as_ref()
-                .and_then(|s3| s3.sse_applied())
-                .map(|applied| applied.to_string()),
+            sse_applied: self.layers.s3.as_ref().and_then(|s3| Some(s3.shown(&s3.sse_applied()?))),
             resident_bytes: resident_bytes(),
             warnings: self.warnings(),
             notes: cache_note(&self.layers).into_iter().collect(),
@@ -201,11 +219,15 @@ impl Control for Shared {
         let progress = committer.progress();
         // Metadata that waits counts too: something is pending until the bucket has all of it.
         let rows = self.view.pending_bytes().0;
+        let (sending, under_way) = (progress.sending, self.under_way());
+        let to_come = sending.planned.saturating_sub(sending.landed);
         Progress {
             pending_bytes: match (progress.pending_bytes, progress.oldest) {
                 (0, Some(_)) => rows.max(1),
                 (bytes, _) => bytes,
             },
+            sent_bytes: (sending.landed + under_way.min(to_come)).min(progress.pending_bytes),
+            moved_bytes: self.layers.stats.snapshot().bytes_up_data + under_way,
             pending_files: progress.pending_files,
             committed_bytes: progress.uploaded_bytes,
             offline: matches!(self.connection(), Connection::Offline { .. }),

@@ -122,6 +122,13 @@ pub fn sentence(error: &object_store::Error) -> String {
     text.split("\nhint: ").next().unwrap_or_default().trim_end_matches(": ").to_owned()
 }
 
+/// The hint of an error, if it has one: what to do next.
+pub fn advice(error: &object_store::Error) -> Option<String> {
+    let text = error.to_string();
+    let (_, hint) = text.split_once("\nhint: ")?;
+    Some(hint.lines().next().unwrap_or_default().to_owned())
+}
+
 fn class_of_cause(cause: &(dyn StdError + Send + Sync + 'static)) -> ErrorClass {
     let mut next: Option<&(dyn StdError + 'static)> = Some(cause);
     while let Some(cause) = next {

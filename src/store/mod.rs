@@ -20,10 +20,10 @@ pub mod segments;
 pub mod stats;
 
 pub use cached::{CacheOptions, CacheRule, Cached};
-pub use error::{ErrorClass, StoreError, class, sentence, told};
+pub use error::{ErrorClass, StoreError, advice, class, sentence, told};
 pub use file::FileStore;
 pub use location::{Location, LocationError};
-pub use probe::{ProbeError, is_probe, probe};
+pub use probe::{ProbeError, is_probe, probe, random_name};
 pub use retry::{Health, Retry, RetryOptions};
 pub use sealed::{Invalidate, Renew, Sealed};
 pub use segments::SegmentStore;

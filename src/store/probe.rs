@@ -85,7 +85,7 @@ pub async fn probe(store: &dyn ObjectStore) -> Result<(), ProbeError> {
 }
 
 /// A name below [`PREFIX`] that no object has.
-pub(super) fn random_name() -> object_store::Result<Path> {
+pub fn random_name() -> object_store::Result<Path> {
     let mut random = [0u8; 16];
     getrandom::fill(&mut random)
         .map_err(|e| object_store::Error::Generic { store: "probe", source: Box::new(e) })?;

@@ -3,6 +3,7 @@
 //! One [`RequestStats`] is shared by the layers of a mount. `retry` counts requests (each
 //! attempt is one), `cached` counts hits. Relaxed atomics: a snapshot is not a transaction.
 
+use object_store::path::Path;
 use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -40,8 +41,10 @@ counters! {
     delete,
     /// Object bytes received.
     bytes_down,
-    /// Object bytes sent.
+    /// Object bytes stored: those of requests that were answered with success.
     bytes_up,
+    /// Of these, the bytes of segments and tables: a heartbeat brings none of them.
+    bytes_up_data,
     /// Attempts that failed, the final answers 404, 304 and 412 not counted.
     errors,
     /// Attempts that were repeated.
@@ -64,6 +67,15 @@ impl RequestStats {
     /// Adds `n` to a counter.
     pub(crate) fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Relaxed);
+    }
+
+    /// Counts `bytes` that the store has taken for the object `name`.
+    pub(crate) fn stored(&self, name: &Path, bytes: u64) {
+        self.bytes_up.fetch_add(bytes, Relaxed);
+        // `lease`, `config` and `keyring` are names of one part.
+        if name.parts().nth(1).is_some() {
+            self.bytes_up_data.fetch_add(bytes, Relaxed);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::base::{Ino, SegmentId};
+use crate::base::{Ino, SegmentId, counted};
 use crate::meta::{Kind, Stats};
 
 /// A broken rule. `Display` is a sentence without names, which may be logged; names are in the
@@ -105,15 +105,17 @@ impl fmt::Display for Finding {
                 write!(f, "a name of inode {ino} says another kind than {is:?}")
             }
             StrayEntries { parent, entries } => {
-                write!(f, "{entries} entries in {parent}, which is no directory")
+                write!(f, "{} in {parent}, which is no directory", counted(*entries, "entry"))
             }
-            ManyNames { ino, names } => write!(f, "directory {ino} has {names} names"),
+            ManyNames { ino, names } => {
+                write!(f, "directory {ino} has {}", counted(*names, "name"))
+            }
             Unnamed { ino, kind } => write!(f, "inode {ino} ({kind:?}) has links and no name"),
             LinkCount { ino, said, found } => {
-                write!(f, "inode {ino} counts {said} links, has {found}")
+                write!(f, "inode {ino} counts {}, has {found}", counted((*said).into(), "link"))
             }
             EntryCount { ino, said, found } => {
-                write!(f, "directory {ino} counts {said} entries, has {found}")
+                write!(f, "directory {ino} counts {}, has {found}", counted(*said, "entry"))
             }
             WrongParent { ino, said, found } => {
                 write!(f, "directory {ino} says that it lies in {said}, and lies in {found}")
@@ -127,25 +129,39 @@ impl fmt::Display for Finding {
                 write!(f, "inode {ino} has no links and is not listed as orphan")
             }
             XattrCount { ino, said, found } => {
-                write!(f, "inode {ino} counts {said} attributes, has {found}")
+                write!(
+                    f,
+                    "inode {ino} counts {}, has {found}",
+                    counted((*said).into(), "attribute")
+                )
             }
             StrayXattrs { ino, count } => {
-                write!(f, "{count} attributes of inode {ino}, which is not there")
+                write!(
+                    f,
+                    "{} of inode {ino}, which is not there",
+                    counted((*count).into(), "attribute")
+                )
             }
             ExtentsOverlap { ino, generation, at } => {
                 write!(f, "extents of {ino}:{generation} overlap at {at}")
             }
             ExtentBehindEnd { ino, end, size } => {
-                write!(f, "an extent of {ino} ends at {end}, behind its {size} bytes")
+                write!(f, "an extent of {ino} ends at {end}, behind its {}", counted(*size, "byte"))
             }
             StrayExtents { ino, generation, extents, bytes, .. } => {
-                write!(f, "{extents} extents ({bytes} bytes) of {ino}:{generation} have no file")
+                let (extents, bytes) = (counted(*extents, "extent"), counted(*bytes, "byte"));
+                write!(f, "extents of {ino}:{generation} have no file: {extents} of {bytes}")
             }
             Blocks { ino, said, bytes } => {
-                write!(f, "inode {ino} shows {said} bytes in use, extents have {bytes}")
+                write!(
+                    f,
+                    "inode {ino} shows {} in use, extents have {bytes}",
+                    counted(*said, "byte")
+                )
             }
             SegmentAccounting { id, size, said, found, .. } => {
-                write!(f, "segment {id}: {size} bytes, {said} said live, {found} are")
+                let size = counted(*size, "byte");
+                write!(f, "segment {id}: {size}, {said} said live, {found} found")
             }
             SegmentShared { id } => write!(f, "segment {id}: two extents share bytes"),
             SegmentWithoutRow { id, .. } => {

@@ -31,7 +31,7 @@ use super::pending::FileKey;
 use super::resolve::{self, Changes};
 use super::scan::Cursor;
 use super::view::ViewError;
-use crate::base::SegmentId;
+use crate::base::{SegmentId, counted};
 use crate::data::Extent;
 use crate::meta::{Key, keys};
 use carry::{Carried, Moved, Order};
@@ -246,7 +246,7 @@ impl Committer {
             state.learned.left_out /= 2;
             return Ok(());
         }
-        log::info!("moving what is live out of {} segments", chosen.len());
+        log::info!("moving what is live out of {}", counted(chosen.len() as u64, "segment"));
         let reserved = unix_secs() + RESERVED_SECS;
         let ids: Vec<_> = (0..OUTPUTS_MAX).map(|_| new_segment_id()).collect();
         let mut announced = Changes::default();

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::objects::{Listing, damaged_ranges, read_whole};
 use super::{Run, Volume};
-use crate::base::SegmentId;
+use crate::base::{SegmentId, counted};
 use crate::commit::check::Segments;
 use crate::seal::CHUNK_PLAIN;
 use crate::seal::offsets::plain_len;
@@ -76,7 +76,9 @@ impl Damage {
     pub(super) fn problems(&self) -> impl Iterator<Item = (String, Option<SegmentId>)> + '_ {
         self.0.iter().map(|(name, ranges)| {
             let bytes: u64 = ranges.iter().map(|r| r.end - r.start).sum();
-            let what = format!("object {name} is damaged: {bytes} bytes do not open");
+            let do_not = if bytes == 1 { "does not" } else { "do not" };
+            let what =
+                format!("object {name} is damaged: {} {do_not} open", counted(bytes, "byte"));
             (what, Self::segment(name))
         })
     }
@@ -117,7 +119,15 @@ pub(super) async fn read_all(
         StackError::Local { what: "creating", path, source }
     })?;
     let reads = todo.into_iter().map(|(name, size)| async move {
-        let one = read_one(run.volume, &name, size).await;
+        let read = AtomicU64::new(0);
+        let one = read_one(run.volume, &name, size, |bytes| {
+            // No more than was announced, whatever the object has.
+            let before = read.fetch_add(bytes, Ordering::Relaxed).min(size);
+            done.fetch_add(bytes.min(size - before), Ordering::Relaxed);
+        });
+        let one = one.await;
+        // Damaged or gone: it is done all the same.
+        done.fetch_add(size.saturating_sub(read.into_inner()), Ordering::Relaxed);
         (name, one)
     });
     let mut reads = futures::stream::iter(reads).buffered(READS_PARALLEL);
@@ -127,7 +137,6 @@ pub(super) async fn read_all(
             Ok(One::Whole(bytes)) => {
                 position.objects += 1;
                 position.bytes += bytes;
-                done.store(position.bytes, Ordering::Relaxed);
             }
             Ok(One::Damaged(ranges)) => {
                 position.damage.0.insert(name.to_string(), ranges);
@@ -160,9 +169,14 @@ pub(super) async fn read_all(
     Ok(Read { objects, bytes, damage, complete: true })
 }
 
-async fn read_one(volume: &Volume, name: &Path, size: u64) -> object_store::Result<One> {
+async fn read_one(
+    volume: &Volume,
+    name: &Path,
+    size: u64,
+    on_read: impl Fn(u64),
+) -> object_store::Result<One> {
     let store = &*volume.sealed;
-    let e = match read_whole(store, name, size, PIECE).await {
+    let e = match read_whole(store, name, size, PIECE, on_read).await {
         Ok(bytes) => return Ok(One::Whole(bytes)),
         Err(e) => e,
     };

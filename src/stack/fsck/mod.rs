@@ -73,6 +73,9 @@ pub struct FsckOptions {
     pub read_timeout: Duration,
 }
 
+/// The phase in which [`FsckProgress::bytes`] count.
+pub const READING_DATA: &str = "data";
+
 /// How far a check is; shared with whoever shows it.
 #[derive(Debug, Default)]
 pub struct FsckProgress {
@@ -80,7 +83,7 @@ pub struct FsckProgress {
     pub phase: Mutex<&'static str>,
     /// Metadata rows read.
     pub rows: AtomicU64,
-    /// Bytes of data read, and to be read in all (0: not known yet).
+    /// Bytes of data done with, and to be read in all (0: not known yet).
     pub bytes: (AtomicU64, AtomicU64),
     /// Set it to have the check stop soon; a position is kept.
     pub stop: AtomicBool,
@@ -305,7 +308,7 @@ impl Run<'_> {
         let what = format!("metadata cannot be read: {why}");
         let mut problems = vec![Problem { what, files: Vec::new() }];
         if self.options.data {
-            self.progress.begin("data");
+            self.progress.begin(READING_DATA);
             look.take(data::read_all(self, &listing, None).await?);
         }
         let found = look.objects.problems().chain(look.damage.problems());
@@ -358,7 +361,7 @@ impl Run<'_> {
             objects::compare(self.volume, &listing, &segments, self.writer, &mut notes).await?;
         let mut look = Look { sequence, report, segments, objects, notes, ..Look::default() };
         if data {
-            self.progress.begin("data");
+            self.progress.begin(READING_DATA);
             look.take(data::read_all(self, &listing, Some(&look.segments)).await?);
         }
         Ok(look)

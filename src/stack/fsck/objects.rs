@@ -10,7 +10,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::Volume;
-use crate::base::SegmentId;
+use crate::base::{SegmentId, counted, plural};
 use crate::commit::check::Segments;
 use crate::seal::offsets::plain_len;
 use crate::stack::config::CONFIG_NAME;
@@ -165,14 +165,14 @@ pub(super) async fn compare(
     let probes = listing.probes.iter().filter(|(_, secs)| !writer || old(*secs));
     found.probes = probes.map(|(name, _)| name.clone()).collect();
     if !found.probes.is_empty() {
-        let n = found.probes.len();
-        notes.push(format!("{n} objects are left of mounts that were killed as they began"));
+        let objects = counted(found.probes.len() as u64, "object");
+        notes.push(format!("{objects} left of mounts that were killed as they began"));
     }
     if !found.leaked.is_empty() {
         notes.push(format!(
-            "{} segments ({leaked_bytes} bytes) were uploaded and never committed; \
-             --repair has them deleted",
-            found.leaked.len(),
+            "{} ({}) uploaded and never committed; --repair deletes what was",
+            counted(found.leaked.len() as u64, "segment"),
+            counted(leaked_bytes, "byte"),
         ));
     }
     Ok(found)
@@ -211,13 +211,14 @@ impl Objects {
         let missing = missing.map(|id| (format!("segment {id} is not in the bucket"), Some(*id)));
         let sizes = self.sizes.iter().map(move |(id, said, listed)| {
             let is = listed.map_or("no size that sealing makes".into(), |n| format!("{n}"));
-            (format!("segment {id} should have {said} bytes and has {is}"), Some(*id))
+            (format!("segment {id} should have {} and has {is}", counted(*said, "byte")), Some(*id))
         });
         let strangers = self.strangers.iter().take(STRANGERS_MAX).map(|name| {
             (format!("object {name} was not written by this volume; it is left alone"), None)
         });
         let more = self.strangers.len().saturating_sub(STRANGERS_MAX);
-        let more = (more > 0).then(|| (format!("{more} more such objects"), None));
+        let more = (more > 0)
+            .then(|| (format!("{more} more such {}", plural(more as u64, "object")), None));
         missing.chain(sizes).chain(strangers).chain(more)
     }
 }
@@ -267,6 +268,7 @@ pub(super) async fn read_whole(
     name: &Path,
     size: u64,
     piece: u64,
+    on_read: impl Fn(u64),
 ) -> object_store::Result<u64> {
     let mut at = 0;
     loop {
@@ -282,6 +284,7 @@ pub(super) async fn read_whole(
         let read = got.into_stream().map_ok(|bytes| bytes.len() as u64);
         let read: u64 = read.try_fold(0, |sum, n| async move { Ok(sum + n) }).await?;
         at += read;
+        on_read(read);
         if rest <= piece || read == 0 {
             return Ok(at);
         }

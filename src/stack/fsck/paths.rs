@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::FILES_MAX;
-use crate::base::{Ino, SegmentId};
+use crate::base::{Ino, SegmentId, counted, one_line, plural};
 use crate::commit::ViewError;
 use crate::commit::scan::Cursor;
 use crate::meta::{DecodeError, Dirent, ExtentRow, Inode, keys};
@@ -114,10 +114,11 @@ impl Names {
             let bytes: u64 = ranges.iter().map(|r| r.end - r.start).sum();
             let first = ranges.first().map_or(0, |r| r.start);
             let paths = self.of(kv, *ino).await?.join(", ");
-            described.push(format!("{paths}: {bytes} bytes from byte {first} on"));
+            described.push(format!("{paths}: {} from byte {first} on", counted(bytes, "byte")));
         }
         if touched.len() > FILES_MAX {
-            described.push(format!("and {} more files", touched.len() - FILES_MAX));
+            let more = (touched.len() - FILES_MAX) as u64;
+            described.push(format!("and {more} more {}", plural(more, "file")));
         }
         Ok(described)
     }
@@ -142,14 +143,7 @@ async fn name_in(kv: &Kv, parent: Ino, ino: Ino) -> Result<Option<Bytes>, ViewEr
 
 /// A name as text; what is no text, or would move the cursor of a terminal, is escaped.
 pub(crate) fn printable(name: &[u8]) -> String {
-    let text = String::from_utf8_lossy(name);
-    text.chars()
-        .flat_map(|c| {
-            let escaped: Vec<char> =
-                if c.is_control() { c.escape_default().collect() } else { vec![c] };
-            escaped
-        })
-        .collect()
+    one_line(&String::from_utf8_lossy(name))
 }
 
 /// The parts of files that lie in given parts of segments.

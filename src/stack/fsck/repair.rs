@@ -12,7 +12,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::objects::Objects;
 use super::paths::names_of;
-use crate::base::{Clock, Ino, SegmentId, SystemClock};
+use crate::base::{Clock, Ino, SegmentId, SystemClock, counted};
 use crate::commit::check::{Finding, Segments};
 use crate::commit::committer::unix_secs;
 use crate::commit::{Batch, View, ViewError};
@@ -81,8 +81,9 @@ impl Repair<'_> {
                 batch.put(keys::dead_segment(unix_secs(), *id), OrphanData::encode());
             }
             self.submit(batch).await?;
-            let n = objects.leaked.len();
-            done.push(format!("{n} segments that no row knows: the next mount deletes them"));
+            let n = objects.leaked.len() as u64;
+            let (segments, them) = (counted(n, "segment"), if n == 1 { "it" } else { "them" });
+            done.push(format!("{segments} that no row knows: the next mount deletes {them}"));
         }
         for probe in &objects.probes {
             let deleted = self.store.delete(probe).await;

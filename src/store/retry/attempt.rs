@@ -3,6 +3,7 @@
 use super::super::error::{ErrorClass, StoreError, class};
 use super::super::stats::RequestStats;
 use super::{Health, RetryOptions, SLOWEST_RATE};
+use crate::base::{counted, one_line};
 use object_store::Result;
 use object_store::path::Path;
 use std::future::Future;
@@ -203,7 +204,9 @@ impl Clock<'_> {
             if self.attempt == 1 {
                 return Err(error);
             }
-            let message = format!("gave up on {what} {location} after {} attempts", self.attempt);
+            let (name, tries) =
+                (one_line(location.as_ref()), counted(self.attempt.into(), "attempt"));
+            let message = format!("gave up on {what} {name} after {tries}");
             return Err(StoreError::with_source(class, message, error).into_store("retry"));
         }
         log::debug!("{what} {location}: attempt {} failed: {error}", self.attempt);

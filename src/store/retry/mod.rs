@@ -14,6 +14,7 @@ mod upload;
 use super::error::{ErrorClass, StoreError, class};
 use super::rope::Rope;
 use super::stats::RequestStats;
+use crate::base::one_line;
 use async_trait::async_trait;
 use attempt::{Attempts, Budget};
 use bytes::Bytes;
@@ -157,7 +158,11 @@ impl Retry {
         let body = budget.limit(len, "receiving the body", Rope::collect(result)).await?;
         RequestStats::add(&stats.bytes_down, body.len());
         if body.len() != len {
-            let message = format!("body of {location} ended after {} of {len} bytes", body.len());
+            let message = format!(
+                "body of {} ended after {} of {len} bytes",
+                one_line(location.as_ref()),
+                body.len()
+            );
             return Err(StoreError::new(ErrorClass::Transport, message).into_store("retry"));
         }
         answer.body = Some(body);
@@ -241,12 +246,11 @@ impl ObjectStore for Retry {
                 *sent_now = attempt;
                 let (payload, opts) = (payload.clone(), opts.clone());
                 RequestStats::add(&stats.put, 1);
-                RequestStats::add(&stats.bytes_up, len);
                 let put = self.inner.put_opts(location, payload, opts);
                 async move { budget.limit(len, "waiting for the answer", put).await }
             })
             .await;
-        match outcome {
+        let outcome = match outcome {
             Err(e) if conditional && sent > 1 && is_refusal(&e) => {
                 match self.holds(location, &payload).await? {
                     Some(result) => Ok(result),
@@ -254,7 +258,11 @@ impl ObjectStore for Retry {
                 }
             }
             outcome => outcome,
+        };
+        if outcome.is_ok() {
+            stats.stored(location, len);
         }
+        outcome
     }
 
     async fn put_multipart_opts(

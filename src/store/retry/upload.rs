@@ -64,11 +64,11 @@ impl MultipartUpload for PartsUpload {
             let part = attempts
                 .run(budget, "put a part of", &location, |_| {
                     RequestStats::add(&attempts.stats().multipart, 1);
-                    RequestStats::add(&attempts.stats().bytes_up, len);
                     let put = parts.put_part(&location, &id, index, data.clone());
                     async move { budget.limit(len, "waiting for the answer", put).await }
                 })
                 .await?;
+            attempts.stats().stored(&location, len);
             done.lock()[index] = Some(part);
             Ok(())
         }
@@ -145,13 +145,14 @@ struct OnceUpload {
 impl MultipartUpload for OnceUpload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
         let len = data.content_length() as u64;
-        let attempts = self.attempts.clone();
+        let (attempts, location) = (self.attempts.clone(), self.location.clone());
         let put = self.inner.put_part(data);
         async move {
             RequestStats::add(&attempts.stats().multipart, 1);
-            RequestStats::add(&attempts.stats().bytes_up, len);
             let budget = attempts.write_budget(len);
-            attempts.note(budget.limit(len, "waiting for the answer", put).await)
+            attempts.note(budget.limit(len, "waiting for the answer", put).await)?;
+            attempts.stats().stored(&location, len);
+            Ok(())
         }
         .boxed()
     }

@@ -9,6 +9,7 @@ use super::errors::{Condition, from_sdk, own};
 use super::refusal::UNBLOCK_SSE_C;
 use super::sse::{self, SseMode};
 use super::tls::negotiated;
+use crate::base::counted;
 use crate::store::error::{ErrorClass, class, sentence};
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::config::interceptors::{
@@ -93,8 +94,10 @@ pub struct Diagnosis {
 }
 
 /// How a request to the server went.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Ping {
+    /// What it said.
+    pub outcome: Result<()>,
     /// Time from request to answer.
     pub took: Duration,
     /// The server's clock minus this machine's, in seconds; `None` if it sends no date.
@@ -119,15 +122,18 @@ where
     };
     let code = error.code().unwrap_or_default().to_owned();
     let status = error.raw_response().map(|r| r.status().as_u16());
+    let failed = |error| Setting::Failed(sentence(&from_sdk(error, "get", what, Condition::None)));
     if absent.contains(&code.as_str()) {
         return Setting::Absent;
     }
     match status {
-        // An answer without the setting in it is how some servers say that they have none.
-        Some(200 | 405 | 501) => Setting::Unknown,
+        _ if code == "NoSuchBucket" => failed(error),
+        // An answer without the setting in it is how some servers say that they have none; others
+        // take the question for a wrong one, or for one about an object.
+        Some(200 | 400 | 404 | 405 | 406 | 501) => Setting::Unknown,
         _ if matches!(code.as_str(), "NotImplemented" | "MethodNotAllowed") => Setting::Unknown,
         Some(401 | 403) => Setting::Denied(code),
-        _ => Setting::Failed(sentence(&from_sdk(error, "get", what, Condition::None))),
+        _ => failed(error),
     }
 }
 
@@ -142,6 +148,21 @@ fn asks_for_place(error: &SdkError<CreateBucketError, HttpResponse>) -> bool {
                 | "MissingLocationConstraint"
         )
     )
+}
+
+/// Versioning as an answer says it whose root has a name of the server's own (moto).
+fn versioning_in(body: &[u8]) -> Option<Versioning> {
+    let text = std::str::from_utf8(body).ok()?;
+    let root = text.split('<').find(|tag| tag.starts_with(char::is_alphabetic))?;
+    if !root.contains("Versioning") {
+        return None;
+    }
+    let status = text.split_once("<Status>").and_then(|(_, rest)| rest.split('<').next());
+    Some(match status.map(str::trim) {
+        Some("Enabled") => Versioning::Enabled,
+        Some("Suspended") => Versioning::Suspended,
+        _ => Versioning::Off,
+    })
 }
 
 impl S3Store {
@@ -261,6 +282,11 @@ impl S3Store {
     pub async fn versioning(&self) -> Setting<Versioning> {
         let inner = &self.inner;
         let answer = inner.client.get_bucket_versioning().bucket(&inner.bucket).send().await;
+        // The client reads the answer only under the name that S3 gives its root.
+        let body = answer.as_ref().err().and_then(|e| e.raw_response()?.body().bytes());
+        if let Some(versioning) = body.and_then(versioning_in) {
+            return Setting::Is(versioning);
+        }
         setting(answer, "versioning", &[], |output| {
             Some(match output.status() {
                 Some(BucketVersioningStatus::Enabled) => Versioning::Enabled,
@@ -296,8 +322,8 @@ impl S3Store {
                 Some(r) => {
                     let mode = r.mode().map(|m| m.as_str().to_owned()).unwrap_or_default();
                     match (r.days(), r.years()) {
-                        (Some(days), _) => format!("{mode} for {days} days"),
-                        (_, Some(years)) => format!("{mode} for {years} years"),
+                        (Some(days), _) => format!("{mode} for {}", counted(days as u64, "day")),
+                        (_, Some(years)) => format!("{mode} for {}", counted(years as u64, "year")),
                         _ => mode,
                     }
                 }
@@ -367,7 +393,7 @@ impl S3Store {
     }
 
     /// One HeadBucket: how long it takes, and what the server's clock says.
-    pub async fn ping(&self) -> Result<Ping> {
+    pub async fn ping(&self) -> Ping {
         let seen = Seen::default();
         let begun = Instant::now();
         let answer = self
@@ -380,10 +406,11 @@ impl S3Store {
             .send()
             .await;
         let took = begun.elapsed();
-        answer.map_err(|e| from_sdk(e, "head", "the bucket", Condition::None))?;
+        let outcome = answer.map(drop);
+        let outcome = outcome.map_err(|e| from_sdk(e, "head", "the bucket", Condition::None));
         let clock_skew_secs = *seen.ahead.lock();
         let server = seen.server.lock().take();
-        Ok(Ping { took, clock_skew_secs, server })
+        Ping { outcome, took, clock_skew_secs, server }
     }
 
     /// The version of TLS that the server of a [`Ping`] speaks with this client: `TLS 1.3`, say.
@@ -478,5 +505,26 @@ impl Intercept for Seen {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         *self.ahead.lock() = date.map(|date| date.secs() - now.as_secs() as i64);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versioning_is_read_whatever_its_answer_is_called() {
+        // Guards against "no such setting" where every version is kept and costs.
+        let answer = |root: &str, inner: &str| {
+            format!("<?xml version=\"1.0\"?>\n<{root} xmlns=\"x\">{inner}</{root}>")
+        };
+        let read = |text: String| versioning_in(text.as_bytes());
+        let on = "<Status>Enabled</Status>";
+        let off = "<MfaDelete>Disabled</MfaDelete><Status> Suspended </Status>";
+        assert_eq!(read(answer("GetBucketVersioningResponse", on)), Some(Versioning::Enabled));
+        assert_eq!(read(answer("VersioningConfiguration", off)), Some(Versioning::Suspended));
+        assert_eq!(read(answer("GetBucketVersioningResponse", "")), Some(Versioning::Off));
+        assert_eq!(read(answer("ListBucketResult", on)), None);
+        assert_eq!(read(String::new()), None);
     }
 }

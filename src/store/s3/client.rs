@@ -7,6 +7,7 @@ use super::connection;
 use super::credentials::{self, Keys, RefusedOnce, Sources};
 use super::encryption::Encryption;
 use super::input::{self, InputError};
+use super::meter::Meter;
 use super::sse::{SecretKey32, SseMode};
 use super::{Inner, S3Store, tls};
 use aws_config::environment::EnvironmentVariableRegionProvider;
@@ -223,7 +224,8 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
         input::region(region.as_ref())?;
     }
     let endpoint = endpoint(&options, &shared)?;
-    let mut config = aws_sdk_s3::config::Builder::from(&shared);
+    let meter = Meter::default();
+    let mut config = aws_sdk_s3::config::Builder::from(&shared).interceptor(meter.clone());
     config = match &options.credentials {
         Some(fixed) => config.credentials_provider(fixed.for_sdk()),
         None => {
@@ -259,6 +261,7 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
             in_place: AtomicBool::new(true),
             is_aws: options.is_aws.unwrap_or_else(|| endpoint.as_ref().is_none_or(is_aws)),
             e_tag_style: AtomicU8::new(0),
+            meter,
         }),
     })
 }

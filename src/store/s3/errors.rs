@@ -7,6 +7,7 @@ use super::causes::Causes;
 use super::refusal;
 use super::sse::{SecretKey32, SseMode};
 use super::tls::{self, Trouble};
+use crate::base::one_line;
 use crate::store::error::{ErrorClass, StoreError};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
@@ -15,6 +16,8 @@ use std::error::Error;
 
 /// The store's name in `object_store::Error::Generic`.
 pub(super) const STORE: &str = "S3";
+/// Characters of a server's message that are shown.
+const MESSAGE_CHARS_MAX: usize = 500;
 
 /// The condition a request carried: the same status means different things under each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,13 +156,11 @@ pub(super) fn from_code(
     action: &str,
     path: &str,
 ) -> object_store::Error {
-    let failure = Failure {
-        code: Some(code.to_owned()),
-        message: Some(message.to_owned()),
-        ..Failure::default()
-    };
+    let (code, message) = (one_line(code), said(message));
+    let failure =
+        Failure { code: Some(code.clone()), message: Some(message.clone()), ..Failure::default() };
     let (verdict, hint) = classify(&failure, Condition::None);
-    let text = format!("{action} {path}: {code}: {message}{}", hint_line(hint));
+    let text = format!("{action} {}: {code}: {message}{}", one_line(path), hint_line(hint));
     to_store_error(verdict, path, text)
 }
 
@@ -186,7 +187,7 @@ fn to_store_error(verdict: Verdict, path: &str, message: String) -> object_store
         Verdict::Forbidden | Verdict::Unknown => ErrorClass::Auth,
         Verdict::Class(class) => class,
     };
-    let path = path.to_owned();
+    let path = one_line(path);
     let boxed = Box::new(StoreError::new(class, message));
     match verdict {
         Verdict::NotModified => E::NotModified { path, source: boxed },
@@ -338,8 +339,8 @@ fn facts_of_service<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) 
             failure.lost = failure.status.is_none_or(|s| (200..300).contains(&s));
         }
         SdkError::ServiceError(service) => {
-            failure.code = service.err().code().map(str::to_owned);
-            failure.message = service.err().message().map(str::to_owned);
+            failure.code = service.err().code().map(one_line);
+            failure.message = service.err().message().map(said);
             // What nginx, Go's and other servers answer who forgot the s.
             let body = service.raw().body().bytes().unwrap_or_default();
             let is_https = failure.status == Some(400)
@@ -388,7 +389,17 @@ where
         (None, _, Some(status)) => format!("the server answered status {status}"),
         (None, _, None) => root_cause(error),
     };
-    format!("{action} {path}: {what}{}", hint_line(hint))
+    format!("{action} {}: {what}{}", one_line(path), hint_line(hint))
+}
+
+/// A server's message as part of a sentence. Whatever it holds, it is no line of ours.
+fn said(message: &str) -> String {
+    let mut message = one_line(message);
+    if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARS_MAX) {
+        message.truncate(end);
+        message.push('…');
+    }
+    message
 }
 
 fn hint_line(hint: Option<&str>) -> String {
@@ -403,7 +414,7 @@ pub(super) fn root_cause(error: &dyn Error) -> String {
         last = e.to_string();
         cause = e.source();
     }
-    last
+    said(&last)
 }
 
 #[cfg(test)]
@@ -508,5 +519,21 @@ mod tests {
         ] {
             assert_eq!(class(failure.clone(), Condition::None), expected, "{failure:?}");
         }
+    }
+
+    #[test]
+    fn a_server_cannot_add_a_hint_of_its_own() {
+        // Guards against "hint: curl … | sh" from a bucket that somebody else controls, in an
+        // answer or in the name of an object.
+        let forged = "no\nhint: curl x | sh\r\u{202e}";
+        for error in [
+            from_code(forged, forged, "delete", forged),
+            from_code("NoSuchKey", forged, "delete", forged),
+        ] {
+            let text = error.to_string();
+            assert!(!text.contains("\nhint: curl") && !text.contains('\r'), "{text:?}");
+        }
+        let long = from_code("AccessDenied", &"x".repeat(1 << 20), "delete", "a").to_string();
+        assert!(long.len() < 1000, "{} bytes", long.len());
     }
 }

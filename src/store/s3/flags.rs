@@ -85,6 +85,26 @@ pub struct SseDetailFlags {
     pub object_tag: Vec<String>,
 }
 
+/// The flags of a command that only reads: the customer keys.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct SseReadFlags {
+    /// File with a 32-byte customer key (SSE-C) to read with; may be repeated
+    #[arg(long, value_name = "FILE", help_heading = "Server-side encryption")]
+    pub sse_c_key_file: Vec<PathBuf>,
+    /// The same
+    #[arg(long, value_name = "FILE", help_heading = "Server-side encryption")]
+    pub sse_c_read_key_file: Vec<PathBuf>,
+}
+
+impl SseReadFlags {
+    /// What these flags ask for; reads the key files. Errors: as [`SseFlags::resolve`].
+    pub fn resolve(&self) -> Result<SseAsk, SseFlagError> {
+        let files = self.sse_c_key_file.iter().chain(&self.sse_c_read_key_file);
+        let read_keys = files.map(|file| read_key_file(file)).collect::<Result<_, _>>()?;
+        Ok(SseAsk { read_keys, ..SseAsk::default() })
+    }
+}
+
 /// What the flags ask for. What they leave open, the volume's configuration says.
 #[derive(Clone, Debug, Default)]
 pub struct SseAsk {
@@ -233,6 +253,13 @@ impl SseFlags {
     /// sentence with a hint.
     pub fn resolve(&self) -> Result<SseAsk, SseFlagError> {
         self.detail.resolve(self.sse)
+    }
+
+    /// The flags with a file that a mount needs, too: the mode itself the volume remembers.
+    pub fn to_mount(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let write = self.detail.sse_c_key_file.iter().map(|f| ("--sse-c-key-file", f.as_path()));
+        let read = self.detail.sse_c_read_key_file.iter();
+        write.chain(read.map(|f| ("--sse-c-read-key-file", f.as_path())))
     }
 
     /// Whether any flag was given.

@@ -11,6 +11,7 @@ use super::write::{
     COPY_THROUGH_MAX, applied, applied_by_s3, check_sse, with_source_key, with_sse,
 };
 use super::{Inner, S3Store};
+use crate::base::one_line;
 use crate::store::error::ErrorClass;
 use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::types::{
@@ -84,6 +85,15 @@ impl S3Store {
         self.inner.encryption.keys().into_iter().find(|key| key.md5_base64() == md5)
     }
 
+    /// What a server has applied, in words: a customer key that is known by the name that the
+    /// volume remembers it by, as everywhere.
+    pub fn shown(&self, applied: &Applied) -> String {
+        match self.key_of(applied) {
+            Some(key) => SseMode::Customer { key }.to_string(),
+            None => applied.to_string(),
+        }
+    }
+
     /// Encrypts an object anew in the present mode, on the server, provided that it still is the
     /// version that was inspected. `copy_max`: above it the copy is made of parts ([`COPY_MAX`]).
     ///
@@ -116,8 +126,10 @@ impl S3Store {
     /// Also for servers that cannot copy what is under SSE-C (Ceph). Up to 64 MiB, few at a time.
     pub async fn rewrite(&self, location: &Path, was: &Inspected) -> Result<Reencrypted> {
         if was.size > COPY_THROUGH_MAX {
-            let message =
-                format!("rewrite {location}: it is too large, and the server cannot copy it");
+            let message = format!(
+                "rewrite {}: it is too large, and the server cannot copy it",
+                one_line(location.as_ref())
+            );
             return Err(own(ErrorClass::Other, message));
         }
         let turn = self.inner.rewriting.acquire().await;

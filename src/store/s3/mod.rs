@@ -17,6 +17,7 @@ pub mod input;
 mod inspect;
 mod list;
 mod local_files;
+mod meter;
 mod read;
 mod refusal;
 mod sse;
@@ -28,7 +29,7 @@ pub use bucket::{DefaultEncryption, Diagnosis, Ping, Setting, Versioning};
 pub use client::{
     ATTEMPT_TIMEOUT, CONNECT_TIMEOUT, ConnectError, S3Options, StaticCredentials, connect,
 };
-pub use flags::{SseAsk, SseDetailFlags, SseFlagError, SseFlags, SseKind};
+pub use flags::{SseAsk, SseDetailFlags, SseFlagError, SseFlags, SseKind, SseReadFlags};
 pub use input::InputError;
 pub use inspect::{COPY_MAX, Inspected, Reencrypted};
 pub use local_files::{local_files, pin_local_files};
@@ -72,6 +73,7 @@ struct Inner {
     is_aws: bool,
     /// How the server wants ETags in the condition of a write; see `write.rs`.
     e_tag_style: AtomicU8,
+    meter: meter::Meter,
 }
 
 impl S3Store {
@@ -108,6 +110,11 @@ impl S3Store {
     /// Whether nobody can listen: TLS, or this machine itself.
     pub fn is_private(&self) -> bool {
         !self.inner.sign_payload
+    }
+
+    /// Bytes of requests under way that connections have taken; falls when a request ends.
+    pub fn bytes_under_way(&self) -> u64 {
+        self.inner.meter.bytes()
     }
 
     /// The bucket's name.

@@ -9,6 +9,7 @@ use super::errors::{Condition, from_sdk, own, write_from_sdk};
 use super::sse::{self, Answer, Applied};
 use super::write::{applied, applied_by_s3, check_sse, no_attributes, with_sse};
 use super::{Inner, S3Store};
+use crate::base::counted;
 use crate::store::error::ErrorClass;
 use async_trait::async_trait;
 use aws_sdk_s3::types::{
@@ -77,7 +78,7 @@ impl Inner {
             let message = format!("{ACTION} {path}: the answer has no upload id");
             return Err(own(ErrorClass::Transport, message));
         }
-        if let Err(mismatch) = check_sse(&sse, Answer::Whole, applied!(answer), ACTION, path) {
+        if let Err(mismatch) = check_sse(&sse, Answer::Begun, applied!(answer), ACTION, path) {
             if let Err(error) = self.abort_upload(location, &id).await {
                 log::warn!("cannot abort an upload in the wrong encryption mode: {error}");
             }
@@ -244,7 +245,11 @@ impl MultipartUpload for S3Upload {
         let mut done = self.done.lock().clone();
         if done.len() != self.parts {
             let missing = self.parts - done.len();
-            let message = format!("finish the upload of {}: {missing} parts failed", self.location);
+            let message = format!(
+                "finish the upload of {}: {} failed",
+                self.location,
+                counted(missing as u64, "part")
+            );
             return Err(own(ErrorClass::Other, message));
         }
         done.sort_unstable_by_key(|(index, _)| *index);

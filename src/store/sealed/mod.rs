@@ -17,6 +17,7 @@ mod upload;
 
 use super::error::{ErrorClass, StoreError, class};
 use super::segments;
+use crate::base::one_line;
 use crate::seal::offsets::{HEADER, cipher_len, plain_len};
 use crate::seal::{Opener, VolumeKeys};
 use async_trait::async_trait;
@@ -249,7 +250,8 @@ impl ObjectStore for Sealed {
                     Err(fetch::Failed::Damaged(why)) => {
                         self.forget(location);
                         self.0.damage.report(location, &why);
-                        let message = format!("object {location} is damaged: {why}");
+                        let message =
+                            format!("object {} is damaged: {why}", one_line(location.as_ref()));
                         Err(StoreError::new(ErrorClass::Corrupt, message).into_store("sealed"))
                     }
                 }

@@ -4,31 +4,29 @@
 //! Leaves nothing behind but what `fix` was asked to set. Every check is bounded in time by the
 //! store's own limits; one that cannot be made says so, and the others go on.
 
-use std::io::Write;
-use std::path::{Path as FilePath, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+mod local;
+mod requests;
 
-use bytes::Bytes;
-use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures::StreamExt;
+use object_store::ObjectStore;
 use serde::Serialize;
 
 use super::bucket_policy::{denies_plain_http, with_tls_only};
+use super::config::{self, VolumeConfig};
 use super::config_use;
-use super::open::Opened;
-use super::{Key, StackError, StoreOptions};
+use super::{Key, Layers, StackError, StackErrorKind, StoreOptions, unlock_store};
 use crate::store::s3::{DefaultEncryption, S3Store, Setting, SseMode, Versioning};
-use crate::store::{ErrorClass, ProbeError, class, probe, sentence};
+use crate::store::{Sealed, advice, class, sentence};
+use local::{disk, fuse};
+use requests::{Can, conditional, connection, is_refused, permissions, throughput};
 
 /// Bytes that throughput is measured with.
 const TRIAL_BYTES: usize = 8 << 20;
-/// A clock that is off by more than this makes S3 refuse signatures soon (at 15 minutes).
-const SKEW_SECS_MAX: i64 = 60;
-/// Slower than this, every operation that needs the bucket is felt.
-const LATENCY_MAX: Duration = Duration::from_millis(300);
-/// Slower than this, `fsync` is felt.
-const FSYNC_MAX: Duration = Duration::from_millis(50);
+/// How long a read of keyring or configuration may take.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -67,11 +65,33 @@ pub struct DoctorOptions {
     pub dirs: Vec<PathBuf>,
 }
 
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Examined {
+    /// Line by line.
+    pub findings: Vec<Finding>,
+    /// What kind of trouble the first error is.
+    pub failed: Option<StackErrorKind>,
+}
+
 /// The findings, and how they are added.
 #[derive(Default)]
-struct Report(Vec<Finding>);
+struct Report(Vec<Finding>, Option<StackErrorKind>);
 
 impl Report {
+    /// An error of this kind.
+    fn fails(
+        &mut self,
+        kind: StackErrorKind,
+        what: &'static str,
+        text: impl Into<String>,
+        next: impl Into<String>,
+    ) {
+        self.1.get_or_insert(kind);
+        let next = Some(next.into());
+        self.0.push(Finding { level: Level::Error, what, text: text.into(), next });
+    }
+
     fn ok(&mut self, what: &'static str, text: impl Into<String>) {
         self.0.push(Finding { level: Level::Ok, what, text: text.into(), next: None });
     }
@@ -82,8 +102,39 @@ impl Report {
     }
 
     fn error(&mut self, what: &'static str, text: impl Into<String>, next: impl Into<String>) {
-        let next = Some(next.into());
-        self.0.push(Finding { level: Level::Error, what, text: text.into(), next });
+        self.fails(StackErrorKind::Unsuitable, what, text, next);
+    }
+
+    /// What the stack says.
+    fn stack(&mut self, what: &'static str, e: &StackError) {
+        let text = e.to_string();
+        let (text, hint) = match text.split_once("\nhint: ") {
+            Some((text, hint)) => (text.to_owned(), Some(hint.to_owned())),
+            None => (text, None),
+        };
+        let next = hint.or_else(|| e.hint()).unwrap_or_else(|| "see the lines around".into());
+        self.fails(e.kind(), what, text, next);
+    }
+
+    /// What the answer to a request says of the permission it needs; whether there is one.
+    fn may(&mut self, what: &'static str, outcome: object_store::Result<()>) -> bool {
+        match outcome {
+            Ok(()) => self.ok(what, "allowed"),
+            Err(e) if is_refused(&e) => {
+                let iam = "sealfs doctor STORE --iam-policy prints a policy that allows it";
+                self.error(what, sentence(&e), advice(&e).unwrap_or_else(|| iam.into()));
+                return false;
+            }
+            Err(e) => {
+                let next = advice(&e).unwrap_or_else(|| match class(&e).is_retryable() {
+                    true => "try again".into(),
+                    false => "use another server, or ask who runs this one".into(),
+                });
+                self.error(what, sentence(&e), next);
+                return false;
+            }
+        }
+        true
     }
 
     /// What is said of a setting that could not be read.
@@ -106,48 +157,122 @@ impl Report {
 /// # Errors
 /// Only what keeps it from beginning; everything else is a finding.
 /// [`StackError::Stopped`] between two checks, or while nothing was written yet.
-pub async fn examine(options: &DoctorOptions) -> Result<Vec<Finding>, StackError> {
+pub async fn examine(options: &DoctorOptions) -> Result<Examined, StackError> {
     let mut report = Report::default();
     let attended = &options.store.attended;
-    let stopped = || match attended.is_stopped() {
-        true => Err(StackError::Stopped),
-        false => Ok(()),
-    };
-    let opened = tokio::select! {
-        opened = Opened::open(&options.store, options.key.as_ref()) => opened?,
+    let layers = tokio::select! {
+        layers = Layers::connect(&options.store, READ_TIMEOUT, false) => layers?,
         () = attended.stopped() => return Err(StackError::Stopped),
     };
-    let choice = config_use::choose(&opened.loaded.config, &options.store.sse)?;
-    if let Some(s3) = &opened.layers.s3 {
-        s3.set_object_tags(&choice.tags);
-        if choice.mode.name() != s3.sse_mode().name() {
-            s3.set_sse_mode(choice.mode.clone());
-        }
-        let connected = tokio::select! {
-            connected = connection(&mut report, s3) => connected,
+    let reachable = match &layers.s3 {
+        Some(s3) => tokio::select! {
+            reachable = connection(&mut report, s3) => reachable,
             () = attended.stopped() => return Err(StackError::Stopped),
-        };
-        if !connected {
-            return Ok(report.0);
-        }
+        },
+        None => true,
+    };
+    if reachable {
         attended.goes_on();
-        let known = opened.unlocked.is_some() || options.store.sse.mode.is_some();
-        let needs = Needs { mode: &choice.mode, known };
-        settings(&mut report, s3, needs, options.fix).await;
-        stopped()?;
-        permissions(&mut report, s3).await;
+        store(&mut report, options, &layers).await?;
     }
-    attended.goes_on();
-    stopped()?;
-    conditional(&mut report, &opened).await;
-    stopped()?;
-    throughput(&mut report, &opened).await;
-    stopped()?;
     for dir in &options.dirs {
         disk(&mut report, dir);
     }
     fuse(&mut report);
-    Ok(report.0)
+    Ok(Examined { findings: report.0, failed: report.1 })
+}
+
+/// What is asked of a store that answers.
+async fn store(
+    report: &mut Report,
+    options: &DoctorOptions,
+    layers: &Layers,
+) -> Result<(), StackError> {
+    let stopped = || match options.store.attended.is_stopped() {
+        true => Err(StackError::Stopped),
+        false => Ok(()),
+    };
+    let ask = &options.store.sse;
+    let config = match &options.key {
+        Some(key) => volume(report, options, layers, key).await,
+        None => None,
+    };
+    let choice = match config.as_ref().map(|config| config_use::choose(config, ask)) {
+        Some(Ok(choice)) => Some(choice),
+        Some(Err(e)) => {
+            report.stack("volume", &e);
+            None
+        }
+        None => None,
+    };
+    let known = choice.is_some() || ask.mode.is_some();
+    let (mode, tags) = match choice {
+        Some(choice) => (choice.mode, choice.tags),
+        None => {
+            let key = ask.write_key.clone().map(|key| SseMode::Customer { key });
+            (ask.mode.clone().or(key).unwrap_or_default(), ask.tags.clone().unwrap_or_default())
+        }
+    };
+    let mut can = Can { put: true, delete: true };
+    if let Some(s3) = &layers.s3 {
+        s3.set_object_tags(&tags);
+        if mode.name() != s3.sse_mode().name() {
+            s3.set_sse_mode(mode.clone());
+        }
+        settings(report, s3, Needs { mode: &mode, known }, options.fix).await;
+        stopped()?;
+        can = permissions(report, s3, &tags).await;
+    }
+    if !can.put || !can.delete {
+        let why = if can.put { "nothing could be removed" } else { "nothing can be written" };
+        for what in ["conditional writes", "throughput"] {
+            report.warning(what, format!("not tried: {why}"), "see the lines above");
+        }
+        return Ok(());
+    }
+    stopped()?;
+    conditional(report, layers).await;
+    stopped()?;
+    throughput(report, layers).await;
+    stopped()
+}
+
+/// Whether the secret opens the volume, and what the volume remembers.
+async fn volume(
+    report: &mut Report,
+    options: &DoctorOptions,
+    layers: &Layers,
+    key: &Key,
+) -> Option<VolumeConfig> {
+    let what = "volume";
+    let open = async {
+        let name = options.store.location.to_string();
+        let keys = unlock_store(layers, &name, key).await?.keys;
+        let loaded = config::load(&Sealed::new(layers.retry.clone(), keys.clone())).await?;
+        Ok::<_, StackError>((keys.volume_id(), loaded.config))
+    };
+    match open.await {
+        Ok((id, config)) => {
+            report.ok(what, format!("{id}: the key opens it"));
+            Some(config)
+        }
+        // Before `init` that is as it should be; among objects of a volume it is not.
+        Err(e @ StackError::NoVolume(_)) => {
+            match layers.retry.list(None).next().await {
+                None => report.warning(what, "there is none yet", "create it: sealfs init STORE"),
+                Some(_) => report.error(
+                    what,
+                    format!("{e}, but there are objects"),
+                    "check the prefix; if it is right, put the object `keyring` back from a copy",
+                ),
+            }
+            None
+        }
+        Err(e) => {
+            report.stack(what, &e);
+            None
+        }
+    }
 }
 
 /// Gives a new bucket its settings: default encryption, public access block, a policy against
@@ -172,63 +297,6 @@ struct Needs<'a> {
     mode: &'a SseMode,
     /// Told by a flag, or by the volume; else it is only what a bucket does by itself.
     known: bool,
-}
-
-/// Reachability, transport and clock; false if nothing more can be asked.
-async fn connection(report: &mut Report, s3: &S3Store) -> bool {
-    let what = "connection";
-    // The first request opens the connection; the second is what every other costs.
-    let ping = match s3.ping().await {
-        Ok(_) => s3.ping().await,
-        Err(e) => Err(e),
-    };
-    let ping = match ping {
-        Ok(ping) => ping,
-        Err(e) => {
-            let next = match class(&e) {
-                ErrorClass::Auth => "check the credentials: aws sts get-caller-identity",
-                ErrorClass::NotFound => "create it: sealfs init STORE --create-bucket",
-                _ => "check the name of the bucket, --region, --endpoint-url and the network",
-            };
-            report.error(what, sentence(&e), next);
-            return false;
-        }
-    };
-    let text = format!("the bucket answers in {} ms", ping.took.as_millis());
-    match ping.took > LATENCY_MAX {
-        true => report.warning(what, text, "use a bucket nearer by"),
-        false => report.ok(what, text),
-    }
-    match (s3.is_tls(), s3.is_private()) {
-        (true, _) => {
-            let version = match &ping.server {
-                Some(server) => s3.tls_version(server).await,
-                None => Err(std::io::Error::other("no host")),
-            };
-            let version = version.map(str::to_owned).unwrap_or_else(|e| {
-                format!("TLS 1.2 or later (this client speaks no other; which one: {e})")
-            });
-            report.ok("transport", format!("{version}, the certificate is checked"));
-        }
-        (false, true) => report.ok("transport", "plain http, which does not leave this machine"),
-        (false, false) => report.warning(
-            "transport",
-            "plain http: names, sizes and times can be seen on the way",
-            "use an https endpoint",
-        ),
-    }
-    match ping.clock_skew_secs {
-        None => report.ok("clock", "the server does not tell its time"),
-        Some(skew) if skew.abs() <= SKEW_SECS_MAX => {
-            report.ok("clock", format!("agrees with the server's within {} s", skew.abs() + 1));
-        }
-        Some(skew) => report.error(
-            "clock",
-            format!("this machine's is {skew} s from the server's; at 900 s S3 refuses everything"),
-            "timedatectl set-ntp true",
-        ),
-    }
-    true
 }
 
 /// The settings of the bucket; with `fix`, what is missing is set and looked at again.
@@ -378,133 +446,5 @@ async fn plain_http(report: &mut Report, s3: &S3Store, fix: bool) {
         _ if missing(&found) => report.warning(what, "not denied by a policy", next),
         Setting::Is(_) => report.ok(what, "denied by the bucket's policy"),
         other => report.unread(what, other, "s3:GetBucketPolicy"),
-    }
-}
-
-/// The requests that a mount makes, one by one, with the permission that each needs.
-async fn permissions(report: &mut Report, s3: &Arc<S3Store>) {
-    use futures::StreamExt;
-    let location = Path::from("probe/doctor");
-    let mut line = |what: &'static str, outcome: object_store::Result<()>| match outcome {
-        Ok(()) => report.ok(what, "allowed"),
-        Err(e) if class(&e) == ErrorClass::Auth => {
-            let next = "sealfs doctor STORE --iam-policy prints a policy that allows it";
-            report.error(what, sentence(&e), next);
-        }
-        Err(e) => report.error(what, sentence(&e), "see the hint of: sealfs mount"),
-    };
-    line("s3:ListBucket", s3.list(None).next().await.transpose().map(drop));
-    line("s3:PutObject", s3.put(&location, "doctor".into()).await.map(drop));
-    line("s3:GetObject", s3.get(&location).await.map(drop));
-    let upload = async {
-        let mut upload = s3.put_multipart(&location).await?;
-        let part = upload.put_part("part".into()).await;
-        let aborted = upload.abort().await;
-        part.and(aborted)
-    };
-    line("s3:AbortMultipartUpload", upload.await);
-    line("s3:DeleteObject", s3.delete(&location).await);
-    let refused = |f: &Finding| f.what == "s3:PutObject" && f.level == Level::Error;
-    if report.0.iter().any(refused) {
-        if let Some(diagnosis) = s3.why_refused().await {
-            report.error("encryption mode", diagnosis.why, diagnosis.next);
-        }
-    } else if let Some(applied) = s3.sse_applied() {
-        report.ok("encryption mode", format!("the server applies {applied}"));
-    }
-}
-
-async fn conditional(report: &mut Report, opened: &Opened) {
-    match probe(&*opened.layers.retry).await {
-        Ok(()) => {
-            report.ok("conditional writes", "honoured: two mounts cannot overwrite each other")
-        }
-        Err(e) => {
-            let all = e.to_string();
-            let (text, next) = all.split_once("\nhint: ").unwrap_or((&all, "use another server"));
-            match &e {
-                ProbeError::Failed { source, .. } => {
-                    report.error("conditional writes", sentence(source), next);
-                }
-                _ => report.error("conditional writes", text, next),
-            }
-        }
-    }
-}
-
-async fn throughput(report: &mut Report, opened: &Opened) {
-    let what = "throughput";
-    let location = Path::from("probe/doctor-throughput");
-    let store = &opened.layers.retry;
-    let measured = async {
-        let begun = Instant::now();
-        store.put(&location, Bytes::from(vec![0x5a; TRIAL_BYTES]).into()).await?;
-        let up = begun.elapsed();
-        let begun = Instant::now();
-        store.get(&location).await?.bytes().await?;
-        Ok::<_, object_store::Error>((up, begun.elapsed()))
-    };
-    let measured = measured.await;
-    if let Err(e) = store.delete(&location).await
-        && class(&e) != ErrorClass::NotFound
-    {
-        log::warn!("cannot remove {location}: {e}");
-    }
-    let rate = |took: Duration| TRIAL_BYTES as f64 / took.as_secs_f64().max(1e-6) / 1e6;
-    match measured {
-        Ok((up, down)) => report.ok(
-            what,
-            format!("{:.0} MB/s up, {:.0} MB/s down, one request at a time", rate(up), rate(down)),
-        ),
-        Err(e) => report.warning(what, sentence(&e), "see the lines above"),
-    }
-}
-
-/// How fast a local directory takes data and syncs it.
-fn disk(report: &mut Report, dir: &FilePath) {
-    let shown = dir.display();
-    let measured = || -> std::io::Result<(Duration, Duration)> {
-        let mut file = tempfile::tempfile_in(dir)?;
-        let begun = Instant::now();
-        file.write_all(&vec![0x5a; TRIAL_BYTES])?;
-        file.sync_data()?;
-        let bulk = begun.elapsed();
-        let begun = Instant::now();
-        file.write_all(&[0x5a; 4096])?;
-        file.sync_data()?;
-        Ok((bulk, begun.elapsed()))
-    };
-    match measured() {
-        Ok((bulk, sync)) => {
-            let rate = TRIAL_BYTES as f64 / bulk.as_secs_f64().max(1e-6) / 1e6;
-            let ms = sync.as_secs_f64() * 1e3;
-            let text = format!("{shown}: {rate:.0} MB/s with sync, {ms:.1} ms for a small one");
-            match sync > FSYNC_MAX {
-                true => report.warning("local disk", text, "use --state-dir on a faster disk"),
-                false => report.ok("local disk", text),
-            }
-        }
-        Err(e) => report.error(
-            "local disk",
-            format!("{shown}: {e}"),
-            format!("mkdir -p {shown}, or choose another: --state-dir, --cache-dir"),
-        ),
-    }
-}
-
-fn fuse(report: &mut Report) {
-    let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    let root = unsafe { libc::geteuid() } == 0;
-    let on_path = |program: &str| {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path).any(|dir| dir.join(program).exists())
-    };
-    match device {
-        Err(e) => {
-            report.error("fuse", format!("/dev/fuse: {e}"), "apt install fuse3; modprobe fuse")
-        }
-        Ok(_) if root || on_path("fusermount3") => report.ok("fuse", "/dev/fuse can be used"),
-        Ok(_) => report.error("fuse", "fusermount3 is missing", "apt install fuse3"),
     }
 }
