@@ -4,6 +4,8 @@
 mod support;
 
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use sealfs::store::s3::{S3Options, S3Store, SseMode, connect};
@@ -34,7 +36,11 @@ async fn every_refusal_has_its_class() {
         (FaultKind::Status(401, "Unauthorized"), ErrorClass::Auth),
         (FaultKind::Status(400, "ExpiredToken"), ErrorClass::Auth),
         (FaultKind::Status(502, "BadGateway"), ErrorClass::Transport),
-        (FaultKind::Status(404, "NoSuchBucket"), ErrorClass::Other),
+        (FaultKind::Status(404, "NoSuchBucket"), ErrorClass::NoBucket),
+        (FaultKind::Status(501, "NotYet"), ErrorClass::Unsupported),
+        (FaultKind::Status(411, "MissingContentLength"), ErrorClass::Unsupported),
+        (FaultKind::Status(413, "EntityTooLarge"), ErrorClass::TooLarge),
+        (FaultKind::MOVED, ErrorClass::Unsupported),
         (FaultKind::Status(400, "InvalidRequest"), ErrorClass::Other),
         (FaultKind::Reset, ErrorClass::Transport),
         (FaultKind::LoseAnswer, ErrorClass::Transport),
@@ -56,6 +62,106 @@ async fn every_refusal_has_its_class() {
         server.faults().clear();
         server.remove_raw("new");
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_the_stores_is_never_believed() {
+    // Guards against data that is let go of because a portal or proxy said 200 to its upload; and
+    // against a page that is taken for damage, for a missing object or for an empty bucket. Every
+    // kind of request meets every such answer.
+    let server = S3Server::start();
+    let store = s3_store(&server, SseMode::Default).await;
+    let path = Path::from("object");
+    store.put(&path, "x".into()).await.unwrap();
+    let gone = |n: u32| Path::from(format!("gone{n}"));
+    for kind in [
+        FaultKind::PAGE,
+        FaultKind::FILE,
+        FaultKind::NOTHING,
+        FaultKind::BLOCKED,
+        FaultKind::LOST,
+        FaultKind::PORTAL,
+        FaultKind::Foreign(200, &[("content-type", "application/json")], "{\"ok\":true}"),
+        FaultKind::Foreign(200, &[("content-type", "application/xml")], "<Other/>"),
+        FaultKind::Foreign(202, &[], ""),
+        FaultKind::Foreign(511, &[], "<html></html>"),
+    ] {
+        let id = store.create_multipart(&path).await.unwrap();
+        let part = store.put_part(&path, &id, 0, "whole".into()).await.unwrap();
+        for n in 0..3 {
+            store.put(&gone(n), "y".into()).await.unwrap();
+        }
+        server.faults().add(Fault::new(kind.clone()));
+        let create = PutMode::Create;
+        let both = stream::iter([Ok(gone(1)), Ok(gone(2))]).boxed();
+        let batch: Vec<_> = store.delete_stream(both).collect().await;
+        let batch = batch.into_iter().map(|one| one.map(drop)).collect::<Vec<_>>();
+        let outcomes = [
+            store.put(&path, "z".into()).await.map(drop),
+            store.put_opts(&Path::from("new"), "x".into(), create.into()).await.map(drop),
+            store.copy(&path, &Path::from("copy")).await,
+            store.delete(&gone(0)).await,
+            store.create_multipart(&path).await.map(drop),
+            store.put_part(&path, &id, 1, "more".into()).await.map(drop),
+            store.complete_multipart(&path, &id, vec![part]).await.map(drop),
+            store.get(&path).await.map(drop),
+            store.get_range(&path, 0..1).await.map(drop),
+            store.list_with_delimiter(None).await.map(drop),
+            store.list(None).try_collect::<Vec<_>>().await.map(drop),
+        ];
+        for (i, outcome) in outcomes.into_iter().chain(batch).enumerate() {
+            let error = outcome.expect_err(&format!("request {i} under {kind:?}"));
+            assert!(class(&error).is_retryable(), "request {i} under {kind:?}: {error}");
+        }
+        let head = store.head(&path).await.expect_err("is not the store's");
+        // Without a body, 403 and 404 of something else may be the store's own.
+        assert!(class(&head).is_retryable(), "{kind:?}: {head}");
+        server.faults().clear();
+        assert_eq!(server.get_raw("object").unwrap(), "x", "nothing was done");
+        assert!(server.get_raw("new").is_none() && server.get_raw("gone2").is_some());
+    }
+}
+
+#[tokio::test]
+async fn an_error_in_the_body_of_a_success_is_an_error() {
+    // Guards against S3's way to report late: 200 first, the error in the body.
+    let server = S3Server::start();
+    let store = s3_store(&server, SseMode::Default).await;
+    let path = Path::from("object");
+    store.put(&path, "x".into()).await.unwrap();
+    let id = store.create_multipart(&path).await.unwrap();
+    let part = store.put_part(&path, &id, 0, "whole".into()).await.unwrap();
+    let late =
+        "<?xml version=\"1.0\"?><Error><Code>InternalError</Code><Message>m</Message></Error>";
+    let xml: &[_] = &[("content-type", "application/xml")];
+    server.faults().add(Fault::new(FaultKind::Foreign(200, xml, late)));
+    for outcome in [
+        store.complete_multipart(&path, &id, vec![part]).await.map(drop),
+        store.copy(&path, &Path::from("copy")).await,
+        store.put(&path, "y".into()).await.map(drop),
+        store.delete(&path).await,
+    ] {
+        let error = outcome.expect_err("it is in the body");
+        assert_eq!(class(&error), ErrorClass::Throttled, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_an_answer_leaves_open_is_looked_up_and_nothing_else() {
+    // Guards against a HEAD for every PUT, and against an upload that nothing proves.
+    let server = S3Server::start();
+    let store = s3_store(&server, SseMode::Default).await;
+    let path = Path::from("object");
+    store.put(&path, "x".into()).await.unwrap();
+    store.delete(&path).await.unwrap();
+    assert_eq!(server.counts().head, 0, "the answers prove it");
+    server.behave(|b| b.no_checksums = true);
+    store.put(&path, "y".into()).await.unwrap();
+    assert_eq!(server.counts().head, 1, "neither checksum nor MD5");
+    server.behave(|b| b.no_e_tags = true);
+    let error = store.put(&path, "z".into()).await.expect_err("versions cannot be told apart");
+    assert_eq!(class(&error), ErrorClass::Unsupported, "{error}");
+    assert!(error.to_string().contains("gives objects no ETags"), "{error}");
 }
 
 #[tokio::test]

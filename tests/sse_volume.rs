@@ -128,6 +128,32 @@ fn a_refused_mode_is_explained_by_what_is_in_the_way() {
 }
 
 #[test]
+fn what_a_server_lacks_is_not_blamed_on_the_encryption() {
+    // Guards against telling people to choose another --sse where no choice of it helps: without
+    // conditional writes, and without ETags.
+    type Conduct = fn(&mut support::s3server::Behaviour);
+    let cases: [(Conduct, &str); 2] = [
+        (|b| b.no_conditions = true, "no conditional writes (If-None-Match, If-Match)"),
+        (|b| b.no_e_tags = true, "gives objects no ETags"),
+    ];
+    for (conduct, part) in cases {
+        for flags in [&[][..], &["--sse=AES256"]] {
+            let server = S3Server::start();
+            server.behave(conduct);
+            let v = Volume::bare_on(Some(remote(&server)));
+            let (url, pass) = (v.url(), v.text("passphrase"));
+            let head = ["init", &url, "--passphrase-file", &pass];
+            let stderr = v.fails(&[&head[..], flags].concat(), 5);
+            assert!(
+                stderr.contains(part) && stderr.contains("hint: use a server that"),
+                "{stderr}"
+            );
+            assert!(!stderr.contains("--sse"), "{stderr}");
+        }
+    }
+}
+
+#[test]
 fn a_volume_goes_from_every_mode_to_every_other() {
     // Guards against a request that lacks a header in one of the modes, and against an object
     // that a migration loses, damages or leaves behind.

@@ -16,7 +16,7 @@ pub async fn probe_store(layers: &Layers) -> Result<(), StackError> {
         Err(e) => e,
     };
     if let (Some(s3), ProbeError::Failed { what, source }) = (&layers.s3, &error)
-        && matches!(class(source), ErrorClass::Auth | ErrorClass::Other)
+        && matches!(class(source), ErrorClass::Auth | ErrorClass::Unsupported | ErrorClass::Other)
         && let Some(diagnosis) = s3.why_refused().await
     {
         let said = sentence(source);

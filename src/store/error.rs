@@ -30,6 +30,18 @@ pub enum ErrorClass {
     Corrupt,
     /// The server did not apply the server-side encryption asked for. Never retried.
     SseMismatch,
+    /// Something between here and the store answered in its place, or an answer that proves
+    /// nothing. Retry; offline. A large body is not sent again before a small one has got through.
+    Foreign,
+    /// The bucket does not exist (404 `NoSuchBucket`): a mistake, or a server that has lost sight
+    /// of it for a moment. Retried only where it was seen before.
+    NoBucket,
+    /// The request is larger than the server, or a proxy before it, takes (413). The same one never
+    /// succeeds; a smaller one may.
+    TooLarge,
+    /// The server, or a proxy before it, does not do this at all (405, 411, 501, a redirect). Never
+    /// retried.
+    Unsupported,
     /// Anything else; never retried.
     Other,
 }
@@ -37,7 +49,7 @@ pub enum ErrorClass {
 impl ErrorClass {
     /// Whether the same request may succeed if it is sent again.
     pub fn is_retryable(self) -> bool {
-        matches!(self, ErrorClass::Throttled | ErrorClass::Transport)
+        matches!(self, ErrorClass::Throttled | ErrorClass::Transport | ErrorClass::Foreign)
     }
 }
 
@@ -127,6 +139,15 @@ pub fn advice(error: &object_store::Error) -> Option<String> {
     let text = error.to_string();
     let (_, hint) = text.split_once("\nhint: ")?;
     Some(hint.lines().next().unwrap_or_default().to_owned())
+}
+
+/// As [`sentence`], with the hint behind it: where there is no second line.
+pub(crate) fn in_one_line(error: &object_store::Error) -> String {
+    let text = error.to_string();
+    match text.split_once("\nhint: ") {
+        Some((_, hint)) => format!("{} (hint: {})", sentence(error), hint.trim_end()),
+        None => sentence(error),
+    }
 }
 
 fn class_of_cause(cause: &(dyn StdError + Send + Sync + 'static)) -> ErrorClass {

@@ -24,7 +24,7 @@ pub use error::{ErrorClass, StoreError, advice, class, sentence, told};
 pub use file::FileStore;
 pub use location::{Location, LocationError};
 pub use probe::{ProbeError, is_probe, probe, random_name};
-pub use retry::{Health, Retry, RetryOptions};
+pub use retry::{Health, Refusals, Retry, RetryOptions};
 pub use sealed::{Invalidate, Renew, Sealed};
 pub use segments::SegmentStore;
 pub use stats::{RequestSnapshot, RequestStats};

@@ -1,14 +1,15 @@
 //! The clockwork of retrying: budgets, pauses, and what an outcome says about reachability.
 
-use super::super::error::{ErrorClass, StoreError, class};
+use super::super::error::{ErrorClass, StoreError, class, in_one_line};
 use super::super::stats::RequestStats;
+use super::refused::Refused;
 use super::{Health, RetryOptions, SLOWEST_RATE};
 use crate::base::{counted, one_line};
 use object_store::Result;
 use object_store::path::Path;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -18,7 +19,13 @@ use tokio::time::Instant;
 pub(super) struct Budget {
     attempt: Duration,
     total: Duration,
+    /// Bytes that every attempt sends.
+    body: u64,
 }
+
+/// Bodies longer than this are not sent again in answer to [`ErrorClass::Foreign`]: the caller
+/// finds out with less.
+const RESENT_MAX: u64 = 64 << 10;
 
 /// Time to allow for `len` bytes at the slowest rate that still counts as progress.
 fn transfer_time(len: u64) -> Duration {
@@ -56,12 +63,16 @@ pub(super) struct Attempts {
     stats: Arc<RequestStats>,
     health: watch::Sender<Health>,
     jitter: AtomicU64,
+    /// Whether the bucket was there at some time: only then may "no such bucket" pass.
+    seen: AtomicBool,
+    refused: Refused,
 }
 
 impl Attempts {
     pub(super) fn new(options: RetryOptions, stats: Arc<RequestStats>) -> Attempts {
         let jitter = AtomicU64::new(options.jitter_seed);
-        Attempts { options, stats, health: watch::Sender::new(Health::Online), jitter }
+        let (health, seen) = (watch::Sender::new(Health::Online), AtomicBool::new(false));
+        Attempts { options, stats, health, jitter, seen, refused: Refused::default() }
     }
 
     pub(super) fn options(&self) -> &RetryOptions {
@@ -72,6 +83,10 @@ impl Attempts {
         &self.stats
     }
 
+    pub(super) fn refused(&self) -> &Refused {
+        &self.refused
+    }
+
     pub(super) fn health(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
     }
@@ -79,18 +94,19 @@ impl Attempts {
     /// The budget of a read. One attempt never exceeds the whole.
     pub(super) fn read_budget(&self) -> Budget {
         let total = self.options.read_timeout;
-        Budget { attempt: self.options.read_attempt_timeout.min(total), total }
+        Budget { attempt: self.options.read_attempt_timeout.min(total), total, body: 0 }
     }
 
     /// The budget of a write of `len` bytes.
     pub(super) fn write_budget(&self, len: u64) -> Budget {
         let total = self.options.write_timeout + 2 * transfer_time(len);
-        Budget { attempt: self.options.write_attempt_timeout.min(total), total }
+        Budget { attempt: self.options.write_attempt_timeout.min(total), total, body: len }
     }
 
     /// Starts the clock of an operation made of attempts.
     pub(super) fn start(&self, budget: Budget) -> Clock<'_> {
-        Clock { attempts: self, deadline: Instant::now() + budget.total, attempt: 1 }
+        let deadline = Instant::now() + budget.total;
+        Clock { attempts: self, deadline, attempt: 1, body: budget.body }
     }
 
     /// Runs `op` (given the attempt's number, from 1) until it succeeds, fails for good or the
@@ -122,20 +138,33 @@ impl Attempts {
             Err(e) => Some(class(e)),
         };
         match class {
-            Some(ErrorClass::Transport | ErrorClass::Untrusted) => {
+            None => {
+                self.seen.store(true, Relaxed);
+                self.go_online();
+            }
+            Some(ErrorClass::Transport | ErrorClass::Untrusted | ErrorClass::Foreign) => {
                 RequestStats::add(&self.stats.errors, 1);
-                let reason = outcome.as_ref().err().map(|e| e.to_string()).unwrap_or_default();
+                let reason = outcome.as_ref().err().map(in_one_line).unwrap_or_default();
                 self.go_offline(reason);
             }
             // Our own judgement or the local system's, not a word from the store.
             Some(ErrorClass::Other | ErrorClass::Corrupt) => {
                 RequestStats::add(&self.stats.errors, 1);
             }
-            Some(ErrorClass::Throttled | ErrorClass::Auth | ErrorClass::SseMismatch) => {
+            Some(
+                ErrorClass::Throttled
+                | ErrorClass::Auth
+                | ErrorClass::SseMismatch
+                | ErrorClass::NoBucket
+                | ErrorClass::TooLarge
+                | ErrorClass::Unsupported,
+            ) => {
                 RequestStats::add(&self.stats.errors, 1);
                 self.go_online();
             }
-            _ => self.go_online(),
+            Some(ErrorClass::NotFound | ErrorClass::Precondition | ErrorClass::AlreadyExists) => {
+                self.go_online();
+            }
         }
         outcome
     }
@@ -176,6 +205,7 @@ pub(super) struct Clock<'a> {
     attempts: &'a Attempts,
     deadline: Instant,
     attempt: u32,
+    body: u64,
 }
 
 impl Clock<'_> {
@@ -194,7 +224,12 @@ impl Clock<'_> {
         error: object_store::Error,
     ) -> Result<()> {
         let class = class(&error);
-        if !class.is_retryable() {
+        let may_pass = match class {
+            ErrorClass::NoBucket => self.attempts.seen.load(Relaxed),
+            ErrorClass::Foreign => self.body <= RESENT_MAX,
+            class => class.is_retryable(),
+        };
+        if !may_pass {
             return Err(error);
         }
         let options = &self.attempts.options;

@@ -74,9 +74,15 @@ impl Retry {
                     again = Some(e);
                 }
                 Err(e) if attempt > 1 && class(&e) == ErrorClass::NotFound => {
+                    self.attempts.refused().note_delete(&path, &Ok(path.clone()));
                     results[index] = Some(Ok(path));
                 }
-                answer => results[index] = Some(answer),
+                answer => {
+                    if self.attempts.refused().note_delete(&path, &answer) {
+                        RequestStats::add(&self.attempts.stats().errors, 1);
+                    }
+                    results[index] = Some(answer);
+                }
             }
         }
         *open = left;

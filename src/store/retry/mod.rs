@@ -9,7 +9,10 @@
 
 mod attempt;
 mod batch;
+mod refused;
 mod upload;
+
+pub use refused::Refusals;
 
 use super::error::{ErrorClass, StoreError, class};
 use super::rope::Rope;
@@ -122,6 +125,11 @@ impl Retry {
     /// on the first answer after it.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.attempts.health()
+    }
+
+    /// What the store refuses for good at present.
+    pub fn refusals(&self) -> Refusals {
+        self.attempts.refused().now()
     }
 
     /// One GET or HEAD within `budget`, its body collected.
@@ -250,6 +258,7 @@ impl ObjectStore for Retry {
                 async move { budget.limit(len, "waiting for the answer", put).await }
             })
             .await;
+        self.attempts.refused().note_upload(len, &outcome);
         let outcome = match outcome {
             Err(e) if conditional && sent > 1 && is_refusal(&e) => {
                 match self.holds(location, &payload).await? {

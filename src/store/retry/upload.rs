@@ -67,7 +67,9 @@ impl MultipartUpload for PartsUpload {
                     let put = parts.put_part(&location, &id, index, data.clone());
                     async move { budget.limit(len, "waiting for the answer", put).await }
                 })
-                .await?;
+                .await;
+            attempts.refused().note_upload(len, &part);
+            let part = part?;
             attempts.stats().stored(&location, len);
             done.lock()[index] = Some(part);
             Ok(())
@@ -97,7 +99,7 @@ impl MultipartUpload for PartsUpload {
             })
             .await;
         match outcome {
-            Err(e) if sent > 1 && class(&e) == ErrorClass::NotFound => {
+            Err(e) if sent > 1 && matches!(class(&e), ErrorClass::NotFound | ErrorClass::Other) => {
                 let budget = self.attempts.read_budget();
                 let meta = self
                     .attempts

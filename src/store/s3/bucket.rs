@@ -6,7 +6,7 @@
 use super::S3Store;
 use super::client::ca_bundle;
 use super::errors::{Condition, from_sdk, own};
-use super::refusal::UNBLOCK_SSE_C;
+use super::refusal::{NO_CONDITIONS, UNBLOCK_SSE_C, USE_CONDITIONS};
 use super::sse::{self, SseMode};
 use super::tls::negotiated;
 use crate::base::counted;
@@ -221,7 +221,10 @@ impl S3Store {
         let with = rule.clone().blocked_encryption_types(blocking).build();
         match self.put_encryption_rule(with).await {
             // Another server than AWS may not know that part of it.
-            Err(e) if !self.inner.is_aws && class(&e) == ErrorClass::Other => {
+            Err(e)
+                if !self.inner.is_aws
+                    && matches!(class(&e), ErrorClass::Other | ErrorClass::Unsupported) =>
+            {
                 self.put_encryption_rule(rule.build()).await
             }
             outcome => outcome,
@@ -426,6 +429,17 @@ impl S3Store {
     /// more requests can tell. Leaves nothing behind.
     pub async fn why_refused(&self) -> Option<Diagnosis> {
         let mode = self.sse_mode();
+        // What was refused carried a condition: without one, it may be taken.
+        match self.inner.try_mode(&mode).await {
+            Ok(()) => {
+                let lacks = matches!(self.inner.create_is_unsupported().await, Ok(true));
+                return lacks
+                    .then(|| Diagnosis { why: NO_CONDITIONS.into(), next: USE_CONDITIONS.into() });
+            }
+            // It has nothing to do with the mode.
+            Err(e) if class(&e).is_retryable() => return None,
+            Err(_) => {}
+        }
         if matches!(mode, SseMode::Customer { .. })
             && let Setting::Is(default) = self.default_encryption().await
             && default.blocks_customer == Some(true)

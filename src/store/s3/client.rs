@@ -3,6 +3,7 @@
 //! Retries belong to `store/retry`; here a request is sent again only when it was refused and other
 //! credentials may be found (`credentials`). Called once per mount by [`connect`].
 
+use super::answers::Answers;
 use super::connection;
 use super::credentials::{self, Keys, RefusedOnce, Sources};
 use super::encryption::Encryption;
@@ -225,7 +226,8 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
     }
     let endpoint = endpoint(&options, &shared)?;
     let meter = Meter::default();
-    let mut config = aws_sdk_s3::config::Builder::from(&shared).interceptor(meter.clone());
+    let mut config =
+        aws_sdk_s3::config::Builder::from(&shared).interceptor(meter.clone()).interceptor(Answers);
     config = match &options.credentials {
         Some(fixed) => config.credentials_provider(fixed.for_sdk()),
         None => {

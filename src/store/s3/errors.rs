@@ -3,6 +3,7 @@
 //! `classify` is pure; the rest collects facts out of the client's error types. Called by every
 //! operation of the adapter. Source: S3 API Reference, "Error responses".
 
+use super::answers::{PAGE_HINT, is_page};
 use super::causes::Causes;
 use super::refusal;
 use super::sse::{SecretKey32, SseMode};
@@ -12,7 +13,9 @@ use crate::store::error::{ErrorClass, StoreError};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use std::borrow::Cow;
 use std::error::Error;
+use url::Url;
 
 /// The store's name in `object_store::Error::Generic`.
 pub(super) const STORE: &str = "S3";
@@ -37,6 +40,12 @@ pub(super) struct Failure {
     code: Option<String>,
     message: Option<String>,
     lost: bool,
+    /// It is a page: of a portal, a proxy, a web server.
+    page: bool,
+    /// Where a redirect leads.
+    redirect: Option<String>,
+    /// The region of the bucket, where the answer names it.
+    region: Option<String>,
     credentials: Option<CredentialTrouble>,
     tls: Option<Trouble>,
 }
@@ -74,6 +83,7 @@ where
 {
     let failure = facts(&error);
     let (verdict, hint) = classify(&failure, condition);
+    let hint = hint.as_deref();
     // The sentence holds the code or the innermost cause; what surrounds it helps only us.
     log::debug!("{action} {path}: {}", Causes(&error));
     to_store_error(verdict, path, sentence(&failure, action, path, hint, &error))
@@ -93,19 +103,31 @@ where
 {
     let failure = facts(&error);
     let (verdict, hint) = classify(&failure, condition);
-    let of_mode = refusal::of_write(
-        mode,
-        failure.status,
-        failure.code.as_deref().unwrap_or_default(),
-        failure.message.as_deref().unwrap_or_default(),
-    );
+    let of_mode = match verdict {
+        // Not the word of the server that was asked for the mode.
+        Verdict::Class(ErrorClass::Foreign | ErrorClass::Transport) => None,
+        _ => refusal::of_write(
+            mode,
+            condition != Condition::None,
+            failure.status,
+            failure.code.as_deref().unwrap_or_default(),
+            failure.message.as_deref().unwrap_or_default(),
+        ),
+    };
     log::debug!("{action} {path}: {}", Causes(&error));
     match of_mode {
-        None => to_store_error(verdict, path, sentence(&failure, action, path, hint, &error)),
+        None => {
+            let text = sentence(&failure, action, path, hint.as_deref(), &error);
+            to_store_error(verdict, path, text)
+        }
         Some(refusal) => {
+            let verdict = match verdict {
+                Verdict::Class(ErrorClass::Unsupported) => verdict,
+                _ => Verdict::Forbidden,
+            };
             let sentence = sentence(&failure, action, path, None, &error);
             let message = format!("{sentence}: {}\nhint: {}", refusal.why, refusal.next);
-            to_store_error(Verdict::Forbidden, path, message)
+            to_store_error(verdict, path, message)
         }
     }
 }
@@ -131,16 +153,18 @@ where
     if is_customer && key.is_none() {
         verdict = Verdict::Forbidden;
         hint = Some(
-            "the object is encrypted with a customer key (SSE-C): give it with --sse-c-key-file FILE",
+            "the object is encrypted with a customer key (SSE-C): give it with --sse-c-key-file FILE"
+                .into(),
         );
     } else if key.is_some() && may_be_the_key(&error) {
         verdict = Verdict::Forbidden;
         hint = Some(
-            "none of the customer keys given fits: --sse-c-key-file FILE for the volume's, --sse-c-read-key-file FILE for older ones",
+            "none of the customer keys given fits: --sse-c-key-file FILE for the volume's, --sse-c-read-key-file FILE for older ones"
+                .into(),
         );
     }
     log::debug!("{action} {path}: {}", Causes(&error));
-    to_store_error(verdict, path, sentence(&failure, action, path, hint, &error))
+    to_store_error(verdict, path, sentence(&failure, action, path, hint.as_deref(), &error))
 }
 
 /// Whether a read may have been refused for its customer key, or for want of one: 400 or 403.
@@ -160,7 +184,8 @@ pub(super) fn from_code(
     let failure =
         Failure { code: Some(code.clone()), message: Some(message.clone()), ..Failure::default() };
     let (verdict, hint) = classify(&failure, Condition::None);
-    let text = format!("{action} {}: {code}: {message}{}", one_line(path), hint_line(hint));
+    let hint = hint_line(hint.as_deref());
+    let text = format!("{action} {}: {code}: {message}{hint}", one_line(path));
     to_store_error(verdict, path, text)
 }
 
@@ -202,37 +227,48 @@ fn to_store_error(verdict: Verdict, path: &str, message: String) -> object_store
 
 /// The table of statuses and codes. A code decides before the status does, because proxies and
 /// some servers send the right code under a general status.
-fn classify(failure: &Failure, condition: Condition) -> (Verdict, Option<&'static str>) {
+fn classify(failure: &Failure, condition: Condition) -> (Verdict, Option<Cow<'static, str>>) {
     use ErrorClass::*;
     let class = |c| (Verdict::Class(c), None);
     if let Some(trouble) = &failure.tls {
-        return (Verdict::Class(Untrusted), Some(trouble.next));
+        return (Verdict::Class(Untrusted), Some(trouble.next.into()));
     }
     match failure.credentials {
         Some(CredentialTrouble::Missing) => {
-            return (
-                Verdict::Unknown,
-                Some(
-                    "aws configure (or aws sso login); --profile NAME; or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-                ),
-            );
+            let hint = "aws configure (or aws sso login); --profile NAME; or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
+            return (Verdict::Unknown, Some(hint.into()));
         }
         Some(CredentialTrouble::Unreachable) => return class(Transport),
         None => {}
     }
-    if failure.lost {
-        return class(Transport);
-    }
-    match failure.code.as_deref().unwrap_or_default() {
-        "NoSuchBucket" => {
-            return (
-                Verdict::Class(Other),
-                Some("create the bucket, or check its name and region"),
-            );
+    match failure.code.as_deref() {
+        Some(code) => of_code(failure, code, condition),
+        None if failure.lost && failure.page => {
+            Some((Verdict::Class(Foreign), Some(PAGE_HINT.into())))
         }
-        "NoSuchUpload" => return class(Other),
-        "NoSuchKey" | "NotFound" => return class(not_found(condition)),
-        "PreconditionFailed" => return class(condition_failed(condition)),
+        // A success whose body is not what S3 answers.
+        None if failure.lost && failure.status.is_some() => Some(class(Foreign)),
+        None if failure.lost => Some(class(Transport)),
+        None => None,
+    }
+    .unwrap_or_else(|| of_status(failure, condition))
+}
+
+fn of_code(
+    failure: &Failure,
+    code: &str,
+    condition: Condition,
+) -> Option<(Verdict, Option<Cow<'static, str>>)> {
+    use ErrorClass::*;
+    let class = |c| Some((Verdict::Class(c), None));
+    let hinted = |verdict, hint: &'static str| Some((verdict, Some(hint.into())));
+    match code {
+        "NoSuchBucket" => {
+            hinted(Verdict::Class(NoBucket), "create the bucket, or check its name and region")
+        }
+        "NoSuchUpload" => class(Other),
+        "NoSuchKey" | "NotFound" => class(not_found(condition)),
+        "PreconditionFailed" => class(condition_failed(condition)),
         "ConditionalRequestConflict"
         | "OperationAborted"
         | "SlowDown"
@@ -241,54 +277,68 @@ fn classify(failure: &Failure, condition: Condition) -> (Verdict, Option<&'stati
         | "ThrottlingException"
         | "RequestLimitExceeded"
         | "TooManyRequests"
-        | "InternalError" => return class(Throttled),
+        | "TemporaryRedirect"
+        | "InternalError" => class(Throttled),
         // The body did not arrive as it was sent.
         "RequestTimeout" | "IncompleteBody" | "BadDigest" | "XAmzContentChecksumMismatch" => {
-            return class(Transport);
+            class(Transport)
         }
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "InvalidToken" => {
-            return (
+            hinted(
                 Verdict::Unknown,
-                Some(
-                    "renew them (aws sso login, or aws configure): new ones are found by themselves",
-                ),
-            );
+                "renew them (aws sso login, or aws configure): new ones are found by themselves",
+            )
         }
-        "InvalidAccessKeyId" | "InvalidClientTokenId" | "UnrecognizedClientException" => {
-            return (
-                Verdict::Unknown,
-                Some(
-                    "replace the access key (aws configure), or --profile NAME: new ones are found by themselves",
-                ),
-            );
-        }
+        "InvalidAccessKeyId" | "InvalidClientTokenId" | "UnrecognizedClientException" => hinted(
+            Verdict::Unknown,
+            "replace the access key (aws configure), or --profile NAME: new ones are found by themselves",
+        ),
         "RequestTimeTooSkewed" => {
-            return (
-                Verdict::Forbidden,
-                Some("set this machine's clock (timedatectl set-ntp true)"),
-            );
+            hinted(Verdict::Forbidden, "set this machine's clock (timedatectl set-ntp true)")
         }
         "SignatureDoesNotMatch" => {
-            return (Verdict::Forbidden, Some("check the secret access key and --endpoint-url"));
+            hinted(Verdict::Forbidden, "check the secret access key and --endpoint-url")
         }
         "AuthorizationHeaderMalformed"
         | "PermanentRedirect"
         | "IllegalLocationConstraintException" => {
-            return (Verdict::Class(Other), Some("the bucket is in another region: set --region"));
+            Some((Verdict::Class(Other), Some(region_hint(failure))))
         }
-        _ => {}
+        "EntityTooLarge" | "RequestEntityTooLarge" | "MaxMessageLengthExceeded" => {
+            hinted(Verdict::Class(TooLarge), TOO_LARGE_HINT)
+        }
+        "EntityTooSmall" => hinted(
+            Verdict::Class(Other),
+            "the store wants parts of 5 MiB at least: raise the limit of the proxy before it (client_max_body_size of nginx) above that",
+        ),
+        "MissingContentLength" => hinted(Verdict::Class(Unsupported), NO_LENGTH_HINT),
+        "NotImplemented" | "MethodNotAllowed" => class(Unsupported),
+        _ => None,
     }
+}
+
+const TOO_LARGE_HINT: &str = "a proxy before the store limits what it passes on: raise its limit (client_max_body_size of nginx) to 17 MiB or more";
+const NO_LENGTH_HINT: &str =
+    "something on the way removes the length of the body: have the proxy pass Content-Length on";
+
+fn of_status(failure: &Failure, condition: Condition) -> (Verdict, Option<Cow<'static, str>>) {
+    use ErrorClass::*;
+    let class = |c| (Verdict::Class(c), None);
+    let hinted = |verdict, hint: &'static str| (verdict, Some(hint.into()));
     match failure.status {
         Some(304) => (Verdict::NotModified, None),
-        Some(301 | 307 | 308) => {
-            (Verdict::Class(Other), Some("the bucket is in another region: set --region"))
-        }
-        Some(401) => (Verdict::Unknown, Some("check the credentials")),
-        Some(403) => (
+        Some(301 | 302 | 303 | 307 | 308) => redirected(failure),
+        Some(405 | 501) => class(Unsupported),
+        Some(411) => hinted(Verdict::Class(Unsupported), NO_LENGTH_HINT),
+        Some(413) => hinted(Verdict::Class(TooLarge), TOO_LARGE_HINT),
+        Some(407) => hinted(Verdict::Class(Foreign), "give the proxy its password (HTTPS_PROXY)"),
+        // Network Authentication Required (RFC 6585).
+        Some(511) => hinted(Verdict::Class(Foreign), PAGE_HINT),
+        Some(400..=499) if failure.page => hinted(Verdict::Class(Foreign), PAGE_HINT),
+        Some(401) => hinted(Verdict::Unknown, "check the credentials"),
+        Some(403) => hinted(
             Verdict::Forbidden,
-            Some(
-                "see what these credentials lack: sealfs doctor STORE; and what they need: sealfs doctor STORE --iam-policy",
-            ),
+            "see what these credentials lack: sealfs doctor STORE; and what they need: sealfs doctor STORE --iam-policy",
         ),
         Some(404) => class(not_found(condition)),
         // Only conditional writes answer 409 here: two of them met. It says nothing about which
@@ -299,6 +349,34 @@ fn classify(failure: &Failure, condition: Condition) -> (Verdict, Option<&'stati
         // Words of a proxy that could not reach the store.
         Some(408 | 502 | 504) => class(Transport),
         _ => class(Other),
+    }
+}
+
+/// A redirect: of the bucket to its region, of an address to another, or of a portal to itself.
+fn redirected(failure: &Failure) -> (Verdict, Option<Cow<'static, str>>) {
+    if failure.region.is_some() {
+        return (Verdict::Class(ErrorClass::Other), Some(region_hint(failure)));
+    }
+    // Those that are for this time only.
+    let is_passing = matches!(failure.status, Some(302 | 303 | 307));
+    match &failure.redirect {
+        Some(_) if is_passing => (Verdict::Class(ErrorClass::Foreign), Some(PAGE_HINT.into())),
+        Some(place) => {
+            let origin = Url::parse(place).ok().map(|url| url.origin().ascii_serialization());
+            let hint = match origin {
+                Some(origin) => format!("if that is the store, say so: --endpoint-url {origin}"),
+                None => "check --endpoint-url".into(),
+            };
+            (Verdict::Class(ErrorClass::Unsupported), Some(hint.into()))
+        }
+        None => (Verdict::Class(ErrorClass::Other), Some(region_hint(failure))),
+    }
+}
+
+fn region_hint(failure: &Failure) -> Cow<'static, str> {
+    match &failure.region {
+        Some(region) => format!("the bucket is in another region: --region {region}").into(),
+        None => "the bucket is in another region: set --region".into(),
     }
 }
 
@@ -330,8 +408,7 @@ where
 }
 
 fn facts_of_service<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Failure {
-    let mut failure =
-        Failure { status: error.raw_response().map(|r| r.status().as_u16()), ..Failure::default() };
+    let mut failure = error.raw_response().map(facts_of_answer).unwrap_or_default();
     match error {
         SdkError::TimeoutError(_) | SdkError::DispatchFailure(_) => failure.lost = true,
         // An answer that cannot be read. With a 2xx status the request may have taken effect.
@@ -339,7 +416,8 @@ fn facts_of_service<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) 
             failure.lost = failure.status.is_none_or(|s| (200..300).contains(&s));
         }
         SdkError::ServiceError(service) => {
-            failure.code = service.err().code().map(one_line);
+            // Of a page there is no code; that of a HEAD is the client's own word for 404.
+            failure.code = service.err().code().filter(|_| !failure.page).map(one_line);
             failure.message = service.err().message().map(said);
             // What nginx, Go's and other servers answer who forgot the s.
             let body = service.raw().body().bytes().unwrap_or_default();
@@ -355,6 +433,18 @@ fn facts_of_service<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) 
         _ => {}
     }
     failure
+}
+
+fn facts_of_answer(answer: &HttpResponse) -> Failure {
+    let header = |name: &str| answer.headers().get(name);
+    let redirect = header("location").filter(|_| (300..400).contains(&answer.status().as_u16()));
+    Failure {
+        status: Some(answer.status().as_u16()),
+        page: is_page(answer),
+        redirect: redirect.map(str::to_owned),
+        region: header("x-amz-bucket-region").map(str::to_owned),
+        ..Failure::default()
+    }
 }
 
 fn credential_trouble(error: &(dyn Error + 'static)) -> Option<CredentialTrouble> {
@@ -386,7 +476,17 @@ where
         _ if failure.tls.is_some() => failure.tls.iter().map(|t| t.why.as_str()).collect(),
         (Some(code), Some(message), _) => format!("{code}: {message}"),
         (Some(code), None, _) => code.clone(),
-        (None, _, Some(status)) => format!("the server answered status {status}"),
+        (None, _, Some(413)) => {
+            "it is too large for the server, or for a proxy before it (413)".into()
+        }
+        (None, _, Some(status)) => match &failure.redirect {
+            Some(place) => format!("the server redirects to {} ({status})", one_line(place)),
+            None if failure.page => format!(
+                "something between here and the store answers in its place: a page (status {status})"
+            ),
+            None if failure.lost => format!("the answer (status {status}) is not one of S3"),
+            None => format!("the server answered status {status}"),
+        },
         (None, _, None) => root_cause(error),
     };
     format!("{action} {}: {what}{}", one_line(path), hint_line(hint))
@@ -472,8 +572,41 @@ mod tests {
         // Guards against a mistyped bucket looking like an empty volume.
         for condition in [Condition::None, Condition::Create, Condition::Update] {
             let (verdict, hint) = classify(&coded(404, "NoSuchBucket"), condition);
-            assert_eq!(verdict, Verdict::Class(ErrorClass::Other));
+            assert_eq!(verdict, Verdict::Class(ErrorClass::NoBucket));
             assert!(hint.is_some());
+        }
+    }
+
+    #[test]
+    fn what_answers_in_the_stores_place_is_told_from_its_limits() {
+        // Guards against a proxy's "not found" or "forbidden" being taken for the store's, and
+        // against a limit that is retried like an outage.
+        use ErrorClass::*;
+        let page = |s| Failure { page: true, ..status(s) };
+        let to = |s| Failure { redirect: Some("http://a.example/b".into()), ..status(s) };
+        for (failure, expected, part) in [
+            (page(403), Foreign, "sign in"),
+            (page(404), Foreign, "sign in"),
+            (Failure { lost: true, ..page(200) }, Foreign, "sign in"),
+            (Failure { lost: true, ..status(200) }, Foreign, ""),
+            (status(511), Foreign, "sign in"),
+            (to(302), Foreign, "sign in"),
+            (to(307), Foreign, "sign in"),
+            (to(301), Unsupported, "--endpoint-url http://a.example"),
+            (to(308), Unsupported, "--endpoint-url http://a.example"),
+            (page(413), TooLarge, "client_max_body_size"),
+            (coded(400, "EntityTooLarge"), TooLarge, "client_max_body_size"),
+            (page(411), Unsupported, "Content-Length"),
+            (page(501), Unsupported, ""),
+            (page(405), Unsupported, ""),
+            (page(502), Transport, ""),
+            (page(503), Throttled, ""),
+            (Failure { region: Some("eu-x".into()), ..status(301) }, Other, "--region eu-x"),
+            (coded(307, "TemporaryRedirect"), Throttled, ""),
+        ] {
+            let (verdict, hint) = classify(&failure, Condition::None);
+            assert_eq!(verdict, Verdict::Class(expected), "{failure:?}");
+            assert!(hint.unwrap_or_default().contains(part), "{failure:?}");
         }
     }
 

@@ -5,6 +5,7 @@
 //! "UpdateObjectEncryption".
 
 use super::errors::{Condition, from_sdk, is_unsupported, own, write_from_sdk};
+use super::proof::e_tag_of;
 use super::read::{quoted, system_time};
 use super::sse::{self, Answer, Applied, SecretKey32, SseMode};
 use super::write::{
@@ -177,7 +178,7 @@ impl Inner {
             .send()
             .await;
         match answer {
-            Ok(_) => Ok(true),
+            Ok(_) => self.is_updated(location, was, arn).await.map(|()| true),
             Err(e) => {
                 let code = e.raw_response().map(|r| r.status().as_u16());
                 let is_final = matches!(code, Some(404 | 500 | 503)) || code.is_none();
@@ -191,6 +192,19 @@ impl Inner {
                 Ok(false)
             }
         }
+    }
+
+    /// The answer to UpdateObjectEncryption is empty: the object says whether it was done.
+    async fn is_updated(&self, location: &Path, was: &Inspected, arn: &str) -> Result<()> {
+        let now = self.head_object(location, &GetOptions::default()).await?;
+        let is_replaced = now.e_tag() != was.e_tag.as_deref();
+        if is_replaced || now.ssekms_key_id() == Some(arn) {
+            return Ok(());
+        }
+        let message = format!(
+            "update the encryption of {location}: the answer says that it is done, and it is not"
+        );
+        Err(own(ErrorClass::Foreign, message))
     }
 
     /// False if this server cannot make such a copy.
@@ -224,6 +238,7 @@ impl Inner {
             answer => answer
                 .map_err(|e| write_from_sdk(e, "copy", path, Condition::Update, sse.mode()))?,
         };
+        e_tag_of(answer.copy_object_result().and_then(|r| r.e_tag()), "copy", path)?;
         check_sse(&sse, Answer::Whole, applied!(answer), "copy", path)?;
         Ok(true)
     }
@@ -283,16 +298,16 @@ impl Inner {
                 answer => answer.map_err(|e| from_sdk(e, ACTION, path, Condition::Update))?,
             };
             let result = answer.copy_part_result();
-            let e_tag = result.and_then(|r| r.e_tag()).ok_or_else(|| {
-                own(ErrorClass::Transport, format!("{ACTION} {path}: the answer has no ETag"))
-            })?;
+            let e_tag = e_tag_of(result.and_then(|r| r.e_tag()), ACTION, path)?;
             let mut part = CompletedPart::builder().part_number(number).e_tag(e_tag);
             part =
                 part.set_checksum_crc32(result.and_then(|r| r.checksum_crc32()).map(str::to_owned));
             parts.push(part.build());
         }
         let named = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
-        self.client
+        const END: &str = "finish the copy of";
+        let answer = self
+            .client
             .complete_multipart_upload()
             .bucket(&self.bucket)
             .key(self.key(location))
@@ -301,7 +316,8 @@ impl Inner {
             .multipart_upload(named)
             .send()
             .await
-            .map_err(|e| from_sdk(e, "finish the copy of", path, Condition::Update))?;
+            .map_err(|e| from_sdk(e, END, path, Condition::Update))?;
+        self.found_as(END, location, was.size, answer.e_tag()).await?;
         self.encryption.end_upload(id);
         Ok(true)
     }

@@ -108,6 +108,14 @@ impl Pages {
             .send()
             .await
             .map_err(|e| from_sdk(e, "list", &self.prefix, Condition::None))
+            .and_then(|page| match page.name().is_some() || page.is_truncated().is_some() {
+                true => Ok(page),
+                // An empty element is not an empty bucket.
+                false => {
+                    let message = format!("list {}: the answer is no listing", self.prefix);
+                    Err(own(ErrorClass::Foreign, message))
+                }
+            })
     }
 }
 

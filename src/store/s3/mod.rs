@@ -4,6 +4,7 @@
 //! `store/cached.rs`. Every failure carries a `StoreError` with its class. The only place of
 //! the crate that names `aws_*`. Used by `stack/`; `sse` and `flags` also by `cli/`.
 
+mod answers;
 mod body;
 mod bucket;
 mod causes;
@@ -18,6 +19,7 @@ mod inspect;
 mod list;
 mod local_files;
 mod meter;
+mod proof;
 mod read;
 mod refusal;
 mod sse;

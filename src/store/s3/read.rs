@@ -4,6 +4,7 @@
 //! `Range` would otherwise hand other bytes to the caller. What the bytes are is for the sealed
 //! layer to say. Server-side encryption is compared on writes only: a read never depends on it.
 
+use super::answers::PAGE_HINT;
 use super::body::CountedBody;
 use super::errors::{may_be_the_key, own, read_from_sdk};
 use super::{Inner, SecretKey32, sse};
@@ -49,6 +50,7 @@ impl Inner {
             with_read_options!(request, options, key).set_range(range.clone()).send()
         });
         let answer = answer.await?;
+        is_of_an_object("get", path, answer.e_tag(), answer.last_modified())?;
 
         let length = content_length(answer.content_length, path)?;
         let (returned, size) = match &options.range {
@@ -76,6 +78,7 @@ impl Inner {
     /// One HeadObject (or more, as for `get`), as a result with an empty body.
     pub(super) async fn head(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         let answer = self.head_object(location, &options).await?;
+        is_of_an_object("head", location.as_ref(), answer.e_tag(), answer.last_modified())?;
         let size = content_length(answer.content_length, location.as_ref())?;
         let meta = ObjectMeta {
             location: location.clone(),
@@ -140,6 +143,22 @@ impl Inner {
         }
         Err(refused.expect("there is always a candidate"))
     }
+}
+
+/// Every answer about an object has its version or its time.
+fn is_of_an_object(
+    action: &str,
+    path: &str,
+    e_tag: Option<&str>,
+    modified: Option<&DateTime>,
+) -> Result<()> {
+    if e_tag.is_some() || modified.is_some() {
+        return Ok(());
+    }
+    let message = format!(
+        "{action} {path}: the answer has neither ETag nor time, so it is not the store's\nhint: {PAGE_HINT}"
+    );
+    Err(own(ErrorClass::Foreign, message))
 }
 
 /// `Range` for a GetObject. An empty range has no header that means it, and is an error.

@@ -22,8 +22,10 @@ fn refusal(why: impl Into<String>, next: impl Into<String>) -> Option<Refusal> {
 }
 
 /// What a refused write in `mode` means; `None` where the mode has nothing to do with it.
+/// `conditional`: it carried `If-None-Match` or `If-Match`, which some servers do not implement.
 pub(super) fn of_write(
     mode: &SseMode,
+    conditional: bool,
     status: Option<u16>,
     code: &str,
     message: &str,
@@ -42,6 +44,19 @@ pub(super) fn of_write(
                 ),
             );
         }
+    }
+    if conditional && is_not_implemented(status, code) && !blames_encryption(message) {
+        return match (blames_condition(message), mode) {
+            (true, _) => refusal(NO_CONDITIONS, USE_CONDITIONS),
+            (false, SseMode::Default) => refusal(
+                "the server, or a proxy before it, does not implement such a write, perhaps for its condition (If-None-Match, If-Match)",
+                USE_CONDITIONS,
+            ),
+            (false, _) => refusal(
+                "the server implements no conditional writes, or not the encryption asked for",
+                "see which: sealfs doctor STORE",
+            ),
+        };
     }
     match mode {
         SseMode::Customer { .. } if denied => refusal(
@@ -92,6 +107,24 @@ fn of_kms(code: &str, key: &str) -> Option<Refusal> {
     }
 }
 
+/// What a server without conditional writes lacks, and what helps.
+pub(super) const NO_CONDITIONS: &str = "this server implements no conditional writes (If-None-Match, If-Match), without which two mounts could overwrite each other's metadata";
+pub(super) const USE_CONDITIONS: &str = "use a server that has them (Amazon S3, MinIO, Ceph Squid), or have the proxy before it pass the headers on";
+
+fn is_not_implemented(status: Option<u16>, code: &str) -> bool {
+    status == Some(501) || code == "NotImplemented"
+}
+
+fn blames_condition(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    ["if-none-match", "if-match", "condition"].iter().any(|word| message.contains(word))
+}
+
+fn blames_encryption(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    ["encryption", "sse", "kms"].iter().any(|word| message.contains(word))
+}
+
 /// Answers of servers that do not know a mode, or not with these arguments.
 fn is_unknown_mode(status: Option<u16>, code: &str) -> bool {
     matches!(status, Some(501))
@@ -135,11 +168,33 @@ mod tests {
             (&kms(), 501, "NotImplemented", "", "does not accept --sse aws:kms"),
         ];
         for (mode, status, code, message, part) in cases {
-            let found = of_write(mode, Some(status), code, message);
+            let found = of_write(mode, false, Some(status), code, message);
             let found = found.unwrap_or_else(|| panic!("{mode} {code}"));
             let text = format!("{}\nhint: {}", found.why, found.next);
             assert!(text.contains(part), "{mode} {code}: {text}");
         }
+    }
+
+    #[test]
+    fn a_condition_that_is_not_implemented_is_not_blamed_on_the_mode() {
+        // Guards against telling people to change their encryption when the server lacks
+        // conditional writes, and the other way round.
+        let header = "A header you provided implies functionality that is not implemented";
+        let sse = "Header 'x-amz-server-side-encryption' with value 'AES256' not implemented";
+        for (mode, conditional, message, part) in [
+            (SseMode::Default, true, header, "perhaps for its condition"),
+            (SseMode::S3, true, "If-None-Match", "use a server that has them"),
+            (SseMode::S3, true, header, "or not the encryption asked for"),
+            (SseMode::S3, true, sse, "does not accept --sse AES256"),
+            (SseMode::S3, false, header, "does not accept --sse AES256"),
+        ] {
+            let found = of_write(&mode, conditional, Some(501), "NotImplemented", message);
+            let found = found.unwrap_or_else(|| panic!("{mode} {message}"));
+            let text = format!("{}\nhint: {}", found.why, found.next);
+            assert!(text.contains(part), "{mode} {message}: {text}");
+            assert_eq!(part.contains("--sse"), text.contains("--sse"), "{text}");
+        }
+        assert_eq!(of_write(&SseMode::Default, false, Some(501), "", ""), None);
     }
 
     #[test]
@@ -148,9 +203,9 @@ mod tests {
         for (status, code) in
             [(503, "SlowDown"), (412, "PreconditionFailed"), (404, "NoSuchBucket")]
         {
-            assert_eq!(of_write(&kms(), Some(status), code, ""), None);
+            assert_eq!(of_write(&kms(), true, Some(status), code, ""), None);
         }
-        assert_eq!(of_write(&SseMode::S3, Some(403), "AccessDenied", "Access Denied"), None);
-        assert_eq!(of_write(&SseMode::Default, Some(400), "InvalidArgument", ""), None);
+        assert_eq!(of_write(&SseMode::S3, false, Some(403), "AccessDenied", "Access Denied"), None);
+        assert_eq!(of_write(&SseMode::Default, false, Some(400), "InvalidArgument", ""), None);
     }
 }

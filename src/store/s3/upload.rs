@@ -4,8 +4,10 @@
 //! [`S3Upload`] is the same for callers that do not keep the parts. Server-side encryption is
 //! compared at the create, at every part and at the end.
 
+use super::answers::Seen;
 use super::body::{crc32_header, request_body};
 use super::errors::{Condition, from_sdk, own, write_from_sdk};
+use super::proof::{PartNote, Said, prove_part};
 use super::sse::{self, Answer, Applied};
 use super::write::{applied, applied_by_s3, check_sse, no_attributes, with_sse};
 use super::{Inner, S3Store};
@@ -76,7 +78,7 @@ impl Inner {
         let id = answer.upload_id().unwrap_or_default().to_owned();
         if id.is_empty() {
             let message = format!("{ACTION} {path}: the answer has no upload id");
-            return Err(own(ErrorClass::Transport, message));
+            return Err(own(ErrorClass::Foreign, message));
         }
         if let Err(mismatch) = check_sse(&sse, Answer::Begun, applied!(answer), ACTION, path) {
             if let Err(error) = self.abort_upload(location, &id).await {
@@ -88,8 +90,8 @@ impl Inner {
         Ok(id)
     }
 
-    /// UploadPart. The id of the part is its checksum, a space and its ETag: the end of the
-    /// upload has to name both.
+    /// UploadPart. The id of the part is a [`PartNote`]: the end of the upload has to name checksum
+    /// and ETag.
     async fn put_part(
         &self,
         location: &Path,
@@ -103,7 +105,7 @@ impl Inner {
             let message = format!("{ACTION} {path}: there are more than {PARTS_MAX} parts");
             return Err(own(ErrorClass::Other, message));
         }
-        let checksum = crc32_header(&data);
+        let (checksum, len) = (crc32_header(&data), data.content_length() as u64);
         let mut request = self
             .client
             .upload_part()
@@ -121,23 +123,24 @@ impl Inner {
                 .sse_customer_key(key.base64())
                 .sse_customer_key_md5(key.md5_base64());
         }
-        let request = request.customize();
+        let seen = Seen::default();
+        let request = request.customize().interceptor(seen.clone());
         let request = match self.sign_payload {
             true => request,
             false => request.disable_payload_signing(),
         };
         let answer =
             request.send().await.map_err(|e| from_sdk(e, ACTION, path, Condition::None))?;
+        let (status, e_tag) = (seen.status(), answer.e_tag());
+        let said = Said { status, e_tag, checksum: answer.checksum_crc32() };
+        let e_tag = prove_part(ACTION, path, &checksum, said)?.to_owned();
         let applied = Applied {
             customer_algorithm: answer.sse_customer_algorithm().map(str::to_owned),
             customer_key_md5: answer.sse_customer_key_md5().map(str::to_owned),
             ..applied_by_s3!(answer)
         };
         check_sse(&sse, Answer::Part, applied, ACTION, path)?;
-        let e_tag = answer.e_tag().ok_or_else(|| {
-            own(ErrorClass::Transport, format!("{ACTION} {path}: the answer has no ETag"))
-        })?;
-        Ok(PartId { content_id: format!("{checksum} {e_tag}") })
+        Ok(PartId { content_id: PartNote { checksum, len, e_tag }.to_id() })
     }
 
     /// CompleteMultipartUpload. S3 refuses an upload without parts; an empty object gets one
@@ -154,12 +157,14 @@ impl Inner {
             parts.push(self.put_part(location, id, 0, PutPayload::default()).await?);
         }
         let mut named = Vec::with_capacity(parts.len());
+        let mut notes = Vec::with_capacity(parts.len());
         for (part, number) in parts.iter().zip(1..) {
-            let (checksum, e_tag) = part.content_id.split_once(' ').ok_or_else(|| {
+            let note = PartNote::of_id(&part.content_id).ok_or_else(|| {
                 own(ErrorClass::Other, format!("{ACTION} {path}: part {number} is not ours"))
             })?;
-            let part = CompletedPart::builder().part_number(number).e_tag(e_tag);
-            named.push(part.checksum_crc32(checksum).build());
+            let part = CompletedPart::builder().part_number(number).e_tag(&note.e_tag);
+            named.push(part.checksum_crc32(&note.checksum).build());
+            notes.push(note);
         }
         let answer = self
             .client
@@ -171,6 +176,9 @@ impl Inner {
             .send()
             .await
             .map_err(|e| from_sdk(e, ACTION, path, Condition::None))?;
+        // Its status is 200 whatever becomes of it; the body names the object.
+        let said = Said { status: 0, e_tag: answer.e_tag(), checksum: answer.checksum_crc32() };
+        self.prove_upload(ACTION, location, &notes, said).await?;
         let applied = applied_by_s3!(answer);
         check_sse(&self.encryption.of_upload(id), Answer::Part, applied, ACTION, path)?;
         self.encryption.end_upload(id);

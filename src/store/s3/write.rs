@@ -4,8 +4,10 @@
 //! whose answer names another mode is taken back; an overwrite cannot be, and is only reported.
 
 use super::Inner;
+use super::answers::Seen;
 use super::body::{crc32_header, request_body};
 use super::errors::{Condition, from_code, from_sdk, is_unsupported, own, write_from_sdk};
+use super::proof::{self, Said, e_tag_of};
 use super::read::quoted;
 use super::sse::{self, Answer, Applied, SseCheck, SseMode};
 use crate::store::error::{self as store_error, ErrorClass};
@@ -17,7 +19,7 @@ use object_store::path::Path;
 use object_store::{
     CopyMode, CopyOptions, Error, GetOptions, PutMode, PutOptions, PutPayload, PutResult, Result,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -175,6 +177,16 @@ impl Inner {
         put.map(drop)
     }
 
+    /// Whether a create is refused for its condition: what the same PUT without it is not.
+    pub(super) async fn create_is_unsupported(&self) -> Result<bool> {
+        let location = probe::random_name()?;
+        let put = self.put_if(&location, "canary".into(), If::Absent).await;
+        if put.is_ok() {
+            self.take_back(&location).await;
+        }
+        Ok(matches!(&put, Err(e) if store_error::class(e) == ErrorClass::Unsupported))
+    }
+
     async fn put_in(
         &self,
         sse: &SseCheck,
@@ -183,20 +195,23 @@ impl Inner {
         when: If,
     ) -> Result<PutResult> {
         let path = location.as_ref();
+        let checksum = crc32_header(&payload);
         let request = self
             .client
             .put_object()
             .bucket(&self.bucket)
             .key(self.key(location))
-            .checksum_crc32(crc32_header(&payload))
+            .checksum_crc32(&checksum)
             .content_length(payload.content_length() as i64)
-            .body(request_body(payload, self.sign_payload));
+            .body(request_body(payload.clone(), self.sign_payload));
         let (request, condition) = match when {
             If::Any => (request, Condition::None),
             If::Absent => (request.if_none_match("*"), Condition::Create),
             If::Matches(e_tag) => (request.if_match(e_tag), Condition::Update),
         };
-        let request = with_sse!(request, sse.mode(), self.encryption.tags()).customize();
+        let seen = Seen::default();
+        let request = with_sse!(request, sse.mode(), self.encryption.tags());
+        let request = request.customize().interceptor(seen.clone());
         let request = match self.sign_payload {
             true => request,
             false => request.disable_payload_signing(),
@@ -206,6 +221,9 @@ impl Inner {
             .await
             .map_err(|e| write_from_sdk(e, "put", path, condition, sse.mode()))?;
 
+        let (status, e_tag) = (seen.status(), answer.e_tag());
+        let said = Said { status, e_tag, checksum: answer.checksum_crc32() };
+        Box::pin(self.prove_put(location, &payload, &checksum, said)).await?;
         let checked = check_sse(sse, Answer::Whole, applied!(answer), "put", path);
         if checked.is_err() && condition == Condition::Create {
             self.take_back(location).await;
@@ -243,6 +261,8 @@ impl Inner {
                 write_from_sdk(e, "copy", from.as_ref(), Condition::None, sse.mode())
             })?,
         };
+        let result = answer.copy_object_result();
+        e_tag_of(result.and_then(|r| r.e_tag()), "copy to", to.as_ref())?;
         check_sse(&sse, Answer::Whole, applied!(answer), "copy to", to.as_ref())
     }
 
@@ -271,11 +291,14 @@ impl Inner {
         }
     }
 
-    /// One DeleteObject. An object that is not there counts as deleted.
+    /// One DeleteObject. An object that is not there counts as deleted. S3 answers 204; after any
+    /// other success the object is looked for.
     async fn delete_one(&self, location: &Path) -> Result<()> {
         let request = self.client.delete_object().bucket(&self.bucket).key(self.key(location));
-        match request.send().await {
-            Ok(_) => Ok(()),
+        let seen = Seen::default();
+        match request.customize().interceptor(seen.clone()).send().await {
+            Ok(_) if seen.status() == 204 => Ok(()),
+            Ok(_) => Box::pin(self.prove_gone(location)).await,
             Err(error) => match from_sdk(error, "delete", location.as_ref(), Condition::None) {
                 Error::NotFound { .. } => Ok(()),
                 error => Err(error),
@@ -300,7 +323,8 @@ impl Inner {
             .await
     }
 
-    /// One DeleteObjects; `None` if the server does not know it.
+    /// One DeleteObjects; `None` if the server does not know it. The answer names every object
+    /// that was deleted; one that it does not name is looked for.
     async fn delete_objects(&self, paths: &[Path]) -> Option<Vec<Result<Path>>> {
         let objects = paths
             .iter()
@@ -309,7 +333,6 @@ impl Inner {
             .expect("every identifier has its key");
         let delete = Delete::builder()
             .set_objects(Some(objects))
-            .quiet(true)
             .build()
             .expect("the list of objects is set");
         let answer = self.client.delete_objects().bucket(&self.bucket).delete(delete).send().await;
@@ -330,18 +353,24 @@ impl Inner {
         };
         let failed: HashMap<&str, _> =
             answer.errors().iter().filter_map(|e| Some((e.key()?, e))).collect();
-        let result = |path: &Path| match failed.get(self.key(path).as_str()) {
-            None => Ok(path.clone()),
-            Some(error) => {
-                let (code, message) =
-                    (error.code().unwrap_or_default(), error.message().unwrap_or_default());
-                match from_code(code, message, "delete", path.as_ref()) {
-                    Error::NotFound { .. } => Ok(path.clone()),
-                    error => Err(error),
+        let deleted: HashSet<&str> = answer.deleted().iter().filter_map(|d| d.key()).collect();
+        let result = async |path: &Path| {
+            let key = self.key(path);
+            let Some(error) = failed.get(key.as_str()) else {
+                if !deleted.contains(key.as_str()) {
+                    Box::pin(self.prove_gone(path)).await?;
                 }
+                return Ok(path.clone());
+            };
+            let (code, message) =
+                (error.code().unwrap_or_default(), error.message().unwrap_or_default());
+            match from_code(code, message, "delete", path.as_ref()) {
+                Error::NotFound { .. } => Ok(path.clone()),
+                error => Err(error),
             }
         };
-        Some(paths.iter().map(result).collect())
+        let results = stream::iter(paths).map(result).buffered(DELETE_PARALLEL_MAX);
+        Some(results.collect().await)
     }
 }
 
@@ -375,7 +404,7 @@ pub(super) fn delete_stream(
 
 /// An ETag without its quotes.
 fn bare(e_tag: &str) -> String {
-    e_tag.trim_matches('"').to_owned()
+    proof::bare(e_tag).to_owned()
 }
 
 /// Attributes have no place below the sealed layer, which has none to store.

@@ -9,7 +9,7 @@
 //! | `POST /swap?a=KEY&b=KEY` | exchanges the bytes of two objects |
 //! | `POST /truncate/KEY?to=N` | cuts an object to N bytes |
 //! | `POST /online`, `/offline`, `/silent` | ends or starts an outage |
-//! | `POST /fault?kind=K&on=R&key=PART&rate=P&times=N` | adds a fault; K is `delay` (with `ms`), `500`, `503`, `403`, `409`, `reset`, `hang`, `lose`, `cut`, `truncate`; R a kind of request as in `/counts` |
+//! | `POST /fault?kind=K&on=R&key=PART&rate=P&times=N` | adds a fault; K is `delay` (with `ms`), `500`, `503`, `403`, `409`, `reset`, `hang`, `lose`, `cut`, `truncate`, `page`, `portal`, `501`, `413` (with `above`, in bytes); R a kind of request as in `/counts` |
 //! | `POST /clear` | removes every fault and ends an outage |
 //! | `POST /behave?FIELD=VALUE` | `sse=honest,ignores,other_key` or an algorithm to claim; `ignores_if_none_match`, `ignores_if_match`, `no_delete_objects`, `ignores_ranges`, `denies_all`, `denies_writes` `=true,false`; `bucket_default=MODE` |
 
@@ -194,6 +194,10 @@ fn fault(query: &HashMap<String, String>) -> Result<Fault, String> {
         "reset" => FaultKind::Reset,
         "hang" => FaultKind::Hang,
         "lose" => FaultKind::LoseAnswer,
+        "page" => FaultKind::PAGE,
+        "portal" => FaultKind::PORTAL,
+        "413" => FaultKind::TooLarge(number(need(query, "above")?)?),
+        "501" => FaultKind::Status(501, "NotImplemented"),
         "cut" => FaultKind::CutBody,
         "truncate" => FaultKind::Truncate,
         other => return Err(format!("no fault {other}")),

@@ -71,7 +71,13 @@ pub enum FaultKind {
     CutBody,
     /// Sends half of the body as if it were all of it.
     Truncate,
+    /// Answers this status with these headers and this body, without acting: something between.
+    Foreign(u16, &'static [(&'static str, &'static str)], &'static str),
+    /// Answers 413, as nginx does, to requests with more bytes than this.
+    TooLarge(u64),
 }
+
+const HTML: &[(&str, &str)] = &[("content-type", "text/html; charset=utf-8")];
 
 impl FaultKind {
     /// 500 InternalError.
@@ -80,6 +86,30 @@ impl FaultKind {
     pub const SLOW_DOWN: FaultKind = FaultKind::Status(503, "SlowDown");
     /// 409 ConditionalRequestConflict.
     pub const CONFLICT: FaultKind = FaultKind::Status(409, "ConditionalRequestConflict");
+    /// A page with status 200, as of a captive portal.
+    pub const PAGE: FaultKind =
+        FaultKind::Foreign(200, HTML, "<!DOCTYPE html>\n<html><body>Sign in</body></html>");
+    /// The same with a version and a time, as web servers give their pages.
+    pub const FILE: FaultKind = FaultKind::Foreign(
+        200,
+        &[
+            ("content-type", "text/html"),
+            ("etag", "\"5f3e-264\""),
+            ("last-modified", "Thu, 26 Nov 2026 08:00:00 GMT"),
+        ],
+        "<html><body>It works</body></html>",
+    );
+    /// Status 200 and nothing else.
+    pub const NOTHING: FaultKind = FaultKind::Foreign(200, &[], "");
+    /// A proxy that does not let through: 403 and 404 with a page.
+    pub const BLOCKED: FaultKind = FaultKind::Foreign(403, HTML, "<html>blocked</html>");
+    pub const LOST: FaultKind = FaultKind::Foreign(404, HTML, "<html>not found</html>");
+    /// A redirect to the page of a portal.
+    pub const PORTAL: FaultKind =
+        FaultKind::Foreign(302, &[("location", "http://portal.example/login")], "");
+    /// A redirect to another address of the server.
+    pub const MOVED: FaultKind =
+        FaultKind::Foreign(301, &[("location", "https://s3.example.org/test/")], "");
     /// 403 AccessDenied.
     pub const DENIED: FaultKind = FaultKind::Status(403, "AccessDenied");
 }
@@ -174,12 +204,19 @@ impl Faults {
     }
 
     /// What happens to this request: the delays that befall it in all, then at most one fault.
-    pub(super) fn befall(&self, kind: RequestKind, key: &str) -> (Duration, Option<FaultKind>) {
+    pub(super) fn befall(
+        &self,
+        kind: RequestKind,
+        key: &str,
+        bytes: u64,
+    ) -> (Duration, Option<FaultKind>) {
         let mut active = self.active.lock();
         let (faults, dice) = &mut *active;
         let mut delay = Duration::ZERO;
         for fault in faults.iter_mut() {
+            let small = matches!(fault.kind, FaultKind::TooLarge(most) if bytes <= most);
             let meant = fault.left > 0
+                && !small
                 && fault.on.is_none_or(|on| on == kind)
                 && key.contains(&fault.key_part);
             if !meant || (fault.rate < 1.0 && dice.roll() >= fault.rate) {

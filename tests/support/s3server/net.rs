@@ -102,7 +102,8 @@ impl Shared {
         let mut outage = self.faults.outage();
         // A closed channel means that the server is stopping.
         let _ = outage.wait_for(|outage| *outage != Outage::Silent).await;
-        let (delay, fault) = self.faults.befall(kind, &key);
+        let bytes = content_length(request.headers());
+        let (delay, fault) = self.faults.befall(kind, &key, bytes);
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
@@ -121,6 +122,13 @@ impl Shared {
                 return Err(cut("the answer was lost"));
             }
             Some(FaultKind::CutBody) => cut_body(self.act(request).await?).await?,
+            Some(FaultKind::Foreign(status, headers, body)) => {
+                foreign(request, status, headers, body).await?
+            }
+            Some(FaultKind::TooLarge(_)) => {
+                let page = "<html><head><title>413 Request Entity Too Large</title></head></html>";
+                foreign(request, 413, &[("content-type", "text/html")], page).await?
+            }
             Some(FaultKind::Truncate) => truncate(self.act(request).await?).await?,
         };
         if kind != RequestKind::Head {
@@ -170,6 +178,29 @@ async fn refuse(
         *answer.body_mut() = Body::empty();
     }
     Ok(answer)
+}
+
+/// Reads the request to its end, and answers as something else than S3.
+async fn foreign(
+    request: Request<Incoming>,
+    status: u16,
+    headers: &[(&str, &str)],
+    body: &'static str,
+) -> Result<Response<Body>, HttpError> {
+    let has_body = request.method() != hyper::Method::HEAD;
+    BodyExt::collect(request.into_body()).await.map_err(|e| HttpError::new(Box::new(e)))?;
+    let mut answer = Response::builder().status(status);
+    for (name, value) in headers {
+        answer = answer.header(*name, *value);
+    }
+    // What a GET would get is announced to a HEAD as well.
+    let answer = answer.header(header::CONTENT_LENGTH, body.len());
+    let body = if has_body {
+        Body::from(bytes::Bytes::from_static(body.as_bytes()))
+    } else {
+        Body::empty()
+    };
+    Ok(answer.body(body).expect("a fixed answer"))
 }
 
 /// An answer that is an error.

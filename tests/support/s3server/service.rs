@@ -40,6 +40,22 @@ impl MemoryS3 {
         self.bucket(name)
     }
 
+    fn e_tag(&self, e_tag: &str) -> Option<ETag> {
+        (!self.memory.behaviour.read().no_e_tags).then(|| strong(e_tag))
+    }
+
+    fn repeats_checksums(&self) -> bool {
+        !self.memory.behaviour.read().no_checksums
+    }
+
+    /// Where objects may be deleted.
+    fn deletable(&self, name: &str) -> S3Result<&Bucket> {
+        if self.memory.behaviour.read().denies_deletes {
+            return Err(s3_error!(AccessDenied, "access denied"));
+        }
+        self.writable(name)
+    }
+
     fn object(&self, bucket: &str, key: &str) -> S3Result<Arc<Object>> {
         self.bucket(bucket)?.get(key).ok_or_else(|| s3_error!(NoSuchKey, "no such key"))
     }
@@ -50,6 +66,12 @@ impl MemoryS3 {
         if_none_match: Option<IfNoneMatch>,
     ) -> S3Result<WriteCondition> {
         let behaviour = self.memory.behaviour.read();
+        if behaviour.no_conditions && (if_match.is_some() || if_none_match.is_some()) {
+            return Err(s3_error!(
+                NotImplemented,
+                "A header you provided implies functionality that is not implemented"
+            ));
+        }
         match (if_match, if_none_match) {
             (Some(_), Some(_)) => Err(s3_error!(NotImplemented, "both conditions at once")),
             (_, Some(ETagCondition::ETag(_))) => {
@@ -233,9 +255,9 @@ impl S3 for MemoryS3 {
         let context = sse.context.clone();
         let tags = input.tagging.take();
         let (e_tag, told) = self.store(&input.bucket, &input.key, bytes, sse, tags, &condition)?;
-        let mut output = PutObjectOutput { e_tag: Some(ETag::Strong(e_tag)), ..Default::default() };
+        let mut output = PutObjectOutput { e_tag: self.e_tag(&e_tag), ..Default::default() };
         output.ssekms_encryption_context = told.context.clone().and(context);
-        output.checksum_crc32 = input.checksum_crc32;
+        output.checksum_crc32 = input.checksum_crc32.filter(|_| self.repeats_checksums());
         tell_sse!(output, told);
         Ok(S3Response::new(output))
     }
@@ -260,7 +282,7 @@ impl S3 for MemoryS3 {
             content_length: Some(bytes.len() as i64),
             content_range: range.map(|r| format!("bytes {}-{}/{size}", r.start, r.end - 1)),
             body: Some(StreamingBlob::from(Body::from(bytes))),
-            e_tag: Some(strong(&object.e_tag)),
+            e_tag: self.e_tag(&object.e_tag),
             last_modified: Some(object.modified.into()),
             accept_ranges: Some("bytes".into()),
             ..Default::default()
@@ -280,7 +302,7 @@ impl S3 for MemoryS3 {
         let told = object.sse.told(&self.memory.behaviour.read().sse);
         let mut output = HeadObjectOutput {
             content_length: Some(object.bytes.len() as i64),
-            e_tag: Some(strong(&object.e_tag)),
+            e_tag: self.e_tag(&object.e_tag),
             last_modified: Some(object.modified.into()),
             accept_ranges: Some("bytes".into()),
             ..Default::default()
@@ -324,7 +346,7 @@ impl S3 for MemoryS3 {
         &self,
         req: S3Request<DeleteObjectInput>,
     ) -> S3Result<S3Response<DeleteObjectOutput>> {
-        self.writable(&req.input.bucket)?.remove(&req.input.key);
+        self.deletable(&req.input.bucket)?.remove(&req.input.key);
         Ok(S3Response::new(DeleteObjectOutput::default()))
     }
 
@@ -335,7 +357,7 @@ impl S3 for MemoryS3 {
         if self.memory.behaviour.read().no_delete_objects {
             return Err(s3_error!(NotImplemented, "DeleteObjects is not implemented"));
         }
-        let bucket = self.writable(&req.input.bucket)?;
+        let bucket = self.deletable(&req.input.bucket)?;
         let delete = req.input.delete;
         if delete.objects.len() > 1000 {
             return Err(s3_error!(MalformedXML, "more than 1000 keys"));
@@ -436,7 +458,7 @@ impl S3 for MemoryS3 {
         let told = upload.sse.told(&self.memory.behaviour.read().sse);
         let mut output =
             UploadPartOutput { e_tag: Some(ETag::Strong(e_tag)), ..Default::default() };
-        output.checksum_crc32 = input.checksum_crc32;
+        output.checksum_crc32 = input.checksum_crc32.filter(|_| self.repeats_checksums());
         tell_sse!(output, told);
         Ok(S3Response::new(output))
     }

@@ -35,6 +35,14 @@ pub struct Behaviour {
     /// The rule of the bucket's default encryption, as PutBucketEncryption sends it; `None` if the
     /// server has no such setting.
     pub bucket_rule: Option<String>,
+    /// Does not repeat checksums; its ETags are no MD5.
+    pub no_checksums: bool,
+    /// Answers about objects have no ETags.
+    pub no_e_tags: bool,
+    /// Answers 501 to writes with a condition.
+    pub no_conditions: bool,
+    /// Answers 403 to deletes.
+    pub denies_deletes: bool,
     /// Answers 403 to everything.
     pub denies_all: bool,
     /// Answers 403 to writes.
