@@ -12,7 +12,8 @@ use super::{Attended, StackError, StoreOptions};
 use crate::seal::VolumeKeys;
 use crate::store::s3::{self, S3Options, S3Store};
 use crate::store::{
-    CacheOptions, Cached, FileStore, Location, RequestStats, Retry, RetryOptions, Sealed,
+    CacheOptions, Cached, FileStore, Invalidate, Location, RequestStats, Retry, RetryOptions,
+    Sealed,
 };
 
 /// The store below sealing: what the bucket really holds.
@@ -25,6 +26,7 @@ pub struct Layers {
     pub s3: Option<Arc<S3Store>>,
     /// Who is told what is waited for.
     pub attended: Attended,
+    read_timeout: Duration,
     cache: Option<(PathBuf, u64)>,
     opened: OnceLock<Arc<Cached>>,
 }
@@ -86,7 +88,7 @@ impl Layers {
         let retry = Arc::new(retry);
         attended.follows(retry.health());
         let opened = OnceLock::new();
-        Ok(Layers { retry, stats, s3: s3_store, attended, cache: None, opened })
+        Ok(Layers { retry, stats, s3: s3_store, attended, read_timeout, cache: None, opened })
     }
 
     /// Puts a disk cache of at most `bytes_max` in `dir` between sealing and the store; 0
@@ -108,7 +110,17 @@ impl Layers {
         if let Some((dir, _)) = &self.cache {
             log::warn!("another mount uses {}; going on without a cache", dir.display());
         }
-        Ok(Arc::new(Sealed::new(self.retry.clone(), keys.clone())))
+        Ok(self.uncached(keys))
+    }
+
+    /// Asking again must leave most of the time that a read may take to the read.
+    fn patience(&self) -> Duration {
+        self.read_timeout / 4
+    }
+
+    fn uncached(&self, keys: &VolumeKeys) -> Arc<Sealed> {
+        let store = self.retry.clone();
+        Arc::new(Sealed::with_patience(store, keys.clone(), None, self.patience()))
     }
 
     /// The process that says it uses the cache directory, right or wrong.
@@ -123,7 +135,7 @@ impl Layers {
         keys: &VolumeKeys,
     ) -> Result<Option<Arc<Sealed>>, StackError> {
         let Some((dir, bytes_max)) = &self.cache else {
-            return Ok(Some(Arc::new(Sealed::new(self.retry.clone(), keys.clone()))));
+            return Ok(Some(self.uncached(keys)));
         };
         let options = CacheOptions { bytes_max: *bytes_max, ..CacheOptions::new(dir.clone()) };
         let cached = match Cached::new(self.retry.clone(), options, self.stats.clone()) {
@@ -136,7 +148,9 @@ impl Layers {
             }
         };
         let _ = self.opened.set(cached.clone()); // the first one is the mount's
-        Ok(Some(Arc::new(Sealed::with_cache(cached.clone(), keys.clone(), Some(cached)))))
+        let cache: Arc<dyn Invalidate> = cached.clone();
+        let patience = self.patience();
+        Ok(Some(Arc::new(Sealed::with_patience(cached, keys.clone(), Some(cache), patience))))
     }
 
     /// The cache directory, and why a write to it failed lately; `None` without a failure.

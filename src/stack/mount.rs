@@ -42,6 +42,8 @@ const REMEMBER_EVERY: Duration = Duration::from_secs(5);
 
 /// How long the committer may take to end the step it is in, when everything is in the bucket.
 const STEP_MAX: Duration = Duration::from_secs(5);
+/// How often it is looked whether something that was found damaged is due to be read again.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How long closing the metadata store, and giving the lease back, may take each.
 const CLOSE_MAX: Duration = Duration::from_secs(15);
 /// The same when something is left to the journal: the store is likely to be away, and whoever
@@ -484,8 +486,16 @@ async fn prove_metadata(
 impl Mounted {
     fn start(&self, refresh: Duration) {
         let mut tasks = self.tasks.lock();
+        let sealed = self.shared.sealed.clone();
+        let looks_again = async move {
+            loop {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                sealed.look_again(Instant::now()).await;
+            }
+        };
         let Some(writer) = &self.writer else {
             let view = self.shared.view.clone();
+            tasks.push(tokio::spawn(looks_again));
             tasks.push(tokio::spawn(async move {
                 loop {
                     tokio::time::sleep(refresh).await;
@@ -495,6 +505,7 @@ impl Mounted {
             return;
         };
         tasks.push(tokio::spawn(writer.committer.clone().run()));
+        tasks.push(tokio::spawn(looks_again));
         let journal = writer.journal.clone();
         tasks.push(tokio::spawn(async move {
             loop {

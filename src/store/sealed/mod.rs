@@ -22,20 +22,22 @@ use crate::seal::offsets::{HEADER, cipher_len, plain_len};
 use crate::seal::{Opener, VolumeKeys};
 use async_trait::async_trait;
 use bytes::Bytes;
-use damage::Damage;
+use damage::{Damage, END};
 use fetch::Fetched;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use lru::LruCache;
 use object_store::path::Path;
 use object_store::{
-    CopyMode, CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult,
+    CopyMode, CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload, ListResult,
     MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions,
     PutOptions, PutPayload, PutResult, Result,
 };
 use parking_lot::Mutex;
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 /// Objects whose opener is remembered, so that a ranged read need not fetch the header.
 /// At most about 1 KiB each.
@@ -43,6 +45,12 @@ pub const OPENERS_MAX: usize = 8192;
 /// Sealing and opening more bytes than this moves to a blocking thread: below it the hand-over
 /// would cost as much as the work.
 const INLINE_MAX: usize = 512 << 10;
+/// How long an object that must be there is asked for again when the store says that it is not.
+pub const PATIENCE_MAX: Duration = Duration::from_secs(4);
+/// The same for metadata, which a compaction may have replaced meanwhile.
+const PATIENCE_METADATA: Duration = Duration::from_millis(500);
+/// The first pause; every further one is three times as long.
+const ABSENT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Something below that keeps ciphertext and can be told that an object's is wrong.
 pub trait Invalidate: Send + Sync + 'static {
@@ -68,6 +76,8 @@ struct Inner {
     cache: Option<Arc<dyn Invalidate>>,
     renew: OnceLock<Arc<dyn Renew>>,
     damage: Damage,
+    patience: Duration,
+    part_size: upload::PartSize,
 }
 
 /// What is remembered of one version of an object.
@@ -93,10 +103,23 @@ impl Sealed {
         keys: VolumeKeys,
         cache: Option<Arc<dyn Invalidate>>,
     ) -> Sealed {
+        Sealed::with_patience(store, keys, cache, PATIENCE_MAX)
+    }
+
+    /// As [`Sealed::with_cache`], asking for what must be there, and is not, for at most `patience`.
+    pub fn with_patience(
+        store: Arc<dyn ObjectStore>,
+        keys: VolumeKeys,
+        cache: Option<Arc<dyn Invalidate>>,
+        patience: Duration,
+    ) -> Sealed {
         let openers_max = NonZeroUsize::new(OPENERS_MAX).expect("not zero");
         let known = Mutex::new(LruCache::new(openers_max));
+        let patience = patience.min(PATIENCE_MAX);
         let (renew, damage) = (OnceLock::new(), Damage::default());
-        Sealed(Arc::new(Inner { store, keys, known, cache, renew, damage }))
+        let part_size = upload::PartSize::default();
+        let inner = Inner { store, keys, known, cache, renew, damage, patience, part_size };
+        Sealed(Arc::new(inner))
     }
 
     /// Asks `renew`, from now on, before an object that does not open is called damaged: it may be
@@ -109,6 +132,55 @@ impl Sealed {
     /// there is one, nothing may be deleted from the bucket.
     pub fn damaged(&self) -> Vec<Path> {
         self.0.damage.list()
+    }
+
+    /// Reads damaged objects again that are due at `now`, a few at a time: what proves to be well
+    /// leaves [`Sealed::damaged`].
+    pub async fn look_again(&self, now: Instant) {
+        for (location, failed) in self.0.damage.due(now) {
+            let options = match (failed.start, failed.end) {
+                (0, END) => GetOptions::new(),
+                (END, _) => GetOptions::new().with_head(true),
+                (start, END) => GetOptions::new().with_range(Some(GetRange::Offset(start))),
+                _ => GetOptions::new().with_range(Some(GetRange::Bounded(failed))),
+            };
+            if let Err(e) = self.get_opts(&location, options).await {
+                log::debug!("{location} is still damaged: {e}");
+            }
+        }
+    }
+
+    /// [`Sealed::fetch`], asked again while the store says that something is not there which must
+    /// be: servers lose sight of an object for a moment.
+    async fn fetch_patiently(
+        &self,
+        location: &Path,
+        options: &GetOptions,
+    ) -> std::result::Result<Fetched, fetch::Failed> {
+        let begun = Instant::now();
+        let patience = patience(location, self.0.patience);
+        let mut pause = ABSENT_PAUSE;
+        loop {
+            let outcome = self.fetch(location, options).await;
+            let absent = matches!(&outcome, Err(fetch::Failed::Store(e)) if class(e) == ErrorClass::NotFound);
+            if !absent || begun.elapsed() + pause > patience || self.0.damage.knows(location) {
+                return outcome;
+            }
+            log::debug!("{location} is not there, asking again");
+            tokio::time::sleep(pause).await;
+            pause *= 3;
+        }
+    }
+
+    /// What was read may have been taken for damaged before.
+    fn disprove_damage(&self, location: &Path, fetched: &Fetched) {
+        let Range { start, end } = fetched.range;
+        let good = match (&fetched.plain, end == fetched.meta.size) {
+            (None, _) => END..END,
+            (_, true) => start..END,
+            (_, false) => start..end,
+        };
+        self.0.damage.disprove(location, good);
     }
 
     fn opener(&self, location: &Path, header: &[u8; HEADER]) -> Option<Opener> {
@@ -183,6 +255,27 @@ fn is_segment(location: &Path) -> bool {
     location.parts().next().is_some_and(|first| first.as_ref() == segments::PREFIX)
 }
 
+/// How long to ask for an object that is not there: rows name segments, the manifest names tables.
+fn patience(location: &Path, most: Duration) -> Duration {
+    let mut parts = location.parts();
+    let first = parts.next();
+    match (first.as_ref().map(|p| p.as_ref()), parts.next().as_ref().map(|p| p.as_ref())) {
+        (Some(segments::PREFIX), _) => most,
+        (Some("meta"), Some("compacted")) => most.min(PATIENCE_METADATA),
+        _ => Duration::ZERO,
+    }
+}
+
+/// The plaintext bytes that a read was about; only the end for a `head`.
+fn asked(options: &GetOptions) -> Range<u64> {
+    match (options.head, &options.range) {
+        (true, _) | (_, Some(GetRange::Suffix(_))) => END..END,
+        (_, None) => 0..END,
+        (_, Some(GetRange::Offset(start))) => *start..END,
+        (_, Some(GetRange::Bounded(range))) => range.clone(),
+    }
+}
+
 /// Attributes and tags would reach the bucket in the clear.
 fn refuse_clear(any: bool) -> Result<()> {
     match any {
@@ -226,12 +319,15 @@ impl ObjectStore for Sealed {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        match self.fetch(location, &options).await {
-            Ok(fetched) => Ok(self.to_result(fetched)),
+        match self.fetch_patiently(location, &options).await {
+            Ok(fetched) => {
+                self.disprove_damage(location, &fetched);
+                Ok(self.to_result(fetched))
+            }
             Err(fetch::Failed::Store(e)) => {
                 // Only what metadata refers to is read: a segment that is gone was deleted.
                 if is_segment(location) && class(&e) == ErrorClass::NotFound {
-                    self.0.damage.report(location, "it is not there");
+                    self.0.damage.report(location, asked(&options), "it is not there");
                 }
                 Err(e)
             }
@@ -245,11 +341,14 @@ impl ObjectStore for Sealed {
                     renew.renew().await;
                 }
                 match self.fetch(location, &options).await {
-                    Ok(fetched) => Ok(self.to_result(fetched)),
+                    Ok(fetched) => {
+                        self.disprove_damage(location, &fetched);
+                        Ok(self.to_result(fetched))
+                    }
                     Err(fetch::Failed::Store(e)) => Err(e),
                     Err(fetch::Failed::Damaged(why)) => {
                         self.forget(location);
-                        self.0.damage.report(location, &why);
+                        self.0.damage.report(location, asked(&options), &why);
                         let message =
                             format!("object {} is damaged: {why}", one_line(location.as_ref()));
                         Err(StoreError::new(ErrorClass::Corrupt, message).into_store("sealed"))

@@ -239,3 +239,52 @@ async fn multipart_gives_the_same_message_as_a_put_whatever_the_parts() {
         assert_eq!(got.bytes().await.unwrap(), plain);
     }
 }
+
+#[tokio::test]
+async fn damage_is_forgotten_when_what_failed_reads_well_again() {
+    // Guards against a warning, and a bucket from which nothing is deleted, for ever after damage
+    // that was mended; and against forgetting it because another part reads well.
+    let (below, writer) = fresh();
+    let location = Path::from("seg/ab/x");
+    writer.put(&location, bytes(3 * P).into()).await.unwrap();
+    let good = raw(&below, &location).await;
+    let mut bad = good.clone();
+    bad[HEADER + 5] ^= 1;
+    below.put(&location, bad.into()).await.unwrap();
+    let sealed = reader(&below);
+    assert!(is_corrupt(&sealed, &location, 0..10).await);
+    let other = 2 * P as u64..2 * P as u64 + 5;
+    sealed.get_range(&location, other).await.unwrap();
+    assert_eq!(sealed.damaged(), std::slice::from_ref(&location));
+    below.put(&location, good.into()).await.unwrap();
+    sealed.look_again(Instant::now()).await;
+    assert_eq!(sealed.damaged().len(), 1, "not yet due");
+    sealed.look_again(Instant::now() + Duration::from_secs(3600)).await;
+    assert!(sealed.damaged().is_empty());
+}
+
+#[tokio::test]
+async fn a_segment_that_is_not_there_is_asked_for_again_in_bounded_time() {
+    // Guards against EIO for one passing 404, and against asking for ever.
+    let below = Arc::new(InMemory::new());
+    let keys = VolumeKeys::random_for_tests(1);
+    let patience = Duration::from_millis(200);
+    let sealed = Sealed::with_patience(below.clone(), keys, None, patience);
+    let location = Path::from("seg/ab/x");
+    sealed.put(&location, bytes(10).into()).await.unwrap();
+    let there = raw(&below, &location).await;
+    below.delete(&location).await.unwrap();
+    sealed.forget(&location);
+    let comes_back = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        below.put(&location, there.into()).await.unwrap();
+    };
+    let (read, ()) = futures::join!(sealed.get_range(&location, 0..5), comes_back);
+    assert_eq!(read.unwrap()[..], bytes(10)[..5]);
+    assert!(sealed.damaged().is_empty());
+    below.delete(&location).await.unwrap();
+    sealed.forget(&location);
+    let gone = sealed.get_range(&location, 0..5).await.unwrap_err();
+    assert_eq!(class(&gone), ErrorClass::NotFound);
+    assert_eq!(sealed.damaged(), std::slice::from_ref(&location));
+}
