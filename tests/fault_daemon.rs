@@ -214,6 +214,107 @@ fn umount(at: &Path) {
     panic!("{} cannot be unmounted", at.display());
 }
 
+#[test]
+fn a_page_in_answer_to_an_upload_is_no_upload() {
+    // Guards against "everything is in the bucket" on the word of a captive portal, against a
+    // journal that lets go of what is nowhere else, and against reads that take a page for damage.
+    needs_fuse!();
+    let server = S3Server::start();
+    let v = Volume::create_on(e2e::remote(&server));
+    let old = noise(8, 300_000);
+    v.mount(&[]);
+    fs::write(v.at("old"), &old).expect("writes");
+    v.umount();
+    v.forget_local_state();
+    v.mount(&["--commit-interval", "200ms", "--read-timeout", "3s"]);
+    server.faults().add(Fault::new(FaultKind::PAGE).on(RequestKind::Put).key("/seg/"));
+    let new = noise(9, 700_000);
+    fs::write(v.at("new"), &new).expect("writes");
+    let said = v.fails(&["sync", "--stall-timeout", "3s", &v.text("vault")], 8);
+    assert!(said.contains("only in the local journal"), "{said}");
+    assert_eq!(status_text(&v, "state"), "\"offline\"");
+    assert!(status_text(&v, "reason").contains("answers in its place"), "{}", v.log());
+    server.faults().add(Fault::new(FaultKind::PAGE));
+    fs::read(v.at("old")).expect_err("no page is the file");
+    assert_eq!(status_text(&v, "warnings"), "[]", "taken for damage");
+    server.faults().clear();
+    v.ok(&["sync", &v.text("vault")]);
+    assert!(fs::read(v.at("old")).expect("reads") == old);
+    v.umount();
+    verify_elsewhere(&v, &[("old".into(), old), ("new".into(), new)]);
+}
+
+#[test]
+fn uploads_that_are_too_large_are_cut_and_those_refused_for_good_are_not_repeated() {
+    // Guards against the same megabytes sent again and again to a store, or a proxy, that never
+    // takes them, and against a status that calls that an outage and names no limit.
+    needs_fuse!();
+    let server = S3Server::start();
+    let v = Volume::create_on(e2e::remote(&server));
+    v.mount(&["--commit-interval", "200ms"]);
+    server.faults().add(Fault::new(FaultKind::TooLarge(1 << 20)));
+    let large = noise(10, 6 << 20);
+    fs::write(v.at("large"), &large).expect("writes");
+    v.ok(&["sync", "--stall-timeout", "60s", &v.text("vault")]);
+    let warnings = status_text(&v, "warnings");
+    assert!(warnings.contains("413") && warnings.contains("client_max_body_size"), "{warnings}");
+    server.faults().clear();
+    let kind = FaultKind::Status(501, "NotImplemented");
+    server.faults().add(Fault::new(kind).on(RequestKind::Put).key("/seg/"));
+    let before = server.counts();
+    let refused = noise(11, 4 << 20);
+    fs::write(v.at("refused"), &refused).expect("writes");
+    wait_until("it is refused, again and again", || server.counts().put > before.put + 5);
+    let sent = server.counts().bytes_in - before.bytes_in;
+    assert!(sent < 4 << 20, "{sent} bytes sent of 4 MiB that are refused");
+    assert!(status_text(&v, "reason").contains("NotImplemented"), "{}", v.log());
+    let warnings = status_text(&v, "warnings");
+    assert!(warnings.contains("refuses uploads"), "{warnings}");
+    server.faults().clear();
+    v.ok(&["sync", &v.text("vault")]);
+    let warnings = status_text(&v, "warnings");
+    assert!(!warnings.contains("refuses uploads"), "{warnings}");
+    v.umount();
+    verify_elsewhere(&v, &[("large".into(), large), ("refused".into(), refused)]);
+}
+
+#[test]
+fn what_is_missing_for_a_moment_is_no_damage_and_what_comes_back_is_none_any_more() {
+    // Guards against EIO and a warning that stays because a server lost sight of its bucket, or of
+    // an object, for one request; and against a warning that outlives the damage.
+    needs_fuse!();
+    let server = S3Server::start();
+    let v = Volume::create_on(e2e::remote(&server));
+    let files: Vec<_> = (0..4).map(|n| (format!("f{n}"), noise(20 + n, 100_000))).collect();
+    for (name, contents) in &files {
+        v.mount(&[]);
+        fs::write(v.at(name), contents).expect("writes");
+        v.umount();
+    }
+    v.forget_local_state();
+    v.mount(&["--cache-size", "0"]);
+    for (n, (status, code)) in [(404, "NoSuchKey"), (404, "NoSuchBucket")].into_iter().enumerate() {
+        let (name, contents) = &files[n];
+        fs::metadata(v.at(name)).expect("is known");
+        let fault = Fault::new(FaultKind::Status(status, code)).on(RequestKind::Get);
+        server.faults().add(fault.key("/seg/").times(2));
+        assert!(fs::read(v.at(name)).expect("it is asked for again") == *contents, "{code}");
+        assert_eq!(status_text(&v, "warnings"), "[]", "{code}");
+    }
+    // Gone for longer than anybody waits, then put back.
+    let segments: Vec<_> = server.keys().into_iter().filter(|key| key.contains("/seg/")).collect();
+    let kept: Vec<_> = segments.iter().map(|k| server.get_raw(k).expect("there")).collect();
+    segments.iter().for_each(|key| assert!(server.remove_raw(key)));
+    let (name, contents) = &files[2];
+    fs::read(v.at(name)).expect_err("it is gone");
+    assert!(status_text(&v, "warnings").contains("damaged"), "{}", v.log());
+    segments.iter().zip(kept).for_each(|(key, bytes)| server.put_raw(key, bytes));
+    assert!(fs::read(v.at(name)).expect("it is back") == *contents);
+    assert_eq!(status_text(&v, "warnings"), "[]");
+    v.umount();
+    verify_elsewhere(&v, &files);
+}
+
 /// A small file system of its own; taken away when dropped.
 struct SmallDisk(std::path::PathBuf);
 

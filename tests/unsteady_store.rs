@@ -17,6 +17,7 @@ use rand::{Rng, SeedableRng};
 use sealfs::base::Ino;
 use sealfs::commit::CleanOptions;
 use sealfs::fs::WriteFlags;
+use sealfs::stack::Mounted;
 use volume::gated::{Gate, Gated};
 use volume::{Bench, LONG, find, read_file, write_file};
 
@@ -50,6 +51,21 @@ impl Gate for Unsteady {
             return (true, true);
         }
         (self.refused.fetch_add(1, Ordering::SeqCst) % 2 == 1, false)
+    }
+}
+
+/// Refuses deletes while it is told to.
+#[derive(Default)]
+struct KeepsAll {
+    keeps: AtomicBool,
+    refused: AtomicU64,
+}
+
+impl Gate for KeepsAll {
+    fn step(&self, what: &str, _at: &Path) -> (bool, bool) {
+        let refuses = what == "DELETE" && self.keeps.load(Ordering::SeqCst);
+        self.refused.fetch_add(u64::from(refuses), Ordering::SeqCst);
+        (!refuses, true)
     }
 }
 
@@ -124,6 +140,50 @@ async fn rounds_that_an_outage_cuts_lose_nothing_and_leave_nothing() {
     m.shutdown(LONG).await;
     let held = inner.list(None).map_ok(|o| o.size).try_fold(0, async |sum, size| Ok(sum + size));
     eprintln!("{} bytes in the bucket", held.await.expect("lists"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn segments_that_cannot_be_deleted_are_told_of_until_they_can() {
+    // Guards against a bucket that grows without a word, under an object lock or without the
+    // permission; and against giving up, or trying every moment.
+    let inner = Arc::new(InMemory::new());
+    let store = Gated::new(inner.clone(), KeepsAll::default());
+    let bench = Bench::over(store.clone()).await;
+    let m = bench.mount_with(|o| {
+        o.commit_interval = Duration::from_millis(20);
+        o.dead_grace = Duration::from_secs(1);
+    });
+    let m = m.await.expect("mounts");
+    store.gate.keeps.store(true, Ordering::SeqCst);
+    for name in ["a", "b"] {
+        let made = write_file(&m.fs, Ino::ROOT, name, &[1; 200_000]).await;
+        assert!(m.sync(LONG).await);
+        m.fs.unlink(Ino::ROOT, name.into()).await.expect("unlinks");
+        m.fs.forget(made, 1);
+        assert!(m.sync(LONG).await);
+    }
+    let told = |m: &Mounted| m.control.status().warnings.join("\n");
+    let since = Instant::now();
+    while !told(&m).contains("2 objects cannot be deleted") {
+        assert!(since.elapsed() < LONG, "{}", told(&m));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(told(&m).contains("s3:DeleteObject"), "{}", told(&m));
+    assert!(m.control.status().requests.errors >= 2, "they count as failed");
+    let refused = store.gate.refused.load(Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(store.gate.refused.load(Ordering::SeqCst) - refused < 8, "tried every moment");
+    m.shutdown(LONG).await;
+    store.gate.keeps.store(false, Ordering::SeqCst);
+    let m = bench.mount_with(|o| o.dead_grace = Duration::from_secs(1)).await.expect("mounts");
+    let segments = || inner.list(Some(&Path::from("seg"))).try_collect::<Vec<_>>();
+    let since = Instant::now();
+    while !segments().await.expect("lists").is_empty() {
+        assert!(since.elapsed() < LONG, "they stay");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(told(&m), "");
+    m.shutdown(LONG).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -23,6 +23,7 @@ use super::work::Work;
 use crate::base::SegmentId;
 use crate::journal::{Journal, JournalError};
 use crate::meta::{CommitRow, Stats, keys};
+use crate::store::error::{ErrorClass, class};
 use crate::store::kv::KvError;
 use crate::store::segments::SegmentStore;
 
@@ -46,7 +47,7 @@ impl Committer {
         let held = self.work.lock().take();
         let mut work = match held {
             Some(work) if Arc::ptr_eq(&work.generation, generation) => work,
-            _ => Work::new(generation.clone(), new_segment_id),
+            _ => Work::new(generation.clone(), self.segments.upload_max(), new_segment_id),
         };
         *self.sending.lock() = work.sending();
         let (row, stats) = match self.try_commit(&mut work).await {
@@ -113,7 +114,38 @@ impl Committer {
         Ok(Some((row, Stats::decode(&stats).map_err(ViewError::from)?)))
     }
 
+    /// Uploads what the bucket lacks. Where the store takes nothing so large, the generation is cut
+    /// into smaller segments at once; where it refuses for good, what is sent next is a byte.
     async fn upload(&self, work: &mut Work) -> Result<(), CommitError> {
+        if let Some(id) = work.to_try_out() {
+            self.segments.put_least(id).await.map_err(|e| CommitError::Upload(id, e))?;
+            work.tried_out();
+            // If that fails, it is deleted like what was given up.
+            if let Err(e) = self.segments.delete(id).await {
+                log::debug!("segment {id}, which was tried out, stays for now: {e}");
+            }
+        }
+        loop {
+            let before = self.segments.upload_max();
+            let (id, refusal) = match self.upload_missing(work).await {
+                Err(CommitError::Upload(id, e)) => (id, e),
+                outcome => return outcome,
+            };
+            let now = self.segments.upload_max();
+            match class(&refusal) {
+                ErrorClass::TooLarge if now < before => work.pack_again(now, new_segment_id),
+                ErrorClass::Throttled | ErrorClass::Transport | ErrorClass::AlreadyExists => {
+                    return Err(CommitError::Upload(id, refusal));
+                }
+                _ => {
+                    work.try_out_next(new_segment_id);
+                    return Err(CommitError::Upload(id, refusal));
+                }
+            }
+        }
+    }
+
+    async fn upload_missing(&self, work: &mut Work) -> Result<(), CommitError> {
         let todo = work.missing();
         let uploads: Vec<_> = todo
             .iter()

@@ -20,7 +20,7 @@ use super::work::Work;
 use crate::base::{JournalPos, SegmentId};
 use crate::journal::{Journal, JournalError};
 use crate::meta::CommitRow;
-use crate::store::error::{ErrorClass, class};
+use crate::store::error::{ErrorClass, class, in_one_line};
 use crate::store::kv::KvError;
 use crate::store::segments::SegmentStore;
 
@@ -106,7 +106,7 @@ pub enum CommitError {
     #[error(transparent)]
     View(#[from] ViewError),
     /// A segment could not be uploaded.
-    #[error("uploading segment {0}: {1}")]
+    #[error("uploading segment {0}: {text}", text = in_one_line(.1))]
     Upload(SegmentId, #[source] object_store::Error),
     /// A segment that is to be cleaned could not be read.
     #[error("moving live data out of segment {0}: {1}")]

@@ -84,17 +84,23 @@ impl Plan {
 }
 
 /// Packs the contents of `generation`, sorted by inode and offset, so that what is read
-/// together lies together. `new_id` names segments.
-pub fn pack(generation: &Generation, mut new_id: impl FnMut() -> SegmentId) -> Plan {
+/// together lies together; no segment is larger than `bytes_max`. `new_id` names segments.
+pub fn pack(
+    generation: &Generation,
+    bytes_max: u64,
+    mut new_id: impl FnMut() -> SegmentId,
+) -> Plan {
     let mut files: Vec<_> = generation.files.iter().filter(|(_, f)| !f.ranges.is_empty()).collect();
     files.sort_unstable_by_key(|(key, _)| **key);
+    let bytes_max = bytes_max.min(SEGMENT_BYTES_MAX);
     let mut plan = Plan::default();
     for (key, file) in files {
         let mut changes: Vec<Change> = Vec::new();
         for (start, end, source) in file.ranges.iter() {
             match source {
                 Source::Record { record, skip } => {
-                    place(&mut plan.segments, &mut changes, &mut new_id, start, end, record, skip)
+                    let to = (&mut plan.segments, bytes_max);
+                    place(to, &mut changes, &mut new_id, start, end, record, skip)
                 }
                 Source::Hole => changes.push(Change { start, end, to: None }),
                 Source::Segment { .. } => unreachable!("pending ranges are in the journal"),
@@ -106,7 +112,7 @@ pub fn pack(generation: &Generation, mut new_id: impl FnMut() -> SegmentId) -> P
 }
 
 fn place(
-    segments: &mut Vec<SegmentPlan>,
+    (segments, bytes_max): (&mut Vec<SegmentPlan>, u64),
     changes: &mut Vec<Change>,
     new_id: &mut impl FnMut() -> SegmentId,
     mut start: u64,
@@ -115,11 +121,11 @@ fn place(
     mut skip: u32,
 ) {
     while start < end {
-        if segments.last().is_none_or(|s| s.len >= SEGMENT_BYTES_MAX) {
+        if segments.last().is_none_or(|s| s.len >= bytes_max) {
             segments.push(SegmentPlan { id: new_id(), items: Vec::new(), len: 0 });
         }
         let segment = segments.last_mut().expect("one was just pushed");
-        let len = (end - start).min(SEGMENT_BYTES_MAX - segment.len) as u32;
+        let len = (end - start).min(bytes_max - segment.len) as u32;
         let at = (segment.id, segment.len);
         segment.items.push(Item { record, skip, len });
         segment.len += len as u64;
@@ -150,7 +156,7 @@ mod tests {
             write(&mut g, 7, i << 20, 1 << 20);
         }
         let mut next = 0;
-        let plan = pack(&g, || {
+        let plan = pack(&g, u64::MAX, || {
             next += 1;
             SegmentId([next; 16])
         });
@@ -161,6 +167,9 @@ mod tests {
         let shape: Vec<_> = changes.iter().map(|c| (c.start >> 20, c.end >> 20)).collect();
         assert_eq!(shape, [(0, 16), (16, 32), (32, 40)]);
         assert_eq!(changes[1].to, Some((SegmentId([2; 16]), 0)));
+        let smaller = pack(&g, 3 << 20, || SegmentId([1; 16]));
+        let lens: Vec<_> = smaller.segments.iter().map(|s| s.len >> 20).collect();
+        assert_eq!((lens.len(), lens[0], lens[13]), (14, 3, 1), "as large as the store takes");
     }
 
     #[test]
@@ -170,7 +179,7 @@ mod tests {
         for ino in [9, 3, 5] {
             write(&mut g, ino, 0, 100);
         }
-        let plan = pack(&g, || SegmentId([1; 16]));
+        let plan = pack(&g, u64::MAX, || SegmentId([1; 16]));
         let order: Vec<_> = plan.files.iter().map(|((ino, _), c, _)| (ino.0, c[0].to)).collect();
         let at = |offset| Some((SegmentId([1; 16]), offset));
         assert_eq!(order, [(3, at(0)), (5, at(100)), (9, at(200))]);

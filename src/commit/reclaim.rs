@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures::StreamExt;
 
 use super::committer::unix_secs;
@@ -10,7 +11,7 @@ use super::resolve::{self, Changes};
 use super::view::{View, ViewError};
 use crate::base::SegmentId;
 use crate::meta::{DecodeError, keys};
-use crate::store::error::{ErrorClass, class};
+use crate::store::error::{ErrorClass, class, sentence};
 use crate::store::segments::SegmentStore;
 
 /// Extents and attributes that one batch deletes.
@@ -19,8 +20,9 @@ const BATCH_ROWS: usize = 2_000;
 const BATCH_SEGMENTS: usize = 256;
 /// Segments that are deleted at once.
 const DELETES_PARALLEL: usize = 16;
-/// How long to leave it after a failure.
+/// How long to leave it after a failure; the pauses double while nothing can be deleted.
 const PAUSE: Duration = Duration::from_secs(60);
+const PAUSE_MAX: Duration = Duration::from_secs(3600);
 /// How often an idle mount looks for work that an earlier one left.
 const LOOK_EVERY: Duration = Duration::from_secs(1800);
 
@@ -31,6 +33,24 @@ pub struct State {
     looked: Option<Instant>,
     segments_due: Option<Instant>,
     not_before: Option<Instant>,
+    refused: Refused,
+}
+
+/// What is remembered of segments that could not be deleted.
+#[derive(Debug, Default)]
+struct Refused {
+    /// The pause before the next try.
+    pause: Duration,
+    /// The last row that was tried: the next try begins behind it, so that segments which somebody
+    /// holds (an object lock) do not keep those behind them.
+    behind: Option<Bytes>,
+}
+
+impl Refused {
+    fn next_pause(&mut self) -> Duration {
+        self.pause = (self.pause * 2).clamp(PAUSE, PAUSE_MAX);
+        self.pause
+    }
 }
 
 impl State {
@@ -70,7 +90,7 @@ pub async fn step(
         state.segments_due.get_or_insert_with(|| Instant::now() + grace);
     }
     if state.segments_due.is_some_and(|at| at <= Instant::now()) {
-        let next = delete_segments(view, segments, grace, spared).await?;
+        let next = delete_segments(view, segments, grace, spared, &mut state.refused).await?;
         state.segments_due = next.map(|wait| Instant::now() + wait);
     }
     Ok(freed)
@@ -127,9 +147,17 @@ async fn delete_segments(
     segments: &SegmentStore,
     grace: Duration,
     spared: impl Fn(SegmentId) -> bool,
+    refused: &mut Refused,
 ) -> Result<Option<Duration>, ViewError> {
-    let (from, to) = keys::all_with_tag(b'z');
+    let (first, to) = keys::all_with_tag(b'z');
+    let from = match refused.behind.take() {
+        Some(last) => [&last[..], &[0]].concat().into(),
+        None => first.clone(),
+    };
     let found = view.kv().scan(&from, &to, BATCH_SEGMENTS, 1 << 16).await?;
+    if found.is_empty() && from != first {
+        return Ok(Some(refused.next_pause()));
+    }
     let now = unix_secs();
     let mut dead = Vec::new();
     let mut held_back = false;
@@ -160,17 +188,35 @@ async fn delete_segments(
         .map(|(key, _, id)| async move { (key, id, segments.delete(id).await) })
         .buffer_unordered(DELETES_PARALLEL);
     let mut rows = Vec::new();
+    let (mut failed, mut last) = (0, None);
     while let Some((key, id, outcome)) = deletes.next().await {
         match outcome {
             Ok(()) => rows.push((key, None)),
             Err(e) if class(&e) == ErrorClass::NotFound => rows.push((key, None)),
             Err(e) => {
-                log::warn!("deleting segment {id} failed, will be tried again: {e}");
-                next = Some(PAUSE);
+                // All of a batch fail for one reason, as a rule.
+                if failed == 0 {
+                    log::warn!(
+                        "deleting segment {id} failed, will be tried again: {}",
+                        sentence(&e)
+                    );
+                }
+                failed += 1;
+                last = last.max(Some(key));
             }
         }
     }
     drop(deletes);
+    match (failed, rows.len()) {
+        (0, 0) => {}
+        (0, _) => refused.pause = Duration::ZERO,
+        // Those behind them may go.
+        (_, 1..) => (refused.behind, next) = (last, Some(PAUSE)),
+        _ => (refused.behind, next) = (last, Some(refused.next_pause())),
+    }
+    if failed > 1 {
+        log::warn!("{failed} segments could not be deleted");
+    }
     view.kv().commit(rows).await?;
     Ok(next)
 }

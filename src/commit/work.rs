@@ -20,16 +20,57 @@ pub(super) struct Work {
     /// For each segment of the plan, whether the bucket has it.
     uploaded: Vec<bool>,
     abandoned: Vec<SegmentId>,
+    /// The name of the smallest segment there is, by which it is tried out whether the store takes
+    /// any after it refused one for good.
+    try_out: Option<SegmentId>,
     /// Bytes of older segments that nothing refers to once this is committed.
     pub(super) freed: u64,
 }
 
 impl Work {
-    /// A first try.
-    pub(super) fn new(generation: Arc<Generation>, new_id: impl FnMut() -> SegmentId) -> Work {
-        let plan = pack(&generation, new_id);
+    /// A first try, with segments of at most `bytes_max`.
+    pub(super) fn new(
+        generation: Arc<Generation>,
+        bytes_max: u64,
+        new_id: impl FnMut() -> SegmentId,
+    ) -> Work {
+        let plan = pack(&generation, bytes_max, new_id);
         let uploaded = vec![false; plan.segments.len()];
-        Work { generation, plan, uploaded, abandoned: Vec::new(), freed: 0 }
+        Work { generation, plan, uploaded, abandoned: Vec::new(), try_out: None, freed: 0 }
+    }
+
+    /// Starts over with segments of at most `bytes_max`. Every old name is given up.
+    pub(super) fn pack_again(&mut self, bytes_max: u64, new_id: impl FnMut() -> SegmentId) {
+        let old: Vec<_> = self.plan.segments.iter().map(|segment| segment.id).collect();
+        old.into_iter().for_each(|id| self.give_up(id));
+        self.plan = pack(&self.generation, bytes_max, new_id);
+        self.uploaded = vec![false; self.plan.segments.len()];
+    }
+
+    fn give_up(&mut self, id: SegmentId) {
+        if self.abandoned.len() < ABANDONED_MAX {
+            self.abandoned.push(id);
+        }
+    }
+
+    /// The store refused an upload for good: before more is sent, a segment of this name is to be
+    /// tried. It is deleted like what was given up.
+    pub(super) fn try_out_next(&mut self, new_id: impl FnOnce() -> SegmentId) {
+        if self.try_out.is_none() {
+            let id = new_id();
+            self.try_out = Some(id);
+            self.give_up(id);
+        }
+    }
+
+    /// What is to be tried before more is sent.
+    pub(super) fn to_try_out(&self) -> Option<SegmentId> {
+        self.try_out
+    }
+
+    /// It was taken.
+    pub(super) fn tried_out(&mut self) {
+        self.try_out = None;
     }
 
     /// What of it the bucket has.
@@ -54,11 +95,12 @@ impl Work {
     /// The uploads of the segments at `started` that have not succeeded are given up: what may
     /// be under their names is unknown, so the next try takes new ones.
     pub(super) fn abandon(&mut self, started: &[usize], mut new_id: impl FnMut() -> SegmentId) {
-        for &at in started.iter().filter(|&&at| !self.uploaded[at]) {
-            let (old, new) = (self.plan.segments[at].id, new_id());
-            if self.abandoned.len() < ABANDONED_MAX {
-                self.abandoned.push(old);
+        for &at in started {
+            if self.uploaded[at] {
+                continue;
             }
+            let (old, new) = (self.plan.segments[at].id, new_id());
+            self.give_up(old);
             self.plan.rename(old, new);
         }
     }
@@ -100,7 +142,7 @@ mod tests {
             next += 1;
             SegmentId([next; 16])
         };
-        let mut work = Work::new(Arc::new(generation), &mut new_id);
+        let mut work = Work::new(Arc::new(generation), u64::MAX, &mut new_id);
         assert_eq!(work.missing(), [0, 1, 2]);
         work.has(0);
         assert_eq!((work.sending().planned >> 20, work.sending().landed >> 20), (40, 16));

@@ -17,7 +17,7 @@ use crate::base::{VolumeId, counted};
 use crate::commit::{Committer, View, WriterState};
 use crate::data::BlockCache;
 use crate::journal::Journal;
-use crate::store::{Health, Sealed};
+use crate::store::{Health, Refusals, Sealed};
 
 /// Over how long the upload rate is averaged.
 const RATE_SPAN: Duration = Duration::from_secs(10);
@@ -86,6 +86,31 @@ fn unix_secs(t: SystemTime) -> u64 {
     t.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
+/// What the store refuses, in words.
+fn refused(refusals: &Refusals, store: &str) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(bytes) = refusals.too_large {
+        warnings.push(format!(
+            "uploads of {bytes} bytes are too large for the store or a proxy before it (413), so \
+             data go in smaller pieces while that works; raise the limit of the proxy \
+             (client_max_body_size of nginx) to 17 MiB or more"
+        ));
+    }
+    if let Some(why) = &refusals.upload {
+        warnings.push(format!(
+            "the store refuses uploads, which waiting does not mend: {why}; see why: sealfs doctor {store}"
+        ));
+    }
+    if let Some((count, why)) = &refusals.deletes {
+        warnings.push(format!(
+            "{count} objects cannot be deleted, so the bucket grows: {why}; grant s3:DeleteObject (see \
+             sealfs doctor {store} --iam-policy), or lift what holds them: an object lock, MFA \
+             delete, a policy of the bucket"
+        ));
+    }
+    warnings
+}
+
 impl Shared {
     fn connection(&self) -> Connection {
         let Some(committer) = &self.committer else { return Connection::ReadOnly };
@@ -134,6 +159,7 @@ impl Shared {
                  of the bucket may go unnoticed: {why}; make the directory writable, or free space"
             ));
         }
+        warnings.extend(refused(&self.layers.retry.refusals(), &self.store));
         if let Some(aside) = &self.set_aside {
             let aside = aside.display();
             warnings.push(format!(

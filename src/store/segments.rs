@@ -1,6 +1,6 @@
 //! Segments: the objects that hold file data, named by 128 random bits and written once.
 
-use super::error::{ErrorClass, StoreError};
+use super::error::{ErrorClass, StoreError, class};
 use crate::base::SegmentId;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -10,6 +10,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, Result};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 /// What all segment names begin with.
@@ -30,12 +31,23 @@ pub struct SegmentMeta {
 #[derive(Clone)]
 pub struct SegmentStore {
     store: Arc<dyn ObjectStore>,
+    /// See [`SegmentStore::upload_max`].
+    upload_max: Arc<AtomicU64>,
 }
+
+/// The smallest segments that a limit on uploads leads to, in plaintext bytes.
+pub const UPLOAD_LEAST: u64 = 64 << 10;
 
 impl SegmentStore {
     /// Over `store`, which is the sealed layer.
     pub fn new(store: Arc<dyn ObjectStore>) -> SegmentStore {
-        SegmentStore { store }
+        SegmentStore { store, upload_max: Arc::new(AtomicU64::new(u64::MAX)) }
+    }
+
+    /// The most plaintext that a new segment may have: halved with every one that was too large for
+    /// the store or for a proxy before it, down to [`UPLOAD_LEAST`]. Holds for the life of the mount.
+    pub fn upload_max(&self) -> u64 {
+        self.upload_max.load(Ordering::Relaxed)
     }
 
     /// `seg/ab/abcdef…`: two hex digits of the id spread listings and local directories.
@@ -62,11 +74,30 @@ impl SegmentStore {
     /// store has it durably.
     ///
     /// # Errors
-    /// The store's; [`ErrorClass::AlreadyExists`] if a *different* object has this name.
+    /// The store's; [`ErrorClass::AlreadyExists`] if a *different* object has this name;
+    /// [`ErrorClass::TooLarge`] after which [`SegmentStore::upload_max`] is smaller.
     pub async fn put(&self, id: SegmentId, parts: Vec<Bytes>) -> Result<()> {
         let payload = PutPayload::from_iter(parts);
         let name = SegmentStore::name(id);
-        self.store.put_opts(&name, payload, PutMode::Create.into()).await.map(|_| ())
+        let len = payload.content_length() as u64;
+        let outcome = self.store.put_opts(&name, payload, PutMode::Create.into()).await;
+        if outcome.as_ref().is_err_and(|e| class(e) == ErrorClass::TooLarge) {
+            let smaller = (len / 2).max(UPLOAD_LEAST);
+            if self.upload_max.fetch_min(smaller, Ordering::Relaxed) > smaller {
+                log::warn!(
+                    "segments of {len} bytes are too large for the store or a proxy before it: {smaller} at most from now on"
+                );
+            }
+        }
+        outcome.map(drop)
+    }
+
+    /// Whether the store takes a segment at all: puts one of a byte, which may be there already.
+    pub async fn put_least(&self, id: SegmentId) -> Result<()> {
+        match self.put(id, vec![Bytes::from_static(b"0")]).await {
+            Err(e) if class(&e) == ErrorClass::AlreadyExists => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// Plaintext bytes `range` of a segment, all of them, authenticated.

@@ -68,7 +68,7 @@ pub(super) async fn carry(
 ) -> Result<Carried, CommitError> {
     let Order { kv, segments, chosen, ids, reserved, from } = order;
     let (pieces, next, extents) = pieces(&kv, &chosen, from).await?;
-    let Layout { outputs, left_out, odd } = plan::layout(pieces, &chosen);
+    let Layout { outputs, left_out, odd } = plan::layout(pieces, &chosen, segments.upload_max());
     for id in odd {
         log::warn!("segment {id} is not cleaned: its rows contradict each other, see sealfs fsck");
     }

@@ -27,6 +27,7 @@ use tokio::task::JoinHandle;
 
 use super::attempt::new_segment_id;
 use super::committer::{CommitError, Committer, unix_secs};
+use super::pack::SEGMENT_BYTES_MAX;
 use super::pending::FileKey;
 use super::resolve::{self, Changes};
 use super::scan::Cursor;
@@ -234,8 +235,13 @@ impl Committer {
         let kv = self.view.kv();
         let mut chooser = Chooser::new(self.options.clean, state.learned);
         let mut cursor = Cursor::new(kv, b's');
+        // What is live of one goes into one: that must not be larger than the store takes.
+        let bytes_max = self.segments.upload_max();
         while let Some((key, value)) = cursor.next().await? {
             let (id, row) = resolve::segment_row(&key, &value).map_err(ViewError::from)?;
+            if row.live > bytes_max && row.live <= SEGMENT_BYTES_MAX {
+                continue;
+            }
             chooser.see(id, row);
         }
         let Choice { segments: chosen, more, stored } = chooser.choice();

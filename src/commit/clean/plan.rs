@@ -68,7 +68,12 @@ pub(super) struct Layout {
 /// together in a segment stays together (it was written together), and segments follow each
 /// other in the order of the first file in each: so pieces that were appended to a file one by
 /// one become one extent. All pieces of a segment go to the same output.
-pub(super) fn layout(pieces: Vec<Piece>, chosen: &HashMap<SegmentId, SegmentRow>) -> Layout {
+/// None is larger than `bytes_max`, if no source is.
+pub(super) fn layout(
+    pieces: Vec<Piece>,
+    chosen: &HashMap<SegmentId, SegmentRow>,
+    bytes_max: u64,
+) -> Layout {
     let mut place = HashMap::new();
     let mut groups: Vec<(SegmentId, Vec<Piece>)> = Vec::new();
     for piece in pieces {
@@ -95,7 +100,7 @@ pub(super) fn layout(pieces: Vec<Piece>, chosen: &HashMap<SegmentId, SegmentRow>
         }
         group.sort_by_key(|piece| piece.extent.offset);
         let fits = |o: &Output| {
-            o.len + len <= SEGMENT_BYTES_MAX
+            o.len + len <= SEGMENT_BYTES_MAX.min(bytes_max)
                 && o.pieces.len() + group.len() <= OUTPUT_PIECES
                 && sources < OUTPUT_SOURCES
         };
@@ -191,7 +196,7 @@ mod tests {
             piece(4, 0, 9 * MIB, 3, 0),
             piece(5, 0, 8 * MIB, 4, 0),
         ];
-        let outputs = layout(rows, &full(1..=4)).outputs;
+        let outputs = layout(rows, &full(1..=4), u64::MAX).outputs;
         let shape = |o: &Output| {
             o.pieces.iter().map(|p| (p.extent.segment.0[0], p.extent.offset)).collect::<Vec<_>>()
         };
@@ -215,11 +220,11 @@ mod tests {
             piece(1, 30, 40, 3, u64::MAX - 1),
         ];
         pieces.extend((0..4097).map(|n| piece(2 + n, 0, 1, 4, n)));
-        let all = layout(pieces.clone(), &chosen);
+        let all = layout(pieces.clone(), &chosen, u64::MAX);
         assert_eq!(all.odd, [segment(1), segment(2), segment(3)]);
         assert_eq!((all.outputs.len(), all.left_out), (0, 1));
         pieces.pop();
-        let fewer = layout(pieces, &chosen);
+        let fewer = layout(pieces, &chosen, u64::MAX);
         assert_eq!((fewer.outputs.len(), fewer.left_out), (1, 0));
         let many = (0..1025u64).map(|n| {
             let id = SegmentId((n as u128).to_be_bytes());
@@ -228,7 +233,7 @@ mod tests {
         });
         let (pieces, chosen): (Vec<_>, HashMap<_, _>) = many.unzip();
         let sizes: Vec<_> =
-            layout(pieces, &chosen).outputs.iter().map(|o| o.pieces.len()).collect();
+            layout(pieces, &chosen, u64::MAX).outputs.iter().map(|o| o.pieces.len()).collect();
         assert_eq!(sizes, [512, 512, 1], "a request for each, before anything is uploaded");
     }
 
