@@ -633,3 +633,69 @@ fn a_passphrase_is_asked_for_three_times_but_not_for_a_volume_that_is_not_there(
     assert_eq!(status, Some(5), "{said}");
     assert!(said.contains("already") && !said.contains("passphrase: "), "{said}");
 }
+
+#[test]
+fn a_passphrase_that_is_guessed_at_once_is_refused_unless_told() {
+    // Guards against a volume sealed under "x": whoever reads the bucket has the keyring to try
+    // passphrases on.
+    let v = Volume::bare();
+    let pass = v.text("passphrase");
+    let init = ["init", &v.url(), "--passphrase-file", &pass];
+    for weak in ["x", "password1", "12345678", "qwertyuiop", "sealfs"] {
+        std::fs::write(&pass, weak).expect("writes");
+        let said = v.fails(&init, 2);
+        assert!(said.starts_with("sealfs: error: the passphrase is too easy to guess: in about "));
+        assert!(said.contains("\nhint: ") && said.contains("--weak-passphrase"), "{said}");
+        assert!(!said.contains(&format!("\"{weak}\"")), "never shown");
+    }
+    let script = format!(
+        "exec {} init {} --passphrase-fd 3 3<{pass}",
+        env!("CARGO_BIN_EXE_sealfs"),
+        v.url()
+    );
+    let fd = std::process::Command::new("bash").args(["-c", &script]).output().expect("bash runs");
+    assert_eq!(fd.status.code(), Some(2), "{fd:?}");
+    let told = v.run(&[&init[..], &["--weak-passphrase"]].concat());
+    assert!(told.status.success(), "{told:?}");
+    assert!(
+        String::from_utf8_lossy(&told.stderr).contains("warning: the passphrase can be guessed")
+    );
+    // What init leaves in a directory is its owner's alone, whatever the umask.
+    for entry in walkdir::WalkDir::new(v.path("store")).min_depth(1) {
+        let entry = entry.expect("lists");
+        let mode = std::os::unix::fs::MetadataExt::mode(&entry.metadata().expect("stats"));
+        assert_eq!(mode & 0o077, 0, "{}", entry.path().display());
+    }
+}
+
+#[test]
+fn a_control_socket_of_a_stranger_is_not_believed() {
+    // Guards against another user who listens in the place of the daemon, and says to `umount`
+    // that everything is in the bucket.
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("skipped: only root can act as a stranger");
+        return;
+    }
+    let v = Volume::bare();
+    let vault = v.vault().canonicalize().expect("is there");
+    let hash = <sha2::Sha256 as sha2::Digest>::digest(vault.display().to_string());
+    let socket = v.path("run").join(format!("{}.sock", sealfs::base::hex(&hash[..8])));
+    let script = "import os, socket, sys, time; os.setuid(65534); \
+                  s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); \
+                  print('ready', flush=True); time.sleep(60)";
+    for dir in [v.path("run"), v.path("")] {
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(dir, open).expect("own directory");
+    }
+    let stranger = std::process::Command::new("python3")
+        .args(["-c", script, &socket.display().to_string()])
+        .stdout(std::process::Stdio::piped())
+        .spawn();
+    let mut stranger = mounts::Holder(stranger.expect("python runs"));
+    let mut ready = [0; 5];
+    let out = stranger.0.stdout.as_mut().expect("piped");
+    std::io::Read::read_exact(out, &mut ready).expect("it listens");
+    let said = v.fails(&["status", &vault.display().to_string()], 9);
+    assert!(said.contains("is not a sealfs mount"), "{said}");
+}

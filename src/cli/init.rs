@@ -12,6 +12,7 @@ use super::args::{SecretArgs, StoreArgs};
 use super::doctor::describe;
 use super::exit::{Exit, Failure, Outcome};
 use super::signals::{self, UNDO_MAX};
+use super::strength::WeakArgs;
 
 /// Flags of `sealfs init`.
 #[derive(Args, Clone, Debug)]
@@ -22,7 +23,8 @@ Examples:
   sealfs init file:///srv/store --key-file /root/volume.key
 
 Without a key flag it asks for a passphrase, twice. Keep the passphrase: without it, or
-another key that was added, nobody can ever read the volume, and nothing can reset it.")]
+another key that was added, nobody can ever read the volume, and nothing can reset it. One that
+is easily guessed is refused: whoever reads the bucket can try them at home.")]
 pub struct InitArgs {
     /// s3://BUCKET[/PREFIX] or file:///ABSOLUTE/DIRECTORY; nothing may be there yet
     #[arg(value_name = "STORE")]
@@ -31,6 +33,8 @@ pub struct InitArgs {
     access: StoreArgs,
     #[command(flatten)]
     secret: SecretArgs,
+    #[command(flatten)]
+    weak: WeakArgs,
     /// A name for this key
     #[arg(long, value_name = "TEXT", default_value = "first")]
     label: String,
@@ -61,6 +65,7 @@ pub fn run(args: InitArgs) -> Outcome {
     super::keep_private();
     // A bucket that is still to be made cannot be looked at.
     let secret = args.secret.read_new((!args.create_bucket).then_some(&store))?;
+    args.weak.check(&secret)?;
     // SAFETY: these calls take nothing and cannot fail (getuid(2)).
     let owner = unsafe { (libc::getuid(), libc::getgid()) };
     let kdf = KdfParams::default();

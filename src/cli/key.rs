@@ -17,6 +17,7 @@ use super::dirs::{absolute_or, state_dir};
 use super::exit::{Exit, Failure, Outcome};
 use super::runtime;
 use super::secret::NewSecretArgs;
+use super::strength::WeakArgs;
 
 /// `sealfs key …`
 #[derive(Args, Clone, Debug)]
@@ -110,6 +111,8 @@ struct AddArgs {
     #[command(flatten)]
     new: NewSecretArgs,
     #[command(flatten)]
+    weak: WeakArgs,
+    #[command(flatten)]
     secret: SecretArgs,
 }
 
@@ -133,6 +136,8 @@ struct PassphraseArgs {
     keep_epoch: bool,
     #[command(flatten)]
     new: NewSecretArgs,
+    #[command(flatten)]
+    weak: WeakArgs,
     #[command(flatten)]
     secret: SecretArgs,
 }
@@ -216,6 +221,7 @@ fn add(args: &AddArgs) -> Outcome {
     // A wrong key is said before a new passphrase is asked for.
     runtime()?.block_on(open_keyring(&options))?;
     let new = args.new.read()?;
+    args.weak.check(&new)?;
     let now = now_secs();
     let done = change(&args.at, &options, |ring, keys| {
         let id = ring.add_slot(keys, &new, &args.label, KdfParams::default(), now)?;
@@ -249,6 +255,7 @@ fn passphrase(args: &PassphraseArgs) -> Outcome {
         return Err(Failure::new(Exit::Usage, "the new one is no passphrase")
             .hint(format!("sealfs key add {} --label …", args.at.store)));
     }
+    args.weak.check(&new)?;
     let (now, rotate) = (now_secs(), !args.keep_epoch);
     changed(&args.at, &options, |ring, keys| {
         let (to, keys) = ring.replace_slot(keys, id, &new, KdfParams::default(), now, rotate)?;

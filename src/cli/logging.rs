@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -171,8 +171,25 @@ struct LogFile {
 
 impl LogFile {
     fn open(path: &Path) -> io::Result<LogFile> {
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-        let bytes = file.metadata()?.len();
+        // A link, or a file of somebody else's, could lead to anything that this user may write;
+        // a pipe without a reader would hold the mount up.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let mut options = OpenOptions::new();
+        let file = options.create(true).append(true).mode(0o600).custom_flags(flags).open(path);
+        let file = file.map_err(|e| match e.raw_os_error() {
+            Some(libc::ELOOP) => io::Error::other("it is a symbolic link"),
+            _ => e,
+        })?;
+        let meta = file.metadata()?;
+        let kind = meta.file_type();
+        if !kind.is_file() && !kind.is_char_device() {
+            return Err(io::Error::other("it is neither a file nor a terminal"));
+        }
+        // SAFETY: geteuid has no preconditions and cannot fail.
+        if kind.is_file() && meta.uid() != unsafe { libc::geteuid() } {
+            return Err(io::Error::other("it belongs to another user"));
+        }
+        let bytes = if kind.is_file() { meta.len() } else { 0 };
         Ok(LogFile { path: path.into(), file, bytes })
     }
 
@@ -236,6 +253,22 @@ mod tests {
         }
         assert!(path.metadata().expect("exists").len() <= FILE_BYTES_MAX);
         assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 2);
+    }
+
+    #[test]
+    fn a_log_goes_to_a_file_of_its_own_user_and_through_no_link() {
+        // Guards against root's daemon appending to, or renaming, what a user has put there.
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (log, link) = (dir.path().join("log"), dir.path().join("link"));
+        std::os::unix::fs::symlink(&log, &link).expect("links");
+        let why = |path: &Path| LogFile::open(path).err().map(|e| e.to_string());
+        assert_eq!(why(&link).as_deref(), Some("it is a symbolic link"));
+        assert!(!log.exists(), "nothing was made behind it");
+        assert_eq!(why(&log), None);
+        assert_eq!(why(Path::new("/dev/null")), None);
+        if std::os::unix::fs::chown(&log, Some(65534), None).is_ok() {
+            assert_eq!(why(&log).as_deref(), Some("it belongs to another user"));
+        }
     }
 
     #[test]

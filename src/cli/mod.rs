@@ -31,6 +31,7 @@ mod socket;
 mod sse;
 mod sse_report;
 mod status;
+mod strength;
 mod sync;
 mod umount;
 mod user;
@@ -88,8 +89,11 @@ Examples:
     )
 }
 
-/// Keeps keys out of core dumps, or says on stderr that it cannot.
+/// Keeps keys out of core dumps, or says on stderr that it cannot; and what this process makes
+/// its owner's alone, the objects of a `file://` store among it.
 fn keep_private() {
+    // SAFETY: umask cannot fail.
+    unsafe { libc::umask(0o077) };
     if let Err(e) = crate::seal::forbid_dumps() {
         eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
     }
@@ -137,6 +141,7 @@ mod tests {
         Some(match flag {
             "endpoint-url" | "region" | "profile" | "allow-http" => "Store",
             "passphrase-file" | "passphrase-fd" | "key-file" => "Key",
+            "new-passphrase-file" | "new-passphrase-fd" | "new-key-file" => "New key",
             "log-file" | "log-level" => "Log",
             "object-tag" => "Server-side encryption",
             sse if sse == "sse" || sse.starts_with("sse-") => "Server-side encryption",

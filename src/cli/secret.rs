@@ -84,19 +84,21 @@ impl SecretArgs {
     }
 }
 
+/// The heading of `--help`; each flag names it, since one of the group would go on for other flags.
+const NEW_KEY: &str = "New key";
+
 /// Where a new secret comes from. As little as the old one from the command line itself.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "New key")]
 #[group(multiple = false)]
 pub struct NewSecretArgs {
     /// Read the new passphrase from a file (one line)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = NEW_KEY, value_name = "FILE")]
     new_passphrase_file: Option<PathBuf>,
     /// Read the new passphrase from an open file descriptor (one line)
-    #[arg(long, value_name = "N")]
+    #[arg(long, help_heading = NEW_KEY, value_name = "N")]
     new_passphrase_fd: Option<i32>,
     /// Use a file of 32 bytes or more as the new key
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = NEW_KEY, value_name = "FILE")]
     new_key_file: Option<PathBuf>,
     /// Make a recovery key, and print it once
     #[arg(long)]

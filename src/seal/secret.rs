@@ -45,7 +45,8 @@ impl<T> Locked<T> {
     /// slot is merely left out of core dumps. Aborts the process when it is out of memory, as
     /// any allocation does.
     pub fn new(value: T) -> Locked<T> {
-        const { assert!(size_of::<T>() <= SLOT && align_of::<T>() <= 4096) };
+        // Slots lie SLOT apart in a mapping that begins at a page: that is all the alignment there is.
+        const { assert!(size_of::<T>() <= SLOT && align_of::<T>() <= SLOT) };
         let slot = take_slot().cast::<T>();
         // SAFETY: the slot is unused, ours, large enough and aligned for T (checked above).
         unsafe { slot.write(value) };
@@ -191,6 +192,18 @@ mod tests {
             })
             .collect();
         assert!(threads.into_iter().all(|t| t.join().unwrap()));
+    }
+
+    #[test]
+    fn every_slot_is_aligned_for_whatever_is_allowed_in_it() {
+        // Guards against a reference that is not aligned, which is undefined behaviour: the second
+        // slot of a page, for one.
+        #[repr(align(2048))]
+        struct Wide([u8; 2048]);
+        let held: Vec<_> = (0..70).map(|_| Locked::new(Wide([1; 2048]))).collect();
+        for wide in &held {
+            assert_eq!(wide.0.as_ptr().addr() % 2048, 0);
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -104,7 +104,7 @@ impl FileStore {
         let mut name = target.as_os_str().to_owned();
         name.push(format!("#{}{number:09}", std::process::id()));
         let path = PathBuf::from(name);
-        let open = || OpenOptions::new().write(true).create_new(true).open(&path);
+        let open = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let file = match open() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 create_dirs(target.parent().unwrap_or(FsPath::new("/")))?;
