@@ -533,14 +533,21 @@ fn whatever_waits_for_a_silent_store_says_so_and_stops_at_a_signal() {
     let (url, pass, log) = (v.url(), v.text("passphrase"), v.text("log"));
     let mount = v.mount_args(&["--read-timeout", "60s"]);
     let mount: Vec<_> = mount.iter().map(String::as_str).collect();
-    let foreground = [&mount[..], &["--foreground"]].concat();
+    // Each on a directory of its own: one start at a time on each.
+    let places = ["second", "third"].map(|name| v.text(name));
+    let [foreground, hung_up] = places.each_ref().map(|place| {
+        fs::create_dir(place).expect("a fresh directory");
+        let mut args = [&mount[..], &["--foreground"]].concat();
+        args[2] = place;
+        args
+    });
     let key = ["--passphrase-file", &pass];
     let other = format!("{url}/other");
     let recover = ["recover", &journal, &out, "--store", &url];
     let commands = [
         (mount.clone(), libc::SIGINT),
-        (foreground.clone(), libc::SIGINT),
-        (foreground, libc::SIGHUP),
+        (foreground, libc::SIGINT),
+        (hung_up, libc::SIGHUP),
         ([&["fsck", &url][..], &key].concat(), libc::SIGINT),
         ([&["fsck", &url, "--repair"][..], &key].concat(), libc::SIGTERM),
         (vec!["doctor", &url], libc::SIGINT),

@@ -509,7 +509,7 @@ fn a_holder_that_slept_through_a_takeover_writes_nothing_more_and_keeps_its_work
     let journal = volume_dir.join("journal").display().to_string();
     let out = v.text("out");
     let said = v.ok(&["recover", &journal, &out, "--store", &url, "--passphrase-file", &pass]);
-    assert!(said.contains("1 files"), "{said}");
+    assert!(said.contains("1 file ("), "{said}");
     let saved = fs::read(v.path("out").join("of the first")).expect("recovered");
     assert!(saved == noise(1, 100_000));
     v.fails(&["recover", &v.text("store"), &out, "--store", &url, "--passphrase-file", &pass], 2);

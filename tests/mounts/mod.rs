@@ -58,6 +58,21 @@ pub struct Volume {
     remote: Option<Remote>,
 }
 
+/// Gives a command the signals of a terminal. Who runs the tests in the background, or under nohup(1),
+/// leaves them SIGINT and SIGHUP ignored, and children inherit that.
+pub fn with_own_signals(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    let restore = || {
+        for signal in [libc::SIGINT, libc::SIGHUP] {
+            // SAFETY: signal(2) may be called between fork and exec.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: `restore` calls nothing but signal(2).
+    unsafe { command.pre_exec(restore) };
+}
+
 impl Volume {
     /// Makes the directories and the passphrase, not the volume.
     pub fn bare() -> Volume {
@@ -126,6 +141,7 @@ impl Volume {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sealfs"));
         command.args(args).env("SEALFS_RUNTIME_DIR", self.path("run")).stdin(Stdio::null());
         command.envs(self.remote.iter().flat_map(|r| r.env.clone()));
+        with_own_signals(&mut command);
         command
     }
 
