@@ -25,6 +25,13 @@ pub(super) struct Rights {
     capabilities: u64,
 }
 
+/// A file of `/proc`, as far as it can be read. The name of a process, in its first line, may be cut in
+/// the middle of a character.
+fn text_of(path: &str) -> String {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// The user and the group that count for files: the last of four (proc_pid_status(5)).
 const FSID: usize = 3;
 
@@ -34,7 +41,7 @@ impl Rights {
         let thread = format!("/proc/{}", caller.pid);
         let status = match caller.pid {
             0 => String::new(),
-            _ => std::fs::read_to_string(format!("{thread}/status")).unwrap_or_default(),
+            _ => text_of(&format!("{thread}/status")),
         };
         let mut rights = Rights::parse(&status, caller);
         rights.groups.push(caller.gid);

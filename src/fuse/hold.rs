@@ -175,7 +175,8 @@ impl<P: Fn(bool)> Watch<P> {
             if mounts.is_empty() {
                 return Ok(()); // unmounted
             }
-            let all = mounts.iter().all(|mount| self.restore(mount));
+            // Each of them, whatever became of the one before.
+            let all = mounts.iter().filter(|mount| !self.restore(mount)).count() == 0;
             self.told &= !all;
             (self.powerless)(self.told);
             again = (!all && !self.told).then_some(AGAIN);
@@ -238,24 +239,37 @@ impl<P: Fn(bool)> Watch<P> {
 /// Sets `missing` on `mount`. `NotFound`: its path leads elsewhere by now.
 fn put_back(mount: &Mount, missing: Held) -> io::Result<()> {
     let root = open_root(mount)?;
-    let of_mount = missing.without(SYNC);
-    if !of_mount.is_empty() {
-        match set_attributes(&root, of_mount) {
-            // Before Linux 5.12, or forbidden by a filter of system calls.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
-                remount(mount, &root, libc::MS_BIND, of_mount)?;
-            }
-            done => done?,
-        }
+    let rest = missing.without(SYNC).without(READ_ONLY);
+    add(mount, &root, rest, rest)?;
+    // An option of the whole file system, which would become read-only through a mount that is.
+    if missing.has(SYNC) && !mount.held.has(READ_ONLY) {
+        remount(mount, &root, 0, Held(rest.0 | SYNC.0))?;
     }
-    if missing.has(SYNC) { remount(mount, &root, 0, missing) } else { Ok(()) }
+    // Last and alone: a file that is open for writing forbids it (EBUSY), and all that is set with
+    // it.
+    add(mount, &root, missing.without(rest).without(SYNC), missing)
+}
+
+/// Adds attributes to a mount that has `all` of them afterwards.
+fn add(mount: &Mount, root: &OwnedFd, attributes: Held, all: Held) -> io::Result<()> {
+    if attributes.is_empty() {
+        return Ok(());
+    }
+    match set_attributes(root, attributes) {
+        // Before Linux 5.12, or forbidden by a filter of system calls.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+            remount(mount, root, libc::MS_BIND, all.without(SYNC))
+        }
+        done => done,
+    }
 }
 
 /// A descriptor of the root of `mount`, which asks nothing of the daemon. Not held for long: it
 /// keeps the mount from being unmounted.
 fn open_root(mount: &Mount) -> io::Result<OwnedFd> {
     let path = CString::new(mount.point.as_os_str().as_bytes())?;
-    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    // A bind mount may be of a single file.
+    let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
     // SAFETY: the path is a NUL-terminated string that outlives the call.
     let fd = unsafe { libc::open(path.as_ptr(), flags) };
     if fd < 0 {

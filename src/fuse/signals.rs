@@ -18,8 +18,9 @@ const HARMLESS: u64 = bit(libc::SIGCHLD)
 
 /// Whether a signal is pending that ends thread `tid`; false where that cannot be seen.
 pub(super) fn is_dying(tid: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{tid}/status"));
-    status.is_ok_and(|status| has_fatal_signal(&status))
+    // The name in its first line may be cut in the middle of a character.
+    let status = std::fs::read(format!("/proc/{tid}/status"));
+    status.is_ok_and(|status| has_fatal_signal(&String::from_utf8_lossy(&status)))
 }
 
 /// The same from the text of `/proc/TID/status` (proc_pid_status(5)). Linux turns what ends a
