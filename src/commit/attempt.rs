@@ -126,14 +126,16 @@ impl Committer {
             }
         }
         loop {
-            let before = self.segments.upload_max();
             let (id, refusal) = match self.upload_missing(work).await {
                 Err(CommitError::Upload(id, e)) => (id, e),
                 outcome => return outcome,
             };
             let now = self.segments.upload_max();
             match class(&refusal) {
-                ErrorClass::TooLarge if now < before => work.pack_again(now, new_segment_id),
+                // Whoever found out that this is the limit: a round of cleaning, perhaps.
+                ErrorClass::TooLarge if now < work.largest() => {
+                    work.pack_again(now, new_segment_id);
+                }
                 ErrorClass::Throttled | ErrorClass::Transport | ErrorClass::AlreadyExists => {
                     return Err(CommitError::Upload(id, refusal));
                 }

@@ -211,7 +211,10 @@ async fn delete_segments(
         (0, 0) => {}
         (0, _) => refused.pause = Duration::ZERO,
         // Those behind them may go.
-        (_, 1..) => (refused.behind, next) = (last, Some(PAUSE)),
+        (_, 1..) => {
+            (refused.behind, refused.pause) = (last, Duration::ZERO);
+            next = next.or(Some(PAUSE));
+        }
         _ => (refused.behind, next) = (last, Some(refused.next_pause())),
     }
     if failed > 1 {

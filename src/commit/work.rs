@@ -39,6 +39,11 @@ impl Work {
         Work { generation, plan, uploaded, abandoned: Vec::new(), try_out: None, freed: 0 }
     }
 
+    /// Plaintext bytes of the largest segment.
+    pub(super) fn largest(&self) -> u64 {
+        self.plan.segments.iter().map(|segment| segment.len).max().unwrap_or(0)
+    }
+
     /// Starts over with segments of at most `bytes_max`. Every old name is given up.
     pub(super) fn pack_again(&mut self, bytes_max: u64, new_id: impl FnMut() -> SegmentId) {
         let old: Vec<_> = self.plan.segments.iter().map(|segment| segment.id).collect();

@@ -164,14 +164,20 @@ impl Shared {
 }
 
 /// How much silence is waited for: what the slowest answer of late took, twice; and twice as much
-/// after every silence that no answer came after, so that a slow server is not taken for a dead
-/// line for ever.
+/// after every silence within [`REMEMBERED`], so that a slow server is not taken for a dead line for
+/// ever.
 #[derive(Debug, Default)]
 struct Patience {
     silence_max: Duration,
     slowest_ms: AtomicU64,
     doublings: AtomicU32,
+    /// When a pool was last given up.
+    lost_at: Mutex<Option<Instant>>,
 }
+
+/// How long a silence is remembered, whatever else is answered meanwhile: or a request that takes
+/// long would never be given its time beside others that do not.
+const REMEMBERED: Duration = Duration::from_secs(60);
 
 impl Patience {
     fn of(&self, load: &Load) -> Duration {
@@ -182,15 +188,23 @@ impl Patience {
 
     /// An answer came after this much silence.
     fn answered(&self, silence: Duration, load: &Load) {
-        self.doublings.store(0, Relaxed);
         let ms = silence.saturating_sub(load.allowance()).as_millis() as u64;
         let slowest = self.slowest_ms.load(Relaxed);
-        let slowest = if ms > slowest { ms } else { slowest - (slowest - ms).div_ceil(16) };
+        let is_lately = self.lost_at.lock().is_some_and(|at| at.elapsed() < REMEMBERED);
+        let slowest = match ms > slowest {
+            true => ms,
+            false if is_lately => return,
+            false => slowest - (slowest - ms).div_ceil(16),
+        };
         self.slowest_ms.store(slowest, Relaxed);
+        if !is_lately {
+            self.doublings.store(0, Relaxed);
+        }
     }
 
     /// A pool was given up.
     fn lost(&self) {
+        *self.lost_at.lock() = Some(Instant::now());
         let doublings = self.doublings.load(Relaxed);
         self.doublings.store((doublings + 1).min(DOUBLINGS_MAX), Relaxed);
     }
@@ -207,7 +221,8 @@ impl Load {
     fn of(request: &HttpRequest) -> Load {
         let length = request.headers().get("content-length").and_then(|n| n.parse().ok());
         let is_work = request.headers().get("x-amz-copy-source").is_some()
-            || request.method() == "POST" && request.uri().contains("uploadId=");
+            || request.method() == "POST"
+                && ["uploadId=", "?delete"].iter().any(|of| request.uri().contains(of));
         Load { body_bytes: length.unwrap_or(0), is_work }
     }
 
@@ -627,6 +642,11 @@ mod tests {
             waits.push(patience.of(&SMALL).as_secs());
         }
         assert_eq!(waits, [8, 16, 32, 60, 60, 60]);
+        // An answer to something else does not take back what one was given.
+        patience.answered(Duration::from_millis(20), &SMALL);
+        assert_eq!(patience.of(&SMALL), 60 * SECOND);
+        let long_ago = Instant::now().checked_sub(REMEMBERED);
+        *patience.lost_at.lock() = long_ago;
         patience.answered(10 * SECOND, &SMALL);
         assert_eq!(patience.of(&SMALL), 20 * SECOND);
         // Fast answers make it forget.

@@ -331,7 +331,10 @@ fn of_status(failure: &Failure, condition: Condition) -> (Verdict, Option<Cow<'s
         Some(405 | 501) => class(Unsupported),
         Some(411) => hinted(Verdict::Class(Unsupported), NO_LENGTH_HINT),
         Some(413) => hinted(Verdict::Class(TooLarge), TOO_LARGE_HINT),
-        Some(407) => hinted(Verdict::Class(Foreign), "give the proxy its password (HTTPS_PROXY)"),
+        Some(407) => hinted(
+            Verdict::Class(Foreign),
+            "a proxy on the way wants a password: reach the store without it, sealfs gives none",
+        ),
         // Network Authentication Required (RFC 6585).
         Some(511) => hinted(Verdict::Class(Foreign), PAGE_HINT),
         Some(400..=499) if failure.page => hinted(Verdict::Class(Foreign), PAGE_HINT),

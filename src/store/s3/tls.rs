@@ -192,7 +192,7 @@ fn trouble_of(error: &rustls::Error) -> Option<Trouble> {
             format!("the server and this client have no way of TLS in common: {why:?}"),
             "let the server speak TLS 1.2 or 1.3",
         ),
-        rustls::Error::AlertReceived(alert) => given(
+        rustls::Error::AlertReceived(alert) if is_final(*alert) => given(
             format!("the server broke off the TLS handshake: {alert:?}"),
             "let the server speak TLS 1.2 or 1.3, without a certificate of the client",
         ),
@@ -202,6 +202,25 @@ fn trouble_of(error: &rustls::Error) -> Option<Trouble> {
         ),
         _ => None,
     }
+}
+
+/// Whether an alert is about the two ends, not about a moment or one damaged record (RFC 8446, 6.2).
+fn is_final(alert: rustls::AlertDescription) -> bool {
+    use rustls::AlertDescription as A;
+    matches!(
+        alert,
+        A::HandshakeFailure
+            | A::ProtocolVersion
+            | A::InsufficientSecurity
+            | A::NoCertificate
+            | A::BadCertificate
+            | A::UnsupportedCertificate
+            | A::CertificateRequired
+            | A::UnknownCA
+            | A::AccessDenied
+            | A::UnrecognisedName
+            | A::NoApplicationProtocol
+    )
 }
 
 const TRUST: &str = "set AWS_CA_BUNDLE to a PEM file with the certificate of the authority that signed it (or with the server's own, if it signed itself)";

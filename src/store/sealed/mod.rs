@@ -61,8 +61,9 @@ pub trait Invalidate: Send + Sync + 'static {
 /// Something that can find out whether there are newer keys.
 #[async_trait]
 pub trait Renew: Send + Sync + 'static {
-    /// Looks, unless it has just done so, and has the keys of this layer move on.
-    async fn renew(&self);
+    /// Looks, unless it has just done so, and has the keys of this layer move on. Whether `object`
+    /// is known to be sealed in keys that this layer cannot have: then it is not damaged.
+    async fn renew(&self, object: &Path) -> bool;
 }
 
 /// The wrapper; see the module. Cloning shares everything.
@@ -163,11 +164,12 @@ impl Sealed {
         loop {
             let outcome = self.fetch(location, options).await;
             let absent = matches!(&outcome, Err(fetch::Failed::Store(e)) if class(e) == ErrorClass::NotFound);
-            if !absent || begun.elapsed() + pause > patience || self.0.damage.knows(location) {
+            let left = patience.saturating_sub(begun.elapsed());
+            if !absent || left.is_zero() || self.0.damage.knows(location) {
                 return outcome;
             }
             log::debug!("{location} is not there, asking again");
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(pause.min(left)).await;
             pause *= 3;
         }
     }
@@ -337,9 +339,10 @@ impl ObjectStore for Sealed {
                 if let Some(cache) = &self.0.cache {
                     cache.invalidate(location);
                 }
-                if let Some(renew) = self.0.renew.get() {
-                    renew.renew().await;
-                }
+                let is_beyond = match self.0.renew.get() {
+                    Some(renew) => renew.renew(location).await,
+                    None => false,
+                };
                 match self.fetch(location, &options).await {
                     Ok(fetched) => {
                         self.disprove_damage(location, &fetched);
@@ -348,7 +351,9 @@ impl ObjectStore for Sealed {
                     Err(fetch::Failed::Store(e)) => Err(e),
                     Err(fetch::Failed::Damaged(why)) => {
                         self.forget(location);
-                        self.0.damage.report(location, asked(&options), &why);
+                        if !is_beyond {
+                            self.0.damage.report(location, asked(&options), &why);
+                        }
                         let message =
                             format!("object {} is damaged: {why}", one_line(location.as_ref()));
                         Err(StoreError::new(ErrorClass::Corrupt, message).into_store("sealed"))
