@@ -126,7 +126,7 @@ pub struct SecretArgs {
     #[arg(long, help_heading = "Key", value_name = "FILE")]
     pub key_file: Option<PathBuf>,
     /// Read a recovery key from a file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = "Key", value_name = "FILE")]
     pub recovery_file: Option<PathBuf>,
 }
 
@@ -141,6 +141,9 @@ impl SecretArgs {
         }
         if let Some(file) = &self.key_file {
             file_flag(words, "--key-file", file);
+        }
+        if let Some(file) = &self.recovery_file {
+            file_flag(words, "--recovery-file", file);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -72,12 +73,22 @@ impl Client {
         dirs::sockets().into_iter().filter_map(connected).collect()
     }
 
-    /// Tells the mount of this volume on this machine, if there is one, to look at its keyring and
-    /// configuration; whether it has followed.
-    pub fn tell_mount(volume: VolumeId) -> bool {
+    /// Tells the mounts of this volume on this machine to look at their keyring and configuration.
+    /// Whether the one that writes has followed, if it is here, and what the others did not, in
+    /// sentences.
+    pub fn tell_mounts(volume: VolumeId) -> (bool, Vec<String>) {
         let ask = Ask::Follow { volume_id: volume.to_string() };
-        let clients = Client::all();
-        clients.iter().any(|client| matches!(client.ask(&ask, |_| {}), Ok(Say::Done { .. })))
+        let (mut followed, mut failed) = (false, Vec::new());
+        for client in Client::all() {
+            match client.ask(&ask, |_| {}) {
+                Ok(Say::Done { .. }) => followed = true,
+                // It only reads, or is of another volume.
+                Err(failure) if failure.exit == Exit::NotMounted => {}
+                Err(failure) => failed.push(failure.message),
+                Ok(_) => {}
+            }
+        }
+        (followed, failed)
     }
 
     /// Process id of the daemon.
@@ -130,6 +141,8 @@ fn peer(stream: &UnixStream) -> io::Result<libc::ucred> {
 fn reach(point: &Path, owner: Option<u32>) -> Option<UnixStream> {
     let believed = |uid: u32| uid == 0 || uid == own_uid() || Some(uid) == owner;
     let connect = |place: &PathBuf| {
+        // Nor is it connected to, which a stranger could make last for ever.
+        place.symlink_metadata().ok().filter(|made| believed(made.uid()))?;
         let stream = UnixStream::connect(place).ok()?; // nobody is there, or not for us
         peer(&stream).is_ok_and(|who| believed(who.uid)).then_some(stream)
     };

@@ -305,7 +305,9 @@ fn change(
     make: impl Fn(&mut Keyring, &VolumeKeys) -> Result<(String, VolumeKeys), KeyringError>,
 ) -> Outcome<Changed<String>> {
     let done = runtime()?.block_on(change_keyring(options, make))?;
-    Client::tell_mount(done.keys.volume_id());
+    for why in Client::tell_mounts(done.keys.volume_id()).1 {
+        eprintln!("sealfs: warning: the mount here: {why}");
+    }
     for note in &done.notes {
         eprintln!("sealfs: warning: {note}");
     }

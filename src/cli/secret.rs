@@ -101,7 +101,7 @@ pub struct NewSecretArgs {
     #[arg(long, help_heading = NEW_KEY, value_name = "FILE")]
     new_key_file: Option<PathBuf>,
     /// Make a recovery key, and print it once
-    #[arg(long)]
+    #[arg(long, help_heading = NEW_KEY)]
     recovery: bool,
 }
 

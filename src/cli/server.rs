@@ -103,7 +103,11 @@ async fn client(
         }
         Ask::Follow { volume_id } => {
             let answer = match control.follow(&volume_id).await {
-                Ok(()) => Say::Done { pending_bytes: 0 },
+                Ok(true) => Say::Done { pending_bytes: 0 },
+                Ok(false) => {
+                    let why = "this mount does not write that volume";
+                    Say::Failed(Failure::new(Exit::NotMounted, why))
+                }
                 Err(why) => Say::Failed(Failure::new(Exit::General, why)),
             };
             return send(&mut write, &answer).await;

@@ -192,7 +192,7 @@ fn run_migrate(args: MigrateArgs) -> Outcome {
 
 /// Tells the mount of this volume on this machine, if there is one; whether it has followed.
 fn tell_mount(volume: VolumeId) -> bool {
-    tokio::task::block_in_place(|| Client::tell_mount(volume))
+    tokio::task::block_in_place(|| Client::tell_mounts(volume).0)
 }
 
 fn announce(bar: Option<&ProgressBar>, phase: &Phase) {

@@ -137,9 +137,9 @@ pub trait Control: Send + Sync + 'static {
     /// store is unreachable; the caller drops it at its deadline. The error is a sentence.
     fn sync(&self) -> BoxFuture<'static, Result<(), String>>;
     /// Looks at keyring and configuration of the volume at once and follows them, if `volume_id` is this
-    /// volume's. Resolves when what was under way before is in the bucket, or after a minute. The
-    /// error is a sentence.
-    fn follow(&self, volume_id: &str) -> BoxFuture<'static, Result<(), String>>;
+    /// volume's. Resolves when what was under way before is in the bucket, or after a minute: with
+    /// true from the mount that writes the volume. The error is a sentence.
+    fn follow(&self, volume_id: &str) -> BoxFuture<'static, Result<bool, String>>;
 }
 
 /// Resident memory of this process in bytes, 0 where `/proc` does not say.

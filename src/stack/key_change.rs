@@ -55,6 +55,18 @@ async fn open(
     layers: &Layers,
     options: &KeyOptions,
 ) -> Result<(Unlocked, UpdateVersion), StackError> {
+    match open_once(layers, options).await {
+        // A mount may have followed a change that came in while the key was derived: only what
+        // stays so is a rollback.
+        Err(StackError::KeyringRollback { .. }) => open_once(layers, options).await,
+        outcome => outcome,
+    }
+}
+
+async fn open_once(
+    layers: &Layers,
+    options: &KeyOptions,
+) -> Result<(Unlocked, UpdateVersion), StackError> {
     let name = options.store.location.to_string();
     let (keyring, version) = read_version(&*layers.retry, &name).await?;
     let unlocked = unlock(keyring, &options.key).await?;

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use object_store::path::Path;
 use parking_lot::Mutex;
 
+use super::config::CONFIG_NAME;
 use super::keyring_object::read_version;
 use super::{StackError, Unlocked};
 use crate::seal::{KeyringError, Seed, VolumeKeys};
@@ -33,13 +35,16 @@ pub(super) struct KeyWatch {
 struct Seen {
     generation: u64,
     note: Option<String>,
+    /// The slot of this mount is gone: newer keys are out of its reach.
+    removed: bool,
 }
 
 impl KeyWatch {
     /// Of the volume `name` that was just opened.
     pub(super) fn new(store: Arc<Retry>, name: &str, unlocked: Unlocked) -> KeyWatch {
         let Unlocked { keyring, keys, slot, seed } = unlocked;
-        let seen = Mutex::new(Seen { generation: keyring.generation(), note: None });
+        let seen =
+            Mutex::new(Seen { generation: keyring.generation(), note: None, removed: false });
         let looking = tokio::sync::Mutex::new(None);
         KeyWatch { store, name: name.into(), keys, slot, seed, seen, looking }
     }
@@ -57,19 +62,26 @@ impl KeyWatch {
     /// Reads the keyring again and goes on with its keys.
     pub(super) async fn look(&self) {
         let mut looked = self.looking.lock().await;
-        self.look_now().await;
-        *looked = Some(Instant::now());
+        *looked = (!self.look_now().await).then(Instant::now);
     }
 
-    async fn look_now(&self) {
+    /// Whether there were newer keys, which are in use now: then there may be newer ones still.
+    async fn look_now(&self) -> bool {
         let keyring = match read_version(&*self.store, &self.name).await {
             Ok((keyring, _)) => keyring,
-            Err(e) => return log::warn!("{e}"),
+            Err(e) => {
+                log::warn!("{e}");
+                return false;
+            }
         };
         let before = self.generation();
         if keyring.generation() == before {
-            return;
+            // What was wrong with the object, if anything, was put right.
+            let mut seen = self.seen.lock();
+            (seen.note, seen.removed) = (None, false);
+            return false;
         }
+        let mut removed = false;
         let note = if keyring.generation() < before {
             let (found, seen) = (keyring.generation(), before);
             StackError::KeyringRollback { what: "generation", found, seen }.to_string()
@@ -79,34 +91,39 @@ impl KeyWatch {
                     let epoch = keys.epoch();
                     log::info!("the keyring was changed: epoch {epoch} from now on");
                     let generation = keyring.generation();
-                    *self.seen.lock() = Seen { generation, note: None };
-                    return;
+                    *self.seen.lock() = Seen { generation, note: None, removed };
+                    return true;
                 }
                 Ok(_) => "the keyring does not continue the one that this mount has: it is not \
                           followed"
                     .into(),
-                Err(KeyringError::NoSuchSlot(_)) => "the key that this mount was opened with was \
-                     removed from the volume: unmount, and mount it with another; until then it \
-                     writes in the old epoch"
-                    .into(),
+                Err(KeyringError::NoSuchSlot(_)) => {
+                    removed = true;
+                    "the key that this mount was opened with was removed from the volume: unmount, \
+                     and mount it with another; until then it writes in the old epoch"
+                        .into()
+                }
                 Err(e) => format!("the keyring was changed and cannot be followed: {e}"),
             }
         };
         let mut seen = self.seen.lock();
+        seen.removed = removed;
         if seen.note.as_ref() != Some(&note) {
             log::error!("{note}");
             seen.note = Some(note);
         }
+        false
     }
 }
 
 #[async_trait]
 impl Renew for KeyWatch {
-    async fn renew(&self) {
+    async fn renew(&self, object: &Path) -> bool {
         let mut looked = self.looking.lock().await;
         if looked.is_none_or(|at| at.elapsed() >= RENEW_EVERY) {
-            self.look_now().await;
-            *looked = Some(Instant::now());
+            *looked = (!self.look_now().await).then(Instant::now);
         }
+        // A rotation seals the configuration again; everything else is sealed by this mount.
+        object.as_ref() == CONFIG_NAME && self.seen.lock().removed
     }
 }

@@ -80,13 +80,23 @@ pub struct Mounted {
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// Makes a directory of this volume, or checks that nobody else has made it: what it lies in may be
+/// shared.
 fn make_dir(path: &PathBuf) -> Result<(), StackError> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|source| StackError::Local { what: "creating", path: path.clone(), source })
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    let local = |what| move |source| StackError::Local { what, path: path.clone(), source };
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(local("creating"))?;
+    let meta = path.symlink_metadata().map_err(local("looking at"))?;
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    let ours = meta.is_dir() && meta.uid() == unsafe { libc::geteuid() };
+    match ours && meta.mode() & 0o022 == 0 {
+        true => Ok(()),
+        false => {
+            let why = "it is not a directory of this user's alone";
+            Err(local("using")(std::io::Error::other(why)))
+        }
+    }
 }
 
 /// Opens a volume: keyring, probe, lease, metadata, journal with its replay; then starts the
@@ -163,7 +173,9 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
     if !read_only {
         keyring.check_writable()?;
     }
-    let loaded = config::load(&Sealed::new(layers.retry.clone(), keys.clone())).await?;
+    let first = Sealed::new(layers.retry.clone(), keys.clone());
+    first.renew_by(key_watch.clone());
+    let loaded = config::load(&first).await?;
     let config_generation = loaded.config.generation;
     let ask = options.store.sse.clone();
     let sse = Arc::new(VolumeSse::begin(layers.s3.clone(), ask, loaded.config)?);
@@ -653,6 +665,7 @@ impl Mounted {
         if let Some(writer) = &self.writer {
             writer.committer.give_up_cleaning(); // its task may have been aborted
         }
+        self.remembered.lock().keyring_generation = self.shared.key_watch.generation();
         let close = self.shared.view.kv().close(drained);
         let limit = match &*self.shared.layers.retry.health().borrow() {
             _ if drained => CLOSE_MAX,

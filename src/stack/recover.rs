@@ -120,7 +120,7 @@ fn export(journal_dir: &Path, out_dir: &Path, keys: VolumeKeys) -> Result<Recove
     if let Some(damage) = &recovery.damage {
         done.remarks.push(format!("damaged: {damage}; what it held is missing"));
     }
-    let committed = committed(journal_dir, &journal, &recovery.released, keys)?;
+    let committed = committed(journal_dir, &journal, &recovery.released, keys, &mut done.remarks);
     let todo = recovery.records.iter().filter(|(pos, _)| *pos > committed);
     let mut net = Generation::new(committed);
     for (pos, record) in todo {
@@ -140,17 +140,23 @@ fn export(journal_dir: &Path, out_dir: &Path, keys: VolumeKeys) -> Result<Recove
     Ok(export.done)
 }
 
-/// The last record that this machine knows to be in the bucket.
+/// The last record that this machine knows to be in the bucket. Where what it remembers cannot be
+/// used, that goes to the remarks, and more is exported than would have to be.
 fn committed(
     journal_dir: &Path,
     journal: &Journal,
     released: &JournalPos,
     keys: VolumeKeys,
-) -> Result<JournalPos, StackError> {
+    remarks: &mut Vec<String>,
+) -> JournalPos {
     let parent = journal_dir.parent().unwrap_or(Path::new("."));
-    let state = StateFile::<Remembered>::new(parent, keys).load()?.unwrap_or_default();
+    let state = StateFile::<Remembered>::new(parent, keys).load().unwrap_or_else(|e| {
+        remarks.push(format!("what is in the bucket already is exported as well: {e}"));
+        None
+    });
+    let state = state.unwrap_or_default();
     let same = state.journal == journal.id().to_string();
-    Ok(JournalPos(released.0.max(if same { state.journal_committed } else { 0 })))
+    JournalPos(released.0.max(if same { state.journal_committed } else { 0 }))
 }
 
 fn prepare(out: &Path) -> Result<(), StackError> {

@@ -279,21 +279,24 @@ impl Control for Shared {
         })
     }
 
-    fn follow(&self, volume_id: &str) -> BoxFuture<'static, Result<(), String>> {
+    fn follow(&self, volume_id: &str) -> BoxFuture<'static, Result<bool, String>> {
         if volume_id != self.volume.to_string() {
-            return Box::pin(async { Err("this is the mount of another volume".into()) });
+            return Box::pin(async { Ok(false) });
         }
         let (sse, sealed) = (self.sse.clone(), self.sealed.clone());
         let (key_watch, committer) = (self.key_watch.clone(), self.committer.clone());
         Box::pin(async move {
             key_watch.look().await;
             sse.look(&*sealed).await;
+            if let Some(note) = key_watch.note() {
+                return Err(note);
+            }
             // Uploads that began in the old mode, or epoch, end before this does.
             match committer {
                 Some(committer) if !committer.sync(FOLLOW_MAX).await => {
                     Err("uploads that began before the change are not done yet".into())
                 }
-                _ => Ok(()),
+                writer => Ok(writer.is_some()),
             }
         })
     }
