@@ -120,6 +120,9 @@ fn await_child(mut pipe: File, pid: libc::pid_t) -> Outcome {
     let mut status = 0;
     // SAFETY: waitpid writes one int through the pointer.
     unsafe { libc::waitpid(pid, &mut status, 0) };
+    if STOPPED.load(Ordering::Relaxed) {
+        return Err(super::signals::stopped()); // before it could say so
+    }
     Err(Failure::new(Exit::General, "the mount process died while it started")
         .hint("run it again with --foreground --log-level debug"))
 }

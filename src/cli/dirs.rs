@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -80,15 +80,32 @@ fn login_runtime_dir(uid: u32) -> PathBuf {
     format!("/run/user/{uid}/sealfs").into()
 }
 
-/// Makes a directory that only its owner can enter, or checks that it is one.
+/// Makes a directory that directories of our own are made in, each private. One that is there stays as
+/// it is; where others can make files too, theirs and ours must be safe from each other, as in /tmp.
+pub fn make_base(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let meta = dir.metadata()?;
+    let is_shared = meta.mode() & 0o022 != 0;
+    match (meta.uid() == own_uid(), is_shared && meta.mode() & libc::S_ISVTX == 0) {
+        (_, true) => Err(io::Error::other(CLOSE_IT)),
+        (false, _) if meta.uid() != 0 => Err(io::Error::other("it belongs to another user")),
+        _ => Ok(()),
+    }
+}
+
+const CLOSE_IT: &str =
+    "others can write in it: name a directory of its own, or close it (chmod go-w)";
+
+/// Makes a directory that only its owner can enter. One that is there stays as it is, and is
+/// refused if anybody else could put files in it: closing it might close somebody's `/tmp`.
 pub fn make_private(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let meta = dir.metadata()?;
     if meta.uid() != own_uid() {
         return Err(io::Error::other("it belongs to another user"));
     }
-    if meta.mode() & 0o077 != 0 {
-        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+    if meta.mode() & 0o022 != 0 {
+        return Err(io::Error::other(CLOSE_IT));
     }
     Ok(())
 }
@@ -164,13 +181,26 @@ mod tests {
     }
 
     #[test]
-    fn private_directories_are_closed_to_others() {
-        // Guards against a socket that any local user can command.
+    fn a_private_directory_is_made_so_and_no_other_is_ever_closed() {
+        // Guards against a socket that any local user can command, and against `--cache-dir /tmp`
+        // of root's taking /tmp from everybody else, through a link too.
+        use std::os::unix::fs::PermissionsExt;
         let tmp = tempfile::tempdir().expect("a temporary directory");
-        let dir = tmp.path().join("a/b");
+        let (dir, link) = (tmp.path().join("a/b"), tmp.path().join("link"));
+        let mode = || dir.metadata().expect("exists").mode() & 0o7777;
         make_private(&dir).expect("makes it");
-        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).expect("opens it");
-        make_private(&dir).expect("closes it");
-        assert_eq!(dir.metadata().expect("exists").mode() & 0o777, 0o700);
+        assert_eq!(mode(), 0o700);
+        std::os::unix::fs::symlink(&dir, &link).expect("links");
+        for (found, as_private, as_base) in
+            [(0o755, true, true), (0o775, false, false), (0o1777, false, true)]
+        {
+            let given = std::fs::Permissions::from_mode(found);
+            std::fs::set_permissions(&dir, given).expect("own directory");
+            for name in [&dir, &link] {
+                assert_eq!(make_private(name).is_ok(), as_private, "{found:o}");
+                assert_eq!(make_base(name).is_ok(), as_base, "{found:o}");
+                assert_eq!(mode(), found);
+            }
+        }
     }
 }

@@ -140,8 +140,8 @@ mod tests {
     fn heading(command: &str, flag: &str) -> Option<&'static str> {
         Some(match flag {
             "endpoint-url" | "region" | "profile" | "allow-http" => "Store",
-            "passphrase-file" | "passphrase-fd" | "key-file" => "Key",
-            "new-passphrase-file" | "new-passphrase-fd" | "new-key-file" => "New key",
+            "passphrase-file" | "passphrase-fd" | "key-file" | "recovery-file" => "Key",
+            "new-passphrase-file" | "new-passphrase-fd" | "new-key-file" | "recovery" => "New key",
             "log-file" | "log-level" => "Log",
             "object-tag" => "Server-side encryption",
             sse if sse == "sse" || sse.starts_with("sse-") => "Server-side encryption",

@@ -166,8 +166,7 @@ fn run_plan(args: &MountArgs, plan: &Plan) -> Outcome<tokio::runtime::Runtime> {
     // SAFETY: umask cannot fail; everything this process makes is its owner's alone.
     unsafe { libc::umask(0o077) };
     for dir in [&plan.volume.cache_dir, &plan.volume.state_dir] {
-        dirs::make_private(dir)
-            .map_err(|e| general(&format!("cannot use {}", dir.display()), e))?;
+        dirs::make_base(dir).map_err(|e| general(&format!("cannot use {}", dir.display()), e))?;
     }
     let target = match &args.log.log_file {
         Some(path) => Target::File(path.clone()),

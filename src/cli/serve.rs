@@ -29,6 +29,9 @@ use super::server::{self, ASKED_MAX, PROGRESS_INTERVAL, Standstill, UmountAsked}
 use super::signals::{LOOK_EVERY, Signals, Teller, stopped};
 use super::socket::{self, Socket};
 
+/// How long something may be in use before the mount is: programs look at files for a moment, and a
+/// process has those of its parent until it runs a program of its own.
+const GLANCE: Duration = Duration::from_millis(500);
 /// How long closing the volume may take once the mount is gone.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(120);
 /// After an unmount, how long until it is looked who still uses the file system: the last request
@@ -499,7 +502,16 @@ fn unmount(session: &Session, lazy: bool) -> impl Future<Output = Outcome> + use
                 false => Ok(()), // somebody else was faster
             };
         }
-        let done = tokio::task::spawn_blocking(move || fuse::unmount(&point, lazy)).await;
+        let begun = Instant::now();
+        let done = loop {
+            let at = point.clone();
+            let done = tokio::task::spawn_blocking(move || fuse::unmount(&at, lazy)).await;
+            let is_busy = matches!(&done, Ok(Err(e)) if e.raw_os_error() == Some(libc::EBUSY));
+            if !is_busy || begun.elapsed() > GLANCE {
+                break done;
+            }
+            tokio::time::sleep(GLANCE / 10).await;
+        };
         match done {
             Ok(Ok(())) => Ok(()),
             Ok(Err(e)) if e.raw_os_error() == Some(libc::EBUSY) => {
