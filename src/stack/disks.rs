@@ -1,14 +1,15 @@
-//! How the local disks are that a mount depends on, in sentences for `status`.
+//! The local disks that a mount depends on: how they are, in sentences for `status`, and the
+//! directories of a volume on them.
 //!
 //! A disk that is full is found out by the first writer, who waits a minute for nothing; it is to
-//! be seen before. Asks the file system for its free space (statvfs(3)), writes nothing.
+//! be seen before. Asks the file system for its free space (statvfs(3)), writes nothing there.
 
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::Layers;
+use super::{Layers, StackError};
 use crate::journal::{Journal, Trouble};
 
 /// What is free on the file system of a directory for this user.
@@ -128,6 +129,25 @@ pub(super) fn cache_note(layers: &Layers) -> Option<String> {
         "the cache cannot be written, so it keeps less and more is fetched: {why} ({}{free})",
         dir.display()
     ))
+}
+
+/// Makes a directory of this volume, or checks that nobody else has made it: what it lies in may be
+/// shared.
+pub(super) fn make_dir(path: &Path) -> Result<(), StackError> {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    let local = |what| move |source| StackError::Local { what, path: path.to_owned(), source };
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(local("creating"))?;
+    let meta = path.symlink_metadata().map_err(local("looking at"))?;
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    let ours = meta.is_dir() && meta.uid() == unsafe { libc::geteuid() };
+    match ours && meta.mode() & 0o022 == 0 {
+        true => Ok(()),
+        false => {
+            let why = "it is not a directory of this user's alone";
+            Err(local("using")(std::io::Error::other(why)))
+        }
+    }
 }
 
 #[cfg(test)]

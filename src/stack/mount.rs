@@ -13,7 +13,7 @@ use super::canary::probe_store;
 use super::config;
 use super::config_use::VolumeSse;
 use super::departure::Departure;
-use super::disks::{human, room_for, space_of};
+use super::disks::{human, make_dir, room_for, space_of};
 use super::key_watch::KeyWatch;
 use super::lease::{Beat, HEARTBEAT, Lease};
 use super::lineage::{Lineage, copied_elsewhere, go_on_beside, lineage, refuse_rollback};
@@ -78,25 +78,6 @@ pub struct Mounted {
     state: Arc<StateFile>,
     remembered: Arc<Mutex<Remembered>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
-}
-
-/// Makes a directory of this volume, or checks that nobody else has made it: what it lies in may be
-/// shared.
-fn make_dir(path: &PathBuf) -> Result<(), StackError> {
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-    let local = |what| move |source| StackError::Local { what, path: path.clone(), source };
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(local("creating"))?;
-    let meta = path.symlink_metadata().map_err(local("looking at"))?;
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    let ours = meta.is_dir() && meta.uid() == unsafe { libc::geteuid() };
-    match ours && meta.mode() & 0o022 == 0 {
-        true => Ok(()),
-        false => {
-            let why = "it is not a directory of this user's alone";
-            Err(local("using")(std::io::Error::other(why)))
-        }
-    }
 }
 
 /// Opens a volume: keyring, probe, lease, metadata, journal with its replay; then starts the
