@@ -15,6 +15,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
 
 use super::exit::{Exit, Failure, Outcome};
+use super::user::own_uid;
 
 /// A log file is renamed to `….old` (replacing the one before) when it reaches this size.
 const FILE_BYTES_MAX: u64 = 8 << 20;
@@ -185,8 +186,7 @@ impl LogFile {
         if !kind.is_file() && !kind.is_char_device() {
             return Err(io::Error::other("it is neither a file nor a terminal"));
         }
-        // SAFETY: geteuid has no preconditions and cannot fail.
-        if kind.is_file() && meta.uid() != unsafe { libc::geteuid() } {
+        if kind.is_file() && meta.uid() != own_uid() {
             return Err(io::Error::other("it belongs to another user"));
         }
         let bytes = if kind.is_file() { meta.len() } else { 0 };
