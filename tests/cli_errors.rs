@@ -699,3 +699,53 @@ fn a_control_socket_of_a_stranger_is_not_believed() {
     let said = v.fails(&["status", &vault.display().to_string()], 9);
     assert!(said.contains("is not a sealfs mount"), "{said}");
 }
+
+#[test]
+fn nobody_who_reads_on_is_no_panic_and_a_full_disk_is_told() {
+    // Guards against status 101 and a backtrace for `sealfs key list … | head -1`, and against a
+    // listing that is cut by a full disk and called done.
+    use std::os::unix::process::ExitStatusExt;
+    let v = Volume::create();
+    let (url, state, pass) = (v.url(), v.text("state"), v.text("passphrase"));
+    let open = ["--state-dir", &state, "--passphrase-file", &pass];
+    let commands: Vec<Vec<&str>> = vec![
+        vec!["key", "list", &url],
+        vec!["key", "list", &url, "--json"],
+        [&["fsck", &url][..], &open].concat(),
+        vec!["doctor", &url],
+        vec!["doctor", "s3://a/b", "--iam-policy"],
+        vec!["--help"],
+        vec!["--version"],
+    ];
+    for args in &commands {
+        let run = |stdout: std::process::Stdio| {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sealfs"));
+            command.args(args).stdin(std::process::Stdio::null()).stdout(stdout);
+            let done = command.output().expect("runs");
+            (done.status, String::from_utf8_lossy(&done.stderr).into_owned())
+        };
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let (status, said) = run(writer.into());
+        assert_eq!(status.signal(), Some(libc::SIGPIPE), "{args:?}: {status} {said}");
+        assert!(!said.contains("panic") && !said.contains("error"), "{args:?}: {said}");
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("there is one");
+        let (status, said) = run(full.into());
+        assert_eq!(status.code(), Some(1), "{args:?}: {said}");
+        let told = "sealfs: error: cannot write to standard output: No space left on device";
+        assert!(said.contains(told), "{args:?}: {said}");
+        // And no complaint about complaints.
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("there is one");
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sealfs"));
+        let status = command.args(["key", "list", "nothing"]).stderr(full).status();
+        assert_eq!(status.expect("runs").code(), Some(2));
+    }
+    // What is shown once only and was not shown is said.
+    let add = [&["key", "add", &url, "--label", "paper", "--recovery"][..], &open].concat();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sealfs"));
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("there is one");
+    let done = command.args(&add).stdout(full).output().expect("runs");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(said.contains("nobody has seen its recovery key"), "{said}");
+    assert!(said.contains(&format!("sealfs key remove {url} 2")), "{said}");
+}

@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use serde::Serialize;
 
 use crate::base::{Clock, SystemClock};
-use crate::seal::{KdfParams, Keyring, KeyringError, Secret, SlotInfo, SlotKind, VolumeKeys};
+use crate::seal::{KdfParams, Keyring, KeyringError, Secret, SlotKind, VolumeKeys};
 use crate::stack::{
     Changed, Key, KeyOptions, StackError, change_keyring, open_keyring, read_keyring,
 };
@@ -15,6 +14,8 @@ use super::args::{SecretArgs, StoreArgs};
 use super::client::Client;
 use super::dirs::{absolute_or, state_dir};
 use super::exit::{Exit, Failure, Outcome};
+use super::key_add;
+use super::key_show::{Shown, ShownSlot, named, print_json};
 use super::runtime;
 use super::secret::NewSecretArgs;
 use super::strength::WeakArgs;
@@ -42,7 +43,7 @@ enum KeyCommand {
     /// Find out whether a secret opens the volume, and which slot
     Test(OpenArgs),
     /// Add a way in
-    Add(AddArgs),
+    Add(key_add::AddArgs),
     /// Change a passphrase
     Passphrase(PassphraseArgs),
     /// Remove a way in; what is written from then on is out of its reach
@@ -53,10 +54,10 @@ enum KeyCommand {
 
 /// Which keyring.
 #[derive(Args, Clone, Debug)]
-struct Where {
+pub(super) struct Where {
     /// s3://BUCKET[/PREFIX] or file:///ABSOLUTE/DIRECTORY
     #[arg(value_name = "STORE")]
-    store: String,
+    pub(super) store: String,
     #[command(flatten)]
     access: StoreArgs,
     /// Where this machine remembers what it has seen of the volume
@@ -64,7 +65,7 @@ struct Where {
     state_dir: Option<PathBuf>,
     /// One JSON object; its fields are never renamed
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -89,29 +90,6 @@ Examples:
 struct OpenArgs {
     #[command(flatten)]
     at: Where,
-    #[command(flatten)]
-    secret: SecretArgs,
-}
-
-#[derive(Args, Clone, Debug)]
-#[command(after_help = "\
-Examples:
-  sealfs key add s3://my-bucket/data --label office
-  sealfs key add s3://my-bucket/data --label backup --new-key-file /root/backup.key
-  sealfs key add s3://my-bucket/data --label bob --new-passphrase-fd 3 3<bob.txt
-  sealfs key add s3://my-bucket/data --label paper --recovery
-
-Without a flag for the new one, a new passphrase is asked for, twice.")]
-struct AddArgs {
-    #[command(flatten)]
-    at: Where,
-    /// What the new slot is called
-    #[arg(long, value_name = "TEXT")]
-    label: String,
-    #[command(flatten)]
-    new: NewSecretArgs,
-    #[command(flatten)]
-    weak: WeakArgs,
     #[command(flatten)]
     secret: SecretArgs,
 }
@@ -166,7 +144,7 @@ pub fn run(args: KeyArgs) -> Outcome {
     match args.command {
         KeyCommand::List(args) => list(&args),
         KeyCommand::Test(args) => test(&args),
-        KeyCommand::Add(args) => add(&args),
+        KeyCommand::Add(args) => key_add::run(&args),
         KeyCommand::Passphrase(args) => passphrase(&args),
         KeyCommand::Remove(args) => remove(&args),
         KeyCommand::Rotate(args) => rotate(&args),
@@ -174,7 +152,8 @@ pub fn run(args: KeyArgs) -> Outcome {
 }
 
 impl Where {
-    fn options(&self, key: impl Into<Key>) -> Outcome<KeyOptions> {
+    /// Where the keyring is, and what opens it.
+    pub(super) fn options(&self, key: impl Into<Key>) -> Outcome<KeyOptions> {
         let store = self.access.resolve(&self.store)?;
         let state_dir = absolute_or(self.state_dir.as_deref(), state_dir)?;
         Ok(KeyOptions { store, key: key.into(), state_dir })
@@ -214,29 +193,6 @@ fn test(args: &OpenArgs) -> Outcome {
             Ok(())
         }
     }
-}
-
-fn add(args: &AddArgs) -> Outcome {
-    let options = args.at.options(args.secret.read(false)?)?;
-    // A wrong key is said before a new passphrase is asked for.
-    runtime()?.block_on(open_keyring(&options))?;
-    let new = args.new.read()?;
-    args.weak.check(&new)?;
-    let now = now_secs();
-    let done = change(&args.at, &options, |ring, keys| {
-        let id = ring.add_slot(keys, &new, &args.label, KdfParams::default(), now)?;
-        Ok((format!("slot {id} ({}) added", args.label), keys.clone()))
-    })?;
-    let Secret::Recovery(key) = &new else { return say(&args.at, &done) };
-    // After the change, so that what is printed opens the volume; the only time that it is shown.
-    let text = key.to_text();
-    if args.at.json {
-        let shown = Shown { recovery_key: Some(&text), ..Shown::of(&done.keyring, true) };
-        return print_json(&shown);
-    }
-    say(&args.at, &done)?;
-    println!("recovery key, shown this once; print it, or write it down:\n\n{}\n", *text);
-    Ok(())
 }
 
 fn passphrase(args: &PassphraseArgs) -> Outcome {
@@ -299,7 +255,7 @@ fn changed(
 }
 
 /// Makes a change and tells the mount of this machine.
-fn change(
+pub(super) fn change(
     at: &Where,
     options: &KeyOptions,
     make: impl Fn(&mut Keyring, &VolumeKeys) -> Result<(String, VolumeKeys), KeyringError>,
@@ -320,7 +276,7 @@ fn change(
 }
 
 /// Says what has been done.
-fn say(at: &Where, done: &Changed<String>) -> Outcome {
+pub(super) fn say(at: &Where, done: &Changed<String>) -> Outcome {
     if at.json {
         return print_json(&Shown::of(&done.keyring, true));
     }
@@ -333,116 +289,7 @@ fn no_slot(id: u32) -> Failure {
     StackError::from(KeyringError::NoSuchSlot(id)).into()
 }
 
-fn now_secs() -> u64 {
+/// Unix time.
+pub(super) fn now_secs() -> u64 {
     u64::try_from(SystemClock.now().secs).unwrap_or(0)
-}
-
-fn named(slot: &SlotInfo) -> String {
-    format!("{} ({}, {})", slot.id, slot.label, slot.kind)
-}
-
-#[derive(Serialize)]
-struct Shown<'a> {
-    volume: String,
-    generation: u64,
-    epoch: u32,
-    old_roots: Vec<u32>,
-    verified: bool,
-    slots: Vec<ShownSlot>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    recovery_key: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-struct ShownSlot {
-    slot: u32,
-    kind: String,
-    label: String,
-    made_secs: u64,
-    made_epoch: u32,
-    cost: Option<String>,
-}
-
-impl ShownSlot {
-    fn of(slot: &SlotInfo) -> ShownSlot {
-        ShownSlot {
-            slot: slot.id,
-            kind: slot.kind.to_string(),
-            label: slot.label.clone(),
-            made_secs: slot.made_secs,
-            made_epoch: slot.made_epoch,
-            cost: slot.kdf.map(|kdf| kdf.to_string()),
-        }
-    }
-}
-
-impl Shown<'_> {
-    fn of(keyring: &Keyring, verified: bool) -> Self {
-        Shown {
-            volume: keyring.volume_id().to_string(),
-            generation: keyring.generation(),
-            epoch: keyring.epoch(),
-            old_roots: keyring.old_roots(),
-            verified,
-            slots: keyring.slots().iter().map(ShownSlot::of).collect(),
-            recovery_key: None,
-        }
-    }
-
-    fn text(&self) -> String {
-        let mut out = format!("volume {}\nepoch {}", self.volume, self.epoch);
-        if !self.old_roots.is_empty() {
-            let old: Vec<String> = self.old_roots.iter().map(u32::to_string).collect();
-            out += &format!(", with the keys of epochs {}", old.join(", "));
-        }
-        out += &format!("\ngeneration {}\n", self.generation);
-        for slot in &self.slots {
-            let made = day(slot.made_secs);
-            let (id, kind, label) = (slot.slot, &slot.kind, &slot.label);
-            let cost = slot.cost.as_deref().unwrap_or_default();
-            out += format!("{id:>4}  {kind:<12}  {made}  {label:<16}  {cost}").trim_end();
-            out.push('\n');
-        }
-        out
-    }
-}
-
-/// The date of a Unix time, in UTC (Howard Hinnant, "chrono-compatible low-level date algorithms").
-fn day(secs: u64) -> String {
-    let z = (secs / 86_400) as i64 + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let (d, m) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
-    format!("{:04}-{m:02}-{d:02}", yoe + era * 400 + i64::from(m <= 2))
-}
-
-fn print_json(shown: &impl Serialize) -> Outcome {
-    let json = serde_json::to_string_pretty(shown)
-        .map_err(|e| Failure::new(Exit::General, format!("cannot print the keyring: {e}")))?;
-    println!("{json}");
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn days_are_those_of_the_calendar() {
-        // Guards against a slot dated a day or a year off: the start, leap days, a century.
-        let known = [
-            (0, "1970-01-01"),
-            (951_782_400, "2000-02-29"),
-            (951_868_800, "2000-03-01"),
-            (1_800_000_000, "2027-01-15"),
-            (4_107_542_400, "2100-03-01"),
-        ];
-        for (secs, date) in known {
-            assert_eq!(day(secs), date);
-        }
-        let _ = day(u64::MAX);
-    }
 }

@@ -3,6 +3,9 @@
 //! Parses, asks for passphrases, prints, and turns every error into a sentence and an exit
 //! status. Does nothing to files or the store itself: that is `stack`.
 
+#[macro_use]
+mod out;
+
 mod args;
 mod busy;
 mod client;
@@ -15,6 +18,8 @@ mod fsck;
 mod fstab;
 mod init;
 mod key;
+mod key_add;
+mod key_show;
 mod leaving;
 mod logging;
 mod mount;
@@ -112,7 +117,15 @@ fn runtime() -> exit::Outcome<tokio::runtime::Runtime> {
 pub fn main() -> ExitCode {
     user::ensure_home();
     let args = fstab::expand(std::env::args_os().collect(), &Cli::command());
-    let outcome = match Cli::parse_from(args).command {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) if e.use_stderr() => e.exit(),
+        Err(help) => {
+            out::keep(help.print());
+            return out::end(Ok(()));
+        }
+    };
+    let outcome = match cli.command {
         Command::Init(args) => init::run(*args),
         Command::Mount(args) => mount::run(*args),
         Command::Umount(args) => umount::run(args),
@@ -125,10 +138,7 @@ pub fn main() -> ExitCode {
         Command::Sse(args) => sse::run(args),
         Command::Demo(args) => demo::run(args),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
-    }
+    out::end(outcome)
 }
 
 #[cfg(test)]
