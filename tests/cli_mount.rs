@@ -557,3 +557,212 @@ fn a_service_counts_as_started_when_the_mount_works() {
     }
     assert!(unit.contains("${STORE} ${DIR}"), "a path with a space would come apart");
 }
+
+/// The answer of the HTTP server behind a socket: head and body.
+fn http(socket: &Path, method: &str, path: &str, accept: &str) -> (String, String) {
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).expect("somebody listens");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket");
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("takes the request");
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut answer).expect("answers and closes");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    (head.to_owned(), body.to_owned())
+}
+
+/// The value of a metric, by the start of its line.
+fn metric(text: &str, start: &str) -> f64 {
+    let line = text.lines().find(|line| line.starts_with(start) && !line.starts_with('#'));
+    let line = line.unwrap_or_else(|| panic!("no {start} in {text}"));
+    line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
+}
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0";
+
+#[test]
+fn metrics_say_what_was_done_and_name_no_file() {
+    // Guards against counters that nothing increases, a format that Prometheus refuses, and names
+    // of files in a database that keeps everything in clear.
+    needs_fuse!();
+    let v = Volume::create();
+    let socket = v.path("metrics");
+    v.mount(&["--metrics", &format!("unix:{}", socket.display())]);
+    let before = http(&socket, "GET", "/metrics", OPEN_METRICS).1;
+    let mut file = File::create(v.at("a name to keep")).expect("creates");
+    file.write_all(&vec![7; 100_000]).expect("writes");
+    file.sync_all().expect("syncs");
+    drop(file);
+    v.ok(&["sync", &v.text("vault")]);
+    let (head, after) = http(&socket, "GET", "/metrics", OPEN_METRICS);
+    assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+    assert!(head.to_lowercase().contains("content-type: application/openmetrics-text"), "{head}");
+    assert!(after.ends_with("# EOF\n"));
+    for start in [
+        "sealfs_fuse_operation_duration_seconds_count{operation=\"fsync\"}",
+        "sealfs_store_request_duration_seconds_count{kind=\"put\"}",
+        "sealfs_commit_sequence",
+        "sealfs_store_sent_bytes_total",
+    ] {
+        let then = if before.contains(start) { metric(&before, start) } else { 0.0 };
+        assert!(metric(&after, start) > then, "{start}: {then}, then\n{after}");
+    }
+    assert!(metric(&after, "sealfs_fuse_written_bytes_total") >= 100_000.0);
+    assert_eq!(metric(&after, "sealfs_online"), 1.0);
+    assert_eq!(metric(&after, "sealfs_pending_age_seconds"), 0.0);
+    assert_eq!(metric(&after, "sealfs_key_epoch"), 1.0);
+    assert!(after.contains("role=\"writer\""), "{after}");
+    let times = "sealfs_fuse_operation_duration_seconds";
+    let written = metric(&after, &format!("{times}_count{{operation=\"write\"}}"));
+    let all = format!("{times}_bucket{{le=\"+Inf\",operation=\"write\"}}");
+    assert!(written > 0.0 && metric(&after, &all) == written, "{after}");
+    for name in ["a name to keep", "vault", "store/", &v.text("")] {
+        assert!(!after.contains(name), "{name} in {after}");
+    }
+    let mode = fs::symlink_metadata(&socket).expect("there").permissions().mode();
+    assert_eq!(mode & 0o077, 0, "others can connect: {mode:o}");
+    // Without that format it is the older one, which has no end mark.
+    let (head, text) = http(&socket, "GET", "/metrics", "*/*");
+    assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    assert!(!text.contains("# EOF"));
+    assert!(http(&socket, "GET", "/", "*/*").0.starts_with("HTTP/1.1 404 "));
+    assert!(http(&socket, "POST", "/metrics", "*/*").0.starts_with("HTTP/1.1 405 "));
+    promtool(&["check", "metrics"], &text);
+    dashboards_name_metrics_that_exist(&text);
+    v.umount();
+    assert!(!socket.exists(), "the socket outlives the mount");
+}
+
+/// Runs promtool, if it is installed, which must be content.
+fn promtool(args: &[&str], input: &str) {
+    let started = Command::new("promtool")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut child) = started else {
+        eprintln!("skipped: promtool {args:?} (scripts/test installs it)");
+        return;
+    };
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(input.as_bytes()).expect("reads everything");
+    drop(stdin);
+    let output = child.wait_with_output().expect("ends");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success(), "promtool {args:?}: {said}");
+    if args == ["check", "metrics"] {
+        assert!(said.trim().is_empty(), "{said}");
+    }
+}
+
+fn dashboards_name_metrics_that_exist(text: &str) {
+    let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging");
+    let rules = packaging.join("prometheus/sealfs.rules.yml");
+    promtool(&["check", "rules", &rules.display().to_string()], "");
+    let tests = packaging.join("prometheus/sealfs.rules.test.yml");
+    promtool(&["test", "rules", &tests.display().to_string()], "");
+    let dashboard = packaging.join("grafana/sealfs.json");
+    let json = fs::read_to_string(&dashboard).expect("the dashboard");
+    serde_json::from_str::<serde_json::Value>(&json).expect("JSON");
+    for page in [fs::read_to_string(rules).expect("the rules"), json] {
+        let mut seen = 0;
+        for (at, _) in page.match_indices("sealfs_") {
+            let name = |c: &char| c.is_ascii_alphanumeric() || *c == '_';
+            let name: String = page[at..].chars().take_while(name).collect();
+            seen += 1;
+            assert!(
+                text.lines().any(|line| line.starts_with(&format!("{name} "))
+                    || line.starts_with(&format!("{name}{{"))),
+                "{name} is no metric"
+            );
+        }
+        assert!(seen > 5, "only {seen} metrics are named");
+    }
+}
+
+#[test]
+fn metrics_are_for_this_machine_unless_more_is_meant_and_their_port_is_free() {
+    // Guards against a port that the network can read, a mount without the metrics that were asked
+    // for, and clients that say nothing and hold up those who do.
+    needs_fuse!();
+    let v = Volume::create();
+    let refused = v.mount_fails(&["--metrics", "0.0.0.0:9477"], 2);
+    assert!(refused.contains("other machines could read") && refused.contains("hint: "));
+    let refused = v.mount_fails(&["--metrics", "example.org:9477"], 2);
+    assert!(refused.contains("IP:PORT"), "{refused}");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("some port is free");
+    let port = taken.local_addr().expect("bound").port();
+    let refused = v.mount_fails(&["--metrics", &format!("127.0.0.1:{port}")], 1);
+    assert!(refused.contains("cannot answer metrics at 127.0.0.1:"), "{refused}");
+    assert!(refused.contains("hint: each mount needs a port of its own"), "{refused}");
+    assert!(!v.is_mounted());
+    drop(taken);
+    // Something that is no socket stays what it is.
+    fs::write(v.path("file"), "kept").expect("writes");
+    let refused = v.mount_fails(&["--metrics", &v.text("file")], 1);
+    assert!(refused.contains("something that is no socket is there"), "{refused}");
+    assert_eq!(fs::read(v.path("file")).expect("there"), b"kept");
+    // A socket that a killed mount left is replaced.
+    let socket = v.path("metrics");
+    drop(std::os::unix::net::UnixListener::bind(&socket).expect("binds"));
+    v.mount(&["--metrics", &v.text("metrics")]);
+    let idle: Vec<_> = (0..20)
+        .map(|_| std::os::unix::net::UnixStream::connect(&socket).expect("connects"))
+        .collect();
+    drop(idle);
+    wait_until("metrics are answered again", || {
+        let Ok(mut stream) = std::os::unix::net::UnixStream::connect(&socket) else { return false };
+        let _ = stream.set_read_timeout(Some(Duration::from_secs(30)));
+        let mut answer = String::new();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").is_ok()
+            && std::io::Read::read_to_string(&mut stream, &mut answer).is_ok()
+            && answer.contains("sealfs_online 1")
+    });
+    v.umount();
+}
+
+#[test]
+fn stats_and_top_show_what_happens() {
+    // Guards against columns that stay at nothing, and a command that does not end.
+    needs_fuse!();
+    let v = Volume::mounted();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let (lines, page) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0.. {
+                if stop.load(std::sync::atomic::Ordering::SeqCst) {
+                    break;
+                }
+                let name = v.at(&format!("f{}", n % 10));
+                fs::write(&name, [7; 8192]).expect("writes");
+                File::open(&name).expect("opens").sync_all().expect("syncs");
+                fs::remove_file(&name).expect("removes");
+            }
+        });
+        let vault = v.text("vault");
+        let lines = v.run(&["stats", "--interval", "300ms", "--count", "3", &vault]);
+        let page = v.run(&["top", "--interval", "300ms", "--count", "1", &vault]);
+        stop.store(true, std::sync::atomic::Ordering::SeqCst);
+        (lines, page)
+    });
+    assert!(lines.status.success() && page.status.success(), "{lines:?}\n{page:?}");
+    let lines = String::from_utf8(lines.stdout).expect("text");
+    let lines: Vec<_> = lines.lines().collect();
+    assert_eq!(lines.len(), 5, "{lines:?}"); // two of heading
+    let ops = |line: &str| line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok());
+    assert!(lines[2..].iter().all(|line| ops(line).is_some_and(|n| n > 0)), "{lines:#?}");
+    let page = String::from_utf8(page.stdout).expect("text");
+    for part in ["online", "operation ", "fsync ", "unlink ", "put ", "requests have cost about $"]
+    {
+        assert!(page.contains(part), "{part} in {page}");
+    }
+    assert!(!page.contains('\x1b'), "control sequences outside a terminal");
+    let json = v.ok(&["stats", "--json", &v.text("vault")]);
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert!(json["numbers"]["requests"]["put"].as_u64().is_some_and(|n| n > 0), "{json}");
+    assert!(json["fuse"]["written_bytes"].as_u64().is_some_and(|n| n >= 8192), "{json}");
+    v.fails(&["stats", "--count", "1", &v.text("store")], 9);
+    v.umount();
+}

@@ -32,14 +32,15 @@ const NAMED_ONLY_IN: &[(&str, &[&str])] = &[
     ("aws_smithy_types", &["src/store/s3/"]),
     ("aws_types", &["src/store/s3/"]),
     ("aws_smithy_runtime_api", &["src/store/s3/"]),
-    ("hyper", &["src/store/s3/connection.rs"]),
-    ("hyper_util", &["src/store/s3/connection.rs"]),
+    ("hyper", &["src/store/s3/connection.rs", "src/cli/scrape.rs"]),
+    ("hyper_util", &["src/store/s3/connection.rs", "src/cli/scrape.rs"]),
     ("hyper_rustls", &["src/store/s3/connection.rs"]),
     ("rustls", &["src/store/s3/"]),
     ("aes_gcm", &["src/seal/"]),
     ("aws_lc_rs", &["src/seal/"]),
     ("x_wing", &["src/seal/kem.rs"]),
     ("slatedb", &["src/store/kv.rs", "src/store/kv_store.rs", "src/store/kv/"]),
+    ("prometheus_client", &["src/cli/metrics.rs"]),
     ("clap", &["src/cli/", "src/store/s3/flags.rs"]),
 ];
 

@@ -3,11 +3,13 @@
 //! Owns no state and does no I/O of its own. Imports nothing of this crate.
 
 mod clock;
+pub mod histogram;
 mod ids;
 mod text;
 mod underway;
 
 pub use clock::{Clock, SystemClock, Timestamp};
+pub use histogram::{Histogram, Spread};
 pub use ids::{Ino, JournalId, JournalPos, SegmentId, VolumeId, hex};
 pub use text::{counted, one_line, plain_json, plural, shell_word};
 pub use underway::{Promise, Underway};

@@ -22,12 +22,14 @@ mod key_add;
 mod key_show;
 mod leaving;
 mod logging;
+mod metrics;
 mod mount;
 mod notify;
 mod place;
 mod progress;
 mod protocol;
 mod recover;
+mod scrape;
 mod secret;
 mod serve;
 mod server;
@@ -35,6 +37,7 @@ mod signals;
 mod socket;
 mod sse;
 mod sse_report;
+mod stats;
 mod status;
 mod strength;
 mod sync;
@@ -67,6 +70,10 @@ enum Command {
     Sync(sync::SyncArgs),
     /// Show how a mount is
     Status(status::StatusArgs),
+    /// Show what a mount is doing, a line a second
+    Stats(stats::StatsArgs),
+    /// Show what a mount is doing, as a page
+    Top(stats::TopArgs),
     /// Check whether a bucket and this machine are fit for a volume
     Doctor(Box<doctor::DoctorArgs>),
     /// Check a volume, and repair it
@@ -131,6 +138,8 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::run(args),
         Command::Sync(args) => sync::run(args),
         Command::Status(args) => status::run(args),
+        Command::Stats(args) => stats::run(args),
+        Command::Top(args) => stats::top(args),
         Command::Doctor(args) => doctor::run(*args),
         Command::Fsck(args) => fsck::run(*args),
         Command::Recover(args) => recover::run(*args),
@@ -153,6 +162,7 @@ mod tests {
             "passphrase-file" | "passphrase-fd" | "key-file" | "recovery-file" => "Key",
             "new-passphrase-file" | "new-passphrase-fd" | "new-key-file" | "recovery" => "New key",
             "log-file" | "log-level" => "Log",
+            "metrics" | "metrics-remote" => "Metrics",
             "object-tag" => "Server-side encryption",
             sse if sse == "sse" || sse.starts_with("sse-") => "Server-side encryption",
             "cache-dir" | "state-dir" | "cache-size" | "journal-size" | "commit-interval"

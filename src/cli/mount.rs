@@ -19,6 +19,7 @@ use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
 use super::logging::{self, Target};
 use super::place::{self, Need};
+use super::scrape;
 use super::serve::{Plan, serve};
 use super::socket::Starting;
 
@@ -47,6 +48,8 @@ pub struct MountArgs {
     local: LocalArgs,
     #[command(flatten)]
     log: LogArgs,
+    #[command(flatten)]
+    metrics: MetricsArgs,
     /// Mount options: ro, allow_other, dev, suid, noexec, nonempty, sync, fsync=remote|local; and
     /// every long flag by its name, as fstab needs it: passphrase_file=FILE
     #[arg(short = 'o', value_name = "OPTIONS")]
@@ -79,6 +82,7 @@ pub struct MountArgs {
 /// that are declared after it.
 const LOCAL: &str = "Local state";
 const LOG: &str = "Log";
+const METRICS: &str = "Metrics";
 
 /// What a mount keeps on this machine, and how long it waits.
 #[derive(Args, Clone, Debug)]
@@ -111,6 +115,29 @@ struct LogArgs {
     /// error, warn, info, debug or trace
     #[arg(long, help_heading = LOG, value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
+}
+
+#[derive(Args, Clone, Debug)]
+struct MetricsArgs {
+    /// Answer what Prometheus asks for at /metrics there: 127.0.0.1:9477 (which every user of this
+    /// machine can read) or unix:/PATH
+    #[arg(long, help_heading = METRICS, value_name = "ADDRESS")]
+    metrics: Option<scrape::Address>,
+    /// Allow an address for it that other machines reach: it has neither password nor encryption
+    #[arg(long, help_heading = METRICS, requires = "metrics")]
+    metrics_remote: bool,
+}
+
+impl MetricsArgs {
+    /// Where metrics are answered, as it is meant in this directory.
+    fn address(&self) -> Outcome<Option<scrape::Address>> {
+        let Some(address) = &self.metrics else { return Ok(None) };
+        address.check(self.metrics_remote)?;
+        Ok(Some(match address {
+            scrape::Address::Socket(path) => scrape::Address::Socket(dirs::absolute(path)?),
+            port => port.clone(),
+        }))
+    }
 }
 
 /// Sets the allocator up for buffers of megabytes that are made and freed for every request and
@@ -199,7 +226,11 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
     }
     let cache_dir = dirs::absolute_or(args.local.cache_dir.as_deref(), dirs::cache_dir)?;
     let state_dir = dirs::absolute_or(args.local.state_dir.as_deref(), dirs::state_dir)?;
+    let metrics = args.metrics.address()?;
     let mut needs = needs(args, &store.location, &cache_dir, &state_dir);
+    if let Some(scrape::Address::Socket(path)) = &metrics {
+        needs.push(Need::new("the socket of the metrics", path, "--metrics unix:PATH"));
+    }
     let point = dirs::resolve(&args.dir).map_err(|e| place::unusable(&args.dir, &e))?;
     let (covered, places): (Vec<_>, Vec<_>) =
         dirs::socket_places(&point).into_iter().partition(|p| place::leads_through(p, &point));
@@ -233,7 +264,7 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
         clean: CleanOptions { dead_bytes_min: args.clean_after, ..CleanOptions::default() },
         ..MountOptions::new(store, secret, cache_dir, state_dir)
     };
-    Ok(Plan { volume, fuse, point, places, starting })
+    Ok(Plan { volume, fuse, point, places, metrics, starting })
 }
 
 /// What the daemon opens by name while it serves.

@@ -3,7 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::stack::{Progress, Status};
+use crate::fuse::Counted;
+use crate::stack::{Numbers, Progress, Status};
 
 use super::exit::Failure;
 
@@ -13,6 +14,8 @@ use super::exit::Failure;
 pub enum Ask {
     /// Answered with [`Say::Status`].
     Status,
+    /// Answered with [`Say::Sample`].
+    Sample,
     /// Answered with [`Say::Progress`] until [`Say::Done`] or [`Say::Failed`].
     Sync {
         /// Give up after this long without any progress.
@@ -41,6 +44,8 @@ pub enum Ask {
 pub enum Say {
     /// The state of the mount.
     Status(Box<Status>),
+    /// Everything that is counted.
+    Sample(Box<Sample>),
     /// How far the bucket is behind; a few times a second.
     Progress(Progress),
     /// The last message: it is done.
@@ -50,6 +55,15 @@ pub enum Say {
     },
     /// The last message: it is not done, and the mount is as before.
     Failed(Failure),
+}
+
+/// Everything that a mount counts, at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// The volume's.
+    pub numbers: Numbers,
+    /// What the kernel asked for.
+    pub fuse: Counted,
 }
 
 /// Bytes of the longest request line the daemon reads.

@@ -25,7 +25,8 @@ use super::leaving::{Leaving, stalled};
 use super::notify;
 use super::place;
 use super::protocol::Say;
-use super::server::{self, ASKED_MAX, PROGRESS_INTERVAL, Standstill, UmountAsked};
+use super::scrape;
+use super::server::{self, ASKED_MAX, PROGRESS_INTERVAL, Standstill, UmountAsked, Watched};
 use super::signals::{LOOK_EVERY, Signals, Teller, stopped};
 use super::socket::{self, Socket};
 
@@ -52,6 +53,8 @@ pub struct Plan {
     pub point: PathBuf,
     /// Where its control socket may be, the best place first.
     pub places: Vec<PathBuf>,
+    /// Where its metrics are answered.
+    pub metrics: Option<scrape::Address>,
     /// Keeps another mount from being started on the directory meanwhile.
     pub starting: socket::Starting,
 }
@@ -149,6 +152,10 @@ type Started = (Mounted, Session, mpsc::Receiver<UmountAsked>, watch::Sender<boo
 
 async fn start(plan: Plan) -> Outcome<Started> {
     let attended = plan.volume.store.attended.clone();
+    let metrics = match &plan.metrics {
+        Some(address) => Some(scrape::Listener::bind(address).await?),
+        None => None,
+    };
     let mounted = stack::mount(plan.volume).await?;
     if attended.is_stopped() {
         close(mounted).await;
@@ -170,10 +177,14 @@ async fn start(plan: Plan) -> Outcome<Started> {
             return Err(general("cannot make the control socket", e));
         }
     };
-    let control = Arc::clone(&mounted.control);
+    let (control, operations) = (Arc::clone(&mounted.control), session.operations().clone());
+    let watched = Watched { control, operations };
+    if let Some(listener) = metrics {
+        tokio::spawn(scrape::serve(listener, watched.clone()));
+    }
     let (ask, umounts) = mpsc::channel(ASKED_MAX);
     let (end, ended) = watch::channel(false);
-    tokio::spawn(server::serve(socket, control, ask, ended));
+    tokio::spawn(server::serve(socket, watched, ask, ended));
     drop(plan.starting);
     Ok((mounted, session, umounts, end))
 }

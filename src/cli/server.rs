@@ -13,12 +13,13 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use crate::fuse::Operations;
 use crate::stack::{Control, Progress};
 
 use super::exit::{Exit, Failure, Outcome};
 use super::leaving::stalled;
 use super::notify;
-use super::protocol::{Ask, LINE_BYTES_MAX, Say, line};
+use super::protocol::{Ask, LINE_BYTES_MAX, Sample, Say, line};
 use super::socket::Socket;
 
 /// How often progress is reported.
@@ -42,20 +43,36 @@ pub struct UmountAsked {
     pub say: mpsc::Sender<Say>,
 }
 
+/// A mount as those see it who ask how it is.
+#[derive(Clone)]
+pub struct Watched {
+    /// The volume.
+    pub control: Arc<dyn Control>,
+    /// What the kernel asked for.
+    pub operations: Operations,
+}
+
+impl Watched {
+    /// Everything that is counted, now. Never waits.
+    pub fn sample(&self) -> Sample {
+        Sample { numbers: self.control.numbers(), fuse: self.operations.counted() }
+    }
+}
+
 /// Serves the clients of `socket` until dropped.
 pub async fn serve(
     mut socket: Socket,
-    control: Arc<dyn Control>,
+    watched: Watched,
     umount: mpsc::Sender<UmountAsked>,
     end: watch::Receiver<bool>,
 ) {
     loop {
         match socket.accept().await {
             Ok(stream) => {
-                let (control, umount) = (Arc::clone(&control), umount.clone());
+                let (watched, umount) = (watched.clone(), umount.clone());
                 let end = end.clone();
                 tokio::spawn(async move {
-                    if let Err(e) = client(stream, control, umount, end).await {
+                    if let Err(e) = client(stream, watched, umount, end).await {
                         log::debug!("a client of the control socket went away: {e}");
                     }
                 });
@@ -70,7 +87,7 @@ pub async fn serve(
 
 async fn client(
     stream: UnixStream,
-    control: Arc<dyn Control>,
+    watched: Watched,
     umount: mpsc::Sender<UmountAsked>,
     mut end: watch::Receiver<bool>,
 ) -> io::Result<()> {
@@ -80,10 +97,15 @@ async fn client(
     timeout(CLIENT_TIMEOUT, reader.read_line(&mut text)).await??;
     let ask: Ask = serde_json::from_str(&text)?;
     let (say, mut messages) = mpsc::channel(16);
+    let control = Arc::clone(&watched.control);
     match ask {
         Ask::Status => {
             let status = Say::Status(Box::new(control.status()));
             return send(&mut write, &status).await;
+        }
+        Ask::Sample => {
+            let sample = Say::Sample(Box::new(watched.sample()));
+            return send(&mut write, &sample).await;
         }
         Ask::Sync { stall_secs } => {
             let control = Arc::clone(&control);

@@ -8,9 +8,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::abi::OUT_HEADER_LEN;
+use super::operations::Counters;
 use crate::base::Ino;
 
 /// `FUSE_DEV_IOC_CLONE`, `_IOR(229, 0, uint32_t)`.
@@ -18,7 +20,11 @@ const FUSE_DEV_IOC_CLONE: libc::c_ulong = 0x8004_e500;
 
 /// A descriptor of the mount's connection.
 #[derive(Debug)]
-pub struct Device(File);
+pub struct Device {
+    file: File,
+    /// Of the requests that were read from it.
+    counters: Arc<Counters>,
+}
 
 /// `FUSE_NOTIFY_INVAL_INODE` of linux/fuse.h.
 const NOTIFY_INVAL_INODE: i32 = 2;
@@ -38,12 +44,11 @@ impl Device {
     /// A new descriptor of the connection `mount` belongs to (Linux 4.2), or a duplicate of
     /// `mount` where the kernel refuses that. Reading from it never waits.
     pub fn clone_of(mount: BorrowedFd<'_>) -> io::Result<Device> {
-        let device = Device(
-            Self::opened_for(mount)
-                .map_or_else(|| mount.try_clone_to_owned().map(File::from), Ok)?,
-        );
+        let file = Self::opened_for(mount)
+            .map_or_else(|| mount.try_clone_to_owned().map(File::from), Ok)?;
+        let device = Device { file, counters: Arc::default() };
         // SAFETY: the call takes no pointers.
-        match unsafe { libc::fcntl(device.0.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } {
+        match unsafe { libc::fcntl(device.file.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } {
             0 => Ok(device),
             _ => Err(io::Error::last_os_error()),
         }
@@ -57,11 +62,16 @@ impl Device {
         (rc == 0).then_some(file)
     }
 
+    /// Counts the requests that are read from it.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
     /// Reads the next request, if there is one, into `buffer`, which must hold the largest
     /// write and its header.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
         loop {
-            match (&self.0).read(buffer) {
+            match (&self.file).read(buffer) {
                 Ok(0) => return Ok(Received::Ended),
                 Ok(n) => return Ok(Received::Request(n)),
                 Err(e) => match e.raw_os_error() {
@@ -79,7 +89,7 @@ impl Device {
     /// Whether there may be a request. Sleeps until there may be one; without a `bound` that
     /// ends at the latest when the filesystem is unmounted.
     pub fn wait(&self, bound: Option<Duration>) -> io::Result<bool> {
-        let mut fd = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut fd = libc::pollfd { fd: self.file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let ms = bound.map_or(-1, |b| b.as_millis().try_into().unwrap_or(libc::c_int::MAX));
         // SAFETY: `fd` is one valid pollfd and outlives the call.
         match unsafe { libc::poll(&mut fd, 1, ms) } {
@@ -135,12 +145,12 @@ impl Device {
         header[8..16].copy_from_slice(&unique.to_ne_bytes());
         let parts = [IoSlice::new(&header), IoSlice::new(body)];
         // The kernel takes a message in one call or refuses it; there are no short writes.
-        (&self.0).write_vectored(&parts).map(drop)
+        (&self.file).write_vectored(&parts).map(drop)
     }
 }
 
 impl AsFd for Device {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
     }
 }

@@ -148,7 +148,7 @@ impl Adapter {
             log::error!("a request of {} bytes has no valid header; ignored", request.len());
             return;
         };
-        let reply = Reply::new(device, header.unique, header.pid);
+        let reply = Reply::new(device, &header);
         let request = Request { header, body: Body::new(body), reply };
         match catch_unwind(AssertUnwindSafe(|| self.route(request))) {
             Ok(Ok(())) => {}

@@ -11,6 +11,7 @@
 //! | `abi` | the bytes of requests and replies |
 //! | `dispatch` | routing, and the rule that request threads never wait for the network |
 //! | `ops_*` | the operations by family |
+//! | `operations` | what was asked for and how long it took, counted |
 //! | `seek` | data and holes of a file that the kernel has not written back yet |
 //! | `table` | what is mounted where, by whom, and whether it is alive |
 //! | `threads` | which request thread waits for the next request |
@@ -26,6 +27,7 @@ mod dispatch;
 mod errno;
 mod hold;
 mod mount;
+mod operations;
 mod ops_attr;
 mod ops_data;
 mod ops_dir;
@@ -51,6 +53,7 @@ use crate::fs::Fs;
 
 pub use abi::TtlSecs;
 pub use mount::{MountError, REQUEST_DATA_MAX, device_number, unmount};
+pub use operations::{Counted, Operation, Operations};
 pub use options::{Options, TTL_FOLLOWER, TTL_WRITER, UnknownOption};
 pub use table::{Entry, Life, life, mounted_at, mounts};
 
@@ -66,6 +69,7 @@ pub struct Session {
     /// `major:minor`, where the kernel's table said it.
     device: Option<String>,
     ended: watch::Receiver<usize>,
+    operations: Operations,
     /// fuser's half of the mount. Kept: dropping it unmounts what fusermount3 mounted.
     _kernel: mount::KernelSession,
 }
@@ -81,7 +85,7 @@ pub fn serve(
     let (kernel, point, agreed) = mount::mount(at, options)?;
     let adapter =
         Arc::new(Adapter::new(fs, options.ttl, options.fsync_remote, agreed, runtime.clone()));
-    let ended = start_threads(&kernel, &adapter, options.threads.max(1), runtime)
+    let (ended, operations) = start_threads(&kernel, &adapter, options.threads.max(1), runtime)
         .inspect_err(|_| mount::abandon(&point))
         .map_err(MountError::Threads)?;
     let device = mount::device_number(&point);
@@ -95,20 +99,22 @@ pub fn serve(
             log::error!("cannot watch {} for remounts: {e}", point.display());
         }
     }
-    Ok(Session { point, device, ended, _kernel: kernel })
+    Ok(Session { point, device, ended, operations, _kernel: kernel })
 }
 
-/// Starts the request threads. The watch holds how many are left.
+/// Starts the request threads. The watch holds how many are left; also what they count.
 fn start_threads(
     kernel: &mount::KernelSession,
     adapter: &Arc<Adapter>,
     threads: usize,
     runtime: &Handle,
-) -> io::Result<watch::Receiver<usize>> {
+) -> io::Result<(watch::Receiver<usize>, Operations)> {
     let (alive, ended) = watch::channel(threads);
+    let mut counters = Vec::with_capacity(threads);
     let turns = Arc::new(Threads::new());
     for number in 0..threads {
         let device = Arc::new(Device::clone_of(kernel.as_fd())?);
+        counters.push(Arc::clone(device.counters()));
         let mut requests = Requests::new(Arc::clone(adapter), device);
         let (turns, alive, runtime) = (Arc::clone(&turns), alive.clone(), runtime.clone());
         std::thread::Builder::new().name(format!("fuse-{number}")).spawn(move || {
@@ -119,7 +125,7 @@ fn start_threads(
             alive.send_modify(|n| *n -= 1);
         })?;
     }
-    Ok(ended)
+    Ok((ended, Operations::of(counters)))
 }
 
 /// The requests that one thread takes.
@@ -173,6 +179,11 @@ impl Session {
     /// The device number of the file system (`major:minor`), as in proc_pid_mountinfo(5).
     pub fn device(&self) -> Option<&str> {
         self.device.as_deref()
+    }
+
+    /// What it was asked for so far.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
     }
 
     /// Unmounts; see [`unmount`]. Blocks while the kernel writes back dirty pages, so call it

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
-use super::abi::Out;
+use super::abi::{Header, Out};
 use super::device::Device;
 use super::errno::Errno;
 use crate::base::Ino;
@@ -15,14 +16,18 @@ pub struct Reply {
     device: Arc<Device>,
     unique: u64,
     caller: u32,
+    opcode: u32,
+    began: Instant,
     answered: bool,
     interruptible: bool,
 }
 
 impl Reply {
-    /// The answer to request `unique` of thread `caller`, which was read from `device`.
-    pub fn new(device: &Arc<Device>, unique: u64, caller: u32) -> Reply {
-        Reply { device: Arc::clone(device), unique, caller, answered: false, interruptible: false }
+    /// The answer to a request that was just read from `device`.
+    pub fn new(device: &Arc<Device>, header: &Header) -> Reply {
+        let Header { unique, pid: caller, opcode, .. } = *header;
+        let (device, began) = (Arc::clone(device), Instant::now());
+        Reply { device, unique, caller, opcode, began, answered: false, interruptible: false }
     }
 
     /// The thread that asked, as this process sees it (0 if it does not).
@@ -78,10 +83,16 @@ impl Reply {
     /// Says nothing: for the requests that take no answer.
     pub fn none(mut self) {
         self.answered = true;
+        self.count(0, &[]);
+    }
+
+    fn count(&self, errno: i32, body: &[u8]) {
+        self.device.counters().answered(self.opcode, self.began.elapsed(), errno, body);
     }
 
     fn send(&mut self, errno: i32, body: &[u8]) -> bool {
         self.answered = true;
+        self.count(errno, body); // before the answer: who has it may look at once
         match self.device.send(self.unique, errno, body) {
             Ok(()) => true,
             Err(e) => {

@@ -7,6 +7,9 @@
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use crate::base::Spread;
+use crate::store::RequestSnapshot;
+
 /// Whether the store can be reached and written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
@@ -127,10 +130,33 @@ pub struct Status {
     pub journal_disk_free_bytes: Option<u64>,
 }
 
+/// What `sealfs stats` and the metrics show beyond [`Status`]. Counters begin with the mount.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Numbers {
+    /// As `sealfs status` has it.
+    pub status: Status,
+    /// What was asked of the store and of the disk cache.
+    pub requests: RequestSnapshot,
+    /// How long requests to the store took, by their kind.
+    pub request_times: Vec<(String, Spread)>,
+    /// Reads of file contents answered from memory.
+    pub memory_hits: u64,
+    /// Those that went to the disk cache or the store.
+    pub memory_misses: u64,
+    /// Objects in the bucket that are known to be damaged.
+    pub damaged_objects: u64,
+    /// The key epoch that new objects are sealed in.
+    pub key_epoch: u32,
+    /// Seconds since the lease was last renewed; `None` for a mount that only reads.
+    pub lease_age_secs: Option<f64>,
+}
+
 /// A running mount, as the control socket sees it. `stack` implements it.
 pub trait Control: Send + Sync + 'static {
     /// What `sealfs status` shows. Never waits.
     fn status(&self) -> Status;
+    /// What is counted. Never waits.
+    fn numbers(&self) -> Numbers;
     /// How far the bucket is behind. Never waits; called a few times a second.
     fn progress(&self) -> Progress;
     /// Resolves when everything written before the call is in the bucket. Waits as long as the

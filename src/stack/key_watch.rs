@@ -54,6 +54,11 @@ impl KeyWatch {
         self.seen.lock().generation
     }
 
+    /// The epoch that new objects are sealed in.
+    pub(super) fn epoch(&self) -> u32 {
+        self.keys.epoch()
+    }
+
     /// What a person should know, for `status`.
     pub(super) fn note(&self) -> Option<String> {
         self.seen.lock().note.clone()

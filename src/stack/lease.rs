@@ -5,10 +5,11 @@
 //! (DESIGN §8), because reading a row freshly takes opening the database.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersion};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::departure::{Departure, read_line, start_of};
@@ -45,6 +46,22 @@ pub(super) struct Lease {
     row: Row,
     version: UpdateVersion,
     was_free: bool,
+    renewed: Renewed,
+}
+
+/// When a lease was last known to be held; whoever asks need not wait for a heartbeat under way.
+#[derive(Clone, Debug)]
+pub(super) struct Renewed(Arc<Mutex<Instant>>);
+
+impl Renewed {
+    fn now() -> Renewed {
+        Renewed(Arc::new(Mutex::new(Instant::now())))
+    }
+
+    /// How long ago that was.
+    pub(super) fn age(&self) -> Duration {
+        self.0.lock().elapsed()
+    }
 }
 
 /// How a heartbeat ended.
@@ -164,7 +181,9 @@ impl Lease {
             Err(e) if takeover && class(&e) == ErrorClass::Corrupt => {
                 log::warn!("replacing the record of who holds the volume, which is damaged");
                 return match write(&store, &row, PutMode::Overwrite).await {
-                    Ok(version) => Ok(Lease { store, row, version, was_free: false }),
+                    Ok(version) => {
+                        Ok(Lease { store, row, version, was_free: false, renewed: Renewed::now() })
+                    }
                     Err(e) => Err(StackError::store("recording who holds the volume", e)),
                 };
             }
@@ -196,7 +215,7 @@ impl Lease {
             }
         };
         match write(&store, &row, mode).await {
-            Ok(version) => Ok(Lease { store, row, version, was_free }),
+            Ok(version) => Ok(Lease { store, row, version, was_free, renewed: Renewed::now() }),
             Err(e) if matches!(class(&e), ErrorClass::Precondition | ErrorClass::AlreadyExists) => {
                 let holder = match read(&store).await.map_err(fail)? {
                     Some((held, _)) => held.holder(),
@@ -214,6 +233,11 @@ impl Lease {
         self.was_free
     }
 
+    /// When it was last known to be held.
+    pub(super) fn renewed(&self) -> Renewed {
+        self.renewed.clone()
+    }
+
     /// Shows that this mount lives.
     pub(super) async fn beat(&mut self) -> Beat {
         self.row.heartbeat_secs = unix_secs();
@@ -226,6 +250,7 @@ impl Lease {
             match write(&self.store, &self.row, mode).await {
                 Ok(version) => {
                     self.version = version;
+                    *self.renewed.0.lock() = Instant::now();
                     return Beat::Held;
                 }
                 Err(e) if class(&e) == ErrorClass::Precondition => {}

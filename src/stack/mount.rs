@@ -339,6 +339,7 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
         blocks,
         journal: writer.as_ref().map(|w| w.journal.clone()),
         committer: writer.as_ref().map(|w| w.committer.clone()),
+        lease_renewed: writer.as_ref().and_then(|w| Some(w.lease.try_lock().ok()?.renewed())),
         rate: Default::default(),
     });
     let mounted = Mounted {

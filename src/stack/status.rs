@@ -8,10 +8,11 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::config_use::VolumeSse;
-use super::control::{Connection, Control, Progress, Requests, Status, resident_bytes};
+use super::control::{Connection, Control, Numbers, Progress, Requests, Status, resident_bytes};
 use super::disks::{cache_note, journal_warning, space_of};
 use super::key_watch::KeyWatch;
 use super::layers::Layers;
+use super::lease::Renewed;
 use super::state::StateFile;
 use crate::base::{VolumeId, counted};
 use crate::commit::{Committer, View, WriterState};
@@ -79,6 +80,8 @@ pub(super) struct Shared {
     pub(super) blocks: Arc<BlockCache>,
     pub(super) journal: Option<Arc<Journal>>,
     pub(super) committer: Option<Arc<Committer>>,
+    /// When the lease was last known to be held.
+    pub(super) lease_renewed: Option<Renewed>,
     pub(super) rate: Rate,
 }
 
@@ -237,6 +240,20 @@ impl Control for Shared {
                 .as_ref()
                 .and_then(|_| space_of(&self.journal_dir).ok())
                 .map(|space| space.free_bytes),
+        }
+    }
+
+    fn numbers(&self) -> Numbers {
+        let (memory_hits, memory_misses) = self.blocks.hits_and_misses();
+        Numbers {
+            status: self.status(),
+            requests: self.layers.stats.snapshot(),
+            request_times: self.layers.stats.times(),
+            memory_hits,
+            memory_misses,
+            damaged_objects: self.sealed.damaged().len() as u64,
+            key_epoch: self.key_watch.epoch(),
+            lease_age_secs: self.lease_renewed.as_ref().map(|at| at.age().as_secs_f64()),
         }
     }
 

@@ -27,4 +27,4 @@ pub use probe::{ProbeError, is_probe, probe, random_name};
 pub use retry::{Health, Refusals, Retry, RetryOptions};
 pub use sealed::{Invalidate, Renew, Sealed};
 pub use segments::SegmentStore;
-pub use stats::{RequestSnapshot, RequestStats};
+pub use stats::{RequestKind, RequestSnapshot, RequestStats};

@@ -3,18 +3,59 @@
 //! One [`RequestStats`] is shared by the layers of a mount. `retry` counts requests (each
 //! attempt is one), `cached` counts hits. Relaxed atomics: a snapshot is not a transaction.
 
+use crate::base::{Histogram, Spread};
 use object_store::path::Path;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestKind {
+    /// An object, or a part of it.
+    Get,
+    /// Whether an object is there, and how it is.
+    Head,
+    /// To store or copy a whole object.
+    Put,
+    /// Any step of a multipart upload.
+    Multipart,
+    /// The next names below a prefix.
+    List,
+    /// To delete objects, up to a thousand.
+    Delete,
+}
+
+/// Every kind, in order, with its name.
+const KINDS: [(RequestKind, &str); 6] = [
+    (RequestKind::Get, "get"),
+    (RequestKind::Head, "head"),
+    (RequestKind::Put, "put"),
+    (RequestKind::Multipart, "multipart"),
+    (RequestKind::List, "list"),
+    (RequestKind::Delete, "delete"),
+];
+
+/// A request under way: dropped, it counts how long that took, answered or not.
+pub(crate) struct Timed<'a>(&'a Histogram, Instant);
+
+impl Drop for Timed<'_> {
+    fn drop(&mut self) {
+        self.0.record(self.1.elapsed());
+    }
+}
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         /// Live counters; see [`RequestSnapshot`] for what each one means.
         #[derive(Debug, Default)]
-        pub struct RequestStats { $($(#[$doc])* pub $name: AtomicU64),* }
+        pub struct RequestStats {
+            $($(#[$doc])* pub $name: AtomicU64,)*
+            times: [Histogram; KINDS.len()],
+        }
 
         /// The counters at one moment, since the mount started.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         pub struct RequestSnapshot { $($(#[$doc])* pub $name: u64),* }
 
         impl RequestStats {
@@ -64,6 +105,28 @@ counters! {
 }
 
 impl RequestStats {
+    /// A request of this kind begins now.
+    pub(crate) fn begin(&self, kind: RequestKind) -> Timed<'_> {
+        Timed(&self.times[kind as usize], Instant::now())
+    }
+
+    /// `request` with the time it takes counted, from its first poll on.
+    pub(crate) async fn timed<F: Future>(&self, kind: RequestKind, request: F) -> F::Output {
+        let _timed = self.begin(kind);
+        request.await
+    }
+
+    /// How long requests took until they were answered or given up, by the name of their kind.
+    /// Each attempt is one, and includes its body.
+    pub fn times(&self) -> Vec<(String, Spread)> {
+        let spread = |(kind, name): &(RequestKind, &str)| {
+            let mut spread = Spread::default();
+            self.times[*kind as usize].add_to(&mut spread);
+            ((*name).to_owned(), spread)
+        };
+        KINDS.iter().map(spread).collect()
+    }
+
     /// Adds `n` to a counter.
     pub(crate) fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Relaxed);

@@ -1,7 +1,7 @@
 //! Retrying what is more than one answer: batches of deletes, and listings.
 
 use super::super::error::{ErrorClass, StoreError, class, replicate};
-use super::super::stats::RequestStats;
+use super::super::stats::{RequestKind, RequestStats};
 use super::Retry;
 use super::attempt::Budget;
 use futures::stream::{self, BoxStream, StreamExt};
@@ -59,7 +59,8 @@ impl Retry {
         let paths: Vec<Result<Path>> = open.iter().map(|(_, p)| Ok(p.clone())).collect();
         let answers = self.inner.delete_stream(stream::iter(paths).boxed());
         let answers = async { Ok(answers.collect::<Vec<_>>().await) };
-        let answers = budget.limit(0, "waiting for the answer", answers).await;
+        let answers = budget.limit(0, "waiting for the answer", answers);
+        let answers = self.attempts.stats().timed(RequestKind::Delete, answers).await;
         let answers = self.attempts.note(answers)?;
         if answers.len() != open.len() {
             let message = format!("{} answers to {} deletes", answers.len(), open.len());
@@ -129,6 +130,8 @@ impl Listing {
         let attempts = self.retry.attempts.clone();
         let mut clock = attempts.start(self.budget);
         loop {
+            // The names of a page come one by one; the first of them waits for the request.
+            let _timed = self.inner.is_none().then(|| attempts.stats().begin(RequestKind::List));
             if self.inner.is_none() {
                 RequestStats::add(&attempts.stats().list, 1);
                 self.inner = Some(match &self.after {

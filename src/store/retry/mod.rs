@@ -16,7 +16,7 @@ pub use refused::Refusals;
 
 use super::error::{ErrorClass, StoreError, class};
 use super::rope::Rope;
-use super::stats::RequestStats;
+use super::stats::{RequestKind, RequestStats};
 use crate::base::one_line;
 use async_trait::async_trait;
 use attempt::{Attempts, Budget};
@@ -149,6 +149,7 @@ impl Retry {
         let stats = self.attempts.stats();
         let head = options.head;
         RequestStats::add(if head { &stats.head } else { &stats.get }, 1);
+        let _timed = stats.begin(if head { RequestKind::Head } else { RequestKind::Get });
         let result = budget
             .limit(0, "waiting for the answer", self.inner.get_opts(location, options))
             .await?;
@@ -255,7 +256,8 @@ impl ObjectStore for Retry {
                 let (payload, opts) = (payload.clone(), opts.clone());
                 RequestStats::add(&stats.put, 1);
                 let put = self.inner.put_opts(location, payload, opts);
-                async move { budget.limit(len, "waiting for the answer", put).await }
+                let put = budget.limit(len, "waiting for the answer", put);
+                stats.timed(RequestKind::Put, put)
             })
             .await;
         self.attempts.refused().note_upload(len, &outcome);
@@ -288,7 +290,8 @@ impl ObjectStore for Retry {
                     .run(budget, "start upload of", location, |_| {
                         RequestStats::add(&stats.multipart, 1);
                         let create = parts.create_multipart_opts(location, opts.clone());
-                        budget.limit(0, "waiting for the answer", create)
+                        let create = budget.limit(0, "waiting for the answer", create);
+                        stats.timed(RequestKind::Multipart, create)
                     })
                     .await?;
                 let (attempts, store) = (self.attempts.clone(), self.inner.clone());
@@ -300,7 +303,8 @@ impl ObjectStore for Retry {
                     .run(budget, "start upload of", location, |_| {
                         RequestStats::add(&stats.multipart, 1);
                         let create = self.inner.put_multipart_opts(location, opts.clone());
-                        budget.limit(0, "waiting for the answer", create)
+                        let create = budget.limit(0, "waiting for the answer", create);
+                        stats.timed(RequestKind::Multipart, create)
                     })
                     .await?;
                 Ok(upload::once(location.clone(), inner, self.attempts.clone()))
@@ -361,7 +365,8 @@ impl ObjectStore for Retry {
             .run(budget, "list", &shown, |_| {
                 RequestStats::add(&self.attempts.stats().list, 1);
                 let list = self.inner.list_with_delimiter(prefix);
-                budget.limit(0, "waiting for the answer", list)
+                let list = budget.limit(0, "waiting for the answer", list);
+                self.attempts.stats().timed(RequestKind::List, list)
             })
             .await
     }
@@ -377,7 +382,8 @@ impl ObjectStore for Retry {
             .run(budget, "copy", from, |_| {
                 RequestStats::add(&self.attempts.stats().put, 1);
                 let copy = self.inner.copy_opts(from, to, options.clone());
-                budget.limit(0, "waiting for the answer", copy)
+                let copy = budget.limit(0, "waiting for the answer", copy);
+                self.attempts.stats().timed(RequestKind::Put, copy)
             })
             .await
     }

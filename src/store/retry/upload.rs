@@ -1,7 +1,7 @@
 //! Multipart uploads under the retry layer.
 
 use super::super::error::{ErrorClass, StoreError, class};
-use super::super::stats::RequestStats;
+use super::super::stats::{RequestKind, RequestStats};
 use super::attempt::Attempts;
 use async_trait::async_trait;
 use futures::FutureExt;
@@ -65,7 +65,11 @@ impl MultipartUpload for PartsUpload {
                 .run(budget, "put a part of", &location, |_| {
                     RequestStats::add(&attempts.stats().multipart, 1);
                     let put = parts.put_part(&location, &id, index, data.clone());
-                    async move { budget.limit(len, "waiting for the answer", put).await }
+                    let (attempts, limit) = (&attempts, budget);
+                    async move {
+                        let put = limit.limit(len, "waiting for the answer", put);
+                        attempts.stats().timed(RequestKind::Multipart, put).await
+                    }
                 })
                 .await;
             attempts.refused().note_upload(len, &part);
@@ -95,7 +99,11 @@ impl MultipartUpload for PartsUpload {
                 RequestStats::add(&self.attempts.stats().multipart, 1);
                 let complete =
                     self.parts.complete_multipart(&self.location, &self.id, parts.clone());
-                async move { budget.limit(0, "waiting for the answer", complete).await }
+                let stats = self.attempts.stats();
+                async move {
+                    let complete = budget.limit(0, "waiting for the answer", complete);
+                    stats.timed(RequestKind::Multipart, complete).await
+                }
             })
             .await;
         match outcome {
@@ -106,7 +114,11 @@ impl MultipartUpload for PartsUpload {
                     .run(budget, "head", &self.location, |_| {
                         RequestStats::add(&self.attempts.stats().head, 1);
                         let head = self.store.head(&self.location);
-                        async move { budget.limit(0, "waiting for the answer", head).await }
+                        let stats = self.attempts.stats();
+                        async move {
+                            let head = budget.limit(0, "waiting for the answer", head);
+                            stats.timed(RequestKind::Head, head).await
+                        }
                     })
                     .await?;
                 if meta.size != self.len {
@@ -125,7 +137,11 @@ impl MultipartUpload for PartsUpload {
             .run(budget, "abort the upload of", &self.location, |_| {
                 RequestStats::add(&self.attempts.stats().multipart, 1);
                 let abort = self.parts.abort_multipart(&self.location, &self.id);
-                async move { budget.limit(0, "waiting for the answer", abort).await }
+                let stats = self.attempts.stats();
+                async move {
+                    let abort = budget.limit(0, "waiting for the answer", abort);
+                    stats.timed(RequestKind::Multipart, abort).await
+                }
             })
             .await
     }
@@ -152,7 +168,8 @@ impl MultipartUpload for OnceUpload {
         async move {
             RequestStats::add(&attempts.stats().multipart, 1);
             let budget = attempts.write_budget(len);
-            attempts.note(budget.limit(len, "waiting for the answer", put).await)?;
+            let put = budget.limit(len, "waiting for the answer", put);
+            attempts.note(attempts.stats().timed(RequestKind::Multipart, put).await)?;
             attempts.stats().stored(&location, len);
             Ok(())
         }
@@ -162,14 +179,16 @@ impl MultipartUpload for OnceUpload {
     async fn complete(&mut self) -> Result<PutResult> {
         RequestStats::add(&self.attempts.stats().multipart, 1);
         let budget = self.attempts.write_budget(0);
-        let outcome = budget.limit(0, "waiting for the answer", self.inner.complete()).await;
+        let complete = budget.limit(0, "waiting for the answer", self.inner.complete());
+        let outcome = self.attempts.stats().timed(RequestKind::Multipart, complete).await;
         self.attempts.note(outcome)
     }
 
     async fn abort(&mut self) -> Result<()> {
         RequestStats::add(&self.attempts.stats().multipart, 1);
         let budget = self.attempts.write_budget(0);
-        let outcome = budget.limit(0, "waiting for the answer", self.inner.abort()).await;
+        let abort = budget.limit(0, "waiting for the answer", self.inner.abort());
+        let outcome = self.attempts.stats().timed(RequestKind::Multipart, abort).await;
         self.attempts.note(outcome)
     }
 }
