@@ -8,7 +8,9 @@ use std::sync::OnceLock;
 use sealfs::base::JournalId;
 use sealfs::commit::Batch;
 use sealfs::journal::format::{FileHeader, Frame, Identity, Prelude, identity_from_bytes};
-use sealfs::meta::{CommitRow, Dirent, ExtentRow, Inode, SegmentRow, Stats, VolumeRow, keys};
+use sealfs::meta::{
+    CommitRow, DeadRow, Dirent, ExtentRow, Inode, SegmentRow, Stats, VolumeRow, keys,
+};
 use sealfs::seal::{
     self, HEADER, InputKey, KEY, Keyring, Opener, RootKey, Secret, VolumeKeys, offsets,
 };
@@ -89,8 +91,8 @@ pub fn keyring(data: &[u8]) {
 
 /// Metadata rows and keys: what decodes encodes to the same bytes.
 pub fn rows(data: &[u8]) {
-    if let Ok(row) = Inode::decode(data) {
-        assert_eq!(row.encode(), data);
+    if let Ok((inode, extent)) = Inode::decode_with(data) {
+        assert_eq!(inode.encode_with(extent.as_ref()), data);
     }
     if let Ok(row) = Dirent::decode(data) {
         assert_eq!(row.encode(), data);
@@ -99,7 +101,10 @@ pub fn rows(data: &[u8]) {
         assert_eq!(row.encode(), data);
         assert!(row.segment_offset.checked_add(row.len).is_some());
     }
-    if let Ok(row) = SegmentRow::decode(data) {
+    if let Ok((row, frames)) = SegmentRow::decode_with(data) {
+        assert_eq!(row.encode_with(frames), data);
+    }
+    if let Ok(row) = DeadRow::decode(data) {
         assert_eq!(row.encode(), data);
     }
     if let Ok(row) = CommitRow::decode(data) {
@@ -128,6 +133,9 @@ pub fn rows(data: &[u8]) {
     }
     if let Some(id) = keys::segment_of(data) {
         assert_eq!(&*keys::segment(id), data);
+    }
+    if let Some((id, ino, generation)) = keys::owner_of(data) {
+        assert_eq!(&*keys::owner(id, ino, generation), data);
     }
     if let Some((since, id)) = keys::dead_segment_of(data) {
         assert_eq!(&*keys::dead_segment(since, id), data);

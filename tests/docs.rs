@@ -10,7 +10,9 @@ use std::process::Command;
 
 use sealfs::base::{Ino, SegmentId};
 use sealfs::meta::keys::{self, NameHash};
-use sealfs::meta::{CommitRow, Dirent, ExtentRow, Kind, OrphanData, SegmentRow, Stats, VolumeRow};
+use sealfs::meta::{
+    CommitRow, DeadRow, Dirent, ExtentRow, Kind, OrphanData, SegmentRow, Stats, VolumeRow,
+};
 
 const PAGES: &[&str] = &[
     "README.md",
@@ -233,16 +235,12 @@ fn the_format_page_gives_the_sizes_of_rows_that_the_code_writes() {
     let extent = ExtentRow { segment: id, segment_offset: 0, len: 1 };
     let name = keys::dirent(ino, NameHash(8), b"x").len();
     let rows = [
-        ("`d`", format!("{name}…{}", name + 254), Dirent { ino, kind: Kind::File }.encode().len()),
         ("`e`", keys::extent(ino, 0, 1).len().to_string(), extent.encode().len()),
+        ("`b`", keys::owner(id, ino, 0).len().to_string(), flag),
         ("`o`", keys::orphan(ino).len().to_string(), flag),
         ("`r`", keys::reclaim(ino, 0).len().to_string(), flag),
-        (
-            "`s`",
-            keys::segment(id).len().to_string(),
-            SegmentRow { size: 1, live: 1 }.encode().len(),
-        ),
-        ("`z`", keys::dead_segment(0, id).len().to_string(), flag),
+        ("`s`", keys::segment(id).len().to_string(), SegmentRow::default().encode().len()),
+        ("`z`", keys::dead_segment(0, id).len().to_string(), DeadRow::UNBORN.encode().len()),
         ("`g` \"volume\"", "7".into(), VolumeRow { created_secs: 0 }.encode().len()),
         ("`g` \"commit\"", keys::commit().len().to_string(), commit.encode().len()),
         ("`g` \"stats\"", keys::stats().len().to_string(), Stats::default().encode().len()),
@@ -254,6 +252,11 @@ fn the_format_page_gives_the_sizes_of_rows_that_the_code_writes() {
         assert_eq!(cells[1], key_bytes, "key of {key}");
         assert_eq!(cells[3], format!("{value_bytes} |"), "value of {key}");
     }
+    let entry = |ino| Dirent { ino, kind: Kind::File }.encode().len();
+    let line = format.lines().find(|l| l.starts_with("| `d`")).expect("a row");
+    let cells: Vec<_> = line.split(" | ").collect();
+    assert_eq!(cells[1], format!("{name}…{}", name + 254));
+    assert_eq!(cells[3], format!("{}…{} |", entry(Ino(1)), entry(Ino(u64::MAX))));
     let segment = sealfs::commit::pack::SEGMENT_BYTES_MAX;
     assert_eq!(segment, 16_777_216, "documented under Segments");
     assert_eq!(sealfs::seal::offsets::cipher_len(segment), 16_793_672, "documented there too");

@@ -201,3 +201,46 @@ async fn ten_thousand_small_files_make_few_objects() {
     eprintln!("cold reads in {:?} {:?}", t.elapsed(), m.requests());
     m.shutdown(Duration::from_secs(20)).await;
 }
+
+/// What the metadata of small files takes, printed: `SEALFS_FILES=1000000 cargo test --test
+/// fs_spine -- --ignored --nocapture metadata_of_small_files` (docs/PERFORMANCE.md).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn metadata_of_small_files() {
+    use futures::TryStreamExt;
+    let files: u64 = std::env::var("SEALFS_FILES").map_or(10_000, |n| n.parse().expect("a number"));
+    let (bucket, local) = (new_volume().await, tempfile::tempdir().expect("tempdir"));
+    let m = open(&bucket, local.path()).await.expect("mounts");
+    let mut dir = Ino::ROOT;
+    for n in 0..files {
+        if n % 1000 == 0 {
+            let name = format!("directory{:05}", n / 1000).into();
+            dir = m.fs.mkdir(ROOT, Ino::ROOT, name, 0o755, 0).await.expect("mkdir").ino;
+        }
+        let name = format!("file{n:07}.txt");
+        let made = m.fs.create(ROOT, dir, name.into(), 0o644, 0).await.expect("creates");
+        write(&m.fs, made.ino, 0, &[n as u8; 100]).await;
+        m.fs.forget(made.ino, 1);
+    }
+    assert!(m.sync(Duration::from_secs(600)).await, "the bucket has it");
+    let (mut rows, mut from) = (std::collections::BTreeMap::<char, (u64, u64)>::new(), vec![0]);
+    loop {
+        let page = m.view().kv().scan(&from, &[255], 10_000, 1 << 20).await.expect("scans");
+        let Some((last, _)) = page.last() else { break };
+        from = [&last[..], &[0]].concat();
+        for (key, value) in page {
+            let sum = rows.entry(key[0].into()).or_default();
+            *sum = (sum.0 + 1, sum.1 + key.len() as u64 + value.len() as u64);
+        }
+    }
+    for (tag, (count, bytes)) in &rows {
+        println!("{tag}: {count} rows, {:.1} bytes a file", *bytes as f64 / files as f64);
+    }
+    let bytes: u64 = rows.values().map(|(_, bytes)| bytes).sum();
+    assert!(m.shutdown(Duration::from_secs(60)).await);
+    let stored = object_store::path::Path::from("meta/compacted");
+    let stored: Vec<_> = bucket.list(Some(&stored)).try_collect().await.expect("lists");
+    let stored: u64 = stored.iter().map(|object| object.size).sum();
+    let a_file = |bytes: u64| bytes as f64 / files as f64;
+    println!("{:.1} bytes of rows a file, {:.1} stored", a_file(bytes), a_file(stored));
+}

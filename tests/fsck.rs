@@ -13,7 +13,9 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use sealfs::base::{Ino, SegmentId};
 use sealfs::commit::Batch;
 use sealfs::fs::Fs;
-use sealfs::meta::{Dirent, ExtentRow, Inode, Kind, NameHash, OrphanData, SegmentRow, keys};
+use sealfs::meta::{
+    DeadRow, Dirent, Inode, InodeExtent, Kind, NameHash, OrphanData, SegmentRow, keys,
+};
 use sealfs::seal::Keyring;
 use sealfs::stack::{FsckProgress, FsckReport, Mounted, StackError, fsck};
 use sealfs::store::SegmentStore;
@@ -70,12 +72,11 @@ impl Break<'_> {
         self.batch.put(keys::inode(ino), inode.encode());
     }
 
-    async fn extents(&self, path: &str) -> Vec<(Bytes, ExtentRow)> {
+    /// The only extent of a file.
+    async fn extent(&self, path: &str) -> InodeExtent {
         let ino = self.ino(path).await;
-        let (from, to) = keys::extents_all(ino);
-        let rows = self.mounted.view().kv().scan(&from, &to, 100, 1 << 16).await.expect("scans");
-        let decoded = |(k, v): (Bytes, Bytes)| (k, ExtentRow::decode(&v).expect("decodes"));
-        rows.into_iter().map(decoded).collect()
+        let row = self.mounted.view().kv().get(&keys::inode(ino)).await.expect("reads");
+        Inode::decode_with(&row.expect("there")).expect("decodes").1.expect("one extent")
     }
 }
 
@@ -142,7 +143,7 @@ async fn break_it(how: &str, b: &mut Break<'_>) {
         "stale generation" => b.change("dir/b", |i| i.generation = 5).await,
         "blocks" => b.change("dir/b", |i| i.allocated = 0).await,
         _ => {
-            let (_, extent) = b.extents("dir/b").await.remove(0);
+            let extent = b.extent("dir/b").await;
             let id = extent.segment;
             match how {
                 "segment accounting" => {
@@ -153,7 +154,7 @@ async fn break_it(how: &str, b: &mut Break<'_>) {
                 }
                 "segment row removed" => b.batch.delete(keys::segment(id)),
                 "dead and alive" => {
-                    b.batch.put(keys::dead_segment(u64::MAX, id), OrphanData::encode());
+                    b.batch.put(keys::dead_segment(u64::MAX, id), DeadRow::UNBORN.encode());
                 }
                 _ => panic!("{how}?"),
             }
@@ -249,7 +250,7 @@ async fn data_of_a_stale_generation_becomes_a_file_of_its_own() {
 async fn segments_of(bench: &Bench, path: &str) -> SegmentId {
     let mounted = bench.mount().await;
     let b = Break { mounted: &mounted, hash: [0; 16], batch: Batch::default() };
-    let id = b.extents(path).await.remove(0).1.segment;
+    let id = b.extent(path).await.segment;
     mounted.shutdown(LONG).await;
     id
 }

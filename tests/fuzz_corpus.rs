@@ -7,7 +7,11 @@ mod checks;
 use std::fs;
 use std::path::PathBuf;
 
+use sealfs::base::{Ino, JournalId, JournalPos, SegmentId, Timestamp};
 use sealfs::journal::disk_sim::SplitMix;
+use sealfs::meta::{
+    CommitRow, DeadRow, Dirent, ExtentRow, Inode, InodeExtent, Kind, SegmentRow, keys,
+};
 use sealfs::seal::{KdfParams, Keyring, RootKey, Secret};
 
 /// Changed copies of each seed in an ordinary run.
@@ -82,6 +86,42 @@ fn make_the_seeds_of_the_keyring() {
     write("rotated", &ring);
     ring.retire_root(&keys, 1).expect("retires");
     write("retired", &ring);
+}
+
+/// Makes the named seeds of the rows again, after a change of the format.
+#[test]
+#[ignore = "writes the seeds"]
+fn make_the_seeds_of_the_rows() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/rows");
+    let write = |name: &str, row: &[u8]| fs::write(dir.join(name), row).expect("writes");
+    let at = |secs, nanos| Timestamp { secs, nanos };
+    let segment = SegmentId([0x4f; 16]);
+    let mut inode = Inode::new(Kind::File, 0o640, 1000, 100, at(1_800_000_000, 5));
+    write("inode-empty", &inode.encode());
+    (inode.size, inode.allocated) = (100, 4096);
+    let mut extent = InodeExtent { start: 0, len: 100, segment, segment_offset: 300 };
+    write("inode-extent", &inode.encode_with(Some(&extent)));
+    (inode.size, extent.start, inode.atime) = (10_000, 5_000, at(-7, 999_999_999));
+    (inode.btime, inode.ctime.nanos, inode.generation) = (inode.atime, 6, 3);
+    (inode.nlink, inode.xattrs) = (2, 1);
+    write("inode", &inode.encode_with(Some(&extent)));
+    let target = bytes::Bytes::from_static(b"target");
+    let link = Inode { target, ..Inode::new(Kind::Symlink, 0o777, 0, 0, at(0, 0)) };
+    write("symlink", &link.encode());
+    let node = Inode { rdev: 0x103, ..Inode::new(Kind::CharDev, 0o600, 0, 0, at(5, 0)) };
+    write("node", &node.encode());
+    let dir_row = Inode { parent: Ino(1), ..Inode::new(Kind::Dir, 0o755, 0, 0, at(6, 0)) };
+    write("directory", &dir_row.encode());
+    write("dirent", &Dirent { ino: Ino(300), kind: Kind::File }.encode());
+    write("extent", &ExtentRow { segment, segment_offset: 100, len: 4096 }.encode());
+    let row = SegmentRow { size: 500, live: 400, birth: 7, epoch: 1, owners: 2 };
+    write("segment", &row.encode());
+    write("segment-frames", &row.encode_with(b"frames"));
+    write("dead", &DeadRow { birth: 7, death: 9 }.encode());
+    write("key-owner", &keys::owner(segment, Ino(9), 1));
+    let (journal, position) = (JournalId([3; 16]), JournalPos(8));
+    let commit = CommitRow { journal, position, sequence: 9, time_secs: 10, writer_epoch: 11 };
+    write("commit", &commit.encode());
 }
 
 #[test]

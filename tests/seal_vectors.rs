@@ -1,8 +1,8 @@
 //! Known answers: the published vectors of C2SP `chunked-encryption` (Wycheproof), and our own
 //! of every version of docs/FORMAT.md ever released.
 
-use sealfs::base::{Ino, JournalId, VolumeId};
-use sealfs::meta::{NameHash, keys::dirent};
+use sealfs::base::{Ino, JournalId, SegmentId, Timestamp, VolumeId};
+use sealfs::meta::{Inode, InodeExtent, Kind, NameHash, keys::dirent};
 use sealfs::seal::{
     Backend, CHUNK_CIPHER, HEADER, InputKey, KdfParams, Keyring, OpenError, Opener, RootKey,
     Secret, VolumeKeys, offsets, open_with, seal_with_salt,
@@ -177,6 +177,52 @@ fn format_version_2_is_what_the_format_page_says() {
     check_message(&v["state"], place.key(), place.context());
     let state = keys.open_state(1, file_name, &hex(&v["state"]["message"]));
     assert_eq!(state, Ok(plain_bytes(50)));
+}
+
+#[test]
+fn inode_rows_of_format_version_2_are_what_the_format_page_says() {
+    // Guards against a row that another program, written from the page, reads as something else.
+    let (v, ..) = vectors_v2();
+    let mut worked = 0;
+    for row in v["inodes"].as_array().expect("inodes") {
+        let number = |name: &str| row[name].as_u64().expect("a number");
+        let short = |name: &str| number(name) as u32;
+        let time = |name: &str| Timestamp {
+            secs: row[name][0].as_i64().expect("seconds"),
+            nanos: row[name][1].as_u64().expect("nanoseconds") as u32,
+        };
+        let kinds = [Kind::File, Kind::Dir, Kind::Symlink, Kind::Fifo, Kind::Socket, Kind::CharDev];
+        let inode = Inode {
+            kind: kinds[number("kind") as usize - 1],
+            perm: number("perm") as u16,
+            nlink: short("nlink"),
+            uid: short("uid"),
+            gid: short("gid"),
+            rdev: short("rdev"),
+            size: number("size"),
+            allocated: number("allocated"),
+            atime: time("atime"),
+            mtime: time("mtime"),
+            ctime: time("ctime"),
+            btime: time("btime"),
+            generation: short("generation"),
+            xattrs: short("xattrs"),
+            parent: Ino(number("parent")),
+            target: hex(&row["target"]).into(),
+        };
+        let extent = row["extent"].as_object().map(|e| InodeExtent {
+            start: e["start"].as_u64().expect("a number"),
+            len: e["len"].as_u64().expect("a number"),
+            segment: SegmentId(hex(&e["segment"]).try_into().expect("16 bytes")),
+            segment_offset: e["offset"].as_u64().expect("a number"),
+        });
+        let bytes = hex(&row["row"]);
+        assert_eq!(inode.encode_with(extent.as_ref()), bytes, "{row}");
+        assert_eq!(Inode::decode_with(&bytes), Ok((inode, extent)), "{row}");
+        let page = include_str!("../docs/FORMAT.md").replace(' ', "");
+        worked += usize::from(page.contains(row["row"].as_str().expect("hex")));
+    }
+    assert_eq!(worked, 1, "the worked row is one of them");
 }
 
 #[test]

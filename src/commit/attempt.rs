@@ -14,10 +14,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 
+use super::accounts::{self, Changes, Moment, NewSegment};
 use super::committer::{CommitError, Committer, Sending, unix_secs};
 use super::pack::{Plan, SegmentPlan};
 use super::pending::Generation;
-use super::resolve::{self, Changes};
+use super::resolve;
 use super::view::{ViewError, last_commit};
 use super::work::Work;
 use crate::base::SegmentId;
@@ -47,7 +48,10 @@ impl Committer {
         let held = self.work.lock().take();
         let mut work = match held {
             Some(work) if Arc::ptr_eq(&work.generation, generation) => work,
-            _ => Work::new(generation.clone(), self.segments.upload_max(), new_segment_id),
+            _ => {
+                let (bytes_max, epoch) = (self.segments.upload_max(), self.key_epoch());
+                Work::new(generation.clone(), bytes_max, epoch, new_segment_id)
+            }
         };
         *self.sending.lock() = work.sending();
         let (row, stats) = match self.try_commit(&mut work).await {
@@ -58,7 +62,7 @@ impl Committer {
             }
         };
         *self.sending.lock() = Sending::default();
-        self.view.retire(generation, stats);
+        self.view.retire(generation, stats, work.inodes.as_deref());
         self.journal.release(row.position);
         if !generation.dropped.is_empty() || work.has_abandoned() {
             self.reclaim.lock().wake();
@@ -75,8 +79,7 @@ impl Committer {
             // again makes all of it durable. Applying it twice would count extents twice.
             Some((row, stats)) => (vec![(commit_key(), Some(row.encode()))], row, stats),
             None => {
-                let (rows, freed, row, stats) = self.rows(work).await?;
-                work.freed = freed;
+                let (rows, row, stats) = self.rows(work).await?;
                 (rows, row, stats)
             }
         };
@@ -179,22 +182,16 @@ impl Committer {
         Ok(())
     }
 
-    /// The rows of a commit, and the bytes of older segments that they free.
+    /// The rows of a commit.
     async fn rows(
         &self,
-        work: &Work,
-    ) -> Result<(Vec<RowChange>, u64, CommitRow, Stats), CommitError> {
+        work: &mut Work,
+    ) -> Result<(Vec<RowChange>, CommitRow, Stats), CommitError> {
         let (generation, plan): (&Generation, &Plan) = (&work.generation, &work.plan);
         let mut changes = Changes::default();
-        for (file, ranges, fresh) in &plan.files {
-            resolve::apply_file(&self.view, &mut changes, *file, ranges, *fresh).await?;
+        for (ino, touched) in resolve::touched(generation, plan) {
+            resolve::apply_inode(&self.view, &mut changes, ino, &touched).await?;
         }
-        for file in &generation.dropped {
-            resolve::drop_file(&self.view, &mut changes, *file).await?;
-        }
-        let sizes: HashMap<SegmentId, u64> = plan.segments.iter().map(|s| (s.id, s.len)).collect();
-        let freed = resolve::settle_segments(&self.view, &mut changes, &sizes, unix_secs()).await?;
-        work.bury_abandoned(&mut changes, unix_secs());
         let before = *self.committed.borrow();
         let row = CommitRow {
             journal: self.journal.id(),
@@ -203,12 +200,22 @@ impl Committer {
             time_secs: unix_secs(),
             writer_epoch: self.view.kv().writer_epoch(),
         };
+        let new = |s: &SegmentPlan| (s.id, NewSegment { size: s.len, frames: Bytes::new() });
+        let new: HashMap<_, _> = plan.segments.iter().map(new).collect();
+        let now = Moment::of_commit(row.sequence, work.epoch, unix_secs());
+        work.freed = accounts::settle_segments(&self.view, &mut changes, &new, now).await?;
+        work.bury_abandoned(&mut changes, now.secs);
+        let inodes = changes.rows.iter().filter(|(key, _)| key.starts_with(b"i"));
+        let inodes = inodes.filter_map(|(key, row)| Some((key.clone(), row.clone()?)));
+        work.inodes = Some(inodes.collect());
         let mut stats = self.view.committed_stats();
         stats.inodes = stats.inodes.saturating_add_signed(generation.inodes);
         stats.bytes = stats.bytes.saturating_add_signed(generation.bytes);
         let mut rows: Vec<RowChange> =
             Vec::with_capacity(generation.rows.len() + changes.rows.len() + 3);
-        for (key, pending) in &generation.rows {
+        // Those that become other rows than they were pending are written once.
+        let as_pending = generation.rows.iter().filter(|(key, _)| !changes.rows.contains_key(*key));
+        for (key, pending) in as_pending {
             rows.push((Bytes::copy_from_slice(key), pending.value.clone()));
         }
         rows.extend(changes.into_rows());
@@ -216,7 +223,7 @@ impl Committer {
         let writer = Bytes::copy_from_slice(&self.options.instance);
         rows.push((Bytes::from(keys::writer().into_vec()), Some(writer)));
         rows.push((Bytes::from(keys::stats().into_vec()), Some(stats.encode())));
-        Ok((rows, freed, row, stats))
+        Ok((rows, row, stats))
     }
 }
 

@@ -52,6 +52,12 @@ impl RowCache {
         }
     }
 
+    pub(super) fn pop(&mut self, key: &[u8]) {
+        if let Some((key, old)) = self.rows.pop_entry(key) {
+            self.bytes -= cost(&key, &old);
+        }
+    }
+
     pub(super) fn clear(&mut self) {
         self.rows.clear();
         self.bytes = 0;
@@ -63,6 +69,13 @@ pub(super) struct KnownExtents {
     pub(super) from: u64,
     pub(super) to: u64,
     pub(super) extents: Arc<Vec<Extent>>,
+}
+
+impl KnownExtents {
+    /// Of a file that has this one.
+    pub(super) fn only(extent: Extent) -> KnownExtents {
+        KnownExtents { from: 0, to: u64::MAX, extents: Arc::new(vec![extent]) }
+    }
 }
 
 pub(super) struct ExtentCache {

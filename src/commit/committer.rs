@@ -13,6 +13,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+use super::accounts::Moment;
 use super::clean::{self, CleanOptions};
 use super::reclaim;
 use super::view::{View, ViewError, last_commit};
@@ -172,6 +173,8 @@ pub struct Gates {
     /// Asks the store whether the volume is still held by this mount; false if that is not
     /// certain.
     pub still_ours: Box<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>,
+    /// The key epoch in which objects are sealed now.
+    pub key_epoch: Box<dyn Fn() -> u32 + Send + Sync>,
 }
 
 /// Unix time by the system clock, in seconds.
@@ -365,11 +368,23 @@ impl Committer {
         self.view.kv().compact_if_needed((self.gates.may_delete)());
     }
 
+    /// The key epoch in which objects are sealed now.
+    pub(super) fn key_epoch(&self) -> u32 {
+        (self.gates.key_epoch)()
+    }
+
+    /// For rows between two commits: `epoch` is that of what was uploaded for them.
+    pub(super) fn between_commits(&self, epoch: u32) -> Moment {
+        Moment::behind_commit(self.committed.borrow().sequence, epoch, unix_secs())
+    }
+
     async fn reclaim_some(&self) -> Result<(), CommitError> {
         let mut state = std::mem::take(&mut *self.reclaim.lock());
         let grace = self.options.dead_grace;
         let spared = |id| self.clean.lock().reads(id);
-        let result = reclaim::step(&self.view, &self.segments, &mut state, grace, spared).await;
+        let now = self.between_commits(self.key_epoch());
+        let (view, segments) = (&self.view, &self.segments);
+        let result = reclaim::step(view, segments, &mut state, now, grace, spared).await;
         *self.reclaim.lock() = state;
         self.clean_counts.freed.fetch_add(result?, Ordering::Relaxed);
         Ok(())

@@ -8,7 +8,8 @@
 //! | `caches` | the committed rows and extents that a view keeps |
 //! | `view` | reads: pending generations over cached rows over the metadata store |
 //! | `pack` | which byte goes into which segment (pure) |
-//! | `resolve` | new extents over old ones, and segment accounting |
+//! | `resolve` | new extents over old ones, in inode rows and `e` rows |
+//! | `accounts` | what is live of each segment, and what a commit writes besides its batches |
 //! | `committer` | the background task: when to commit, and what after a failure |
 //! | `attempt` | one try: pack, upload, commit, advance |
 //! | `work` | one commit on its way, kept over failed tries |
@@ -18,6 +19,7 @@
 //! | `clean` | live bytes leave segments that are mostly dead, or tiny |
 //! | `reclaim` | deleted data: extents in bounded batches, then dead segments |
 
+pub mod accounts;
 mod attempt;
 pub mod batch;
 mod caches;

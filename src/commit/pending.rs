@@ -25,6 +25,13 @@ pub struct PendingRow {
     fresh: bool,
 }
 
+impl PendingRow {
+    /// Whether no older layer has this key.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+}
+
 /// The pending contents of one data generation of one file.
 #[derive(Clone, Debug, Default)]
 pub struct PendingFile {

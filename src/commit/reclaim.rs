@@ -1,13 +1,15 @@
 //! Deleted data, a bounded piece at a time: extents and attributes behind `r` rows, then
 //! segments behind `z` rows. Everything is found by its row, so it resumes after a crash.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
 
+use super::accounts::{self, Changes, Moment};
 use super::committer::unix_secs;
-use super::resolve::{self, Changes};
+use super::resolve;
 use super::view::{View, ViewError};
 use crate::base::SegmentId;
 use crate::meta::{DecodeError, keys};
@@ -72,6 +74,7 @@ pub async fn step(
     view: &View,
     segments: &SegmentStore,
     state: &mut State,
+    now: Moment,
     grace: Duration,
     spared: impl Fn(SegmentId) -> bool,
 ) -> Result<u64, ViewError> {
@@ -86,7 +89,7 @@ pub async fn step(
     }
     let mut freed = 0;
     if state.data_due {
-        (state.data_due, freed) = reclaim_data(view).await?;
+        (state.data_due, freed) = reclaim_data(view, now).await?;
         state.segments_due.get_or_insert_with(|| Instant::now() + grace);
     }
     if state.segments_due.is_some_and(|at| at <= Instant::now()) {
@@ -98,7 +101,7 @@ pub async fn step(
 
 /// Deletes up to [`BATCH_ROWS`] rows behind `r` rows; whether there may be more, and how many
 /// bytes of segments that frees.
-async fn reclaim_data(view: &View) -> Result<(bool, u64), ViewError> {
+async fn reclaim_data(view: &View, now: Moment) -> Result<(bool, u64), ViewError> {
     let (from, to) = keys::all_with_tag(b'r');
     let todo = view.kv().scan(&from, &to, 64, 1 << 16).await?;
     if todo.is_empty() {
@@ -135,7 +138,7 @@ async fn reclaim_data(view: &View) -> Result<(bool, u64), ViewError> {
             break;
         }
     }
-    let freed = resolve::settle_segments(view, &mut out, &Default::default(), unix_secs()).await?;
+    let freed = accounts::settle_segments(view, &mut out, &HashMap::new(), now).await?;
     view.kv().commit(out.into_rows()).await?;
     Ok((true, freed))
 }

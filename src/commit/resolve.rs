@@ -1,16 +1,20 @@
-//! New extents over old ones: which `e` rows a commit deletes and writes, and what that does
-//! to the live bytes of segments.
+//! New extents over old ones: which rows a commit deletes and writes for the contents of files.
+//!
+//! A file of one extent has it in its inode row, a file of more has `e` rows. Pending inode rows
+//! carry no extent: what operations change of an inode and where its data lies come together here,
+//! and only here, when the row is committed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::pack::Change;
-use super::pending::FileKey;
+use super::accounts::Changes;
+use super::pack::{Change, Plan};
+use super::pending::{FileKey, Generation, PendingRow};
 use super::view::{View, ViewError};
-use crate::base::SegmentId;
+use crate::base::Ino;
 use crate::data::{Extent, Overlay, Source};
-use crate::meta::{DecodeError, ExtentRow, Key, OrphanData, SegmentRow, keys};
+use crate::meta::{DecodeError, ExtentRow, Inode, InodeExtent, Kind, OrphanData, keys};
 
 /// Committed extents that the first scan for a range brings, and the most that a later one does:
 /// a small file has one, a long write may cover thousands, and scattered ones few each.
@@ -19,38 +23,6 @@ const SCAN_ROWS_MAX: usize = 256;
 /// A dropped file with at most this many extents is deleted with the commit; a larger one in
 /// the background, so that deleting it is a constant number of rows now.
 pub const INLINE_DROP_EXTENTS: usize = 64;
-
-/// Rows that a commit writes besides those of its batches.
-#[derive(Debug, Default)]
-pub struct Changes {
-    /// Rows; `None` deletes.
-    pub rows: BTreeMap<Key, Option<Bytes>>,
-    /// Change of live bytes by segment.
-    pub live: HashMap<SegmentId, i64>,
-}
-
-impl Changes {
-    /// The rows as the metadata store takes them.
-    pub fn into_rows(self) -> impl Iterator<Item = (Bytes, Option<Bytes>)> {
-        self.rows.into_iter().map(|(key, value)| (Bytes::from(key.into_vec()), value))
-    }
-
-    /// The segment is dead since `since_secs`, and deleted when its grace is over.
-    pub fn bury(&mut self, id: SegmentId, since_secs: u64) {
-        self.rows.insert(keys::dead_segment(since_secs, id), Some(OrphanData::encode()));
-    }
-
-    fn put_extent(&mut self, file: FileKey, end: u64, row: ExtentRow) {
-        *self.live.entry(row.segment).or_default() += row.len as i64;
-        self.rows.insert(keys::extent(file.0, file.1, end), Some(row.encode()));
-    }
-
-    /// Deletes a committed extent.
-    pub fn delete_extent(&mut self, file: FileKey, extent: &Extent) {
-        *self.live.entry(extent.segment).or_default() -= (extent.end - extent.start) as i64;
-        self.rows.insert(keys::extent(file.0, file.1, extent.end), None);
-    }
-}
 
 /// The file and the extent that an `e` row stands for.
 pub fn extent_of(key: &[u8], value: &[u8]) -> Result<(FileKey, Extent), DecodeError> {
@@ -61,30 +33,264 @@ pub fn extent_of(key: &[u8], value: &[u8]) -> Result<(FileKey, Extent), DecodeEr
     Ok(((ino, generation), extent))
 }
 
-/// The segment that an `s` row stands for.
-pub fn segment_row(key: &[u8], value: &[u8]) -> Result<(SegmentId, SegmentRow), DecodeError> {
-    let id = keys::segment_of(key).ok_or(DecodeError("segment key"))?;
-    Ok((id, SegmentRow::decode(value)?))
+/// The extent in a row: an `e` row is one, an inode row may have one.
+pub fn extent_in(key: &[u8], value: &[u8]) -> Result<Option<(FileKey, Extent)>, DecodeError> {
+    if key.first() == Some(&b'e') {
+        return extent_of(key, value).map(Some);
+    }
+    let ino = keys::inode_of(key).ok_or(DecodeError("inode key"))?;
+    Ok(Committed::decode(value)?.only_extent(ino))
 }
 
-/// Applies `changes` of one file to its committed extents. `fresh`: it has none.
-pub async fn apply_file(
+/// An inode as the bucket has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// Its attributes.
+    pub inode: Inode,
+    /// Its only extent.
+    pub extent: Option<Extent>,
+}
+
+impl Committed {
+    /// Decodes a committed inode row.
+    pub fn decode(row: &[u8]) -> Result<Committed, DecodeError> {
+        let (inode, extent) = Inode::decode_with(row)?;
+        let extent = extent.map(|e| Extent {
+            start: e.start,
+            end: e.start + e.len,
+            segment: e.segment,
+            offset: e.segment_offset,
+        });
+        Ok(Committed { inode, extent })
+    }
+
+    /// The file and its only extent, as an `e` row would say it.
+    pub fn only_extent(&self, ino: Ino) -> Option<(FileKey, Extent)> {
+        Some(((ino, self.inode.generation), self.extent?))
+    }
+
+    /// The only extent of this data generation.
+    fn of(&self, generation: u32) -> Option<Extent> {
+        self.extent.filter(|_| self.inode.generation == generation)
+    }
+
+    /// Whether the row can carry an extent of this data generation.
+    fn may_carry(inode: Option<&Inode>, generation: u32) -> bool {
+        inode.is_some_and(|i| i.kind == Kind::File && i.generation == generation)
+    }
+}
+
+fn inode_row(inode: &Inode, only: Option<&Extent>) -> Bytes {
+    let extent = only.map(|e| InodeExtent {
+        start: e.start,
+        len: e.end - e.start,
+        segment: e.segment,
+        segment_offset: e.offset,
+    });
+    inode.encode_with(extent.as_ref())
+}
+
+/// What a generation does to one inode.
+#[derive(Debug, Default)]
+pub struct Touched<'a> {
+    row: Option<&'a PendingRow>,
+    /// Data generation, what changes of it, and whether nothing of it is committed.
+    changed: Vec<(u32, &'a [Change], bool)>,
+    /// Data generations that end.
+    dropped: Vec<u32>,
+}
+
+/// The inodes that a generation touches, whose contents `plan` has packed.
+pub fn touched<'a>(generation: &'a Generation, plan: &'a Plan) -> BTreeMap<Ino, Touched<'a>> {
+    let mut all: BTreeMap<Ino, Touched<'a>> = BTreeMap::new();
+    let (from, to) = keys::all_with_tag(b'i');
+    for (key, row) in generation.rows.range(from..to) {
+        if let Some(ino) = keys::inode_of(key) {
+            all.entry(ino).or_default().row = Some(row);
+        }
+    }
+    for ((ino, data), changes, fresh) in &plan.files {
+        all.entry(*ino).or_default().changed.push((*data, changes, *fresh));
+    }
+    for (ino, data) in &generation.dropped {
+        all.entry(*ino).or_default().dropped.push(*data);
+    }
+    all
+}
+
+/// Adds to `out` the rows of one inode and its extents. An inode row that is not in `out` is
+/// committed as it is pending.
+pub async fn apply_inode(
     view: &View,
     out: &mut Changes,
-    file: FileKey,
-    changes: &[Change],
-    fresh: bool,
+    ino: Ino,
+    touched: &Touched<'_>,
 ) -> Result<(), ViewError> {
-    let old = match fresh {
-        true => BTreeMap::new(),
-        false => committed(view, file, changes.iter().map(|c| (c.start, c.end))).await?,
+    let pending = touched.row.and_then(|row| row.value.as_deref());
+    let pending = pending.map(Inode::decode).transpose()?;
+    let is_file = pending.as_ref().is_none_or(|inode| inode.kind == Kind::File);
+    if !is_file && touched.changed.is_empty() && touched.dropped.is_empty() {
+        return Ok(());
+    }
+    let before = match touched.row.is_some_and(PendingRow::is_fresh) {
+        true => None,
+        false => view.committed_inode(ino).await?,
     };
-    apply_changes(out, file, changes, &old);
+    let was = before.as_ref().and_then(|b| Some((b.inode.generation, b.extent?)));
+    let after = match touched.row {
+        Some(_) => pending,
+        None => before.as_ref().map(|b| b.inode.clone()),
+    };
+    let mut carried = was;
+    for &generation in &touched.dropped {
+        match carried.take_if(|(of, _)| *of == generation) {
+            Some((_, extent)) => out.lose(&extent),
+            None => drop_rows(view, out, (ino, generation)).await?,
+        }
+    }
+    for &(generation, changes, fresh) in &touched.changed {
+        let only = carried.take_if(|(of, _)| *of == generation).map(|(_, extent)| extent);
+        let ranges = changes.iter().map(|c| (c.start, c.end));
+        let places = Places::of(view, (ino, generation), only, fresh, ranges).await?;
+        let may_carry = Committed::may_carry(after.as_ref(), generation);
+        let only = places.change(view, out, changes, may_carry).await?;
+        carried = only.map(|extent| (generation, extent)).or(carried);
+    }
+    // No operation does that; a repair may. Nothing is lost: `fsck` finds it.
+    let homeless = |(of, _): &mut (u32, Extent)| !Committed::may_carry(after.as_ref(), *of);
+    if let Some((generation, extent)) = carried.take_if(homeless) {
+        out.put_row((ino, generation), &extent);
+    }
+    let changed = match touched.row {
+        Some(_) => carried.is_some(),
+        None => carried != was,
+    };
+    if let Some(inode) = after.filter(|_| changed) {
+        let row = inode_row(&inode, carried.as_ref().map(|(_, extent)| extent));
+        out.rows.insert(keys::inode(ino), Some(row));
+    }
     Ok(())
 }
 
-/// The committed extents that touch `ranges`, which are in order, and some beside them, by end.
-pub async fn committed(
+/// Applies to the committed extents of one file what `changes` makes of those that touch `ranges`,
+/// which are in order, and some beside them (by end). Returns the bytes that changes name.
+pub async fn move_extents(
+    view: &View,
+    out: &mut Changes,
+    file: FileKey,
+    ranges: impl Iterator<Item = (u64, u64)>,
+    changes: impl FnOnce(&BTreeMap<u64, Extent>) -> Vec<Change>,
+) -> Result<u64, ViewError> {
+    let before = view.committed_inode(file.0).await?;
+    let was = before.as_ref().and_then(|b| b.of(file.1));
+    let places = Places::of(view, file, was, false, ranges).await?;
+    let changes = changes(&places.all());
+    let inode = before.map(|b| b.inode);
+    let may_carry = Committed::may_carry(inode.as_ref(), file.1);
+    let only = places.change(view, out, &changes, may_carry).await?;
+    if let Some(inode) = inode.filter(|_| only != was) {
+        out.rows.insert(keys::inode(file.0), Some(inode_row(&inode, only.as_ref())));
+    }
+    Ok(changes.iter().map(|c| c.end - c.start).sum())
+}
+
+/// Committed extents of one file: all, or those that touch some ranges.
+struct Places {
+    file: FileKey,
+    /// In the inode row.
+    only: Option<Extent>,
+    /// In `e` rows, by end.
+    rows: BTreeMap<u64, Extent>,
+    /// There are no others.
+    complete: bool,
+}
+
+impl Places {
+    /// Those that touch `ranges`, and some beside them. `fresh`: there are none.
+    async fn of(
+        view: &View,
+        file: FileKey,
+        only: Option<Extent>,
+        fresh: bool,
+        ranges: impl Iterator<Item = (u64, u64)>,
+    ) -> Result<Places, ViewError> {
+        let complete = fresh || only.is_some();
+        let rows = match complete {
+            true => BTreeMap::new(),
+            false => committed(view, file, ranges).await?,
+        };
+        Ok(Places { file, only, rows, complete })
+    }
+
+    fn all(&self) -> BTreeMap<u64, Extent> {
+        let only = self.only.iter().map(|e| (e.end, *e));
+        self.rows.iter().map(|(end, e)| (*end, *e)).chain(only).collect()
+    }
+
+    /// Applies `changes`, which touch no other extents. Returns the file's only extent, for the
+    /// inode row, if that `may_carry` one and there is one.
+    async fn change(
+        self,
+        view: &View,
+        out: &mut Changes,
+        changes: &[Change],
+        may_carry: bool,
+    ) -> Result<Option<Extent>, ViewError> {
+        let old = self.all();
+        let mut new = changed(&old, changes);
+        old.values().for_each(|e| out.lose(e));
+        new.values().for_each(|e| out.gain(e));
+        let mut only = None;
+        if may_carry && new.len() <= 1 {
+            let other = match self.complete {
+                true => Vec::new(),
+                // Two more than are known: as many as there need be to be sure.
+                false => view.scan_extents(self.file, 0, old.len() + 2).await?.0,
+            };
+            let other: Vec<_> = other.iter().filter(|e| old.get(&e.end) != Some(e)).collect();
+            match (new.len(), &other[..]) {
+                (_, []) => only = new.pop_first().map(|(_, extent)| extent),
+                (0, [other]) => {
+                    out.rows.insert(keys::extent(self.file.0, self.file.1, other.end), None);
+                    only = Some(**other);
+                }
+                _ => {}
+            }
+        }
+        for (end, e) in self.rows.iter().filter(|(end, e)| new.get(end) != Some(e)) {
+            debug_assert_eq!(*end, e.end);
+            out.rows.insert(keys::extent(self.file.0, self.file.1, *end), None);
+        }
+        for (_, e) in new.iter().filter(|(end, e)| self.rows.get(end) != Some(e)) {
+            out.put_row(self.file, e);
+        }
+        Ok(only)
+    }
+}
+
+/// What `changes` make of the extents `old`, by end.
+fn changed(old: &BTreeMap<u64, Extent>, changes: &[Change]) -> BTreeMap<u64, Extent> {
+    let mut now: Overlay<Source> = Overlay::default();
+    for e in old.values() {
+        now.insert(e.start, e.end, Source::Segment { id: e.segment, offset: e.offset });
+    }
+    for change in changes {
+        match change.to {
+            Some((id, offset)) => {
+                now.insert(change.start, change.end, Source::Segment { id, offset });
+            }
+            None => now.cut(change.start, change.end),
+        }
+    }
+    let extent = |(start, end, source)| match source {
+        Source::Segment { id, offset } => (end, Extent { start, end, segment: id, offset }),
+        _ => unreachable!("only segments were inserted"),
+    };
+    now.iter().map(extent).collect()
+}
+
+/// The `e` rows that touch `ranges`, which are in order, and some beside them, by end.
+async fn committed(
     view: &View,
     file: FileKey,
     ranges: impl Iterator<Item = (u64, u64)>,
@@ -105,54 +311,8 @@ pub async fn committed(
     Ok(found)
 }
 
-/// Applies `changes` of one file to its extents `old`: all that the changes touch, by end.
-pub fn apply_changes(
-    out: &mut Changes,
-    file: FileKey,
-    changes: &[Change],
-    old: &BTreeMap<u64, Extent>,
-) {
-    let mut now: Overlay<Source> = Overlay::default();
-    for e in old.values() {
-        now.insert(e.start, e.end, Source::Segment { id: e.segment, offset: e.offset });
-    }
-    for change in changes {
-        match change.to {
-            Some((id, offset)) => {
-                now.insert(change.start, change.end, Source::Segment { id, offset });
-            }
-            None => now.cut(change.start, change.end),
-        }
-    }
-    let mut kept = 0;
-    for (start, end, source) in now.iter() {
-        let Source::Segment { id, offset } = source else {
-            unreachable!("only segments were inserted");
-        };
-        let row = ExtentRow { segment: id, segment_offset: offset, len: end - start };
-        let same = |e: &Extent| e.start == start && e.segment == id && e.offset == offset;
-        match old.get(&end) {
-            Some(e) if same(e) => kept += 1,
-            Some(e) => {
-                let e = *e;
-                out.delete_extent(file, &e);
-                out.put_extent(file, end, row);
-            }
-            None => out.put_extent(file, end, row),
-        }
-    }
-    if kept < old.len() {
-        let ends: std::collections::BTreeSet<u64> = now.iter().map(|(_, end, _)| end).collect();
-        for (end, e) in old {
-            if !ends.contains(end) {
-                out.delete_extent(file, e);
-            }
-        }
-    }
-}
-
-/// Drops all committed extents of a data generation, if they are few; else leaves a `r` row.
-pub async fn drop_file(view: &View, out: &mut Changes, file: FileKey) -> Result<(), ViewError> {
+/// Drops all `e` rows of a data generation, if they are few; else leaves a `r` row.
+async fn drop_rows(view: &View, out: &mut Changes, file: FileKey) -> Result<(), ViewError> {
     if file.1 != keys::RECLAIM_INODE {
         let (extents, complete_to) = view.scan_extents(file, 0, INLINE_DROP_EXTENTS + 1).await?;
         if complete_to == u64::MAX {
@@ -162,46 +322,4 @@ pub async fn drop_file(view: &View, out: &mut Changes, file: FileKey) -> Result<
     }
     out.rows.insert(keys::reclaim(file.0, file.1), Some(OrphanData::encode()));
     Ok(())
-}
-
-/// Turns changes of live bytes into `s` rows; a segment that nothing refers to any more
-/// becomes a `z` row dated `now_secs`. `new` are the sizes of the segments just uploaded. Returns
-/// how many bytes of older segments are not referred to any more.
-pub async fn settle_segments(
-    view: &View,
-    out: &mut Changes,
-    new: &HashMap<SegmentId, u64>,
-    now_secs: u64,
-) -> Result<u64, ViewError> {
-    let mut freed = 0;
-    let mut totals = std::mem::take(&mut out.live);
-    for id in new.keys() {
-        totals.entry(*id).or_insert(0);
-    }
-    for (id, delta) in totals {
-        freed += delta.min(0).unsigned_abs();
-        let key = keys::segment(id);
-        let before = match new.get(&id) {
-            Some(&size) => Some(SegmentRow { size, live: 0 }),
-            None => match view.kv().get(&key).await? {
-                Some(row) => Some(SegmentRow::decode(&row)?),
-                None => None,
-            },
-        };
-        let Some(before) = before else {
-            log::error!("segment {id} has extents but no accounting row; left alone");
-            continue;
-        };
-        let live = before.live.checked_add_signed(delta).unwrap_or_else(|| {
-            log::error!("segment {id} would have {} {delta:+} live bytes", before.live);
-            0
-        });
-        if live == 0 {
-            out.rows.insert(key, None);
-            out.bury(id, now_secs);
-        } else {
-            out.rows.insert(key, Some(SegmentRow { size: before.size, live }.encode()));
-        }
-    }
-    Ok(freed)
 }

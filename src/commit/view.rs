@@ -16,7 +16,7 @@ use parking_lot::{Mutex, RwLock};
 use super::batch::Batch;
 use super::caches::{ExtentCache, KnownExtents, RowCache};
 use super::pending::{FileKey, Generation};
-use super::resolve::extent_of;
+use super::resolve::{Committed, extent_of};
 use crate::base::{Ino, JournalPos};
 use crate::data::plan::Pending;
 use crate::data::{Extent, Part};
@@ -301,7 +301,13 @@ impl View {
     }
 
     /// Forgets the oldest frozen generation: the metadata store has it now, durably.
-    pub fn retire(&self, generation: &Arc<Generation>, stats: Stats) {
+    /// `inodes` are the inode rows that were not written as they are pending, if that is known.
+    pub fn retire(
+        &self,
+        generation: &Arc<Generation>,
+        stats: Stats,
+        inodes: Option<&[(Key, Bytes)]>,
+    ) {
         let mut layers = self.layers.write();
         let front = layers.frozen.pop_front();
         assert!(
@@ -312,6 +318,12 @@ impl View {
         let mut rows = self.rows.lock();
         for (key, row) in &generation.rows {
             rows.put(key.clone(), row.value.clone());
+            if inodes.is_none() && key.starts_with(b"i") {
+                rows.pop(key);
+            }
+        }
+        for (key, row) in inodes.unwrap_or_default() {
+            rows.put(key.clone(), Some(row.clone()));
         }
         drop(rows);
         *self.stats.lock() = stats;
@@ -319,11 +331,15 @@ impl View {
         self.pending_data_bytes.fetch_sub(generation.data_bytes, Ordering::Relaxed);
     }
 
-    /// Drops the cached extents of `files`: their rows have changed.
-    pub fn forget_extents<'a>(&self, files: impl Iterator<Item = &'a FileKey>) {
+    /// Drops the cached extents of `files`, those in inode rows too: their rows have changed.
+    pub fn forget_extents<'a>(&self, files: impl Iterator<Item = &'a FileKey> + Clone) {
         self.retired.fetch_add(1, Ordering::AcqRel);
-        let mut extents = self.extents.lock();
-        files.for_each(|file| extents.pop(file));
+        {
+            let mut extents = self.extents.lock();
+            files.clone().for_each(|file| extents.pop(file));
+        }
+        let mut rows = self.rows.lock();
+        files.for_each(|file| rows.pop(&keys::inode(file.0)));
     }
 
     /// Drops what is cached of the store: a follower saw a newer state, or it was opened again.
@@ -547,13 +563,45 @@ impl View {
             pending
         };
         let mut cache = self.extents.lock();
-        let Some(known) = cache.get(&file) else { return Lookup::Miss };
+        let Some(known) = cache.get(&file) else {
+            drop(cache);
+            return match self.only_extent_now(file) {
+                Some(extent) => Lookup::Hit(pending.over(&[extent])),
+                None => Lookup::Miss,
+            };
+        };
         if pending.gaps().iter().any(|&(from, to)| from < known.from || to > known.to) {
             return Lookup::Miss;
         }
         let extents = known.extents.clone();
         drop(cache);
         Lookup::Hit(pending.over(&extents))
+    }
+
+    /// The only committed extent of a file, if memory has its inode row and that says so.
+    fn only_extent_now(&self, file: FileKey) -> Option<Extent> {
+        let mut rows = self.rows.lock();
+        let row = rows.get(&keys::inode(file.0))?.as_deref()?;
+        only_extent_in(row, file).ok()?
+    }
+
+    /// The same, from the store.
+    async fn load_only_extent(&self, file: FileKey) -> Result<Option<Extent>, ViewError> {
+        let key = keys::inode(file.0);
+        let row = self.only_reading(|| self.kv.get(&key)).await?;
+        Ok(row.map(|row| only_extent_in(&row, file)).transpose()?.flatten())
+    }
+
+    /// The inode as it is committed. Only for the committer, after whose writes the cached rows are
+    /// those of the store.
+    pub(super) async fn committed_inode(&self, ino: Ino) -> Result<Option<Committed>, ViewError> {
+        let key = keys::inode(ino);
+        let cached = self.rows.lock().get(&key).cloned();
+        let row = match cached {
+            Some(row) => row,
+            None => self.kv.get(&key).await?,
+        };
+        Ok(row.as_deref().map(Committed::decode).transpose()?)
     }
 
     /// Fetches the committed extents of `start..end` of `file` (and what comes with them) into
@@ -571,6 +619,10 @@ impl View {
         extents_max: usize,
     ) -> Result<bool, ViewError> {
         let before = self.retired.load(Ordering::Acquire);
+        if let Some(extent) = self.load_only_extent(file).await? {
+            self.keep_extents(file, KnownExtents::only(extent), before);
+            return Ok(true);
+        }
         let mut extents = Vec::new();
         let mut to = start;
         while to < end {
@@ -582,15 +634,23 @@ impl View {
             extents.extend(more);
             to = complete_to;
         }
-        let mut cache = self.extents.lock();
-        if self.retired.load(Ordering::Acquire) == before {
-            let extents = Arc::new(extents);
-            cache.put(file, KnownExtents { from: start, to, extents });
-        }
+        // Where the rows became one meanwhile, and that went to the inode row, they were not found.
+        let known = match self.load_only_extent(file).await? {
+            Some(extent) => KnownExtents::only(extent),
+            None => KnownExtents { from: start, to, extents: Arc::new(extents) },
+        };
+        self.keep_extents(file, known, before);
         Ok(true)
     }
 
-    /// Up to `limit` committed extents that end above `start`, and the position up to which
+    fn keep_extents(&self, file: FileKey, known: KnownExtents, before: u64) {
+        let mut cache = self.extents.lock();
+        if self.retired.load(Ordering::Acquire) == before {
+            cache.put(file, known);
+        }
+    }
+
+    /// Up to `limit` committed extents in `e` rows that end above `start`, and the position up to which
     /// they are complete (`u64::MAX`: there are no more).
     pub(super) async fn scan_extents(
         &self,
@@ -610,4 +670,10 @@ impl View {
         };
         Ok((extents, complete_to))
     }
+}
+
+/// The extent that the inode row `row` carries of this data generation.
+fn only_extent_in(row: &[u8], file: FileKey) -> Result<Option<Extent>, DecodeError> {
+    let only = Committed::decode(row)?.only_extent(file.0);
+    Ok(only.filter(|(of, _)| *of == file).map(|(_, extent)| extent))
 }

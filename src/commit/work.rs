@@ -3,11 +3,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
+use super::accounts::Changes;
 use super::committer::Sending;
 use super::pack::{Plan, pack};
 use super::pending::Generation;
-use super::resolve::Changes;
 use crate::base::SegmentId;
+use crate::meta::{DeadRow, Key};
 
 /// Names remembered of uploads that failed. Each costs a row; beyond this they are forgotten
 /// and, if they are in the bucket, stay there unused.
@@ -25,6 +28,11 @@ pub(super) struct Work {
     try_out: Option<SegmentId>,
     /// Bytes of older segments that nothing refers to once this is committed.
     pub(super) freed: u64,
+    /// The epoch in which its segments are sealed, or an earlier one.
+    pub(super) epoch: u32,
+    /// The inode rows that it writes which are not as they were pending; nothing as long as there
+    /// was no try.
+    pub(super) inodes: Option<Vec<(Key, Bytes)>>,
 }
 
 impl Work {
@@ -32,11 +40,21 @@ impl Work {
     pub(super) fn new(
         generation: Arc<Generation>,
         bytes_max: u64,
+        epoch: u32,
         new_id: impl FnMut() -> SegmentId,
     ) -> Work {
         let plan = pack(&generation, bytes_max, new_id);
         let uploaded = vec![false; plan.segments.len()];
-        Work { generation, plan, uploaded, abandoned: Vec::new(), try_out: None, freed: 0 }
+        Work {
+            generation,
+            plan,
+            uploaded,
+            abandoned: Vec::new(),
+            try_out: None,
+            freed: 0,
+            epoch,
+            inodes: None,
+        }
     }
 
     /// Plaintext bytes of the largest segment.
@@ -118,7 +136,7 @@ impl Work {
     /// Adds to `changes` the rows by which given-up uploads are deleted like dead segments.
     pub(super) fn bury_abandoned(&self, changes: &mut Changes, now_secs: u64) {
         for &id in &self.abandoned {
-            changes.bury(id, now_secs);
+            changes.bury(id, now_secs, DeadRow::UNBORN);
         }
     }
 }
@@ -147,7 +165,7 @@ mod tests {
             next += 1;
             SegmentId([next; 16])
         };
-        let mut work = Work::new(Arc::new(generation), u64::MAX, &mut new_id);
+        let mut work = Work::new(Arc::new(generation), u64::MAX, 1, &mut new_id);
         assert_eq!(work.missing(), [0, 1, 2]);
         work.has(0);
         assert_eq!((work.sending().planned >> 20, work.sending().landed >> 20), (40, 16));

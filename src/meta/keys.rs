@@ -156,6 +156,25 @@ pub fn segment_of(key: &[u8]) -> Option<SegmentId> {
     Some(SegmentId(key.strip_prefix(b"s")?.try_into().ok()?))
 }
 
+/// `b` segment, ino, data generation: a file that may refer to the segment in other places than
+/// the segment itself says, since it shares them.
+pub fn owner(id: SegmentId, ino: Ino, generation: u32) -> Key {
+    tagged(b'b', &[&id.0, &ino.0.to_be_bytes(), &generation.to_be_bytes()])
+}
+
+/// The half-open range of keys of such files of one segment.
+pub fn owners(id: SegmentId) -> (Key, Key) {
+    (tagged(b'b', &[&id.0]), after(&owner(id, Ino(u64::MAX), u32::MAX)))
+}
+
+/// Segment, inode and data generation of such a key.
+pub fn owner_of(key: &[u8]) -> Option<(SegmentId, Ino, u32)> {
+    let (id, rest) = key.strip_prefix(b"b")?.split_first_chunk()?;
+    let (ino, generation) = rest.split_first_chunk()?;
+    let generation = u32::from_be_bytes(generation.try_into().ok()?);
+    Some((SegmentId(*id), Ino(u64::from_be_bytes(*ino)), generation))
+}
+
 /// `z` time, segment: a segment without live bytes, to be deleted from the bucket once readers
 /// have had time to move on. `since_secs` is Unix time.
 pub fn dead_segment(since_secs: u64, id: SegmentId) -> Key {
@@ -236,6 +255,10 @@ mod tests {
         assert_eq!(reclaim_of(&reclaim(Ino(9), 3)), Some((Ino(9), 3)));
         let id = SegmentId([4; 16]);
         assert_eq!(segment_of(&segment(id)), Some(id));
+        let (from, to) = owners(id);
+        let key = owner(id, Ino(u64::MAX), u32::MAX);
+        assert_eq!(owner_of(&key), Some((id, Ino(u64::MAX), u32::MAX)));
+        assert!((&from..&to).contains(&&key) && from < owner(id, Ino(0), 0));
         assert_eq!(dead_segment_of(&dead_segment(12, id)), Some((12, id)));
         assert_eq!(inode_of(&inode(Ino(3))), Some(Ino(3)));
         assert_eq!(orphan_of(&orphan(Ino(3))), Some(Ino(3)));

@@ -4,14 +4,14 @@
 //! of how rows are stored, cached or pending.
 
 mod codec;
+mod inode;
 pub mod keys;
 mod rows;
 
 pub use codec::DecodeError;
+pub use inode::{Inode, InodeExtent, Kind};
 pub use keys::{Key, NameHash};
-pub use rows::{
-    CommitRow, Dirent, ExtentRow, Inode, Kind, OrphanData, SegmentRow, Stats, VolumeRow,
-};
+pub use rows::{CommitRow, DeadRow, Dirent, ExtentRow, OrphanData, SegmentRow, Stats, VolumeRow};
 
 /// The longest file name, in bytes (`NAME_MAX`).
 pub const NAME_MAX: usize = 255;

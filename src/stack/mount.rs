@@ -290,7 +290,7 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
             instance,
             clean: options.clean,
         };
-        let gates = gates(sealed.clone(), held.lease.clone());
+        let gates = gates(sealed.clone(), held.lease.clone(), keys.clone());
         let c = Committer::new(view.clone(), opened.clone(), segments, row, commit, gates);
         (journal, committer) = (Some(opened), Some(c));
     }
@@ -441,7 +441,7 @@ fn no_room(
 }
 
 /// What the committer may do depends on the damage found and on who holds the volume.
-fn gates(sealed: Arc<Sealed>, lease: Option<SharedLease>) -> Gates {
+fn gates(sealed: Arc<Sealed>, lease: Option<SharedLease>, keys: VolumeKeys) -> Gates {
     let still_ours = move || {
         let lease = lease.clone();
         let held = async move {
@@ -455,6 +455,7 @@ fn gates(sealed: Arc<Sealed>, lease: Option<SharedLease>) -> Gates {
     Gates {
         may_delete: Box::new(move || sealed.damaged().is_empty()),
         still_ours: Box::new(still_ours),
+        key_epoch: Box::new(move || keys.epoch()),
     }
 }
 

@@ -152,6 +152,83 @@ def entry_key(hash_key, parent, name):
     return b"d" + struct.pack(">QI", parent, name_hash) + name
 
 
+def varint(n):
+    groups = []
+    while n > 127:
+        groups.append(n & 127 | 128)
+        n >>= 7
+    return bytes(groups + [n])
+
+
+def signed(n):
+    return varint(2 * n if n >= 0 else -2 * n - 1)
+
+
+INODE = {
+    "kind": 1, "perm": 0o644, "nlink": 1, "uid": 1000, "gid": 1000, "rdev": 0, "size": 100,
+    "allocated": 4096, "atime": [1800000000, 123456789], "mtime": [1800000000, 123456789],
+    "ctime": [1800000000, 123456789], "btime": [1800000000, 123456789], "generation": 0,
+    "xattrs": 0, "parent": 0, "target": "", "extent": None,
+}
+EXTENT = {"segment": "4f" * 16, "offset": 300, "start": 0, "len": 100}
+EARLIER = [1799999999, 5]
+INODES = [
+    {},
+    {"extent": EXTENT},
+    {"extent": EXTENT, "atime": EARLIER, "btime": EARLIER},
+    {"extent": {**EXTENT, "start": 50, "len": 20}, "nlink": 0, "generation": 2, "xattrs": 300},
+    {"extent": EXTENT, "atime": [-1, 0], "ctime": [1800000001, 0], "btime": [0, 0], "uid": 0},
+    {"size": 1 << 40, "allocated": 8192, "mtime": [-(1 << 40), 999999999], "gid": 4294967295},
+    {"kind": 2, "perm": 0o1777, "nlink": 2, "size": 3, "allocated": 0, "parent": 1},
+    {"kind": 2, "perm": 0o755, "nlink": 7, "size": 9, "allocated": 0, "parent": 1 << 33},
+    {"kind": 3, "perm": 0o777, "size": 6, "allocated": 0, "target": b"target".hex()},
+    {"kind": 6, "perm": 0o600, "size": 0, "allocated": 0, "rdev": 0x103},
+]
+
+
+def inode_row(i):
+    """The row of an inode, FORMAT.md "Inode"."""
+    blocks = (i["size"] + 4095) // 4096 * 4096 if i["kind"] == 1 else 0
+    mtime, extent = i["mtime"], i["extent"]
+
+    def time(t):
+        return signed(t[0] - mtime[0]) + struct.pack("<I", t[1])
+
+    if i["btime"] == mtime:
+        btime = (0, b"")
+    elif i["btime"] == i["atime"]:
+        btime = (0x04, b"")
+    else:
+        btime = (0x08, time(i["btime"]))
+    parts = [
+        (0, 0x10, i["nlink"] != (2 if i["kind"] == 2 else 1), lambda: varint(i["nlink"])),
+        (0, 0x20, i["rdev"], lambda: varint(i["rdev"])),
+        (0, 0x40, i["generation"], lambda: varint(i["generation"])),
+        (0, 0x80, i["xattrs"], lambda: varint(i["xattrs"])),
+        (1, 0x01, i["ctime"] != mtime, lambda: time(i["ctime"])),
+        (1, 0x02, i["atime"] != mtime, lambda: time(i["atime"])),
+        (1, btime[0], btime[0], lambda: btime[1]),
+        (1, 0x10, i["allocated"] != blocks, lambda: varint(i["allocated"])),
+        (1, 0x20, i["parent"], lambda: varint(i["parent"])),
+        (1, 0x40, extent, lambda: bytes.fromhex(extent["segment"]) + varint(extent["offset"])),
+        (
+            1,
+            0x80,
+            extent and (extent["start"], extent["len"]) != (0, i["size"]),
+            lambda: varint(extent["start"]) + varint(extent["len"]),
+        ),
+    ]
+    head, rest = [i["kind"], 0], b""
+    for byte, flag, there, field in parts:
+        if there:
+            head[byte] |= flag
+            rest += field()
+    row = bytes([2, *head]) + struct.pack("<H", i["perm"])
+    row += varint(i["uid"]) + varint(i["gid"]) + varint(i["size"])
+    row += signed(mtime[0]) + struct.pack("<I", mtime[1])
+    return row + rest + bytes.fromhex(i["target"])
+
+
 def main():
     # The published vector: key 00 … 0f, data 00 … 0e.
     assert siphash(bytes(range(16)), bytes(range(15))) == 0xA129CA6149BE45E5
@@ -184,6 +261,7 @@ def main():
         "entries": [
             {"parent": 5, "name": name.hex(), "key": entry_key(hash_key, 5, name).hex()} for name in names
         ],
+        "inodes": [{**i, "row": inode_row(i).hex()} for i in ({**INODE, **changes} for changes in INODES)],
         "objects": objects,
         "journal": {
             "journal_id": journal.hex(),

@@ -46,6 +46,8 @@ pub enum Finding {
     StrayXattrs { ino: Ino, count: u32 },
     /// Two extents of a file cover the same bytes.
     ExtentsOverlap { ino: Ino, generation: u32, at: u64 },
+    /// A file whose inode row has its only extent has others: they are not read.
+    RowsBesideOnlyExtent { ino: Ino, extents: u64 },
     /// Data behind the end of a file.
     ExtentBehindEnd { ino: Ino, end: u64, size: u64 },
     /// Data of a file, or of a generation of its data, that is not there.
@@ -81,6 +83,7 @@ impl Finding {
             | ForgottenOrphan { ino, .. }
             | XattrCount { ino, .. }
             | ExtentsOverlap { ino, .. }
+            | RowsBesideOnlyExtent { ino, .. }
             | ExtentBehindEnd { ino, .. }
             | Blocks { ino, .. } => Some(*ino),
             DanglingName { parent, .. } => Some(*parent),
@@ -144,6 +147,10 @@ impl fmt::Display for Finding {
             }
             ExtentsOverlap { ino, generation, at } => {
                 write!(f, "extents of {ino}:{generation} overlap at {at}")
+            }
+            RowsBesideOnlyExtent { ino, extents } => {
+                let extents = counted(*extents, "extent");
+                write!(f, "inode {ino} has {extents} besides its only one")
             }
             ExtentBehindEnd { ino, end, size } => {
                 write!(f, "an extent of {ino} ends at {end}, behind its {}", counted(*size, "byte"))

@@ -1,14 +1,14 @@
 //! All rows of an inode against each other, in one walk over the rows of every kind at once:
 //! they are all in the order of inode numbers.
 
-use bytes::Bytes;
-
 use super::{Check, Finding};
 use crate::base::Ino;
+use crate::commit::resolve::{Committed, extent_of};
 use crate::commit::scan::Cursor;
 use crate::commit::view::ViewError;
+use crate::data::Extent;
 use crate::meta::keys::{self, RECLAIM_INODE};
-use crate::meta::{DecodeError, Dirent, ExtentRow, Inode, Kind};
+use crate::meta::{DecodeError, Dirent, Inode, Kind};
 
 /// What else there is of an inode besides its row and its data.
 #[derive(Default)]
@@ -46,7 +46,7 @@ impl Check<'_> {
             let mut rest = Rest::default();
             while let Some((key, value)) = inodes.next_of(number).await? {
                 let whole = keys::inode_of(&key).ok_or(DecodeError("inode key"));
-                inode = self.decoded(&key, whole.and_then(|_| Inode::decode(&value)));
+                inode = self.decoded(&key, whole.and_then(|_| Committed::decode(&value)));
             }
             while let Some((key, value)) = dirents.next_of(number).await? {
                 let whole = keys::dirent_of(&key).ok_or(DecodeError("entry key"));
@@ -67,7 +67,7 @@ impl Check<'_> {
                 rest.reclaims.extend(self.decoded(&key, of).map(|(_, generation)| generation));
             }
             let bytes = self.extents_of(ino, inode.as_ref(), &rest, extents).await?;
-            self.one(ino, inode, &rest, bytes);
+            self.one(ino, inode.map(|i| i.inode), &rest, bytes);
         }
         if self.directories.first().is_none_or(|&(ino, _)| ino != Ino::ROOT.0) {
             self.report.note(Finding::NoRoot);
@@ -79,24 +79,38 @@ impl Check<'_> {
     async fn extents_of(
         &mut self,
         ino: Ino,
-        inode: Option<&Inode>,
+        inode: Option<&Committed>,
         rest: &Rest,
         extents: &mut Cursor<'_>,
     ) -> Result<u64, ViewError> {
-        let current = inode.filter(|i| i.kind == Kind::File);
+        let only = inode.and_then(|i| i.extent);
+        let current = inode.map(|i| &i.inode).filter(|i| i.kind == Kind::File);
         let (mut bytes, mut run, mut behind) = (0, Run::default(), false);
+        if let (Some(e), Some(inode)) = (only, current) {
+            self.segments.refer(&e);
+            bytes = e.end - e.start;
+            if e.end > inode.size {
+                let (end, size) = (e.end, inode.size);
+                self.report.note(Finding::ExtentBehindEnd { ino, end, size });
+            }
+        }
         loop {
             let row = extents.next_of(ino.0).await?;
             let decoded = match &row {
-                Some((key, value)) => self.decoded(key, extent(key, value)),
+                Some((key, value)) => self.decoded(key, extent_of(key, value)),
                 None => None,
             };
-            let generation = decoded.as_ref().map(|(generation, ..)| *generation);
+            let decoded = decoded.map(|((_, generation), extent)| (generation, extent));
+            let generation = decoded.map(|(generation, _)| generation);
             if run.extents > 0 && (row.is_none() || generation.is_some_and(|g| g != run.generation))
             {
                 let owned = current.is_some_and(|i| i.generation == run.generation);
                 if owned {
-                    bytes = run.bytes;
+                    bytes += run.bytes;
+                    if only.is_some() {
+                        let Run { extents, .. } = run;
+                        self.report.note(Finding::RowsBesideOnlyExtent { ino, extents });
+                    }
                 } else if !rest.reclaims.contains(&run.generation) {
                     let Run { generation, extents, bytes, end } = run;
                     let stray = Finding::StrayExtents { ino, generation, extents, end, bytes };
@@ -107,8 +121,9 @@ impl Check<'_> {
             if row.is_none() {
                 return Ok(bytes);
             }
-            let Some((generation, start, end, row)) = decoded else { continue };
-            self.segments.refer(&row);
+            let Some((generation, extent)) = decoded else { continue };
+            let Extent { start, end, .. } = extent;
+            self.segments.refer(&extent);
             if run.extents > 0 && start < run.end {
                 self.report.note(Finding::ExtentsOverlap { ino, generation, at: start });
             }
@@ -117,7 +132,7 @@ impl Check<'_> {
                 behind = true; // the first tells enough
                 self.report.note(Finding::ExtentBehindEnd { ino, end, size });
             }
-            let (extents, bytes) = (run.extents + 1, run.bytes + row.len);
+            let (extents, bytes) = (run.extents + 1, run.bytes + (end - start));
             run = Run { generation, extents, bytes, end };
         }
     }
@@ -170,12 +185,4 @@ impl Check<'_> {
             report.note(Finding::Blocks { ino, said: inode.allocated, bytes: bytes.min(most) });
         }
     }
-}
-
-/// Generation, start, end and row of an extent.
-fn extent(key: &Bytes, value: &Bytes) -> Result<(u32, u64, u64, ExtentRow), DecodeError> {
-    let (_, generation, end) = keys::extent_of(key).ok_or(DecodeError("extent key"))?;
-    let row = ExtentRow::decode(value)?;
-    let start = end.checked_sub(row.len).ok_or(DecodeError("extent before 0"))?;
-    Ok((generation, start, end, row))
 }

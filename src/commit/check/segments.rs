@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-
 use super::{Check, Finding};
 use crate::base::SegmentId;
-use crate::commit::resolve::segment_row;
+use crate::commit::accounts::segment_row;
+use crate::commit::resolve::extent_in;
 use crate::commit::scan::Cursor;
 use crate::commit::view::ViewError;
-use crate::meta::{DecodeError, ExtentRow, SegmentRow, keys};
+use crate::data::Extent;
+use crate::meta::{DeadRow, DecodeError, SegmentRow, keys};
 
 /// What rows say of a segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,11 +32,11 @@ pub struct Segments(pub BTreeMap<SegmentId, SegmentSum>);
 
 impl Segments {
     /// Counts an extent.
-    pub(super) fn refer(&mut self, row: &ExtentRow) {
-        let sum = self.0.entry(row.segment).or_default();
+    pub(super) fn refer(&mut self, e: &Extent) {
+        let (sum, len) = (self.0.entry(e.segment).or_default(), e.end - e.start);
         sum.extents += 1;
-        sum.live += row.len;
-        sum.end = sum.end.max(row.segment_offset + row.len);
+        sum.live += len;
+        sum.end = sum.end.max(e.offset + len);
     }
 }
 
@@ -50,8 +50,9 @@ impl Check<'_> {
             }
         }
         let mut cursor = Cursor::new(kv, b'z').counting(rows);
-        while let Some((key, _)) = cursor.next().await? {
+        while let Some((key, value)) = cursor.next().await? {
             let dead = keys::dead_segment_of(&key).ok_or(DecodeError("dead segment key"));
+            let dead = dead.and_then(|dead| DeadRow::decode(&value).map(|_| dead));
             if let Some((since, id)) = self.decoded(&key, dead) {
                 self.report.dead_segments += 1;
                 self.segments.0.entry(id).or_default().dead_since = Some(since);
@@ -66,7 +67,7 @@ impl Check<'_> {
             self.report.segments += u64::from(row.is_some());
             match row {
                 Some(row) if found == row.live && found > 0 && end <= row.size => {}
-                Some(SegmentRow { size, live: said }) => {
+                Some(SegmentRow { size, live: said, .. }) => {
                     let finding = Finding::SegmentAccounting { id, size, said, found, end };
                     self.report.note(finding);
                 }
@@ -97,10 +98,14 @@ impl Check<'_> {
         }
         for (from, to, _) in groups {
             let mut pieces: Vec<(SegmentId, u64, u64)> = Vec::new();
-            let mut cursor = Cursor::new(self.kv, b'e').counting(self.rows);
-            while let Some((_, value)) = cursor.next().await? {
-                if let Some(row) = in_group(&value, from, to) {
-                    pieces.push((row.segment, row.segment_offset, row.len));
+            for tag in [b'e', b'i'] {
+                let mut cursor = Cursor::new(self.kv, tag).counting(self.rows);
+                while let Some((key, value)) = cursor.next().await? {
+                    // What is not in the format was found before.
+                    let Ok(Some((_, e))) = extent_in(&key, &value) else { continue };
+                    if (from..=to).contains(&e.segment) {
+                        pieces.push((e.segment, e.offset, e.end - e.start));
+                    }
                 }
             }
             pieces.sort_unstable();
@@ -112,8 +117,4 @@ impl Check<'_> {
         }
         Ok(())
     }
-}
-
-fn in_group(value: &Bytes, from: SegmentId, to: SegmentId) -> Option<ExtentRow> {
-    ExtentRow::decode(value).ok().filter(|row| (from..=to).contains(&row.segment))
 }

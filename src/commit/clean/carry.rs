@@ -11,7 +11,7 @@ use tokio::sync::{Notify, mpsc};
 use super::plan::{self, Fetch, Layout, Output, Piece};
 use crate::base::SegmentId;
 use crate::commit::committer::{CommitError, unix_secs};
-use crate::commit::resolve::extent_of;
+use crate::commit::resolve::extent_in;
 use crate::commit::scan::Cursor;
 use crate::commit::view::ViewError;
 use crate::meta::{Key, SegmentRow};
@@ -96,19 +96,23 @@ async fn pieces(
     from: Option<Key>,
 ) -> Result<(Vec<Piece>, Option<Key>, usize), ViewError> {
     let mut pieces = Vec::new();
-    let mut cursor = Cursor::new(kv, b'e');
-    if let Some(from) = from {
-        cursor = cursor.starting_at(from);
-    }
     let mut looked_at = 0;
-    while let Some((key, value)) = cursor.next().await? {
-        if pieces.len() == PIECES_MAX {
-            return Ok((pieces, Some(key[..].into()), looked_at));
+    for tag in [b'e', b'i'] {
+        let mut cursor = Cursor::new(kv, tag);
+        match &from {
+            Some(from) if from[0] > tag => continue,
+            Some(from) if from[0] == tag => cursor = cursor.starting_at(from.clone()),
+            _ => {}
         }
-        looked_at += 1;
-        let (file, extent) = extent_of(&key, &value)?;
-        if chosen.contains_key(&extent.segment) {
-            pieces.push(Piece { file, extent });
+        while let Some((key, value)) = cursor.next().await? {
+            if pieces.len() == PIECES_MAX {
+                return Ok((pieces, Some(key[..].into()), looked_at));
+            }
+            looked_at += 1;
+            let Some((file, extent)) = extent_in(&key, &value)? else { continue };
+            if chosen.contains_key(&extent.segment) {
+                pieces.push(Piece { file, extent });
+            }
         }
     }
     Ok((pieces, None, looked_at))

@@ -83,7 +83,7 @@ impl Chooser {
     pub(super) fn see(&mut self, id: SegmentId, row: SegmentRow) {
         self.segments += 1;
         self.bytes = self.bytes.saturating_add(row.size);
-        let SegmentRow { size, live } = row;
+        let SegmentRow { size, live, .. } = row;
         if live == 0 || live > size || live > SEGMENT_BYTES_MAX {
             return; // not ours to judge: `fsck` says what is wrong
         }
@@ -134,7 +134,7 @@ mod tests {
         let mut chooser = Chooser::new(CleanOptions::default(), Learned::default());
         let id = |n: usize| SegmentId((n as u128).to_be_bytes());
         for (n, &(size, live)) in segments.iter().enumerate() {
-            chooser.see(id(n), SegmentRow { size, live });
+            chooser.see(id(n), SegmentRow { size, live, ..SegmentRow::default() });
         }
         let chosen = chooser.choice().segments;
         (0..segments.len()).filter(|&n| chosen.contains_key(&id(n))).collect()

@@ -25,16 +25,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::task::JoinHandle;
 
+use super::accounts::{self, Changes, NewSegment};
 use super::attempt::new_segment_id;
 use super::committer::{CommitError, Committer, unix_secs};
 use super::pack::SEGMENT_BYTES_MAX;
 use super::pending::FileKey;
-use super::resolve::{self, Changes};
+use super::resolve;
 use super::scan::Cursor;
 use super::view::ViewError;
 use crate::base::{SegmentId, counted};
 use crate::data::Extent;
-use crate::meta::{Key, keys};
+use crate::meta::{DeadRow, Key, keys};
 use carry::{Carried, Moved, Order};
 use choose::{Choice, Chooser, Learned};
 
@@ -84,6 +85,8 @@ struct Round {
     more: bool,
     /// The `z` rows that announce its segments are dated so.
     reserved: u64,
+    /// The key epoch when it began: its segments are sealed in this or a later one.
+    epoch: u32,
     unused: Vec<SegmentId>,
     bytes: u64,
 }
@@ -206,7 +209,7 @@ impl Committer {
             match round.moved.try_recv() {
                 Ok(moved) => {
                     round.unused.retain(|id| *id != moved.id);
-                    round.bytes += self.switch(&moved, round.reserved).await?;
+                    round.bytes += self.switch(&moved, round.reserved, round.epoch).await?;
                     // All that is live of a segment goes into one.
                     for piece in &moved.output.pieces {
                         round.reads.remove(&piece.extent.segment);
@@ -238,7 +241,7 @@ impl Committer {
         // What is live of one goes into one: that must not be larger than the store takes.
         let bytes_max = self.segments.upload_max();
         while let Some((key, value)) = cursor.next().await? {
-            let (id, row) = resolve::segment_row(&key, &value).map_err(ViewError::from)?;
+            let (id, row) = accounts::segment_row(&key, &value).map_err(ViewError::from)?;
             if row.live > bytes_max && row.live <= SEGMENT_BYTES_MAX {
                 continue;
             }
@@ -253,10 +256,10 @@ impl Committer {
             return Ok(());
         }
         log::info!("moving what is live out of {}", counted(chosen.len() as u64, "segment"));
-        let reserved = unix_secs() + RESERVED_SECS;
+        let (reserved, epoch) = (unix_secs() + RESERVED_SECS, self.key_epoch());
         let ids: Vec<_> = (0..OUTPUTS_MAX).map(|_| new_segment_id()).collect();
         let mut announced = Changes::default();
-        ids.iter().for_each(|id| announced.bury(*id, reserved));
+        ids.iter().for_each(|id| announced.bury(*id, reserved, DeadRow::UNBORN));
         self.write_rows(announced.into_rows().collect()).await?;
         let reads = chosen.keys().copied().collect();
         let order = Order {
@@ -276,13 +279,14 @@ impl Committer {
             wake.notify_one();
             outcome?
         });
-        state.round = Some(Round { task, moved, reads, more, reserved, unused: ids, bytes: 0 });
+        let unused = ids;
+        state.round = Some(Round { task, moved, reads, more, reserved, epoch, unused, bytes: 0 });
         Ok(())
     }
 
     /// Makes the files use a new segment, as far as they still have what was moved; returns
     /// how many of its bytes that are.
-    async fn switch(&self, moved: &Moved, reserved: u64) -> Result<u64, CommitError> {
+    async fn switch(&self, moved: &Moved, reserved: u64, epoch: u32) -> Result<u64, CommitError> {
         let Moved { id, output } = moved;
         let reservation = keys::dead_segment(reserved, *id);
         let mut out = Changes::default();
@@ -290,7 +294,7 @@ impl Committer {
             // It may be deleted already, or have come after its deletion.
             log::warn!("segment {id} came too late: the machine slept, or was cut off for long");
             out.rows.insert(reservation, None);
-            out.bury(*id, unix_secs());
+            out.bury(*id, unix_secs(), DeadRow::UNBORN);
             self.write_rows(out.into_rows().collect()).await?;
             return Ok(0);
         }
@@ -304,13 +308,12 @@ impl Committer {
         for (file, pieces) in &mut files {
             pieces.sort_unstable_by_key(|(extent, _)| extent.start);
             let ranges = pieces.iter().map(|(extent, _)| (extent.start, extent.end));
-            let now = resolve::committed(&self.view, *file, ranges).await?;
-            let changes = plan::changes(&now, pieces, *id);
-            bytes += changes.iter().map(|c| c.end - c.start).sum::<u64>();
-            resolve::apply_changes(&mut out, *file, &changes, &now);
+            let changes = |now: &BTreeMap<u64, Extent>| plan::changes(now, pieces, *id);
+            bytes += resolve::move_extents(&self.view, &mut out, *file, ranges, changes).await?;
         }
-        let sizes = HashMap::from([(*id, output.len)]);
-        resolve::settle_segments(&self.view, &mut out, &sizes, unix_secs()).await?;
+        let new = HashMap::from([(*id, NewSegment { size: output.len, ..Default::default() })]);
+        let now = self.between_commits(epoch);
+        accounts::settle_segments(&self.view, &mut out, &new, now).await?;
         out.rows.insert(reservation, None);
         let written = self.write_rows(out.into_rows().collect()).await;
         // Whatever came of it: nobody may go on with the old places, whose segments will be
@@ -342,7 +345,7 @@ mod tests {
         let task = tokio::spawn(async { Ok(Carried::default()) });
         let (_, moved) = mpsc::channel(1);
         let (reads, unused) = (HashSet::new(), Vec::new());
-        Round { task, moved, reads, more, reserved: 0, unused, bytes }
+        Round { task, moved, reads, more, reserved: 0, epoch: 1, unused, bytes }
     }
 
     #[tokio::test]

@@ -181,7 +181,7 @@ mod tests {
     }
 
     fn full(ids: impl IntoIterator<Item = u8>) -> HashMap<SegmentId, SegmentRow> {
-        let row = SegmentRow { size: 16 * MIB, live: 16 * MIB };
+        let row = SegmentRow { size: 16 * MIB, live: 16 * MIB, ..Default::default() };
         ids.into_iter().map(|n| (segment(n), row)).collect()
     }
 
@@ -211,8 +211,9 @@ mod tests {
         // keeps everything behind it from being cleaned, and against merging that makes more
         // tiny segments than it takes.
         let mut chosen = full([1, 2, 3]);
-        chosen.insert(segment(2), SegmentRow { size: 16 * MIB, live: 19 });
-        chosen.insert(segment(4), SegmentRow { size: MIB - 1, live: MIB - 1 });
+        chosen.insert(segment(2), SegmentRow { size: 16 * MIB, live: 19, ..Default::default() });
+        chosen
+            .insert(segment(4), SegmentRow { size: MIB - 1, live: MIB - 1, ..Default::default() });
         let mut pieces = vec![
             piece(1, 0, 10, 1, 16 * MIB - 9),
             piece(1, 10, 20, 2, 0),
@@ -229,7 +230,10 @@ mod tests {
         let many = (0..1025u64).map(|n| {
             let id = SegmentId((n as u128).to_be_bytes());
             let extent = Extent { start: n * 4, end: n * 4 + 4, segment: id, offset: 0 };
-            (Piece { file: (Ino(1), 0), extent }, (id, SegmentRow { size: 4, live: 4 }))
+            (
+                Piece { file: (Ino(1), 0), extent },
+                (id, SegmentRow { size: 4, live: 4, ..Default::default() }),
+            )
         });
         let (pieces, chosen): (Vec<_>, HashMap<_, _>) = many.unzip();
         let sizes: Vec<_> =

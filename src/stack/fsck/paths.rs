@@ -8,8 +8,10 @@ use bytes::Bytes;
 use super::FILES_MAX;
 use crate::base::{Ino, SegmentId, counted, one_line, plural};
 use crate::commit::ViewError;
+use crate::commit::resolve::extent_in;
 use crate::commit::scan::Cursor;
-use crate::meta::{DecodeError, Dirent, ExtentRow, Inode, keys};
+use crate::data::Extent;
+use crate::meta::{Dirent, Inode, keys};
 use crate::store::kv::Kv;
 
 /// Directories that a path may be deep; beyond it is a cycle.
@@ -156,6 +158,19 @@ impl Touched {
         self.0.get(&id).unwrap_or(&self.1)
     }
 
+    /// Adds what of `extent` is in `ranges` of its segment.
+    fn add(&mut self, ino: Ino, extent: &Extent, ranges: &[Range<u64>]) {
+        let piece = extent.offset..extent.offset + (extent.end - extent.start);
+        for range in ranges {
+            let (from, to) = (range.start.max(piece.start), range.end.min(piece.end));
+            if from < to {
+                let shift = |at: u64| extent.start + (at - piece.start);
+                let files = self.0.entry(extent.segment).or_default();
+                files.entry(ino).or_default().push(shift(from)..shift(to));
+            }
+        }
+    }
+
     pub(super) fn inodes(&self) -> HashSet<Ino> {
         let inos: BTreeSet<Ino> = self.0.values().flat_map(|m| m.keys().copied()).collect();
         inos.into_iter().collect()
@@ -170,26 +185,19 @@ pub(super) async fn touched_files(
     if lost.is_empty() {
         return Ok(touched);
     }
-    let mut cursor = Cursor::new(kv, b'e');
-    while let Some((key, value)) = cursor.next().await? {
-        let Ok(row) = ExtentRow::decode(&value) else { continue };
-        let Some(ranges) = lost.get(&row.segment) else { continue };
-        let (ino, generation, end) = keys::extent_of(&key).ok_or(DecodeError("extent key"))?;
-        let Some(start) = end.checked_sub(row.len) else { continue };
-        let inode = kv.get(&keys::inode(ino)).await?.map(|row| Inode::decode(&row));
-        let Some(Ok(inode)) = inode else { continue };
-        if inode.generation != generation {
-            continue; // waits to be reclaimed
-        }
-        let piece = row.segment_offset..row.segment_offset + row.len;
-        for range in ranges {
-            let from = range.start.max(piece.start);
-            let to = range.end.min(piece.end);
-            if from < to {
-                let shift = |at: u64| start + (at - piece.start);
-                let files = touched.0.entry(row.segment).or_default();
-                files.entry(ino).or_default().push(shift(from)..shift(to));
+    for tag in [b'e', b'i'] {
+        let mut cursor = Cursor::new(kv, tag);
+        while let Some((key, value)) = cursor.next().await? {
+            let Ok(Some(((ino, generation), extent))) = extent_in(&key, &value) else { continue };
+            let Some(ranges) = lost.get(&extent.segment) else { continue };
+            if tag == b'e' {
+                let inode = kv.get(&keys::inode(ino)).await?.map(|row| Inode::decode(&row));
+                let Some(Ok(inode)) = inode else { continue };
+                if inode.generation != generation {
+                    continue; // waits to be reclaimed
+                }
             }
+            touched.add(ino, &extent, ranges);
         }
     }
     Ok(touched)

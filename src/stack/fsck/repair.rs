@@ -15,10 +15,10 @@ use super::paths::names_of;
 use crate::base::{Clock, Ino, SegmentId, SystemClock, counted};
 use crate::commit::check::{Finding, Segments};
 use crate::commit::committer::unix_secs;
-use crate::commit::{Batch, View, ViewError};
+use crate::commit::{Batch, View, ViewError, last_commit};
 use crate::fs::{Fs, FsError};
 use crate::meta::{
-    DecodeError, Dirent, ExtentRow, Inode, Kind, NameHash, OrphanData, SegmentRow, keys,
+    DeadRow, DecodeError, Dirent, ExtentRow, Inode, Kind, NameHash, OrphanData, SegmentRow, keys,
 };
 use crate::seal::VolumeKeys;
 use crate::stack::{Mounted, StackError};
@@ -78,7 +78,7 @@ impl Repair<'_> {
         if done.is_empty() && !objects.leaked.is_empty() {
             let mut batch = Batch::default();
             for id in &objects.leaked {
-                batch.put(keys::dead_segment(unix_secs(), *id), OrphanData::encode());
+                batch.put(keys::dead_segment(unix_secs(), *id), DeadRow::UNBORN.encode());
             }
             self.submit(batch).await?;
             let n = objects.leaked.len() as u64;
@@ -215,7 +215,7 @@ impl Repair<'_> {
                 batch.delete(keys::dead_segment(*since_secs, *id));
             }
             Finding::SegmentAccounting { id, .. } | Finding::SegmentWithoutRow { id, .. } => {
-                settle(&mut batch, *id, segments, objects);
+                self.settle(&mut batch, *id, segments, objects).await?;
             }
             Finding::Totals { said, found } => {
                 // Only once nothing else changes them.
@@ -234,6 +234,35 @@ impl Repair<'_> {
         }
         self.submit(batch).await?;
         Ok(Some("put right"))
+    }
+
+    /// Sets a segment's row to what extents refer to, if its size is known to hold that.
+    async fn settle(
+        &self,
+        batch: &mut Batch,
+        id: SegmentId,
+        segments: &Segments,
+        objects: &Objects,
+    ) -> Result<(), StackError> {
+        let Some(sum) = segments.0.get(&id) else { return Ok(()) };
+        let size = sum.row.map(|row| row.size).or(objects.unaccounted.get(&id).copied());
+        let Some(size) = size else { return Ok(()) };
+        let value = self.view.get(&keys::segment(id)).await?;
+        let known = value.as_deref().map(SegmentRow::decode_with).transpose();
+        // Of a row that was lost: as old as can be, so that nothing is deleted for it too early.
+        let lost = (SegmentRow { size, epoch: 1, ..SegmentRow::default() }, &[][..]);
+        let (row, frames) = known.ok().flatten().unwrap_or(lost);
+        let right = SegmentRow { live: sum.live, ..row };
+        if sum.live == 0 {
+            // Nothing refers to it: it goes like every other such segment.
+            let last = last_commit(self.kv).await?.map_or(0, |commit| commit.sequence);
+            let dead = DeadRow { birth: row.birth, death: last + 1 };
+            batch.delete(keys::segment(id));
+            batch.put(keys::dead_segment(unix_secs(), id), dead.encode());
+        } else if sum.end <= size && sum.row != Some(right) {
+            batch.put(keys::segment(id), right.encode_with(frames));
+        }
+        Ok(())
     }
 
     async fn change(
@@ -381,21 +410,4 @@ impl Repair<'_> {
 
 fn number(n: u64) -> Bytes {
     Bytes::copy_from_slice(&n.to_le_bytes())
-}
-
-/// Sets a segment's row to what extents refer to, if its size is known to hold that.
-fn settle(batch: &mut Batch, id: SegmentId, segments: &Segments, objects: &Objects) {
-    let Some(sum) = segments.0.get(&id) else { return };
-    let size = sum.row.map(|row| row.size).or(objects.unaccounted.get(&id).copied());
-    match size {
-        // Nothing refers to it: it goes like every other such segment.
-        Some(_) if sum.live == 0 => {
-            batch.delete(keys::segment(id));
-            batch.put(keys::dead_segment(unix_secs(), id), OrphanData::encode());
-        }
-        Some(size) if sum.end <= size && sum.row != Some(SegmentRow { size, live: sum.live }) => {
-            batch.put(keys::segment(id), SegmentRow { size, live: sum.live }.encode());
-        }
-        _ => {}
-    }
 }

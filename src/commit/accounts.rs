@@ -1,0 +1,143 @@
+//! What a commit writes besides the rows of its batches, and the accounts of segments: how many
+//! bytes of each are referred to, since when there is one, and since when it is dead.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+
+use super::pending::FileKey;
+use super::view::{View, ViewError};
+use crate::base::SegmentId;
+use crate::data::Extent;
+use crate::meta::{DeadRow, DecodeError, ExtentRow, Key, SegmentRow, keys};
+
+/// Rows that a commit writes besides those of its batches.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Rows; `None` deletes.
+    pub rows: BTreeMap<Key, Option<Bytes>>,
+    /// Change of live bytes by segment.
+    live: HashMap<SegmentId, i64>,
+}
+
+/// A segment that was just uploaded.
+#[derive(Clone, Debug, Default)]
+pub struct NewSegment {
+    /// Plaintext bytes.
+    pub size: u64,
+    /// See [`SegmentRow::encode_with`].
+    pub frames: Bytes,
+}
+
+/// When segments are made and die, as their rows say it.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Unix seconds.
+    pub secs: u64,
+    /// The first commit that may refer to what is made now.
+    pub birth: u64,
+    /// The first commit that does not refer to what dies now.
+    pub death: u64,
+    /// The epoch in which new segments are sealed, or an earlier one.
+    pub epoch: u32,
+}
+
+impl Moment {
+    /// Commit `sequence` itself.
+    pub fn of_commit(sequence: u64, epoch: u32, secs: u64) -> Moment {
+        Moment { secs, birth: sequence, death: sequence, epoch }
+    }
+
+    /// After commit `sequence`, before the next: what is made now may be seen under its number, and
+    /// what dies was.
+    pub fn behind_commit(sequence: u64, epoch: u32, secs: u64) -> Moment {
+        Moment { secs, birth: sequence, death: sequence + 1, epoch }
+    }
+}
+
+impl Changes {
+    /// The rows as the metadata store takes them.
+    pub fn into_rows(self) -> impl Iterator<Item = (Bytes, Option<Bytes>)> {
+        self.rows.into_iter().map(|(key, value)| (Bytes::from(key.into_vec()), value))
+    }
+
+    /// The segment is dead since `since_secs`, and deleted when its grace is over.
+    pub fn bury(&mut self, id: SegmentId, since_secs: u64, row: DeadRow) {
+        self.rows.insert(keys::dead_segment(since_secs, id), Some(row.encode()));
+    }
+
+    /// Counts an extent that there is now.
+    pub(super) fn gain(&mut self, extent: &Extent) {
+        *self.live.entry(extent.segment).or_default() += (extent.end - extent.start) as i64;
+    }
+
+    /// Counts an extent that there was.
+    pub(super) fn lose(&mut self, extent: &Extent) {
+        *self.live.entry(extent.segment).or_default() -= (extent.end - extent.start) as i64;
+    }
+
+    /// Writes the `e` row of an extent, which is counted already.
+    pub(super) fn put_row(&mut self, file: FileKey, e: &Extent) {
+        let row = ExtentRow { segment: e.segment, segment_offset: e.offset, len: e.end - e.start };
+        self.rows.insert(keys::extent(file.0, file.1, e.end), Some(row.encode()));
+    }
+
+    /// Deletes a committed `e` row and what it counted.
+    pub fn delete_extent(&mut self, file: FileKey, extent: &Extent) {
+        self.lose(extent);
+        self.rows.insert(keys::extent(file.0, file.1, extent.end), None);
+    }
+}
+
+/// The segment that an `s` row stands for.
+pub fn segment_row(key: &[u8], value: &[u8]) -> Result<(SegmentId, SegmentRow), DecodeError> {
+    let id = keys::segment_of(key).ok_or(DecodeError("segment key"))?;
+    Ok((id, SegmentRow::decode(value)?))
+}
+
+/// Turns changes of live bytes into `s` rows; a segment that nothing refers to any more
+/// becomes a `z` row. `new` are the segments just uploaded. Returns how many bytes of older
+/// segments are not referred to any more.
+pub async fn settle_segments(
+    view: &View,
+    out: &mut Changes,
+    new: &HashMap<SegmentId, NewSegment>,
+    now: Moment,
+) -> Result<u64, ViewError> {
+    let mut freed = 0;
+    let mut totals = std::mem::take(&mut out.live);
+    totals.retain(|_, delta| *delta != 0);
+    for id in new.keys() {
+        totals.entry(*id).or_insert(0);
+    }
+    for (id, delta) in totals {
+        freed += delta.min(0).unsigned_abs();
+        let key = keys::segment(id);
+        let (mut row, frames) = match new.get(&id) {
+            Some(NewSegment { size, frames }) => {
+                let (birth, epoch) = (now.birth, now.epoch);
+                let row = SegmentRow { size: *size, birth, epoch, ..SegmentRow::default() };
+                (row, frames.clone())
+            }
+            None => {
+                let Some(value) = view.kv().get(&key).await? else {
+                    log::error!("segment {id} has extents but no accounting row; left alone");
+                    continue;
+                };
+                let (row, frames) = SegmentRow::decode_with(&value)?;
+                (row, value.slice_ref(frames))
+            }
+        };
+        row.live = row.live.checked_add_signed(delta).unwrap_or_else(|| {
+            log::error!("segment {id} would have {} {delta:+} live bytes", row.live);
+            0
+        });
+        if row.live == 0 {
+            out.rows.insert(key, None);
+            out.bury(id, now.secs, DeadRow { birth: row.birth, death: now.death });
+        } else {
+            out.rows.insert(key, Some(row.encode_with(&frames)));
+        }
+    }
+    Ok(freed)
+}
