@@ -536,6 +536,35 @@ fn a_metadata_service_that_refuses_is_no_reason_to_wait() {
 }
 
 #[test]
+fn a_refusal_of_the_server_names_its_request() {
+    // Guards against an error that the operators of the store cannot find in their logs.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let Ok(mut socket) = socket else { return };
+            let _ = socket.read(&mut [0; 4096]);
+            let refusal = b"HTTP/1.1 403 Forbidden\r\nx-amz-request-id: 4442587FB7D0A2F9\r\n\
+                            content-length: 0\r\nconnection: close\r\n\r\n";
+            let _ = socket.write_all(refusal);
+        }
+    });
+    let env = [
+        ("AWS_ENDPOINT_URL_S3", endpoint.as_str()),
+        ("AWS_ACCESS_KEY_ID", "key"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ("AWS_REGION", "us-east-1"),
+    ];
+    let env = env.map(|(k, v)| (k, OsStr::new(v)));
+    let v = Volume::bare();
+    let pass = v.text("passphrase");
+    let args = ["init", "s3://test/data", "--passphrase-file", &pass].map(OsStr::new);
+    let (output, said) = sealfs(env, &args);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(said.contains("(request id 4442587FB7D0A2F9)"), "{said}");
+}
+
+#[test]
 fn a_volume_within_another_is_never_made() {
     // Guards against two volumes in one another: to the outer one, the objects of the inner one are
     // foreign for ever, and fsck and audit fail. Both directions, and at every depth.

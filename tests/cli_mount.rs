@@ -766,3 +766,26 @@ fn stats_and_top_show_what_happens() {
     v.fails(&["stats", "--count", "1", &v.text("store")], 9);
     v.umount();
 }
+
+#[test]
+fn a_log_of_json_goes_on_after_it_was_rotated() {
+    // Guards against lines that no program can read, and a daemon that writes into a file which
+    // logrotate has renamed.
+    needs_fuse!();
+    let v = Volume::create();
+    v.mount(&["--log-format", "json"]);
+    fs::rename(v.path("log"), v.path("log.1")).expect("renames");
+    let first = fs::read_to_string(v.path("log.1")).expect("the log");
+    for line in first.lines() {
+        let json: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(json["mount"], v.text("vault"));
+        assert_eq!(json["level"], "info");
+        assert!(json["message"].is_string() && json["time"].is_string(), "{line}");
+    }
+    assert!(first.contains("mounted on"), "{first}");
+    std::thread::sleep(Duration::from_millis(1100)); // it looks once a second
+    v.umount();
+    let second = fs::read_to_string(v.path("log")).expect("made again");
+    assert!(second.contains("unmounted"), "{second}");
+    assert_eq!(fs::read_to_string(v.path("log.1")).expect("the log"), first);
+}

@@ -39,6 +39,7 @@ mod sse;
 mod sse_report;
 mod stats;
 mod status;
+mod storm;
 mod strength;
 mod sync;
 mod umount;
@@ -161,7 +162,7 @@ mod tests {
             "endpoint-url" | "region" | "profile" | "allow-http" => "Store",
             "passphrase-file" | "passphrase-fd" | "key-file" | "recovery-file" => "Key",
             "new-passphrase-file" | "new-passphrase-fd" | "new-key-file" | "recovery" => "New key",
-            "log-file" | "log-level" => "Log",
+            "log-file" | "log-level" | "log-format" => "Log",
             "metrics" | "metrics-remote" => "Metrics",
             "object-tag" => "Server-side encryption",
             sse if sse == "sse" || sse.starts_with("sse-") => "Server-side encryption",

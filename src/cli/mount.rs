@@ -115,6 +115,9 @@ struct LogArgs {
     /// error, warn, info, debug or trace
     #[arg(long, help_heading = LOG, value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
+    /// Lines for people, or a JSON object a line
+    #[arg(long, help_heading = LOG, value_name = "FORMAT", value_enum, default_value = "text")]
+    log_format: logging::Format,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -181,7 +184,9 @@ pub fn run(mut args: MountArgs) -> Outcome {
         Ok(runtime) => runtime,
         Err(failure) => return starting.failed(failure),
     };
+    runtime.spawn(logging::keep_quiet());
     let outcome = runtime.block_on(serve(plan, starting));
+    log::logger().flush();
     runtime.shutdown_timeout(Duration::from_secs(2));
     outcome
 }
@@ -198,9 +203,11 @@ fn run_plan(args: &MountArgs, plan: &Plan) -> Outcome<tokio::runtime::Runtime> {
     let target = match &args.log.log_file {
         Some(path) => Target::File(path.clone()),
         None if args.foreground => Target::Stderr,
-        None => Target::Syslog { fallback: plan.volume.state_dir.join("sealfs.log") },
+        None => Target::System { fallback: plan.volume.state_dir.join("sealfs.log") },
     };
-    logging::install(target, args.log.log_level).map_err(|e| general("cannot log", e))?;
+    let LogArgs { log_level, log_format, .. } = args.log;
+    logging::install(target, log_format, log_level, &plan.point)
+        .map_err(|e| general("cannot log", e))?;
     if let Err(e) = forbid_dumps() {
         log::warn!("core dumps of this process would hold keys: {e}");
     }

@@ -42,6 +42,8 @@ pub(super) struct Failure {
     lost: bool,
     /// It is a page: of a portal, a proxy, a web server.
     page: bool,
+    /// By which the server's operators find it.
+    request_id: Option<String>,
     /// Where a redirect leads.
     redirect: Option<String>,
     /// The region of the bucket, where the answer names it.
@@ -444,6 +446,7 @@ fn facts_of_answer(answer: &HttpResponse) -> Failure {
     Failure {
         status: Some(answer.status().as_u16()),
         page: is_page(answer),
+        request_id: header("x-amz-request-id").map(said),
         redirect: redirect.map(str::to_owned),
         region: header("x-amz-bucket-region").map(str::to_owned),
         ..Failure::default()
@@ -492,7 +495,9 @@ where
         },
         (None, _, None) => root_cause(error),
     };
-    format!("{action} {}: {what}{}", one_line(path), hint_line(hint))
+    let id = failure.request_id.iter().map(|id| format!(" (request id {id})"));
+    let id: String = id.collect();
+    format!("{action} {}: {what}{id}{}", one_line(path), hint_line(hint))
 }
 
 /// A server's message as part of a sentence. Whatever it holds, it is no line of ours.
