@@ -218,6 +218,11 @@ pub fn stats() -> Key {
     tagged(b'g', &[b"stats"])
 }
 
+/// A row that never has a value: deleting it puts an object into the log, and changes nothing.
+pub fn nothing() -> Key {
+    tagged(b'g', &[b"nothing"])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -87,6 +87,10 @@ pub struct VolumeConfig {
     /// Tags of every object.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
+    /// The key epoch that every object is being brought into (`key rekey`); absent when none is
+    /// under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rekey: Option<u32>,
 }
 
 /// A configuration as it was read, and which version of the object it was.
@@ -101,13 +105,19 @@ pub struct Loaded {
 impl VolumeConfig {
     /// The configuration of a new volume.
     pub fn new(mode: &SseMode, tags: BTreeMap<String, String>) -> VolumeConfig {
-        VolumeConfig { version: CONFIG_VERSION, generation: 1, sse: mode.into(), tags }
+        VolumeConfig { version: CONFIG_VERSION, generation: 1, sse: mode.into(), tags, rekey: None }
     }
 
     /// The next generation, with these settings.
     pub fn changed(&self, mode: &SseMode, tags: BTreeMap<String, String>) -> VolumeConfig {
-        let generation = self.generation + 1;
-        VolumeConfig { version: CONFIG_VERSION, generation, sse: mode.into(), tags }
+        let (generation, rekey) = (self.generation + 1, self.rekey);
+        VolumeConfig { version: CONFIG_VERSION, generation, sse: mode.into(), tags, rekey }
+    }
+
+    /// The next generation, in which every object is brought into this key epoch, or none is.
+    pub fn with_rekey(&self, rekey: Option<u32>) -> VolumeConfig {
+        let (version, generation) = (CONFIG_VERSION, self.generation + 1);
+        VolumeConfig { version, generation, rekey, ..self.clone() }
     }
 }
 

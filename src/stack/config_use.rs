@@ -169,6 +169,11 @@ impl VolumeSse {
         self.state.lock().config.generation
     }
 
+    /// The epoch that every object is being brought into.
+    pub(super) fn rekey(&self) -> Option<u32> {
+        self.state.lock().config.rekey
+    }
+
     /// What is worth saying, for `status` and the terminal.
     pub(super) fn notes(&self) -> Vec<String> {
         self.state.lock().notes.clone()
@@ -192,14 +197,14 @@ impl VolumeSse {
         if config.generation == before {
             return;
         }
-        let (generation, now) = (config.generation, name(&config.sse));
+        let (generation, rekey, now) = (config.generation, config.rekey, name(&config.sse));
         match self.adopt(config) {
-            Ok(()) => log::info!("the volume's encryption was changed: {now} from now on"),
+            Ok(()) => log::info!("the volume's configuration was changed; its encryption: {now}"),
             Err(e) => {
                 let note = format!("the volume's encryption was changed to {now}: {e}; mount anew");
                 log::error!("{note}");
                 let mut state = self.state.lock();
-                state.config.generation = generation;
+                (state.config.generation, state.config.rekey) = (generation, rekey);
                 state.notes = vec![note];
             }
         }

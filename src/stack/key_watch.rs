@@ -2,23 +2,20 @@
 //! epoch by itself.
 //!
 //! It looks when it is told to (`sealfs key`, on this machine), now and then, and whenever an object
-//! does not open: that may have been sealed in an epoch that it does not have yet.
+//! does not open: that may have been sealed in an epoch that it does not have yet. What is not
+//! mounted (`fsck`, `sse audit`) follows the keyring in the same way.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use object_store::path::Path;
 use parking_lot::Mutex;
 
-use super::config::CONFIG_NAME;
 use super::keyring_object::read_version;
 use super::{StackError, Unlocked};
 use crate::seal::{KeyringError, Seed, VolumeKeys};
 use crate::store::{Renew, Retry};
-
-/// The least time between two looks that objects which do not open cause: they may be damaged.
-const RENEW_EVERY: Duration = Duration::from_secs(5);
 
 /// The keyring of a mount, with what opened it.
 pub(super) struct KeyWatch {
@@ -28,7 +25,7 @@ pub(super) struct KeyWatch {
     slot: u32,
     seed: Seed,
     seen: Mutex<Seen>,
-    /// One look at a time.
+    /// One look at a time; when the last one began.
     looking: tokio::sync::Mutex<Option<Instant>>,
 }
 
@@ -67,24 +64,21 @@ impl KeyWatch {
     /// Reads the keyring again and goes on with its keys.
     pub(super) async fn look(&self) {
         let mut looked = self.looking.lock().await;
-        *looked = (!self.look_now().await).then(Instant::now);
+        *looked = Some(Instant::now());
+        self.look_now().await;
     }
 
-    /// Whether there were newer keys, which are in use now: then there may be newer ones still.
-    async fn look_now(&self) -> bool {
+    async fn look_now(&self) {
         let keyring = match read_version(&*self.store, &self.name).await {
             Ok((keyring, _)) => keyring,
-            Err(e) => {
-                log::warn!("{e}");
-                return false;
-            }
+            Err(e) => return log::warn!("{e}"),
         };
         let before = self.generation();
         if keyring.generation() == before {
             // What was wrong with the object, if anything, was put right.
             let mut seen = self.seen.lock();
             (seen.note, seen.removed) = (None, false);
-            return false;
+            return;
         }
         let mut removed = false;
         let note = if keyring.generation() < before {
@@ -97,7 +91,7 @@ impl KeyWatch {
                     log::info!("the keyring was changed: epoch {epoch} from now on");
                     let generation = keyring.generation();
                     *self.seen.lock() = Seen { generation, note: None, removed };
-                    return true;
+                    return;
                 }
                 Ok(_) => "the keyring does not continue the one that this mount has: it is not \
                           followed"
@@ -117,18 +111,20 @@ impl KeyWatch {
             log::error!("{note}");
             seen.note = Some(note);
         }
-        false
     }
 }
 
 #[async_trait]
 impl Renew for KeyWatch {
-    async fn renew(&self, object: &Path) -> bool {
+    /// One small request, which all share who found something that does not open before it began:
+    /// a look that began earlier may have missed the change that this object shows.
+    async fn renew(&self, _object: &Path) -> bool {
+        let found = Instant::now();
         let mut looked = self.looking.lock().await;
-        if looked.is_none_or(|at| at.elapsed() >= RENEW_EVERY) {
-            *looked = (!self.look_now().await).then(Instant::now);
+        if looked.is_none_or(|began| began < found) {
+            *looked = Some(Instant::now());
+            self.look_now().await;
         }
-        // A rotation seals the configuration again; everything else is sealed by this mount.
-        object.as_ref() == CONFIG_NAME && self.seen.lock().removed
+        self.seen.lock().removed
     }
 }

@@ -13,10 +13,11 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::departure::{Departure, read_line, start_of};
+use super::rekey_duty::LogLeft;
 use super::{Attended, StackError};
 use crate::base::hex;
 use crate::commit::committer::unix_secs;
-use crate::store::{ErrorClass, class};
+use crate::store::{ErrorClass, Sealed, class};
 
 /// Where the lease lies below the STORE prefix.
 pub(super) const LEASE_NAME: &str = "lease";
@@ -38,6 +39,15 @@ struct Row {
     since_secs: u64,
     heartbeat_secs: u64,
     released: bool,
+    /// Nothing that the holder writes can arrive sealed in an epoch before this one; 0 until its
+    /// first heartbeat, when it began in the epoch that this object is sealed in.
+    #[serde(default)]
+    epoch: u32,
+    /// See [`LogLeft`], of the holder's last rekey.
+    #[serde(default)]
+    log_epoch: u32,
+    #[serde(default)]
+    log_from: u64,
 }
 
 /// The lease of this mount.
@@ -93,6 +103,9 @@ impl Row {
             since_secs: unix_secs(),
             heartbeat_secs: unix_secs(),
             released: false,
+            epoch: 0,
+            log_epoch: 0,
+            log_from: 0,
         }
     }
 
@@ -159,6 +172,52 @@ pub(super) async fn held_by(store: &Arc<dyn ObjectStore>) -> Result<Option<Strin
     let found = read(store).await;
     let found = found.map_err(|e| StackError::store("reading who holds the volume", e))?;
     Ok(found.filter(|(row, _)| !row.is_over()).map(|(row, _)| row.holder()))
+}
+
+/// Who holds the volume, and what it writes in.
+pub(super) struct Holding {
+    /// For people.
+    pub(super) holder: String,
+    /// Nothing sealed in an epoch before this one comes from it any more.
+    pub(super) epoch: u32,
+    /// What it has left behind of the log.
+    pub(super) left: LogLeft,
+}
+
+/// As [`held_by`], with the epoch that the holder writes in; without a holder the record of the last
+/// one is sealed again if it is sealed in an epoch before `least`.
+///
+/// # Errors
+/// As [`held_by`].
+pub(super) async fn holding(sealed: &Sealed, least: u32) -> Result<Option<Holding>, StackError> {
+    let fail = |e| StackError::store("reading who holds the volume", e);
+    let store: Arc<dyn ObjectStore> = Arc::new(sealed.clone());
+    for _ in 0..UPDATES_MAX {
+        let Some((row, version)) = read(&store).await.map_err(fail)? else { return Ok(None) };
+        let Some((sealed_in, meta)) = sealed.epoch_of(&path()).await.map_err(fail)? else {
+            continue;
+        };
+        if meta.e_tag != version.e_tag {
+            continue; // a heartbeat came in between
+        }
+        if !row.is_over() {
+            let epoch = if row.epoch == 0 { sealed_in } else { row.epoch };
+            let left = LogLeft { epoch: row.log_epoch, from: row.log_from };
+            return Ok(Some(Holding { holder: row.holder(), epoch, left }));
+        }
+        // Never of a holder that lives: what it is sealed in says what that one has begun in.
+        if sealed_in >= least {
+            return Ok(None);
+        }
+        match write(&store, &row, PutMode::Update(version)).await {
+            Err(e) if class(&e) != ErrorClass::Precondition => {
+                return Err(StackError::store("sealing who held the volume again", e));
+            }
+            _ => {} // look again
+        }
+    }
+    let message = "it is replaced again and again".into();
+    Err(StackError::Store { what: "reading who holds the volume".into(), message })
 }
 
 impl Lease {
@@ -236,6 +295,12 @@ impl Lease {
     /// When it was last known to be held.
     pub(super) fn renewed(&self) -> Renewed {
         self.renewed.clone()
+    }
+
+    /// Nothing of this mount arrives sealed in an epoch before this one, and this it has left behind of
+    /// the log; told with the next heartbeat.
+    pub(super) fn writes_in(&mut self, epoch: u32, left: LogLeft) {
+        (self.row.epoch, self.row.log_epoch, self.row.log_from) = (epoch, left.epoch, left.from);
     }
 
     /// Shows that this mount lives.

@@ -202,7 +202,8 @@ fn refuse_unreadable(
     }
 }
 
-fn pace(rate: u32) -> tokio::sync::Mutex<Interval> {
+/// Ticks `rate` times a second.
+pub(super) fn pace(rate: u32) -> tokio::sync::Mutex<Interval> {
     let mut interval = tokio::time::interval(Duration::from_secs(1) / rate.max(1));
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     tokio::sync::Mutex::new(interval)

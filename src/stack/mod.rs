@@ -6,6 +6,7 @@
 //! | `layers` | STORE and flags → the stack of store wrappers |
 //! | `keyring_object`, `unlock` | the keyring in the bucket, and the one way to open it |
 //! | `key_change`, `key_watch` | changing it, and how a mount follows |
+//! | `rekey`, `rekey_duty` | every object sealed again in a new epoch; what a mount does for that |
 //! | `config`, `config_use` | what the volume remembers of its encryption, and what follows |
 //! | `options`, `control` | what is asked for, and what a mount says: plain data |
 //! | `attended` | what a command waits for, and that it is to stop |
@@ -50,6 +51,8 @@ mod neighbours;
 mod open;
 mod options;
 mod recover;
+pub mod rekey;
+mod rekey_duty;
 mod state;
 mod status;
 mod unlock;

@@ -193,6 +193,7 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
     let kv_options = KvOptions {
         read_timeout: options.read_timeout,
         refresh: options.refresh,
+        collect_age: options.collect_age,
         ..KvOptions::default()
     };
     if !read_only {
@@ -329,6 +330,8 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
         cache_bytes_max: options.cache_bytes_max,
         sse,
         key_watch,
+        rekey: Arc::default(),
+        beat_now: Arc::default(),
         set_aside: set_aside.clone(),
         sequence: found,
         journal_dir: journal_dir(&state_dir),
@@ -516,20 +519,27 @@ impl Mounted {
         let (lease, committer) = (writer.lease.clone(), writer.committer.clone());
         let (sse, sealed) = (self.shared.sse.clone(), self.shared.sealed.clone());
         let key_watch = self.shared.key_watch.clone();
-        let remembered = self.remembered.clone();
+        let (remembered, shared) = (self.remembered.clone(), self.shared.clone());
         tasks.push(tokio::spawn(async move {
             for beat in 1u64.. {
-                tokio::time::sleep(HEARTBEAT).await;
+                tokio::select! {
+                    () = tokio::time::sleep(HEARTBEAT) => {}
+                    () = shared.beat_now.notified() => {}
+                }
                 if beat.is_multiple_of(KEYRING_BEATS) {
                     key_watch.look().await;
                 }
                 sse.look(&*sealed).await;
+                let tending = shared.clone();
+                tokio::spawn(async move { tending.tend_rekey().await });
                 {
                     let mut remembered = remembered.lock();
                     remembered.config_generation = sse.generation();
                     remembered.keyring_generation = key_watch.generation();
                 }
-                match lease.lock().await.beat().await {
+                let mut lease = lease.lock().await;
+                lease.writes_in(sealed.oldest_epoch(), shared.rekey.left());
+                match lease.beat().await {
                     Beat::Held => {}
                     Beat::Lost(holder) => {
                         log::error!("the volume was taken over by {holder}: read-only from now on");
@@ -601,8 +611,12 @@ impl Mounted {
     /// Looks at once whether the keyring or the configuration of the volume has changed; by itself
     /// a mount does so every few minutes.
     pub async fn follow_config(&self) {
-        self.shared.key_watch.look().await;
-        self.shared.sse.look(&*self.shared.sealed).await;
+        self.shared.follow_now().await;
+    }
+
+    /// Whether something in the bucket is known to be damaged.
+    pub fn is_damaged(&self) -> bool {
+        !self.shared.sealed.damaged().is_empty()
     }
 
     /// What was asked of the store so far.

@@ -11,6 +11,7 @@ use crate::commit::{CleanOptions, CommitOptions};
 use crate::journal::disk::{DiskIo, RealDisk};
 use crate::seal::{KdfParams, Secret};
 use crate::store::Location;
+use crate::store::kv::COLLECT_AGE;
 use crate::store::s3::SseAsk;
 
 /// Where the store is and how it is reached.
@@ -127,6 +128,8 @@ pub struct MountOptions {
     pub clean: CleanOptions,
     /// How long a segment without live bytes stays in the bucket.
     pub dead_grace: Duration,
+    /// How long objects of the metadata that are needed no more stay in the bucket.
+    pub collect_age: Duration,
 }
 
 impl MountOptions {
@@ -158,6 +161,7 @@ impl MountOptions {
             open_timeout: OPEN_TIMEOUT,
             clean: CleanOptions::default(),
             dead_grace: CommitOptions::default().dead_grace,
+            collect_age: COLLECT_AGE,
         }
     }
 }

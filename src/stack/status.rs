@@ -13,6 +13,7 @@ use super::disks::{cache_note, journal_warning, space_of};
 use super::key_watch::KeyWatch;
 use super::layers::Layers;
 use super::lease::Renewed;
+use super::rekey_duty::RekeyDuty;
 use super::state::StateFile;
 use crate::base::{VolumeId, counted};
 use crate::commit::{Committer, View, WriterState};
@@ -67,6 +68,9 @@ pub(super) struct Shared {
     pub(super) cache_bytes_max: u64,
     pub(super) sse: Arc<VolumeSse>,
     pub(super) key_watch: Arc<KeyWatch>,
+    pub(super) rekey: Arc<RekeyDuty>,
+    /// Has the next heartbeat come at once.
+    pub(super) beat_now: Arc<tokio::sync::Notify>,
     pub(super) set_aside: Option<PathBuf>,
     /// Where the journal is.
     pub(super) journal_dir: PathBuf,
@@ -131,6 +135,35 @@ impl Shared {
                 }
                 _ => Connection::Online,
             },
+        }
+    }
+
+    fn rekey_note(&self) -> Option<String> {
+        let epoch = self.sse.rekey()?;
+        let store = &self.store;
+        Some(format!(
+            "everything is being sealed again in key epoch {epoch}; if that was cut off, this goes \
+             on with it: sealfs key rekey {store}"
+        ))
+    }
+
+    /// Looks at keyring and configuration, and does what follows from them.
+    pub(super) async fn follow_now(&self) {
+        self.key_watch.look().await;
+        self.sse.look(&*self.sealed).await;
+        self.tend_rekey().await;
+        self.beat_now.notify_one();
+    }
+
+    /// Does what a rekey asks of the mount that writes the volume.
+    pub(super) async fn tend_rekey(&self) {
+        if matches!(self.connection(), Connection::ReadOnly | Connection::Fenced) {
+            return;
+        }
+        let (target, now) = (self.sse.rekey(), self.key_watch.epoch());
+        let may_delete = self.sealed.damaged().is_empty();
+        if self.rekey.tend(target, now, self.view.kv(), may_delete).await {
+            self.beat_now.notify_one(); // whoever waits for that looks at the lease
         }
     }
 
@@ -234,7 +267,7 @@ impl Control for Shared {
             sse_applied: self.layers.s3.as_ref().and_then(|s3| Some(s3.shown(&s3.sse_applied()?))),
             resident_bytes: resident_bytes(),
             warnings: self.warnings(),
-            notes: cache_note(&self.layers).into_iter().collect(),
+            notes: cache_note(&self.layers).into_iter().chain(self.rekey_note()).collect(),
             journal_disk_free_bytes: self
                 .journal
                 .as_ref()
@@ -300,11 +333,13 @@ impl Control for Shared {
         if volume_id != self.volume.to_string() {
             return Box::pin(async { Ok(false) });
         }
-        let (sse, sealed) = (self.sse.clone(), self.sealed.clone());
         let (key_watch, committer) = (self.key_watch.clone(), self.committer.clone());
+        let (sse, sealed, beat_now) =
+            (self.sse.clone(), self.sealed.clone(), self.beat_now.clone());
         Box::pin(async move {
             key_watch.look().await;
             sse.look(&*sealed).await;
+            beat_now.notify_one(); // it tends a rekey, and says which epoch is written in
             if let Some(note) = key_watch.note() {
                 return Err(note);
             }

@@ -31,9 +31,8 @@ pub const META_PREFIX: &str = "meta";
 /// Level-0 tables at which a compaction is started; half of the limit at which writes stall.
 const L0_COMPACT_AT: usize = 4;
 const L0_MAX: usize = 8;
-/// Objects of the database younger than this are never collected, so that a reader which
-/// still works from an older manifest finds them (seconds).
-const GC_AGE_MIN: Duration = Duration::from_secs(900);
+/// See [`KvOptions::collect_age`].
+pub const COLLECT_AGE: Duration = Duration::from_secs(900);
 /// The poll intervals that SlateDB insists on; each poll is one or two requests.
 const POLL_IDLE: Duration = Duration::from_secs(1200);
 /// Commits after which the memtable goes to level 0 (SlateDB's own limit starts at 4096): a
@@ -64,6 +63,9 @@ pub struct KvOptions {
     pub read_timeout: Duration,
     /// How often a read-only handle looks for newer state.
     pub refresh: Duration,
+    /// Objects of the database younger than this are never collected, so that a reader which
+    /// still works from an older manifest finds them.
+    pub collect_age: Duration,
 }
 
 impl Default for KvOptions {
@@ -73,6 +75,7 @@ impl Default for KvOptions {
             meta_cache_bytes: 8 << 20,
             read_timeout: Duration::from_secs(30),
             refresh: Duration::from_secs(5),
+            collect_age: COLLECT_AGE,
         }
     }
 }
@@ -461,7 +464,7 @@ impl Kv {
     async fn compact(&self, db: &Arc<Db>, collect: bool) -> Result<(), KvError> {
         let tick = Duration::from_millis(250);
         // Before, not after: what the last compaction left is no follower's any more.
-        let due = |at: &Instant| at.elapsed() >= GC_AGE_MIN;
+        let due = |at: &Instant| at.elapsed() >= self.options.collect_age;
         if collect && self.collected.lock().as_ref().is_none_or(due) {
             let collecting = bounded(COMPACTION_DEADLINE, self.collect_garbage());
             // Credentials that may not delete must not stop compaction, and with it commits.
@@ -559,12 +562,31 @@ impl Kv {
         }
     }
 
+    /// How old an object must be to be collected.
+    pub fn collect_age(&self) -> Duration {
+        self.options.collect_age
+    }
+
+    /// Puts an object into the log, which is written now, and then everything that is in the log into
+    /// a table. Returns the number of an object of the log that is this one or later: those before it
+    /// are needed by nobody who begins to read from then on. `nothing` is the key of a row that is not
+    /// there.
+    pub async fn leave_log(&self, nothing: &[u8]) -> Result<u64, KvError> {
+        // A table is made only of something, and collection spares the last object that is in one.
+        self.commit([(Bytes::copy_from_slice(nothing), None)]).await?;
+        self.flush_memtable().await?;
+        Ok(self.writer()?.manifest().replay_after_wal_id())
+    }
+
     /// Deletes objects of the database that nothing refers to and that are older than
-    /// `GC_AGE_MIN`.
+    /// [`Kv::collect_age`].
     pub async fn collect_garbage(&self) -> Result<(), KvError> {
         self.writer()?;
         let directory =
-            Some(GarbageCollectorDirectoryOptions { min_age: GC_AGE_MIN, ..Default::default() });
+            Some(GarbageCollectorDirectoryOptions {
+                min_age: self.options.collect_age,
+                ..Default::default()
+            });
         let options = GarbageCollectorOptions {
             manifest_options: directory,
             wal_options: directory,

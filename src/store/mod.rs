@@ -25,6 +25,6 @@ pub use file::FileStore;
 pub use location::{Location, LocationError};
 pub use probe::{ProbeError, is_probe, probe, random_name};
 pub use retry::{Health, Refusals, Retry, RetryOptions};
-pub use sealed::{Invalidate, Renew, Sealed};
+pub use sealed::{Invalidate, Renew, Resealed, Sealed};
 pub use segments::SegmentStore;
 pub use stats::{RequestKind, RequestSnapshot, RequestStats};

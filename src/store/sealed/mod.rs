@@ -13,13 +13,17 @@
 
 mod damage;
 mod fetch;
+mod reseal;
+mod underway;
 mod upload;
+
+pub use reseal::Resealed;
 
 use super::error::{ErrorClass, StoreError, class};
 use super::segments;
 use crate::base::one_line;
 use crate::seal::offsets::{HEADER, cipher_len, plain_len};
-use crate::seal::{Opener, VolumeKeys};
+use crate::seal::{OpenError, Opener, VolumeKeys};
 use async_trait::async_trait;
 use bytes::Bytes;
 use damage::{Damage, END};
@@ -38,6 +42,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use underway::Underway;
 
 /// Objects whose opener is remembered, so that a ranged read need not fetch the header.
 /// At most about 1 KiB each.
@@ -61,8 +66,8 @@ pub trait Invalidate: Send + Sync + 'static {
 /// Something that can find out whether there are newer keys.
 #[async_trait]
 pub trait Renew: Send + Sync + 'static {
-    /// Looks, unless it has just done so, and has the keys of this layer move on. Whether `object`
-    /// is known to be sealed in keys that this layer cannot have: then it is not damaged.
+    /// Looks, and has the keys of this layer move on. True if there are newer keys which this layer
+    /// cannot have: then `object` may be sealed in those, and is not called damaged.
     async fn renew(&self, object: &Path) -> bool;
 }
 
@@ -77,6 +82,7 @@ struct Inner {
     cache: Option<Arc<dyn Invalidate>>,
     renew: OnceLock<Arc<dyn Renew>>,
     damage: Damage,
+    underway: Underway,
     patience: Duration,
     part_size: upload::PartSize,
 }
@@ -118,8 +124,9 @@ impl Sealed {
         let known = Mutex::new(LruCache::new(openers_max));
         let patience = patience.min(PATIENCE_MAX);
         let (renew, damage) = (OnceLock::new(), Damage::default());
-        let part_size = upload::PartSize::default();
-        let inner = Inner { store, keys, known, cache, renew, damage, patience, part_size };
+        let (underway, part_size) = (Underway::default(), upload::PartSize::default());
+        let inner =
+            Inner { store, keys, known, cache, renew, damage, underway, patience, part_size };
         Sealed(Arc::new(inner))
     }
 
@@ -298,6 +305,7 @@ impl ObjectStore for Sealed {
         opts: PutOptions,
     ) -> Result<PutResult> {
         refuse_clear(!opts.attributes.is_empty() || !opts.tags.is_empty())?;
+        let _underway = self.0.underway.begin(self.0.keys.epoch());
         let message = self.seal(location, payload).await?;
         let len = message.len() as u64;
         // A copy, so that the opener's memory does not hold on to the whole message.
@@ -351,7 +359,8 @@ impl ObjectStore for Sealed {
                     Err(fetch::Failed::Store(e)) => Err(e),
                     Err(fetch::Failed::Damaged(why)) => {
                         self.forget(location);
-                        if !is_beyond {
+                        // What is altered behind its header is damaged whoever sealed it.
+                        if !is_beyond || why != OpenError::Commitment.to_string() {
                             self.0.damage.report(location, asked(&options), &why);
                         }
                         let message =

@@ -1,6 +1,7 @@
 //! Multipart uploads: sealed as one message on the way, in parts of a size every store takes.
 
 use super::super::error::{ErrorClass, StoreError, class};
+use super::underway::Write;
 use super::{HEADER, Sealed};
 use crate::seal::Sealer;
 use async_trait::async_trait;
@@ -51,6 +52,7 @@ pub(super) fn begin(
     inner: Box<dyn MultipartUpload>,
 ) -> Box<dyn MultipartUpload> {
     let keys = &sealed.0.keys;
+    let underway = sealed.0.underway.begin(keys.epoch());
     let place = keys.object(location.as_ref());
     let part = sealed.0.part_size.now();
     let mut gathered = Vec::with_capacity(part);
@@ -65,6 +67,7 @@ pub(super) fn begin(
         header,
         part,
         len: 0,
+        _underway: underway,
     })
 }
 
@@ -81,6 +84,7 @@ struct SealedUpload {
     part: usize,
     /// Ciphertext bytes handed to `inner`.
     len: u64,
+    _underway: Write,
 }
 
 impl SealedUpload {
