@@ -14,7 +14,7 @@ use super::args::{SecretArgs, StoreArgs};
 use super::client::Client;
 use super::dirs::{absolute_or, state_dir};
 use super::exit::{Exit, Failure, Outcome};
-use super::key_add;
+use super::{key_add, key_rekey};
 use super::key_show::{Shown, ShownSlot, named, print_json};
 use super::runtime;
 use super::secret::NewSecretArgs;
@@ -50,6 +50,8 @@ enum KeyCommand {
     Remove(RemoveArgs),
     /// Begin a new epoch: a new root key for what is written from now on
     Rotate(OpenArgs),
+    /// Seal every object again in a new epoch, so that earlier keys open nothing
+    Rekey(key_rekey::RekeyArgs),
 }
 
 /// Which keyring.
@@ -148,6 +150,7 @@ pub fn run(args: KeyArgs) -> Outcome {
         KeyCommand::Passphrase(args) => passphrase(&args),
         KeyCommand::Remove(args) => remove(&args),
         KeyCommand::Rotate(args) => rotate(&args),
+        KeyCommand::Rekey(args) => key_rekey::run(&args),
     }
 }
 

@@ -19,6 +19,7 @@ mod fstab;
 mod init;
 mod key;
 mod key_add;
+mod key_rekey;
 mod key_show;
 mod leaving;
 mod logging;

@@ -222,6 +222,16 @@ fn line(what: &str, done: u64, total: u64) -> String {
     }
 }
 
+/// How long the rest takes at the pace so far, where that can be told.
+fn left(elapsed: Duration, done: u64, total: u64) -> String {
+    let rest = total.saturating_sub(done);
+    if done == 0 || rest == 0 {
+        return String::new();
+    }
+    let secs = elapsed.as_secs_f64() * rest as f64 / done as f64;
+    format!(", about {} left", indicatif::HumanDuration(Duration::from_secs_f64(secs)))
+}
+
 fn verdict(report: &AuditReport) -> Outcome {
     if report.is_clean() {
         return Ok(());
@@ -235,7 +245,7 @@ fn verdict(report: &AuditReport) -> Outcome {
 
 /// Runs `work` with a bar of what it has walked: objects, rate and time left on a terminal, a
 /// line now and then elsewhere.
-async fn shown<T, E>(
+pub(super) async fn shown<T, E>(
     walked: Arc<Walked>,
     what: &'static str,
     work: impl AsyncFnOnce(Option<&ProgressBar>) -> Result<T, E>,
@@ -247,22 +257,27 @@ async fn shown<T, E>(
     let mut work = std::pin::pin!(work(bar.as_ref()));
     let mut tick = tokio::time::interval(SHOW_EVERY);
     let mut lines = Lines::new(Instant::now());
-    let (mut walks, mut is_counted) = (0, false);
+    let (mut walks, mut is_counted, mut begun) = (0, false, Instant::now());
     let outcome = loop {
         tokio::select! {
             outcome = &mut work => break outcome,
             _ = tick.tick() => {}
         }
         let (total, done) = (walked.total.load(Relaxed), walked.done.load(Relaxed));
+        let now = walked.walks.load(Relaxed);
+        let is_new = std::mem::replace(&mut walks, now) != now;
+        if is_new {
+            begun = Instant::now();
+        }
         let Some(bar) = &bar else {
             if lines.due(Instant::now()) {
                 let bytes = HumanBytes(walked.bytes.load(Relaxed));
-                eprintln!("sealfs: {}, {bytes}", line(what, done, total));
+                let left = left(begun.elapsed(), done, total);
+                eprintln!("sealfs: {}, {bytes}{left}", line(what, done, total));
             }
             continue;
         };
-        let now = walked.walks.load(Relaxed);
-        if std::mem::replace(&mut walks, now) != now {
+        if is_new {
             bar.reset();
         }
         if std::mem::replace(&mut is_counted, total > 0) != (total > 0) {
