@@ -1,13 +1,14 @@
 //! `sealfs key`: the slots of a volume's keyring, and its epochs.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
 use crate::base::{Clock, SystemClock};
 use crate::seal::{KdfParams, Keyring, KeyringError, Secret, SlotKind, VolumeKeys};
 use crate::stack::{
-    Changed, Key, KeyOptions, StackError, change_keyring, open_keyring, read_keyring,
+    Changed, Key, KeyOptions, StackError, StoreOptions, change_keyring, open_keyring, read_keyring,
 };
 
 use super::args::{SecretArgs, StoreArgs};
@@ -16,7 +17,7 @@ use super::dirs::{absolute_or, state_dir};
 use super::exit::{Exit, Failure, Outcome};
 use super::{key_add, key_rekey};
 use super::key_show::{Shown, ShownSlot, named, print_json};
-use super::runtime;
+use super::signals;
 use super::secret::NewSecretArgs;
 use super::strength::WeakArgs;
 
@@ -167,10 +168,10 @@ fn list(args: &ListArgs) -> Outcome {
     let verified = args.secret.is_given();
     let keyring = if verified {
         let options = args.at.options(args.secret.read(false)?)?;
-        runtime()?.block_on(open_keyring(&options))?.keyring
+        attend(&options.store, open_keyring(&options))?.keyring
     } else {
         let store = args.at.access.resolve(&args.at.store)?;
-        runtime()?.block_on(read_keyring(&store))?
+        attend(&store, read_keyring(&store))?
     };
     let shown = Shown::of(&keyring, verified);
     if args.at.json {
@@ -185,7 +186,7 @@ fn list(args: &ListArgs) -> Outcome {
 
 fn test(args: &OpenArgs) -> Outcome {
     let options = args.at.options(args.secret.read(false)?)?;
-    let unlocked = runtime()?.block_on(open_keyring(&options))?;
+    let unlocked = attend(&options.store, open_keyring(&options))?;
     let slots = unlocked.keyring.slots();
     let slot = slots.iter().find(|slot| slot.id == unlocked.slot);
     let slot = slot.ok_or_else(|| no_slot(unlocked.slot))?;
@@ -200,7 +201,7 @@ fn test(args: &OpenArgs) -> Outcome {
 
 fn passphrase(args: &PassphraseArgs) -> Outcome {
     let options = args.at.options(args.secret.read(false)?)?;
-    let unlocked = runtime()?.block_on(open_keyring(&options))?;
+    let unlocked = attend(&options.store, open_keyring(&options))?;
     let id = args.slot.unwrap_or(unlocked.slot);
     let slots = unlocked.keyring.slots();
     let slot = slots.iter().find(|slot| slot.id == id);
@@ -248,6 +249,14 @@ fn find(ring: &Keyring, wanted: &str) -> Result<u32, KeyringError> {
     }
 }
 
+/// Does `work` with `store`, says what is waited for, and ends it at a signal.
+pub(super) fn attend<T>(
+    store: &StoreOptions,
+    work: impl Future<Output = Result<T, StackError>>,
+) -> Outcome<T> {
+    signals::run(&store.attended, Duration::ZERO, store.attended.unless_stopped(work))
+}
+
 /// [`change`], and [`say`].
 fn changed(
     at: &Where,
@@ -263,7 +272,7 @@ pub(super) fn change(
     options: &KeyOptions,
     make: impl Fn(&mut Keyring, &VolumeKeys) -> Result<(String, VolumeKeys), KeyringError>,
 ) -> Outcome<Changed<String>> {
-    let done = runtime()?.block_on(change_keyring(options, make))?;
+    let done = attend(&options.store, change_keyring(options, make))?;
     for why in Client::tell_mounts(done.keys.volume_id()).1 {
         eprintln!("sealfs: warning: the mount here: {why}");
     }

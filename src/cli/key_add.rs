@@ -7,11 +7,11 @@ use crate::stack::open_keyring;
 
 use super::args::SecretArgs;
 use super::exit::{Failure, Outcome};
-use super::key::{Where, change, now_secs, say};
+use super::key::{Where, attend, change, now_secs, say};
 use super::key_show::{Shown, print_json};
 use super::secret::NewSecretArgs;
 use super::strength::WeakArgs;
-use super::{out, runtime};
+use super::out;
 
 /// Flags of `sealfs key add`.
 #[derive(Args, Clone, Debug)]
@@ -41,7 +41,7 @@ pub(super) struct AddArgs {
 pub(super) fn run(args: &AddArgs) -> Outcome {
     let options = args.at.options(args.secret.read(false)?)?;
     // A wrong key is said before a new passphrase is asked for.
-    runtime()?.block_on(open_keyring(&options))?;
+    attend(&options.store, open_keyring(&options))?;
     let new = args.new.read()?;
     args.weak.check(&new)?;
     let now = now_secs();

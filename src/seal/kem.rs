@@ -21,7 +21,8 @@ pub(super) const PUBLIC: usize = ENCAPSULATION_KEY_SIZE;
 pub(super) const ENCAPSULATION: usize = CIPHERTEXT_SIZE;
 
 /// What the secret of a slot comes down to, whatever its kind: 32 bytes, X-Wing's decapsulation
-/// key. In locked memory, wiped when dropped.
+/// key. In locked memory, wiped when the last clone is dropped.
+#[derive(Clone)]
 pub struct Seed(InputKey);
 
 impl Seed {

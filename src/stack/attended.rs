@@ -96,7 +96,7 @@ impl Attended {
 
     /// What `work` comes to, or [`StackError::Stopped`] as soon as it is asked to stop: for what
     /// can be dropped at any point.
-    pub(super) async fn unless_stopped<T>(
+    pub async fn unless_stopped<T>(
         &self,
         work: impl Future<Output = Result<T, StackError>>,
     ) -> Result<T, StackError> {

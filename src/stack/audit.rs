@@ -19,10 +19,9 @@ use super::config_use;
 use super::lease::LEASE_NAME;
 use super::open::{Opened, is_gone, patiently};
 use super::{Key, StackError, StoreOptions};
-use crate::seal::VolumeKeys;
-use crate::seal::offsets::{HEADER, plain_len};
+use crate::seal::offsets::plain_len;
 use crate::store::s3::{Applied, Inspected, S3Store, SseMode};
-use crate::store::sentence;
+use crate::store::{ErrorClass, Sealed, class, sentence};
 
 /// Requests at a time.
 pub const PARALLEL: usize = 64;
@@ -218,7 +217,7 @@ pub(super) async fn audit_as(
     mode: &SseMode,
     walked: Arc<Walked>,
 ) -> Result<AuditReport, StackError> {
-    let verify = opened.keys().cloned().filter(|_| options.verify_sealing);
+    let verify = opened.epochs().filter(|_| options.verify_sealing);
     let mut report = AuditReport {
         store: options.store.location.to_string(),
         requested: mode.to_string(),
@@ -251,7 +250,7 @@ pub(super) async fn audit_as(
         }
     };
     let mut looked =
-        chosen.map_ok(|meta| look(&s3, verify.as_ref(), meta)).try_buffer_unordered(PARALLEL);
+        chosen.map_ok(|meta| look(&s3, verify, meta)).try_buffer_unordered(PARALLEL);
     let mut pinned = key_of_alias(&s3, mode).await;
     let walk = async {
         while let Some((meta, found)) = looked.try_next().await.map_err(listing)? {
@@ -296,7 +295,7 @@ enum Sealing {
 
 async fn look(
     s3: &S3Store,
-    verify: Option<&VolumeKeys>,
+    verify: Option<&Sealed>,
     meta: ObjectMeta,
 ) -> object_store::Result<(ObjectMeta, Found)> {
     let inspected = match patiently(|| s3.inspect(&meta.location)).await {
@@ -309,28 +308,19 @@ async fn look(
         _ if !is_of_a_volume(name, inspected.size) => {
             Sealing::Broken("it is no object of a volume, or not sealed".into())
         }
-        Some(keys) if name != "keyring" => {
-            match patiently(|| s3.first_bytes(&meta.location, HEADER as u64)).await {
-                Ok(header) => verified(keys, name, &header),
-                Err(e) if is_gone(&e) => return Ok((meta, None)),
+        Some(sealed) if name != "keyring" => {
+            match patiently(|| sealed.epoch_of(&meta.location)).await {
+                Ok(Some(_)) => Sealing::Verified,
+                Ok(None) => return Ok((meta, None)),
+                Err(e) if class(&e) == ErrorClass::Corrupt => Sealing::Broken(
+                    "it was not sealed with this volume's key under this name".into(),
+                ),
                 Err(e) => Sealing::Broken(sentence(&e)),
             }
         }
         _ => Sealing::Plausible,
     };
     Ok((meta, Some(Ok((inspected, sealing)))))
-}
-
-fn verified(keys: &VolumeKeys, name: &str, header: &[u8]) -> Sealing {
-    let Some(header) = header.first_chunk::<HEADER>() else {
-        return Sealing::Broken("it is too short to be sealed".into());
-    };
-    match keys.object_opener(name, header) {
-        Ok(_) => Sealing::Verified,
-        Err(_) => {
-            Sealing::Broken("it was not sealed with this volume's key under this name".into())
-        }
-    }
 }
 
 fn enter(

@@ -69,7 +69,10 @@ async fn open_once(
 ) -> Result<(Unlocked, UpdateVersion), StackError> {
     let name = options.store.location.to_string();
     let (keyring, version) = read_version(&*layers.retry, &name).await?;
-    let unlocked = unlock(keyring, &options.key).await?;
+    layers.attended.waits_for("the key to be derived", None);
+    let unlocked = unlock(keyring, &options.key).await;
+    layers.attended.goes_on();
+    let unlocked = unlocked?;
     let state_dir = options.state_dir.join(unlocked.keys.volume_id().to_string());
     let state = StateFile::<Remembered>::new(&state_dir, unlocked.keys.clone()).load()?;
     state.unwrap_or_default().check_keyring(unlocked.keyring.generation())?;

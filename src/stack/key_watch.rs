@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use super::keyring_object::read_version;
 use super::{StackError, Unlocked};
 use crate::seal::{KeyringError, Seed, VolumeKeys};
-use crate::store::{Renew, Retry};
+use crate::store::{Renew, Retry, Sealed};
 
 /// The keyring of a mount, with what opened it.
 pub(super) struct KeyWatch {
@@ -44,6 +44,14 @@ impl KeyWatch {
             Mutex::new(Seen { generation: keyring.generation(), note: None, removed: false });
         let looking = tokio::sync::Mutex::new(None);
         KeyWatch { store, name: name.into(), keys, slot, seed, seen, looking }
+    }
+
+    /// A sealed layer over `store` that follows the keyring of the volume `name`, just opened: for
+    /// what is looked at while somebody may rotate its keys.
+    pub(super) fn sealed(store: &Arc<Retry>, name: &str, unlocked: &Unlocked) -> Sealed {
+        let sealed = Sealed::new(store.clone(), unlocked.keys.clone());
+        sealed.renew_by(Arc::new(KeyWatch::new(store.clone(), name, unlocked.clone())));
+        sealed
     }
 
     /// The generation of the keyring that is in use.

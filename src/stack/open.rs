@@ -6,6 +6,7 @@ use std::time::Duration;
 use object_store::ObjectStore;
 
 use super::config::{self, Loaded};
+use super::key_watch::KeyWatch;
 use super::{Key, Layers, StackError, StoreOptions, Unlocked, unlock_store};
 use crate::seal::VolumeKeys;
 use crate::store::s3::S3Store;
@@ -25,6 +26,8 @@ pub struct Opened {
     pub unlocked: Option<Unlocked>,
     /// Its configuration; the default one without keys.
     pub loaded: Loaded,
+    /// See [`Opened::sealed`].
+    sealed: Option<Sealed>,
 }
 
 impl Opened {
@@ -35,11 +38,14 @@ impl Opened {
     pub async fn open(store: &StoreOptions, key: Option<&Key>) -> Result<Opened, StackError> {
         let layers = Layers::connect(store, READ_TIMEOUT, false).await?;
         let Some(key) = key else {
-            return Ok(Opened { layers, unlocked: None, loaded: Loaded::default() });
+            let (unlocked, sealed) = (None, None);
+            return Ok(Opened { layers, unlocked, loaded: Loaded::default(), sealed });
         };
-        let unlocked = unlock_store(&layers, &store.location.to_string(), key).await?;
-        let loaded = config::load(&*sealed(&layers, &unlocked.keys)).await?;
-        Ok(Opened { layers, unlocked: Some(unlocked), loaded })
+        let name = store.location.to_string();
+        let unlocked = unlock_store(&layers, &name, key).await?;
+        let sealed = KeyWatch::sealed(&layers.retry, &name, &unlocked);
+        let loaded = config::load(&sealed).await?;
+        Ok(Opened { layers, unlocked: Some(unlocked), loaded, sealed: Some(sealed) })
     }
 
     /// The volume's keys, if something to open it with was given.
@@ -47,9 +53,14 @@ impl Opened {
         self.unlocked.as_ref().map(|unlocked| &unlocked.keys)
     }
 
-    /// The sealed layer over the store, uncached; `None` without keys.
+    /// The sealed layer over the store, uncached, which follows the keyring; `None` without keys.
     pub fn sealed(&self) -> Option<Arc<dyn ObjectStore>> {
-        self.keys().map(|keys| sealed(&self.layers, keys))
+        self.sealed.clone().map(|sealed| Arc::new(sealed) as Arc<dyn ObjectStore>)
+    }
+
+    /// The same, to ask for the epochs of objects.
+    pub(super) fn epochs(&self) -> Option<&Sealed> {
+        self.sealed.as_ref()
     }
 
     /// The S3 adapter. Errors: the store is a directory.
@@ -60,10 +71,6 @@ impl Opened {
             hint: "this command is for s3://BUCKET[/PREFIX]".into(),
         })
     }
-}
-
-fn sealed(layers: &Layers, keys: &VolumeKeys) -> Arc<dyn ObjectStore> {
-    Arc::new(Sealed::new(layers.retry.clone(), keys.clone()))
 }
 
 /// Asks again while the store is busy or away, a bounded number of times.

@@ -43,7 +43,7 @@ impl<S: KeySource + 'static> From<S> for Key {
 }
 
 /// A volume's keyring and what it opened to.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Unlocked {
     /// As it was read.
     pub keyring: Keyring,
@@ -70,5 +70,9 @@ pub async fn unlock(keyring: Keyring, key: &Key) -> Result<Unlocked, StackError>
 /// # Errors
 /// [`StackError::NoVolume`], [`StackError::Store`], and as [`unlock`].
 pub async fn unlock_store(layers: &Layers, store: &str, key: &Key) -> Result<Unlocked, StackError> {
-    unlock(load_keyring(layers, store).await?, key).await
+    let keyring = load_keyring(layers, store).await?;
+    layers.attended.waits_for("the key to be derived", None);
+    let unlocked = unlock(keyring, key).await;
+    layers.attended.goes_on();
+    unlocked
 }

@@ -17,9 +17,10 @@ use serde::Serialize;
 use super::bucket_policy::{denies_plain_http, with_tls_only};
 use super::config::{self, VolumeConfig};
 use super::config_use;
+use super::key_watch::KeyWatch;
 use super::{Key, Layers, StackError, StackErrorKind, StoreOptions, unlock_store};
 use crate::store::s3::{DefaultEncryption, S3Store, Setting, SseMode, Versioning};
-use crate::store::{Sealed, advice, class, sentence};
+use crate::store::{advice, class, sentence};
 use local::{disk, fuse};
 use requests::{Can, conditional, connection, is_refused, permissions, throughput};
 
@@ -247,9 +248,9 @@ async fn volume(
     let what = "volume";
     let open = async {
         let name = options.store.location.to_string();
-        let keys = unlock_store(layers, &name, key).await?.keys;
-        let loaded = config::load(&Sealed::new(layers.retry.clone(), keys.clone())).await?;
-        Ok::<_, StackError>((keys.volume_id(), loaded.config))
+        let unlocked = unlock_store(layers, &name, key).await?;
+        let loaded = config::load(&KeyWatch::sealed(&layers.retry, &name, &unlocked)).await?;
+        Ok::<_, StackError>((unlocked.keys.volume_id(), loaded.config))
     };
     match open.await {
         Ok((id, config)) => {

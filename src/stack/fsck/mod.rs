@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 
 use super::config;
 use super::config_use::VolumeSse;
+use super::key_watch::KeyWatch;
 use super::lease::held_by;
 use super::lineage::refuse_rollback;
 use super::options::OPEN_TIMEOUT;
@@ -162,14 +163,18 @@ pub async fn fsck(
         let layers = Layers::connect(&options.store, options.read_timeout, false).await?;
         let unlocked = unlock_store(&layers, &name, &options.key).await?;
         let sealed = Sealed::new(layers.retry.clone(), unlocked.keys.clone());
-        Ok((layers, unlocked, config::load(&sealed).await?))
+        let watch = Arc::new(KeyWatch::new(layers.retry.clone(), &name, unlocked.clone()));
+        sealed.renew_by(watch.clone());
+        Ok((layers, unlocked, watch, config::load(&sealed).await?))
     };
-    let (layers, unlocked, loaded) = attended.unless_stopped(open).await?;
+    let (layers, unlocked, watch, loaded) = attended.unless_stopped(open).await?;
     let Unlocked { keyring, keys, .. } = unlocked;
     let id = keys.volume_id();
     // The encryption that the volume remembers is needed to read objects under it.
     let _sse = VolumeSse::begin(layers.s3.clone(), options.store.sse.clone(), loaded.config)?;
     let sealed = layers.sealed(&keys)?;
+    // Somebody may rotate the keys while it looks.
+    sealed.renew_by(watch);
     let store: Arc<dyn ObjectStore> = sealed.clone();
     let state_dir = options.state_dir.join(id.to_string());
     let remembered = StateFile::<Remembered>::new(&state_dir, keys.clone()).load()?;
