@@ -604,7 +604,8 @@ async fn a_key_command_that_meets_another_at_any_request_loses_neither() {
                 move || {
                     // On a stack of its own: this one is deep inside of the first command.
                     let here = tokio::runtime::Handle::current();
-                    let other = || done.store(here.block_on(run(second, &other, 78)), Ordering::SeqCst);
+                    let other =
+                        || done.store(here.block_on(run(second, &other, 78)), Ordering::SeqCst);
                     tokio::task::block_in_place(|| {
                         std::thread::scope(|threads| {
                             let thread = std::thread::Builder::new().stack_size(16 << 20);

@@ -58,7 +58,7 @@ Exit status:
   10  the mount is in use
   11  something was wrong, and all of it was repaired
   12  stopped before the end
-  13  objects are not encrypted as requested (sse audit, sse migrate)
+  13  objects are not sealed or encrypted as requested (sse audit, sse migrate, key rekey)
   14  the volume is of a format, or uses features, that this sealfs does not know";
 
 impl Exit {

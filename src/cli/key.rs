@@ -15,11 +15,11 @@ use super::args::{SecretArgs, StoreArgs};
 use super::client::Client;
 use super::dirs::{absolute_or, state_dir};
 use super::exit::{Exit, Failure, Outcome};
-use super::{key_add, key_rekey};
 use super::key_show::{Shown, ShownSlot, named, print_json};
-use super::signals;
 use super::secret::NewSecretArgs;
+use super::signals;
 use super::strength::WeakArgs;
+use super::{key_add, key_rekey};
 
 /// `sealfs key …`
 #[derive(Args, Clone, Debug)]

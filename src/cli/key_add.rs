@@ -9,9 +9,9 @@ use super::args::SecretArgs;
 use super::exit::{Failure, Outcome};
 use super::key::{Where, attend, change, now_secs, say};
 use super::key_show::{Shown, print_json};
+use super::out;
 use super::secret::NewSecretArgs;
 use super::strength::WeakArgs;
-use super::out;
 
 /// Flags of `sealfs key add`.
 #[derive(Args, Clone, Debug)]

@@ -249,8 +249,7 @@ pub(super) async fn audit_as(
             futures::stream::iter(sample.kept.into_iter().map(Ok)).boxed_local()
         }
     };
-    let mut looked =
-        chosen.map_ok(|meta| look(&s3, verify, meta)).try_buffer_unordered(PARALLEL);
+    let mut looked = chosen.map_ok(|meta| look(&s3, verify, meta)).try_buffer_unordered(PARALLEL);
     let mut pinned = key_of_alias(&s3, mode).await;
     let walk = async {
         while let Some((meta, found)) = looked.try_next().await.map_err(listing)? {

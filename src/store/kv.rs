@@ -582,11 +582,10 @@ impl Kv {
     /// [`Kv::collect_age`].
     pub async fn collect_garbage(&self) -> Result<(), KvError> {
         self.writer()?;
-        let directory =
-            Some(GarbageCollectorDirectoryOptions {
-                min_age: self.options.collect_age,
-                ..Default::default()
-            });
+        let directory = Some(GarbageCollectorDirectoryOptions {
+            min_age: self.options.collect_age,
+            ..Default::default()
+        });
         let options = GarbageCollectorOptions {
             manifest_options: directory,
             wal_options: directory,

@@ -9,9 +9,7 @@ use super::{HEADER, Sealed, on_fitting_thread};
 use crate::base::one_line;
 use crate::seal::OpenError;
 use object_store::path::Path;
-use object_store::{
-    GetOptions, GetRange, ObjectMeta, ObjectStore, PutMode, Result, UpdateVersion,
-};
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, PutMode, Result, UpdateVersion};
 use zeroize::Zeroizing;
 
 /// How often an object that somebody keeps replacing is tried.
@@ -44,11 +42,11 @@ impl Sealed {
     pub async fn epoch_of(&self, location: &Path) -> Result<Option<(u32, ObjectMeta)>> {
         for is_last in [false, true] {
             let range = Some(GetRange::Bounded(0..HEADER as u64));
-            let got = match self.0.store.get_opts(location, GetOptions::new().with_range(range)).await
-            {
-                Err(e) if class(&e) == ErrorClass::NotFound => return Ok(None),
-                got => got?,
-            };
+            let got =
+                match self.0.store.get_opts(location, GetOptions::new().with_range(range)).await {
+                    Err(e) if class(&e) == ErrorClass::NotFound => return Ok(None),
+                    got => got?,
+                };
             let meta = got.meta.clone();
             let bytes = got.bytes().await?;
             let why = match bytes.first_chunk() {
@@ -86,9 +84,7 @@ impl Sealed {
             match outcome {
                 Ok(()) => return Ok(Resealed::Done(epoch)),
                 // Replaced or deleted meanwhile, or done by an attempt whose answer was lost.
-                Err(e)
-                    if matches!(class(&e), ErrorClass::Precondition | ErrorClass::NotFound) =>
-                {
+                Err(e) if matches!(class(&e), ErrorClass::Precondition | ErrorClass::NotFound) => {
                     lost = Some(e);
                 }
                 Err(e) => return Err(e),
