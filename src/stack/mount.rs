@@ -517,28 +517,19 @@ impl Mounted {
             }
         }));
         let (lease, committer) = (writer.lease.clone(), writer.committer.clone());
-        let (sse, sealed) = (self.shared.sse.clone(), self.shared.sealed.clone());
-        let key_watch = self.shared.key_watch.clone();
         let (remembered, shared) = (self.remembered.clone(), self.shared.clone());
         tasks.push(tokio::spawn(async move {
             for beat in 1u64.. {
-                tokio::select! {
-                    () = tokio::time::sleep(HEARTBEAT) => {}
-                    () = shared.beat_now.notified() => {}
-                }
-                if beat.is_multiple_of(KEYRING_BEATS) {
-                    key_watch.look().await;
-                }
-                sse.look(&*sealed).await;
-                let tending = shared.clone();
-                tokio::spawn(async move { tending.tend_rekey().await });
+                let now = shared.beat_now.notified();
+                let _ = tokio::time::timeout(HEARTBEAT, now).await; // whichever comes first
+                shared.look_around(beat.is_multiple_of(KEYRING_BEATS)).await;
                 {
                     let mut remembered = remembered.lock();
-                    remembered.config_generation = sse.generation();
-                    remembered.keyring_generation = key_watch.generation();
+                    remembered.config_generation = shared.sse.generation();
+                    remembered.keyring_generation = shared.key_watch.generation();
                 }
                 let mut lease = lease.lock().await;
-                lease.writes_in(sealed.oldest_epoch(), shared.rekey.left());
+                lease.writes_in(shared.sealed.oldest_epoch(), shared.rekey.left());
                 match lease.beat().await {
                     Beat::Held => {}
                     Beat::Lost(holder) => {

@@ -155,6 +155,17 @@ impl Shared {
         self.beat_now.notify_one();
     }
 
+    /// What a heartbeat looks at: the configuration, sometimes the keyring, and what follows from them,
+    /// which it does not wait for.
+    pub(super) async fn look_around(self: &Arc<Self>, at_the_keyring: bool) {
+        if at_the_keyring {
+            self.key_watch.look().await;
+        }
+        self.sse.look(&*self.sealed).await;
+        let shared = self.clone();
+        tokio::spawn(async move { shared.tend_rekey().await });
+    }
+
     /// Does what a rekey asks of the mount that writes the volume.
     pub(super) async fn tend_rekey(&self) {
         if matches!(self.connection(), Connection::ReadOnly | Connection::Fenced) {
