@@ -121,8 +121,8 @@ fn every_command_and_flag_that_is_named_exists() {
     // Guards against documentation of a flag that was renamed, or was never there. Read from
     // the code on the pages and compared with --help.
     let mut help: BTreeMap<&str, BTreeSet<String>> = [
-        "init", "mount", "umount", "sync", "status", "stats", "top", "demo", "doctor", "fsck",
-        "recover",
+        "init", "mount", "umount", "sync", "status", "stats", "top", "version", "demo", "doctor",
+        "fsck", "recover",
     ]
     .map(|command| (command, flags(&sealfs(&[command, "--help"]))))
     .into();
@@ -260,4 +260,57 @@ fn the_format_page_gives_the_sizes_of_rows_that_the_code_writes() {
     let segment = sealfs::commit::pack::SEGMENT_BYTES_MAX;
     assert_eq!(segment, 16_777_216, "documented under Segments");
     assert_eq!(sealfs::seal::offsets::cipher_len(segment), 16_793_672, "documented there too");
+}
+
+#[test]
+fn every_command_has_a_man_page_and_the_shells_take_the_completions() {
+    // Guards against a page that man(1) cannot show, a flag that it lacks, and a script that breaks the
+    // shell of whoever presses Tab. Each tool that is not here is said to be skipped.
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let to = dir.path().display().to_string();
+    sealfs(&["package-files", &to]);
+    let top = fs::read_to_string(dir.path().join("man/sealfs.1")).expect("the first page");
+    let help = sealfs(&["--help"]);
+    let (_, commands) = help.split_once("Commands:\n").expect("a list of commands");
+    let commands: Vec<_> = commands
+        .lines()
+        .take_while(|line| line.starts_with("  "))
+        .filter_map(|line| line.split_whitespace().next().filter(|name| *name != "help"))
+        .collect();
+    assert!(commands.len() > 10 && !commands.contains(&"package-files"), "{commands:?}");
+    for command in commands {
+        let page = dir.path().join(format!("man/sealfs-{command}.1"));
+        let page = fs::read_to_string(&page).unwrap_or_else(|e| panic!("{command}: {e}"));
+        assert!(top.contains(&format!("sealfs\\-{command}")), "{command} is not in sealfs(1)");
+        for flag in flags(&sealfs(&[command, "--help"])) {
+            let bold = flag.replace('-', "\\-");
+            assert!(page.contains(&bold) || page.contains(&flag), "{command}: {flag}");
+        }
+    }
+    let tool = |program: &str, args: &[&str]| match Command::new(program)
+        .args(args)
+        .current_dir(dir.path())
+        .output()
+    {
+        Err(e) => eprintln!("skipped: {program}: {e}"),
+        Ok(output) => assert!(
+            output.status.success(),
+            "{program} {args:?}: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        ),
+    };
+    let pages = fs::read_dir(dir.path().join("man")).expect("a folder");
+    for page in pages {
+        let page = page.expect("an entry").path().display().to_string();
+        tool("mandoc", &["-T", "lint", "-W", "error", &page]);
+    }
+    let complete = "COMP_WORDS=(sealfs mo); COMP_CWORD=1; . completions/sealfs.bash; \
+                    _sealfs sealfs mo sealfs; [[ ${COMPREPLY[0]} == mount ]]";
+    tool("bash", &["-c", complete]);
+    tool("zsh", &["-n", "completions/_sealfs"]);
+    tool("fish", &["--no-execute", "completions/sealfs.fish"]);
+    let version: serde_json::Value =
+        serde_json::from_str(&sealfs(&["version", "--json"])).expect("JSON");
+    assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
 }

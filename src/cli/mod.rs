@@ -26,6 +26,7 @@ mod logging;
 mod metrics;
 mod mount;
 mod notify;
+mod pages;
 mod place;
 mod progress;
 mod protocol;
@@ -88,6 +89,11 @@ enum Command {
     Sse(sse::SseArgs),
     /// Make and mount a volume in a local directory, to look around
     Demo(demo::DemoArgs),
+    /// Show which sealfs this is
+    Version(pages::VersionArgs),
+    /// Write man pages and completions, for packages
+    #[command(hide = true)]
+    PackageFiles(pages::PackageFilesArgs),
 }
 
 fn help() -> String {
@@ -148,6 +154,8 @@ pub fn main() -> ExitCode {
         Command::Key(args) => key::run(*args),
         Command::Sse(args) => sse::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Version(args) => pages::version(args),
+        Command::PackageFiles(args) => pages::package_files(args, Cli::command()),
     };
     out::end(outcome)
 }
