@@ -290,6 +290,32 @@ fn keys_that_a_process_gives_are_asked_for_again() {
 }
 
 #[test]
+fn a_process_that_takes_longer_than_a_request_may_gives_its_keys_too() {
+    // Guards against a sign-in that starts again with every request, each of which gives up before
+    // it is done, so that no mount ever comes up.
+    needs_fuse!();
+    let server = S3Server::start();
+    let (v, keys) = with_keys_in_a_file(&server, |keys| {
+        format!("[profile work]\ncredential_process = sh {keys}.sh\n")
+    });
+    let json = format!(
+        "{{\"Version\": 1, \"AccessKeyId\": \"{ACCESS_KEY}\", \"SecretAccessKey\": \"{SECRET_KEY}\"}}"
+    );
+    let script = |sleep| format!("echo >> {keys}.runs; sleep {sleep}; echo '{json}'\n");
+    fs::write(format!("{keys}.sh"), script(0)).expect("writes");
+    v.ok(&["init", &v.url(), "--passphrase-file", &v.text("passphrase")]);
+    // An attempt of a request has 15 s.
+    fs::write(format!("{keys}.sh"), script(18)).expect("writes");
+    fs::remove_file(format!("{keys}.runs")).expect("it was asked");
+    v.mount(&[]);
+    let runs = fs::read_to_string(format!("{keys}.runs")).expect("it was asked").lines().count();
+    // The command looks before its daemon does.
+    assert!(runs <= 2, "asked {runs} times");
+    fs::write(v.at("file"), "contents").expect("writes");
+    v.umount();
+}
+
+#[test]
 fn connections_that_vanish_cost_seconds() {
     // Guards against a read that fails after a minute, and a sync that takes one, because requests
     // wait on connections that a NAT has forgotten. A relay swallows all that are open.

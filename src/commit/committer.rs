@@ -22,7 +22,7 @@ use crate::base::{JournalPos, SegmentId};
 use crate::journal::{Journal, JournalError};
 use crate::meta::CommitRow;
 use crate::store::error::{ErrorClass, class, in_one_line};
-use crate::store::kv::KvError;
+use crate::store::kv::{KvError, as_opener};
 use crate::store::segments::SegmentStore;
 
 /// The longest pause between two tries of a failed commit.
@@ -135,7 +135,9 @@ impl CommitError {
     }
 
     fn needs_reopen(&self) -> bool {
-        matches!(self, CommitError::View(ViewError::Store(KvError::Closed(_))))
+        let CommitError::View(ViewError::Store(e)) = self else { return false };
+        // After one that was too large the database is closed.
+        matches!(e, KvError::Closed(_) | KvError::TooLarge(_))
     }
 
     /// Whether the encryption that the server applied is not what was asked for.
@@ -226,7 +228,8 @@ impl Committer {
     /// Commits until [`Committer::stop`]. Runs on a task of its own. A bug that panics must not
     /// end it silently: it shows as a failure, and everything is tried again.
     pub async fn run(self: Arc<Self>) {
-        while let Err(panic) = AssertUnwindSafe(self.commit_until_stopped()).catch_unwind().await {
+        let commit = || AssertUnwindSafe(as_opener(self.commit_until_stopped())).catch_unwind();
+        while let Err(panic) = commit().await {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panic");
             self.note_failure(&CommitError::Internal(text.to_string())).await;
@@ -274,6 +277,7 @@ impl Committer {
             tokio::select! {
                 _ = tokio::time::sleep(wait) => {}
                 _ = self.wake.notified(), if !failed => {}
+                () = self.view.kv().until_worn(), if !failed => {}
                 _ = stop.wait_for(|s| *s) => return,
             }
         }
@@ -343,6 +347,10 @@ impl Committer {
 
     /// Commits what is due, then does a bounded piece of reclaiming and of cleaning.
     async fn step(&self) -> Result<(), CommitError> {
+        if self.view.kv().is_worn() {
+            self.reopen().await?;
+            log::info!("metadata store opened again");
+        }
         loop {
             if *self.state.borrow() == WriterState::Fenced {
                 return Ok(());

@@ -5,6 +5,7 @@
 //! and goes within one generation leaves nothing, overwritten bytes are never uploaded.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hasher};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -64,6 +65,10 @@ pub struct Generation {
     pub data_bytes: u64,
     /// Bytes of memory that rows and ranges take, roughly.
     pub row_bytes: u64,
+    /// Bytes that its rows take in the log of the metadata store, roughly.
+    pub log_bytes: u64,
+    /// Which rows it cannot have, once it is closed.
+    filter: Option<Filter>,
     /// When the first batch was applied.
     pub since: Option<Instant>,
 }
@@ -74,6 +79,50 @@ const ROW_OVERHEAD: u64 = 120;
 const RANGE_BYTES: u64 = 96;
 /// What a file with pending ranges costs besides them.
 const FILE_BYTES: u64 = 96;
+
+/// What a row costs in the log besides key and value: lengths, sequence number, time.
+const LOG_ROW: u64 = 40;
+/// What a range of a file costs there: its extent's row, and its part of a segment's.
+const LOG_RANGE: u64 = 120;
+/// What the end of a data generation costs there.
+const LOG_DROP: u64 = 80;
+
+/// The hash of a key of a row, for [`Generation::row`].
+pub fn key_hash(key: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(key);
+    hasher.finish()
+}
+
+/// A Bloom filter over keys of rows, in words of 64 bits (Putze, Sanders and Singler, *Cache-,
+/// hash- and space-efficient Bloom filters*, 2007). While the bucket is away closed generations
+/// add up, and each is asked for every row.
+#[derive(Debug)]
+struct Filter(Box<[u64]>);
+
+impl Filter {
+    /// Keys to a word: about one lookup in twenty goes on in vain.
+    const KEYS: usize = 6;
+
+    fn of<'a>(keys: impl ExactSizeIterator<Item = &'a Key>) -> Filter {
+        let mut filter = Filter(vec![0; keys.len().div_ceil(Filter::KEYS).max(1)].into());
+        for key in keys {
+            let (word, bits) = filter.place(key_hash(key));
+            filter.0[word] |= bits;
+        }
+        filter
+    }
+
+    fn place(&self, hash: u64) -> (usize, u64) {
+        let bits = (0..4).fold(0, |bits, n| bits | 1 << (hash >> (40 + 6 * n) & 63));
+        ((hash as u32 as usize) % self.0.len(), bits)
+    }
+
+    fn may_have(&self, hash: u64) -> bool {
+        let (word, bits) = self.place(hash);
+        self.0[word] & bits == bits
+    }
+}
 
 impl Generation {
     /// An empty generation after record `last`.
@@ -87,6 +136,8 @@ impl Generation {
             last,
             data_bytes: 0,
             row_bytes: 0,
+            log_bytes: 0,
+            filter: None,
             since: None,
         }
     }
@@ -94,6 +145,17 @@ impl Generation {
     /// Whether it holds nothing that a commit would have to say.
     pub fn is_empty(&self) -> bool {
         self.since.is_none()
+    }
+
+    /// Nothing is applied any more.
+    pub fn close(&mut self) {
+        self.filter = Some(Filter::of(self.rows.keys()));
+    }
+
+    /// The row of `key`, whose [`key_hash`] is `hash`, if it is pending here.
+    pub fn row(&self, key: &[u8], hash: u64) -> Option<&PendingRow> {
+        let may_have = self.filter.as_ref().is_none_or(|filter| filter.may_have(hash));
+        if may_have { self.rows.get(key) } else { None }
     }
 
     /// Applies `batch`, which is the record at `record` with its data starting at plaintext
@@ -111,6 +173,7 @@ impl Generation {
             | DataOp::Drop { ino, generation }) = op;
             let touched = (ino, generation);
             let before = self.file_bytes(&touched);
+            let (dropped, ranges) = (self.dropped.len() as u64, self.ranges_of(&touched));
             match op {
                 DataOp::Begin { ino, generation } => {
                     let file = self.files.entry((ino, generation)).or_default();
@@ -143,21 +206,29 @@ impl Generation {
                 }
             }
             self.row_bytes = self.row_bytes + self.file_bytes(&touched) - before;
+            let dropped = self.dropped.len() as u64 - dropped;
+            self.log_bytes += LOG_RANGE * self.ranges_of(&touched) + LOG_DROP * dropped;
+            self.log_bytes -= LOG_RANGE * ranges;
         }
         for (key, op) in batch.rows {
             self.apply_row(key, op);
         }
     }
 
+    fn ranges_of(&self, file: &FileKey) -> u64 {
+        self.files.get(file).map_or(0, |f| f.ranges.len() as u64)
+    }
+
     /// Memory that the pending contents of `file` take: many small writes must count as much
     /// as rows do, or a long time offline would fill the memory.
     fn file_bytes(&self, file: &FileKey) -> u64 {
-        self.files.get(file).map_or(0, |f| FILE_BYTES + RANGE_BYTES * f.ranges.len() as u64)
+        let file_bytes = self.files.get(file).map_or(0, |_| FILE_BYTES);
+        file_bytes + RANGE_BYTES * self.ranges_of(file)
     }
 
     fn apply_row(&mut self, key: Key, op: RowOp) {
         let size = |key: &Key, value: &Option<Bytes>| {
-            ROW_OVERHEAD + key.len() as u64 + value.as_ref().map_or(0, |v| v.len() as u64)
+            key.len() as u64 + value.as_ref().map_or(0, |v| v.len() as u64)
         };
         let (value, fresh) = match op {
             RowOp::Put(value) => (Some(value), false),
@@ -166,7 +237,9 @@ impl Generation {
         };
         let old = self.rows.get(&key);
         if let Some(old) = old {
-            self.row_bytes -= size(&key, &old.value);
+            let size = size(&key, &old.value);
+            self.row_bytes -= ROW_OVERHEAD + size;
+            self.log_bytes -= LOG_ROW + size;
         }
         // A row stays fresh while it stays in this generation; a delete of it leaves nothing.
         // A put that claims freshness over a pending delete must not lose that delete.
@@ -178,7 +251,9 @@ impl Generation {
             self.rows.remove(&key);
             return;
         }
-        self.row_bytes += size(&key, &value);
+        let size = size(&key, &value);
+        self.row_bytes += ROW_OVERHEAD + size;
+        self.log_bytes += LOG_ROW + size;
         self.rows.insert(key, PendingRow { value, fresh });
     }
 
@@ -218,7 +293,7 @@ mod tests {
         apply(&mut g, |b| b.put(key("a"), Bytes::from_static(b"2")));
         apply(&mut g, |b| b.delete(key("a")));
         assert!(g.rows.is_empty());
-        assert_eq!(g.row_bytes, 0);
+        assert_eq!((g.row_bytes, g.log_bytes), (0, 0));
     }
 
     #[test]
@@ -248,6 +323,22 @@ mod tests {
     }
 
     #[test]
+    fn a_closed_generation_still_has_its_rows_and_hardly_any_other() {
+        // Guards against a filter that hides a pending row, and against one that says nothing.
+        let mut g = Generation::new(JournalPos(0));
+        let name = |n: usize| key(&format!("row {n}"));
+        let row = |g: &Generation, n| g.row(&name(n), key_hash(&name(n))).is_some();
+        (0..3000).for_each(|n| apply(&mut g, |b| b.put(name(n), Bytes::new())));
+        assert!(row(&g, 2999) && !row(&g, 3000));
+        g.close();
+        assert!((0..3000).all(|n| row(&g, n)));
+        assert!((3000..9000).all(|n| !row(&g, n)));
+        let filter = g.filter.as_ref().expect("it is closed");
+        let vain = (3000..9000).filter(|n| filter.may_have(key_hash(&name(*n)))).count();
+        assert!(vain < 900, "{vain} of 6000");
+    }
+
+    #[test]
     fn many_small_writes_count_as_memory_until_the_file_goes() {
         // Guards against a long time offline filling the memory with ranges that no limit sees.
         let mut g = Generation::new(JournalPos(0));
@@ -257,7 +348,8 @@ mod tests {
             apply(&mut g, |b| b.data.push(write));
         }
         assert!(g.row_bytes >= 1000 * RANGE_BYTES, "{}", g.row_bytes);
+        assert_eq!(g.log_bytes, 1000 * LOG_RANGE);
         apply(&mut g, |b| b.data.push(DataOp::Drop { ino, generation }));
-        assert_eq!(g.row_bytes, 0);
+        assert_eq!((g.row_bytes, g.log_bytes), (0, LOG_DROP));
     }
 }

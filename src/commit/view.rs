@@ -15,7 +15,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::batch::Batch;
 use super::caches::{ExtentCache, KnownExtents, RowCache};
-use super::pending::{FileKey, Generation};
+use super::pending::{FileKey, Generation, key_hash};
 use super::resolve::{Committed, extent_of};
 use crate::base::{Ino, JournalPos};
 use crate::data::plan::Pending;
@@ -24,8 +24,12 @@ use crate::journal::RecordLoc;
 use crate::meta::{CommitRow, DecodeError, Inode, Key, Stats, keys};
 use crate::store::kv::{Kv, KvError, Row};
 
-/// A generation whose rows take this much memory is closed: one metadata batch stays small.
-const GENERATION_ROW_BYTES_MAX: u64 = 16 << 20;
+/// Memory that pending rows take before commits do not wait for their interval.
+const BURST_ROW_BYTES_MAX: u64 = 16 << 20;
+/// Rows of one generation as the log has them, in bytes. Its object in the log is put whole, under
+/// a condition that parts cannot have, and many a proxy takes no more than 1 MiB (nginx'
+/// `client_max_body_size`).
+const GENERATION_LOG_BYTES_MAX: u64 = 768 << 10;
 /// What one request for missing metadata fetches: rows that are read together lie together.
 pub const READ_AHEAD_BYTES: usize = 512 << 10;
 /// Extents that one scan loads.
@@ -267,17 +271,17 @@ impl View {
         self.pending_data_bytes.fetch_add(data, Ordering::Relaxed);
         let active = &layers.active;
         let full = active.data_bytes >= self.generation_bytes_max
-            || active.row_bytes >= GENERATION_ROW_BYTES_MAX;
+            || active.log_bytes >= GENERATION_LOG_BYTES_MAX;
         if full {
             Self::rotate(&mut layers);
         }
-        full && self.is_much(&layers)
+        full && self.is_much()
     }
 
     /// Whether more is frozen than a burst may leave for the commit interval.
-    fn is_much(&self, layers: &Layers) -> bool {
+    fn is_much(&self) -> bool {
         self.pending_data_bytes.load(Ordering::Relaxed) >= self.burst_bytes_max
-            || layers.frozen.iter().any(|g| g.row_bytes >= GENERATION_ROW_BYTES_MAX)
+            || self.pending_row_bytes.load(Ordering::Relaxed) >= BURST_ROW_BYTES_MAX
     }
 
     fn rotate(layers: &mut Layers) {
@@ -285,7 +289,8 @@ impl View {
             return;
         }
         let next = Generation::new(layers.active.last);
-        let full = std::mem::replace(&mut layers.active, next);
+        let mut full = std::mem::replace(&mut layers.active, next);
+        full.close();
         layers.frozen.push_back(Arc::new(full));
     }
 
@@ -296,7 +301,7 @@ impl View {
         if layers.frozen.is_empty() && due {
             Self::rotate(&mut layers);
         }
-        let ready = due || self.is_much(&layers);
+        let ready = due || self.is_much();
         layers.frozen.front().filter(|_| ready).cloned()
     }
 
@@ -393,8 +398,9 @@ impl View {
     }
 
     fn pending_row(&self, key: &[u8]) -> Option<Option<Bytes>> {
+        let hash = key_hash(key);
         let layers = self.layers.read();
-        layers.newest_first().find_map(|g| g.rows.get(key)).map(|row| row.value.clone())
+        layers.newest_first().find_map(|g| g.row(key, hash)).map(|row| row.value.clone())
     }
 
     /// The row of `key` if memory can tell.
@@ -459,7 +465,8 @@ impl View {
         let mut rows = self.rows.lock();
         let look = |ino: &Ino| {
             let key = keys::inode(*ino);
-            let pending = layers.newest_first().find_map(|g| g.rows.get(&key));
+            let hash = key_hash(&key);
+            let pending = layers.newest_first().find_map(|g| g.row(&key, hash));
             match pending.map(|row| &row.value).or_else(|| rows.get(&key)) {
                 Some(value) => Lookup::Hit(value.clone()),
                 None => Lookup::Miss,

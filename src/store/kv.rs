@@ -13,9 +13,7 @@ use bytes::Bytes;
 use object_store::ObjectStore;
 use parking_lot::{Mutex, RwLock};
 use slatedb::config::{
-    CloseOptions, CompactionWorkerOptions, CompactorOptions, DbReaderOptions, FlushOptions,
-    FlushType, GarbageCollectorDirectoryOptions, GarbageCollectorOptions, ReadOptions, ScanOptions,
-    Settings,
+    CloseOptions, DbReaderOptions, FlushOptions, FlushType, ReadOptions, ScanOptions, Settings,
 };
 use slatedb::db_cache::SplitCache;
 use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
@@ -23,13 +21,15 @@ use slatedb::{CloseReason, Db, DbReader, DbReaderMode, ErrorKind, WriteBatch};
 use slatedb_common::retry::NonRetryable;
 use tokio::sync::watch;
 
-use super::kv_store::SlateStore;
+use super::error::{ErrorClass, class};
+use super::kv_store::{SlateStore, UploadLimit};
+
+mod compact;
 
 /// Where the database lives below the STORE prefix.
 pub const META_PREFIX: &str = "meta";
 
-/// Level-0 tables at which a compaction is started; half of the limit at which writes stall.
-const L0_COMPACT_AT: usize = 4;
+/// Level-0 tables at which writes stall.
 const L0_MAX: usize = 8;
 /// See [`KvOptions::collect_age`].
 pub const COLLECT_AGE: Duration = Duration::from_secs(900);
@@ -38,19 +38,14 @@ const POLL_IDLE: Duration = Duration::from_secs(1200);
 /// Commits after which the memtable goes to level 0 (SlateDB's own limit starts at 4096): a
 /// mount after a crash, and a follower when it starts, fetches that many objects of the log.
 const WAL_OBJECTS_MAX: u64 = 512;
-/// How long stopping a compactor may take.
-const STOP_DEADLINE: Duration = Duration::from_secs(60);
 /// How long closing a handle may take that is replaced.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a compaction may go on once the database is to be closed, so that a short one is not
-/// done for nothing, and how long stopping it may take then. What it leaves is collected later.
+/// done for nothing. What it leaves is collected later.
 const COMPACTION_GRACE: Duration = Duration::from_secs(1);
-const STOP_CLOSING: Duration = Duration::from_secs(1);
 /// How long the last flush to level 0 may take. It only spares the next mount the replay of what
 /// is in the log already.
 const LAST_FLUSH_MAX: Duration = Duration::from_secs(10);
-/// How long a compaction may run before its task is stopped and tried again later.
-const COMPACTION_DEADLINE: Duration = Duration::from_secs(900);
 
 /// How the database is opened.
 #[derive(Clone, Debug)]
@@ -92,6 +87,11 @@ pub enum KvError {
     /// Something in the bucket is not what was written: fail what depends on it.
     #[error("metadata damaged: {0}")]
     Damaged(String),
+    /// One commit is larger than the store, or a proxy before it, takes.
+    #[error(
+        "a commit of metadata is larger than the store, or a proxy before it, takes, which must be 1 MiB at least: {0}"
+    )]
+    TooLarge(String),
     /// The handle is closed (our own shutdown, or a background task died): reopen.
     #[error("metadata store closed: {0}")]
     Closed(String),
@@ -104,9 +104,15 @@ impl From<slatedb::Error> for KvError {
     fn from(e: slatedb::Error) -> Self {
         // The message of a slatedb error carries its sources, which name the object.
         let text = error_chain(&e);
+        if let Some(NonRetryable(cause)) = NonRetryable::find(&e) {
+            // Only these two are marked so; see `kv_store`.
+            let cause = cause.downcast_ref::<object_store::Error>().map(class);
+            return match cause {
+                Some(ErrorClass::TooLarge) => KvError::TooLarge(text),
+                _ => KvError::Damaged(text),
+            };
+        }
         match e.kind() {
-            // Only damage is marked so; see `kv_store`.
-            _ if NonRetryable::find(&e).is_some() => KvError::Damaged(text),
             ErrorKind::Closed(CloseReason::Fenced) => KvError::Fenced,
             ErrorKind::Closed(_) => KvError::Closed(text),
             ErrorKind::Data => KvError::Damaged(text),
@@ -143,6 +149,16 @@ impl Clone for Handle {
     }
 }
 
+tokio::task_local! {
+    /// Set for whoever opens closed handles again, and so cannot wait for it.
+    static OPENS: ();
+}
+
+/// Runs `work`, which is what calls [`Kv::reopen`].
+pub async fn as_opener<T>(work: impl Future<Output = T>) -> T {
+    OPENS.scope((), work).await
+}
+
 /// One row: key and value.
 pub type Row = (Bytes, Bytes);
 
@@ -150,8 +166,12 @@ pub type Row = (Bytes, Bytes);
 pub struct Kv {
     handle: RwLock<Handle>,
     store: Arc<dyn ObjectStore>,
+    /// How large the objects of the database may be.
+    limit: Arc<UploadLimit>,
     cache: Arc<SplitCache>,
     options: KvOptions,
+    /// The handle is of no more use, or keeps to an older limit; see [`Kv::until_worn`].
+    worn: watch::Sender<bool>,
     compacting: watch::Sender<bool>,
     /// From now on compactions end early and none begins.
     closing: watch::Sender<bool>,
@@ -164,13 +184,13 @@ pub struct Kv {
     reads_only: watch::Sender<bool>,
 }
 
-fn settings() -> Settings {
+fn settings(limit: &UploadLimit) -> Settings {
     Settings {
         flush_interval: None,
         manifest_poll_interval: POLL_IDLE,
         manifest_update_timeout: Duration::from_secs(300),
         min_filter_keys: 256,
-        l0_sst_size_bytes: 16 << 20,
+        l0_sst_size_bytes: limit.table_bytes(),
         max_wal_flushes_before_l0_flush: 4096,
         l0_max_ssts: L0_MAX,
         l0_max_ssts_per_key: L0_MAX,
@@ -185,11 +205,12 @@ fn settings() -> Settings {
 
 async fn open_writer(
     store: Arc<dyn ObjectStore>,
+    limit: &UploadLimit,
     cache: Arc<SplitCache>,
     expected_epoch: Option<u64>,
 ) -> Result<Db, KvError> {
     let mut builder = Db::builder(META_PREFIX, store)
-        .with_settings(settings())
+        .with_settings(settings(limit))
         .with_sst_block_size(slatedb::SstBlockSize::Block8Kib)
         .with_db_cache(cache, 1);
     if let Some(epoch) = expected_epoch {
@@ -222,6 +243,7 @@ impl Kv {
     fn new(
         handle: Handle,
         store: Arc<dyn ObjectStore>,
+        limit: Arc<UploadLimit>,
         cache: Arc<SplitCache>,
         options: KvOptions,
     ) -> Kv {
@@ -229,8 +251,10 @@ impl Kv {
         Kv {
             handle: RwLock::new(handle),
             store,
+            limit,
             cache,
             options,
+            worn: watch::Sender::new(false),
             compacting: watch::Sender::new(false),
             closing: watch::Sender::new(false),
             reopen_broke_off: AtomicBool::new(false),
@@ -250,10 +274,13 @@ impl Kv {
         options: KvOptions,
         open_timeout: Duration,
     ) -> Result<Kv, KvError> {
-        let store: Arc<dyn ObjectStore> = Arc::new(SlateStore::new(store));
+        let store = SlateStore::new(store);
+        let limit = store.limit();
+        let store: Arc<dyn ObjectStore> = Arc::new(store);
         let cache = new_cache(&options);
-        let db = bounded(open_timeout, open_writer(store.clone(), cache.clone(), None)).await?;
-        Ok(Kv::new(Handle::Writer(Arc::new(db)), store, cache, options))
+        let opening = open_writer(store.clone(), &limit, cache.clone(), None);
+        let db = bounded(open_timeout, opening).await?;
+        Ok(Kv::new(Handle::Writer(Arc::new(db)), store, limit, cache, options))
     }
 
     /// Opens the database read-only; it follows the writer every `options.refresh`.
@@ -262,11 +289,13 @@ impl Kv {
         options: KvOptions,
         open_timeout: Duration,
     ) -> Result<Kv, KvError> {
-        let store: Arc<dyn ObjectStore> = Arc::new(SlateStore::new(store));
+        let store = SlateStore::new(store);
+        let limit = store.limit();
+        let store: Arc<dyn ObjectStore> = Arc::new(store);
         let cache = new_cache(&options);
         let reading = open_reading(store.clone(), cache.clone(), &options);
         let db = bounded(open_timeout, reading).await?;
-        Ok(Kv::new(Handle::Reader(Arc::new(db)), store, cache, options))
+        Ok(Kv::new(Handle::Reader(Arc::new(db)), store, limit, cache, options))
     }
 
     fn handle(&self) -> Handle {
@@ -282,14 +311,51 @@ impl Kv {
 
     /// The value of `key`, or `None`. Bounded by `read_timeout`.
     pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
-        let options = ReadOptions::default();
-        let read = async {
-            Ok(match self.handle() {
-                Handle::Writer(db) => db.get_with_options(key, &options).await?,
-                Handle::Reader(db) => db.get_with_options(key, &options).await?,
-            })
+        let reading = async {
+            loop {
+                let handle = self.handle();
+                match get_from(&handle, key).await {
+                    Err(e) if self.is_replaced_after(&handle, &e).await => {}
+                    outcome => return outcome,
+                }
+            }
         };
-        bounded(self.options.read_timeout, read).await
+        bounded(self.options.read_timeout, reading).await
+    }
+
+    /// Waits until there is another handle than `failed`, if a read failed because a writer's was
+    /// closed: the committer opens it again, so that nobody's read need fail for it. For half of
+    /// `read_timeout` at most.
+    async fn is_replaced_after(&self, failed: &Handle, failure: &KvError) -> bool {
+        // The reason of a closed handle is that of its end.
+        let closed = matches!(failure, KvError::Closed(_) | KvError::TooLarge(_));
+        let Handle::Writer(failed) = failed else { return false };
+        if !closed || OPENS.try_with(|()| ()).is_ok() || *self.closing.borrow() {
+            return false;
+        }
+        let mut worn = self.worn.subscribe();
+        match self.writer() {
+            Ok(now) if Arc::ptr_eq(&now, failed) => self.worn.send_replace(true),
+            _ => return true,
+        };
+        let half = self.options.read_timeout / 2;
+        tokio::time::timeout(half, worn.wait_for(|worn| !*worn)).await.is_ok()
+    }
+
+    /// Whether the handle should be opened again; see [`Kv::until_worn`].
+    pub fn is_worn(&self) -> bool {
+        *self.worn.borrow() || self.limit.is_lowered()
+    }
+
+    /// Waits until the handle should be opened again ([`Kv::reopen`]): a background task of its
+    /// has died, or what it goes on writing is larger than the store takes.
+    pub async fn until_worn(&self) {
+        let mut worn = self.worn.subscribe();
+        tokio::select! {
+            // The senders are parts of `self`: they cannot be gone.
+            _ = worn.wait_for(|worn| *worn) => {}
+            () = self.limit.until_lowered() => {}
+        }
     }
 
     /// Up to `limit` rows with `start <= key < end`, in key order. Fewer than `limit` means
@@ -322,21 +388,16 @@ impl Kv {
             ..ScanOptions::default()
         };
         let range = (Bound::Included(start.to_vec()), Bound::Excluded(end.to_vec()));
-        let read = async {
-            let mut rows = Vec::new();
-            let mut iter = match self.handle() {
-                Handle::Writer(db) => db.scan_with_options(range, &options).await?,
-                Handle::Reader(db) => db.scan_with_options(range, &options).await?,
-            };
-            while rows.len() < limit {
-                match iter.next().await? {
-                    Some(row) => rows.push((row.key, row.value)),
-                    None => break,
+        let reading = async {
+            loop {
+                let handle = self.handle();
+                match scan_from(&handle, range.clone(), limit, &options).await {
+                    Err(e) if self.is_replaced_after(&handle, &e).await => {}
+                    outcome => return outcome,
                 }
             }
-            Ok(rows)
         };
-        bounded(self.options.read_timeout, read).await
+        bounded(self.options.read_timeout, reading).await
     }
 
     /// Writes all of `rows` (`None` deletes) as one atomic batch and returns when the bucket
@@ -407,15 +468,20 @@ impl Kv {
         let epoch = old.manifest().writer_epoch();
         // It may wait for a task that will never end.
         let _ = close_handle(Handle::Writer(old)).await;
-        let mut opened = open_writer(self.store.clone(), self.cache.clone(), Some(epoch)).await;
+        self.limit.take_up();
+        let open = async |epoch| {
+            open_writer(self.store.clone(), &self.limit, self.cache.clone(), epoch).await
+        };
+        let mut opened = open(Some(epoch)).await;
         if matches!(opened, Err(KvError::Fenced))
             && self.reopen_broke_off.load(Ordering::Acquire)
             && still_ours.await
         {
-            opened = open_writer(self.store.clone(), self.cache.clone(), None).await;
+            opened = open(None).await;
         }
         self.reopen_broke_off.store(opened.is_err(), Ordering::Release);
         *self.handle.write() = Handle::Writer(Arc::new(opened?));
+        self.worn.send_replace(false);
         Ok(())
     }
 
@@ -430,6 +496,7 @@ impl Kv {
         let db = bounded(open_timeout, reading).await?;
         *self.handle.write() = Handle::Reader(Arc::new(db));
         self.reads_only.send_replace(true);
+        self.worn.send_replace(false);
         let _ = close_handle(Handle::Writer(old)).await;
         Ok(())
     }
@@ -440,126 +507,6 @@ impl Kv {
         let mut reads_only = self.reads_only.subscribe();
         let reader = reads_only.wait_for(|reads_only| *reads_only);
         tokio::time::timeout(self.options.read_timeout, reader).await.is_ok()
-    }
-
-    /// Starts a compaction in the background when level 0 has grown; unless `collect` is false
-    /// it first collects what earlier ones made superfluous. Returns at once. At most one runs at a time.
-    pub fn compact_if_needed(self: &Arc<Self>, collect: bool) {
-        let Ok(db) = self.writer() else { return };
-        if *self.closing.borrow() || db.manifest().l0().len() < L0_COMPACT_AT {
-            return;
-        }
-        if self.compacting.send_replace(true) {
-            return;
-        }
-        let kv = self.clone();
-        tokio::spawn(async move {
-            if let Err(e) = kv.compact(&db, collect).await {
-                log::warn!("compaction of metadata stopped, will be tried again: {e}");
-            }
-            kv.compacting.send_replace(false);
-        });
-    }
-
-    async fn compact(&self, db: &Arc<Db>, collect: bool) -> Result<(), KvError> {
-        let tick = Duration::from_millis(250);
-        // Before, not after: what the last compaction left is no follower's any more.
-        let due = |at: &Instant| at.elapsed() >= self.options.collect_age;
-        if collect && self.collected.lock().as_ref().is_none_or(due) {
-            let collecting = bounded(COMPACTION_DEADLINE, self.collect_garbage());
-            // Credentials that may not delete must not stop compaction, and with it commits.
-            match self.until_closing(collecting, Duration::ZERO).await {
-                Some(Ok(())) => {}
-                Some(Err(e)) => log::warn!("old metadata were not collected: {e}"),
-                None => return Ok(()),
-            }
-            *self.collected.lock() = Some(Instant::now());
-        }
-        let options = CompactorOptions {
-            poll_interval: tick,
-            commit_compacted_interval: tick,
-            max_concurrent_compactions: 1,
-            worker: Some(CompactionWorkerOptions {
-                max_concurrent_compactions: 1,
-                compactions_poll_interval: tick,
-                max_sst_size: 16 << 20,
-                max_fetch_tasks: 2,
-                bytes_to_fetch: 1 << 20,
-                max_subcompactions: 1,
-                min_filter_keys: 256,
-                ..CompactionWorkerOptions::default()
-            }),
-            ..CompactorOptions::default()
-        };
-        let compactor = slatedb::CompactorBuilder::new(META_PREFIX, self.store.clone())
-            .with_options(options)
-            .with_sst_block_size(slatedb::SstBlockSize::Block8Kib)
-            .build();
-        let compactor = Arc::new(compactor);
-        let runner = compactor.clone();
-        let running = tokio::spawn(async move { runner.run().await });
-        let deadline = tokio::time::Instant::now() + COMPACTION_DEADLINE;
-        let mut watched = Ok(());
-        while tokio::time::Instant::now() < deadline && !running.is_finished() {
-            let look = async {
-                tokio::time::sleep(Duration::from_millis(500)).await;
-                db.refresh_manifest().await
-            };
-            match self.until_closing(look, Duration::ZERO).await {
-                Some(looked) => watched = looked,
-                None => break,
-            }
-            if watched.is_err() || db.manifest().l0().len() < L0_COMPACT_AT {
-                break;
-            }
-        }
-        // Whatever happened: a compactor left running would poll until the process ends.
-        let abort = running.abort_handle();
-        let stop = tokio::time::timeout(STOP_DEADLINE, compactor.stop());
-        let stopped = self.until_closing(stop, STOP_CLOSING).await;
-        let end = tokio::time::timeout(STOP_DEADLINE, running);
-        let ended = self.until_closing(end, STOP_CLOSING).await;
-        abort.abort();
-        if *self.closing.borrow() {
-            return Ok(()); // stopped half-way on purpose: the next mount begins again
-        }
-        watched?;
-        if let Some(Ok(stopped)) = stopped {
-            stopped?;
-        }
-        match ended {
-            Some(Ok(Ok(result))) => result?,
-            Some(Ok(Err(join))) => return Err(KvError::Closed(join.to_string())),
-            _ => return Err(KvError::Unavailable("the compactor did not stop".into())),
-        }
-        Ok(())
-    }
-
-    /// What `work` comes to; `None` if it is not done `grace` after the database is to be closed.
-    async fn until_closing<T>(&self, work: impl Future<Output = T>, grace: Duration) -> Option<T> {
-        let mut closing = self.closing.subscribe();
-        let closed = async {
-            // The sender is part of `self`: it cannot be gone.
-            let _ = closing.wait_for(|closing| *closing).await;
-            tokio::time::sleep(grace).await;
-        };
-        tokio::select! {
-            done = work => Some(done),
-            () = closed => None,
-        }
-    }
-
-    /// Ends a compaction that runs, after `grace`, and lets no other begin. Takes at most that and
-    /// three times [`STOP_CLOSING`].
-    async fn stop_compacting(&self, grace: Duration) {
-        let mut compacting = self.compacting.subscribe();
-        let short = compacting.wait_for(|compacting| !*compacting);
-        let _ = tokio::time::timeout(grace, short).await; // the rest is stopped
-        self.closing.send_replace(true);
-        let stopped = compacting.wait_for(|compacting| !*compacting);
-        if tokio::time::timeout(STOP_CLOSING * 3, stopped).await.is_err() {
-            log::debug!("a compaction of metadata did not stop in time");
-        }
     }
 
     /// How old an object must be to be collected.
@@ -576,26 +523,6 @@ impl Kv {
         self.commit([(Bytes::copy_from_slice(nothing), None)]).await?;
         self.flush_memtable().await?;
         Ok(self.writer()?.manifest().replay_after_wal_id())
-    }
-
-    /// Deletes objects of the database that nothing refers to and that are older than
-    /// [`Kv::collect_age`].
-    pub async fn collect_garbage(&self) -> Result<(), KvError> {
-        self.writer()?;
-        let directory = Some(GarbageCollectorDirectoryOptions {
-            min_age: self.options.collect_age,
-            ..Default::default()
-        });
-        let options = GarbageCollectorOptions {
-            manifest_options: directory,
-            wal_options: directory,
-            wal_fence_options: directory,
-            compacted_options: directory,
-            compactions_options: directory,
-            ..GarbageCollectorOptions::default()
-        };
-        let admin = slatedb::admin::Admin::builder(META_PREFIX, self.store.clone()).build();
-        Ok(admin.run_gc_once(options).await?)
     }
 
     /// Stops what runs in the background, then closes. With `flush` the memtable goes to level 0
@@ -620,6 +547,34 @@ impl Kv {
         }
         close_handle(handle).await
     }
+}
+
+async fn get_from(handle: &Handle, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+    let options = ReadOptions::default();
+    Ok(match handle {
+        Handle::Writer(db) => db.get_with_options(key, &options).await?,
+        Handle::Reader(db) => db.get_with_options(key, &options).await?,
+    })
+}
+
+async fn scan_from(
+    handle: &Handle,
+    range: (Bound<Vec<u8>>, Bound<Vec<u8>>),
+    limit: usize,
+    options: &ScanOptions,
+) -> Result<Vec<Row>, KvError> {
+    let mut rows = Vec::new();
+    let mut iter = match handle {
+        Handle::Writer(db) => db.scan_with_options(range, options).await?,
+        Handle::Reader(db) => db.scan_with_options(range, options).await?,
+    };
+    while rows.len() < limit {
+        match iter.next().await? {
+            Some(row) => rows.push((row.key, row.value)),
+            None => break,
+        }
+    }
+    Ok(rows)
 }
 
 fn new_cache(options: &KvOptions) -> Arc<SplitCache> {

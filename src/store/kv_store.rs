@@ -1,9 +1,9 @@
 //! The store as SlateDB sees it: tells it which errors will not get better, and which objects are
 //! its own.
 //!
-//! SlateDB retries every error but a few for ever. A tampered object, a refused credential or a
-//! server that applies the wrong encryption would then look like a hang; this wrapper marks
-//! those so that the operation fails at once.
+//! SlateDB retries every error but a few for ever. A tampered object, or one that is larger than a
+//! proxy takes, would then look like a hang; this wrapper marks those so that the operation fails
+//! at once, and remembers how large objects may be.
 //!
 //! When a create failed and is tried again, the object may be there by the first try, whose answer
 //! was lost. SlateDB tells by an attribute, which cannot be sealed and so is not kept; and it takes
@@ -18,17 +18,82 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use futures::{FutureExt, TryFutureExt};
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
-    Result,
+    Result, UploadPart,
 };
 use parking_lot::Mutex;
 use slatedb_common::retry::NonRetryable;
+use tokio::sync::watch;
 
 use super::error::{ErrorClass, class};
 use super::rope::Rope;
+
+/// Bytes of a table where nothing is known of a limit.
+const TABLE_BYTES: usize = 16 << 20;
+/// The smallest tables that a limit leads to.
+const TABLE_LEAST: u64 = 128 << 10;
+
+/// Bytes of the parts in which large tables go, at most.
+const PART_MOST: usize = 8 << 20;
+
+/// How large the objects of the database may be, learned from those that were refused (413).
+#[derive(Debug)]
+pub(super) struct UploadLimit {
+    /// Bytes, and whether they have fallen since tables were last made to fit.
+    learned: watch::Sender<(u64, bool)>,
+}
+
+impl UploadLimit {
+    /// What a table should not exceed much: it may be larger by what one commit adds.
+    pub(super) fn table_bytes(&self) -> usize {
+        (self.learned.borrow().0 as usize).min(TABLE_BYTES)
+    }
+
+    fn was_too_large(&self, bytes: u64) {
+        // Each step is a database that is opened again, and a table comes out larger than asked for.
+        let fits = (bytes / 4).max(TABLE_LEAST);
+        let lowered = self.learned.send_if_modified(|(limit, lowered)| {
+            let falls = fits < *limit;
+            if falls {
+                (*limit, *lowered) = (fits, true);
+            }
+            falls
+        });
+        if lowered {
+            log::warn!(
+                "objects of {bytes} bytes are too large for the store or a proxy before it: metadata tables are kept to {} bytes from now on",
+                self.table_bytes()
+            );
+        }
+    }
+
+    /// Learns from the outcome of an upload of so many bytes.
+    fn note<T>(&self, bytes: usize, outcome: &Result<T>) {
+        if outcome.as_ref().is_err_and(|e| class(e) == ErrorClass::TooLarge) {
+            self.was_too_large(bytes as u64);
+        }
+    }
+
+    /// Whether it has fallen since [`UploadLimit::take_up`].
+    pub(super) fn is_lowered(&self) -> bool {
+        self.learned.borrow().1
+    }
+
+    /// Waits until it has.
+    pub(super) async fn until_lowered(&self) {
+        // The sender is part of `self`: it cannot be gone.
+        let _ = self.learned.subscribe().wait_for(|(_, lowered)| *lowered).await;
+    }
+
+    /// Tables will be made to fit it as it is now.
+    pub(super) fn take_up(&self) {
+        self.learned.send_modify(|(_, lowered)| *lowered = false);
+    }
+}
 
 /// An [`ObjectStore`] that marks errors which retrying cannot mend, and knows its own creates.
 #[derive(Debug)]
@@ -36,11 +101,19 @@ pub(super) struct SlateStore {
     inner: Arc<dyn ObjectStore>,
     /// Names whose last create failed, but may have been done.
     unclear: Mutex<HashSet<Path>>,
+    limit: Arc<UploadLimit>,
 }
 
 impl SlateStore {
     pub(super) fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        SlateStore { inner, unclear: Mutex::default() }
+        let learned = watch::Sender::new((TABLE_BYTES as u64, false));
+        let limit = Arc::new(UploadLimit { learned });
+        SlateStore { inner, unclear: Mutex::default(), limit }
+    }
+
+    /// What is learned of the size that objects may have.
+    pub(super) fn limit(&self) -> Arc<UploadLimit> {
+        self.limit.clone()
     }
 
     /// What a create that found `location` there comes to: its own success if the object holds
@@ -72,10 +145,38 @@ impl fmt::Display for SlateStore {
 
 fn mark(e: Error) -> Error {
     match class(&e) {
-        ErrorClass::Corrupt => {
+        ErrorClass::Corrupt | ErrorClass::TooLarge => {
             Error::Generic { store: "sealfs", source: Box::new(NonRetryable(Box::new(e))) }
         }
         _ => e,
+    }
+}
+
+/// An upload in parts whose refusals are learned from.
+#[derive(Debug)]
+struct Upload {
+    inner: Box<dyn MultipartUpload>,
+    limit: Arc<UploadLimit>,
+}
+
+#[async_trait]
+impl MultipartUpload for Upload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        // The layers below cut it into parts of their own.
+        let bytes = data.content_length().min(PART_MOST);
+        let limit = self.limit.clone();
+        let put = self.inner.put_part(data);
+        put.inspect(move |outcome| limit.note(bytes, outcome)).map_err(mark).boxed()
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        let outcome = self.inner.complete().await;
+        self.limit.note(PART_MOST, &outcome);
+        outcome.map_err(mark)
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.inner.abort().await
     }
 }
 
@@ -90,6 +191,7 @@ impl ObjectStore for SlateStore {
         // An empty object is how a writer overtakes others: nobody's can be told from another's.
         let creates = opts.mode == PutMode::Create && payload.content_length() > 0;
         let outcome = self.inner.put_opts(location, payload.clone(), opts).await;
+        self.limit.note(payload.content_length(), &outcome);
         let outcome = match outcome {
             Err(refusal) if creates && class(&refusal) == ErrorClass::AlreadyExists => {
                 let unclear = self.unclear.lock().contains(location);
@@ -114,7 +216,8 @@ impl ObjectStore for SlateStore {
         location: &Path,
         opts: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(location, opts).await.map_err(mark)
+        let inner = self.inner.put_multipart_opts(location, opts).await.map_err(mark)?;
+        Ok(Box::new(Upload { inner, limit: self.limit.clone() }))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {

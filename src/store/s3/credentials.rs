@@ -3,7 +3,8 @@
 //! Holds the credentials of one client. The SDK reads its files once and keeps what it found; here
 //! every load asks all sources anew, so that keys which were replaced (in a file, by
 //! `aws sso login`, by a role) are found when the server refuses the old ones. Called by the SDK
-//! for every request; a load is made by one request, the others wait for it.
+//! for every request; there is one load at a time, which all requests wait for and which goes on when
+//! they are given up.
 
 use super::client::ConnectError;
 use super::{connection, input, tls};
@@ -47,8 +48,8 @@ pub(super) struct Keys(Arc<Inner>);
 struct Inner {
     sources: Sources,
     state: Mutex<State>,
-    /// Held by who loads.
-    loading: tokio::sync::Mutex<()>,
+    /// Held by the load.
+    loading: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +78,14 @@ pub(super) struct Sources {
 impl Keys {
     pub(super) fn new(sources: Sources) -> Keys {
         Keys(Arc::new(Inner { sources, state: Default::default(), loading: Default::default() }))
+    }
+
+    async fn load(&self) -> provider::Result {
+        let outcome = match tokio::time::timeout(LOAD_MAX, self.0.sources.load()).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(CredentialsError::provider_timed_out(LOAD_MAX)),
+        };
+        self.0.state.lock().take(outcome, Instant::now())
     }
 
     /// The server refused them. Whether the request is worth sending again: others have just been
@@ -158,15 +167,17 @@ impl ProvideCredentials for Keys {
             if let Some(found) = self.0.state.lock().usable(Instant::now()) {
                 return Ok(found);
             }
-            let _turn = self.0.loading.lock().await;
+            let turn = self.0.loading.clone().lock_owned().await;
             if let Some(found) = self.0.state.lock().usable(Instant::now()) {
                 return Ok(found);
             }
-            let outcome = match tokio::time::timeout(LOAD_MAX, self.0.sources.load()).await {
-                Ok(outcome) => outcome,
-                Err(_) => Err(CredentialsError::provider_timed_out(LOAD_MAX)),
-            };
-            self.0.state.lock().take(outcome, Instant::now())
+            // On a task of its own: a request has less time than somebody who has to sign in.
+            let keys = self.clone();
+            let load = tokio::spawn(async move {
+                let _turn = turn;
+                keys.load().await
+            });
+            load.await.unwrap_or_else(|e| Err(CredentialsError::unhandled(e)))
         })
     }
 }
