@@ -61,7 +61,8 @@ fn a_missing_passphrase_names_the_three_ways_to_give_one() {
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
         "sealfs: error: no passphrase: there is no terminal to ask on\n\
-         hint: use --passphrase-file FILE, --passphrase-fd N, --key-file FILE or --recovery-file FILE\n"
+         hint: use --passphrase-file FILE, --passphrase-fd N, --passphrase-command CMD, --key-file FILE, \
+         --recovery-file FILE, --kms or --age-identity FILE\n"
     );
 }
 
@@ -742,7 +743,7 @@ fn nobody_who_reads_on_is_no_panic_and_a_full_disk_is_told() {
         vec!["key", "list", &url, "--json"],
         [&["fsck", &url][..], &open].concat(),
         vec!["doctor", &url],
-        vec!["doctor", "s3://a/b", "--iam-policy"],
+        vec!["doctor", "s3://bucket/b", "--iam-policy", "--endpoint-url", "http://127.0.0.1:1"],
         vec!["--help"],
         vec!["--version"],
     ];

@@ -113,7 +113,7 @@ impl StoreAddress {
 
 /// What unlocks the volume. None of it may come from the command line itself, where every user
 /// of the machine could read it.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 #[group(multiple = false)]
 pub struct SecretArgs {
     /// Read the passphrase from a file (one line)
@@ -122,28 +122,66 @@ pub struct SecretArgs {
     /// Read the passphrase from an open file descriptor (one line)
     #[arg(long, help_heading = "Key", value_name = "N")]
     pub passphrase_fd: Option<i32>,
+    /// Take the first line that a program prints as the passphrase; it is started without a shell
+    #[arg(long, help_heading = "Key", value_name = "CMD")]
+    pub passphrase_command: Option<String>,
     /// Use a file of 32 bytes or more as the key
     #[arg(long, help_heading = "Key", value_name = "FILE")]
     pub key_file: Option<PathBuf>,
     /// Read a recovery key from a file
     #[arg(long, help_heading = "Key", value_name = "FILE")]
     pub recovery_file: Option<PathBuf>,
+    /// Ask AWS KMS, also a server that only the keyring names
+    #[arg(long, help_heading = "Key")]
+    pub kms: bool,
+    /// Use an age identity file or an ssh private key; a plugin or a passphrase may be asked for
+    #[arg(long, help_heading = "Key", value_name = "FILE")]
+    pub age_identity: Option<PathBuf>,
+    #[command(flatten)]
+    pub kms_at: KmsArgs,
+}
+
+/// Where AWS KMS is.
+#[derive(Args, Clone, Debug, Default)]
+pub struct KmsArgs {
+    /// Region of the KMS key [default: that of its ARN]
+    #[arg(long, help_heading = "Key", value_name = "NAME")]
+    pub kms_region: Option<String>,
+    /// KMS other than that of AWS
+    #[arg(long, help_heading = "Key", value_name = "URL")]
+    pub kms_endpoint_url: Option<String>,
+    /// Profile of the AWS configuration files for KMS [default: that of --profile]
+    #[arg(long, help_heading = "Key", value_name = "NAME")]
+    pub kms_profile: Option<String>,
 }
 
 impl SecretArgs {
     /// The flags that give the same secret again.
     pub fn to_mount(&self, words: &mut Vec<String>) {
-        if let Some(file) = &self.passphrase_file {
-            file_flag(words, "--passphrase-file", file);
+        let files = [
+            ("--passphrase-file", &self.passphrase_file),
+            ("--key-file", &self.key_file),
+            ("--recovery-file", &self.recovery_file),
+            ("--age-identity", &self.age_identity),
+        ];
+        for (flag, file) in files {
+            file.iter().for_each(|file| file_flag(words, flag, file));
         }
         if let Some(fd) = self.passphrase_fd {
             words.extend(["--passphrase-fd".to_owned(), fd.to_string()]);
         }
-        if let Some(file) = &self.key_file {
-            file_flag(words, "--key-file", file);
+        if let Some(command) = &self.passphrase_command {
+            words.extend(["--passphrase-command".to_owned(), command.clone()]);
         }
-        if let Some(file) = &self.recovery_file {
-            file_flag(words, "--recovery-file", file);
+        words.extend(self.kms.then(|| "--kms".to_owned()));
+        let kms = &self.kms_at;
+        let valued = [
+            ("--kms-region", &kms.kms_region),
+            ("--kms-endpoint-url", &kms.kms_endpoint_url),
+            ("--kms-profile", &kms.kms_profile),
+        ];
+        for (flag, value) in valued {
+            words.extend(value.iter().flat_map(|value| [flag.to_owned(), value.clone()]));
         }
     }
 }

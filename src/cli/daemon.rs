@@ -8,8 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
 
 use super::exit::{Exit, Failure, Outcome};
+
+/// Bytes of what is reported from aside, mostly: more would grow, and leave copies.
+const REPORT_USUAL: usize = 16 << 10;
 
 /// The child's duty to tell the waiting parent how the start went. Dropped without a word, the
 /// parent reports that the process died.
@@ -82,6 +86,19 @@ fn catch_signals(child: libc::pid_t) {
 /// Runs `work` in a process of its own and returns what it came to: threads that it starts end
 /// there, and this process may fork later on. Call only while the process has one thread.
 pub fn aside<T: Serialize + DeserializeOwned>(work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+    let bytes = aside_bytes(|| {
+        let made = work()?;
+        serde_json::to_vec(&made).map(Zeroizing::new).map_err(|_| died())
+    })?;
+    serde_json::from_slice(&bytes).map_err(|_| died())
+}
+
+/// [`aside`], for what may be a secret: nothing of it is left in freed memory here.
+pub fn aside_bytes(
+    work: impl FnOnce() -> Outcome<Zeroizing<Vec<u8>>>,
+) -> Outcome<Zeroizing<Vec<u8>>> {
+    const DONE: u8 = 0;
+    const FAILED: u8 = 1;
     let failed = |e: io::Error| Failure::new(Exit::General, format!("cannot start a process: {e}"));
     let (mut read, mut write) = io::pipe().map_err(failed)?;
     // SAFETY: this process has one thread (the caller's duty), so the child's memory is whole.
@@ -91,19 +108,31 @@ pub fn aside<T: Serialize + DeserializeOwned>(work: impl FnOnce() -> Outcome<T>)
     }
     if pid == 0 {
         drop(read);
-        let told = serde_json::to_vec(&work()).map(|bytes| write.write_all(&bytes));
-        std::process::exit(if matches!(told, Ok(Ok(()))) { 0 } else { 1 });
+        let told = match work() {
+            Ok(bytes) => write.write_all(&[DONE]).and_then(|()| write.write_all(&bytes)),
+            Err(failure) => serde_json::to_vec(&failure)
+                .map_err(io::Error::from)
+                .and_then(|json| write.write_all(&[&[FAILED], &json[..]].concat())),
+        };
+        std::process::exit(if told.is_ok() { 0 } else { 1 });
     }
     drop(write);
-    let mut report = Vec::new();
+    let mut report = Zeroizing::new(Vec::with_capacity(REPORT_USUAL));
     let told = read.read_to_end(&mut report);
     let mut status = 0;
     // SAFETY: waitpid writes one int through the pointer.
     unsafe { libc::waitpid(pid, &mut status, 0) };
-    match (told, serde_json::from_slice(&report)) {
-        (Ok(_), Ok(outcome)) => outcome,
-        _ => Err(Failure::new(Exit::General, "the process that looked at the store died")),
+    match (told, report.split_first()) {
+        (Ok(_), Some((&DONE, bytes))) if status == 0 => Ok(Zeroizing::new(bytes.to_vec())),
+        (Ok(_), Some((&FAILED, json))) => {
+            Err(serde_json::from_slice(json).unwrap_or_else(|_| died()))
+        }
+        _ => Err(died()),
     }
+}
+
+fn died() -> Failure {
+    Failure::new(Exit::General, "the process that looked at the store died")
 }
 
 fn await_child(mut pipe: File, pid: libc::pid_t) -> Outcome {

@@ -1,17 +1,23 @@
 //! `sealfs doctor`: whether a bucket and this machine are fit, line by line.
 
+use std::time::Duration;
+
 use clap::Args;
 
 use crate::base::{counted, one_line, plain_json};
-use crate::stack::Key;
-use crate::stack::bucket_policy;
+use crate::seal::{KmsSlot, SlotKind};
+use crate::stack::bucket_policy::{self, KeySlots};
 use crate::stack::doctor::{DoctorOptions, Finding, Level, examine};
+use crate::stack::{StoreOptions, read_keyring};
 use crate::store::Location;
 
 use super::args::{SecretArgs, StoreArgs};
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
 use super::signals::{self, UNDO_MAX};
+
+/// How long the keyring is waited for when a policy is asked for.
+const KEYRING_MAX: Duration = Duration::from_secs(5);
 
 /// Flags of `sealfs doctor`.
 #[derive(Args, Clone, Debug)]
@@ -36,9 +42,12 @@ pub struct DoctorArgs {
     /// Set what is missing: default encryption, public access block, a policy against plain http
     #[arg(long)]
     fix: bool,
-    /// Print the IAM policy that a mount needs, and do nothing else
+    /// Print the IAM policy that a mount needs, and do nothing else but look for KMS slots
     #[arg(long, conflicts_with = "fix")]
     iam_policy: bool,
+    /// With --iam-policy: for a slot that this key of AWS KMS opens; may be repeated
+    #[arg(long, requires = "iam_policy", value_name = "KEY")]
+    kms_key: Vec<String>,
     /// With --iam-policy: for mounts with --read-only
     #[arg(long, requires = "iam_policy")]
     read_only: bool,
@@ -57,12 +66,13 @@ pub fn run(args: DoctorArgs) -> Outcome {
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         let mode = store.sse.mode.clone().unwrap_or_default();
         let tags = store.sse.tags.is_some();
-        let policy = bucket_policy::iam(bucket, &prefix, &mode, tags, args.read_only);
+        let mut policy = bucket_policy::iam(bucket, &prefix, &mode, tags, args.read_only);
+        bucket_policy::allow_key_slots(&mut policy, &key_slots(&args, &store)?);
         println!("{policy:#}");
         return Ok(());
     }
     super::keep_private();
-    let key = args.secret.is_given().then(|| args.secret.read(false)).transpose()?.map(Key::from);
+    let key = args.secret.is_given().then(|| args.secret.read_for(&store)).transpose()?;
     let mut local = vec![dirs::state_dir()?, dirs::cache_dir()?];
     local.retain(|dir| dir.exists());
     if local.is_empty() {
@@ -87,6 +97,23 @@ pub fn run(args: DoctorArgs) -> Outcome {
             Err(Failure::new(examined.failed.map_or(Exit::Unsuitable, Exit::from), what))
         }
     }
+}
+
+/// The KMS keys that a policy is to be about: those that were named, and those of the slots that the
+/// keyring has, if there is one that can be read now.
+fn key_slots(args: &DoctorArgs, store: &StoreOptions) -> Outcome<KeySlots> {
+    let read = async { tokio::time::timeout(KEYRING_MAX, read_keyring(store)).await };
+    let Ok(Ok(keyring)) = super::runtime()?.block_on(read) else {
+        return Ok(KeySlots { keys: args.kms_key.clone(), volume: None });
+    };
+    let mut keys = args.kms_key.clone();
+    for slot in keyring.slots().iter().filter(|slot| slot.kind == SlotKind::Kms) {
+        let Ok(stored) = KmsSlot::parse(&slot.params) else { continue };
+        let (key, id) = (stored.key_arn(), slot.id);
+        eprintln!("sealfs: note: for slot {id} of the keyring as it is in the bucket: {key}");
+        keys.extend(Some(key.to_owned()).filter(|key| !keys.contains(key)));
+    }
+    Ok(KeySlots { keys, volume: Some(keyring.volume_id()) })
 }
 
 /// The findings for people: a line each, and below it what to do.

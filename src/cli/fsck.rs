@@ -72,7 +72,7 @@ pub struct FsckArgs {
 pub fn run(args: FsckArgs) -> Outcome {
     let store = args.access.resolve(&args.store)?;
     super::keep_private();
-    let secret = args.secret.read_for(&store)?;
+    let key = args.secret.read_for(&store)?;
     let options = FsckOptions {
         store,
         state_dir: dirs::absolute_or(args.state_dir.as_deref(), dirs::state_dir)?,
@@ -81,7 +81,7 @@ pub fn run(args: FsckArgs) -> Outcome {
         repair: args.repair,
         at_least: args.at_least,
         read_timeout: args.read_timeout,
-        key: secret.into(),
+        key,
     };
     let runtime = super::runtime()?;
     let report = runtime.block_on(watched(options));

@@ -8,7 +8,8 @@ use clap::{Args, Subcommand};
 use crate::base::{Clock, SystemClock};
 use crate::seal::{KdfParams, Keyring, KeyringError, Secret, SlotKind, VolumeKeys};
 use crate::stack::{
-    Changed, Key, KeyOptions, StackError, StoreOptions, change_keyring, open_keyring, read_keyring,
+    Changed, Key, KeyOptions, StackError, StoreOptions, change_keyring, last_used, open_keyring,
+    read_keyring,
 };
 
 use super::args::{SecretArgs, StoreArgs};
@@ -27,6 +28,8 @@ use super::{key_add, key_rekey};
 Examples:
   sealfs key list s3://my-bucket/data
   sealfs key add s3://my-bucket/data --label laptop --new-key-file laptop.key
+  sealfs key add s3://my-bucket/data --label server --kms-key alias/sealfs
+  sealfs key test s3://my-bucket/data --recovery-file paper.txt
   sealfs key passphrase s3://my-bucket/data
   sealfs key remove s3://my-bucket/data laptop
 
@@ -77,7 +80,8 @@ Examples:
   sealfs key list s3://my-bucket/data
   sealfs key list s3://my-bucket/data --json --passphrase-file ~/.sealfs.pass
 
-Slots can be seen without a key. With one, the list is checked: nobody has altered it.")]
+Slots can be seen without a key. With one, the list is checked: nobody has altered it. When a slot was
+last used is what this machine remembers, of itself.")]
 struct ListArgs {
     #[command(flatten)]
     at: Where,
@@ -89,6 +93,8 @@ struct ListArgs {
 #[command(after_help = "\
 Examples:
   sealfs key test s3://my-bucket/data --passphrase-file ~/.sealfs.pass
+  sealfs key test s3://my-bucket/data --recovery-file paper.txt
+  sealfs key test s3://my-bucket/data --kms
   sealfs key rotate s3://my-bucket/data --key-file volume.key")]
 struct OpenArgs {
     #[command(flatten)]
@@ -137,6 +143,9 @@ struct RemoveArgs {
     /// Number or label of the slot
     #[arg(value_name = "N|LABEL")]
     slot: String,
+    /// Also the last slot that opens without AWS KMS and without hardware
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     secret: SecretArgs,
 }
@@ -156,6 +165,17 @@ pub fn run(args: KeyArgs) -> Outcome {
 }
 
 impl Where {
+    /// Where the keyring is, and what opens it: asked for at a prompt, once the store has answered.
+    pub(super) fn open_with(&self, secret: &SecretArgs) -> Outcome<KeyOptions> {
+        let store = self.access.resolve(&self.store)?;
+        self.options(secret.read_for(&store)?)
+    }
+
+    /// The profile that is named for the store.
+    pub(super) fn profile(&self) -> Outcome<Option<String>> {
+        Ok(self.access.resolve(&self.store)?.profile)
+    }
+
     /// Where the keyring is, and what opens it.
     pub(super) fn options(&self, key: impl Into<Key>) -> Outcome<KeyOptions> {
         let store = self.access.resolve(&self.store)?;
@@ -167,25 +187,30 @@ impl Where {
 fn list(args: &ListArgs) -> Outcome {
     let verified = args.secret.is_given();
     let keyring = if verified {
-        let options = args.at.options(args.secret.read(false)?)?;
+        let options = args.at.open_with(&args.secret)?;
         attend(&options.store, open_keyring(&options))?.keyring
     } else {
         let store = args.at.access.resolve(&args.at.store)?;
         attend(&store, read_keyring(&store))?
     };
-    let shown = Shown::of(&keyring, verified);
+    let state_dir = absolute_or(args.at.state_dir.as_deref(), state_dir)?;
+    let used = last_used(&state_dir, keyring.volume_id());
+    let shown = Shown::of(&keyring, verified).with_use(&used);
     if args.at.json {
         return print_json(&shown);
     }
     print!("{}", shown.text());
     if !verified {
-        println!("not checked: give --passphrase-file or --key-file to see that nobody altered it");
+        println!(
+            "not checked: give --passphrase-file, --key-file or another key to see that nobody \
+             altered it"
+        );
     }
     Ok(())
 }
 
 fn test(args: &OpenArgs) -> Outcome {
-    let options = args.at.options(args.secret.read(false)?)?;
+    let options = args.at.open_with(&args.secret)?;
     let unlocked = attend(&options.store, open_keyring(&options))?;
     let slots = unlocked.keyring.slots();
     let slot = slots.iter().find(|slot| slot.id == unlocked.slot);
@@ -200,7 +225,7 @@ fn test(args: &OpenArgs) -> Outcome {
 }
 
 fn passphrase(args: &PassphraseArgs) -> Outcome {
-    let options = args.at.options(args.secret.read(false)?)?;
+    let options = args.at.open_with(&args.secret)?;
     let unlocked = attend(&options.store, open_keyring(&options))?;
     let id = args.slot.unwrap_or(unlocked.slot);
     let slots = unlocked.keyring.slots();
@@ -224,16 +249,19 @@ fn passphrase(args: &PassphraseArgs) -> Outcome {
 }
 
 fn remove(args: &RemoveArgs) -> Outcome {
-    let options = args.at.options(args.secret.read(false)?)?;
+    let options = args.at.open_with(&args.secret)?;
     changed(&args.at, &options, |ring, keys| {
         let id = find(ring, &args.slot)?;
-        let keys = ring.remove_slot(keys, id)?;
+        let keys = match args.force {
+            true => ring.remove_slot(keys, id)?,
+            false => ring.remove_dispensable_slot(keys, id)?,
+        };
         Ok((format!("slot {id} removed"), keys))
     })
 }
 
 fn rotate(args: &OpenArgs) -> Outcome {
-    let options = args.at.options(args.secret.read(false)?)?;
+    let options = args.at.open_with(&args.secret)?;
     changed(&args.at, &options, |ring, keys| Ok(("rotated".into(), ring.rotate(keys)?)))
 }
 
@@ -282,7 +310,11 @@ pub(super) fn change(
     let slots = done.keyring.slots();
     for slot in slots.iter().filter(|slot| matches!(slot.kind, SlotKind::Unknown(_))) {
         let (slot, store) = (named(slot), &at.store);
-        eprintln!("sealfs: warning: slot {slot} of {store} stays, and this sealfs cannot open it");
+        eprintln!(
+            "sealfs: warning: slot {slot} of {store} stays, and opens the new keys too: this sealfs \
+             does not know what opens it"
+        );
+        eprintln!("hint: if nobody should: sealfs key remove {store} N, with its number");
     }
     Ok(done)
 }

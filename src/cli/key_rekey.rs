@@ -53,7 +53,7 @@ pub(super) fn run(args: &RekeyArgs) -> Outcome {
         parallel: args.parallel,
         rate: args.rate,
         no_wait: args.no_wait,
-        ..RekeyOptions::new(args.at.options(args.secret.read(false)?)?)
+        ..RekeyOptions::new(args.at.open_with(&args.secret)?)
     };
     let walked = Arc::new(Walked::default());
     let attended = options.key.store.attended.clone();

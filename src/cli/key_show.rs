@@ -1,8 +1,11 @@
 //! How `sealfs key` shows a keyring and its slots, for people and as JSON.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
-use crate::seal::{Keyring, SlotInfo};
+use crate::base::one_line;
+use crate::seal::{AgeSlot, Keyring, KmsSlot, SlotInfo, SlotKind};
 
 use super::exit::{Exit, Failure, Outcome};
 
@@ -33,6 +36,21 @@ pub(super) struct ShownSlot {
     made_secs: u64,
     made_epoch: u32,
     cost: Option<String>,
+    /// Of KMS slots: whom to ask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kms: Option<ShownKms>,
+    /// Of age slots: for whom they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recipients: Option<Vec<String>>,
+    /// When this machine last opened the volume with it, as far as it remembers.
+    last_used_secs: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct ShownKms {
+    key: String,
+    region: String,
+    endpoint_url: Option<String>,
 }
 
 impl ShownSlot {
@@ -44,11 +62,57 @@ impl ShownSlot {
             made_secs: slot.made_secs,
             made_epoch: slot.made_epoch,
             cost: slot.kdf.map(|kdf| kdf.to_string()),
+            kms: kms_of(slot),
+            recipients: recipients_of(slot),
+            last_used_secs: None,
+        }
+    }
+
+    /// What it takes to open it, beside what the kind says.
+    fn takes(&self) -> String {
+        if let Some(kms) = &self.kms {
+            let at = kms.endpoint_url.as_ref().map(|url| format!(" at {url}")).unwrap_or_default();
+            return format!("{}{at}", kms.key);
+        }
+        match (&self.recipients, &self.cost) {
+            (Some(recipients), _) => {
+                recipients.iter().map(|r| short(r)).collect::<Vec<_>>().join(", ")
+            }
+            (None, cost) => cost.clone().unwrap_or_default(),
         }
     }
 }
 
+fn kms_of(slot: &SlotInfo) -> Option<ShownKms> {
+    let stored = KmsSlot::parse(&slot.params).ok().filter(|_| slot.kind == SlotKind::Kms)?;
+    let (key, region) = (stored.key_arn().to_owned(), stored.region().to_owned());
+    Some(ShownKms { key, region, endpoint_url: stored.endpoint().map(str::to_owned) })
+}
+
+fn recipients_of(slot: &SlotInfo) -> Option<Vec<String>> {
+    let stored = AgeSlot::parse(&slot.params).ok().filter(|_| slot.kind == SlotKind::Age)?;
+    Some(stored.recipients().to_vec())
+}
+
+/// A recipient as it fits in a line: the keys of ssh are long, and differ in their ends.
+fn short(recipient: &str) -> String {
+    const WHOLE: usize = 90;
+    match recipient.len() {
+        0..=WHOLE => recipient.to_owned(),
+        // It is ASCII.
+        len => format!("{}…{}", &recipient[..24], &recipient[len - 12..]),
+    }
+}
+
 impl<'a> Shown<'a> {
+    /// With what this machine remembers of the use of slots.
+    pub(super) fn with_use(mut self, used: &BTreeMap<u32, u64>) -> Self {
+        for slot in &mut self.slots {
+            slot.last_used_secs = used.get(&slot.slot).copied();
+        }
+        self
+    }
+
     /// With a key that is shown this once.
     pub(super) fn with_recovery_key(self, text: &'a str) -> Self {
         Shown { recovery_key: Some(text), ..self }
@@ -74,11 +138,21 @@ impl<'a> Shown<'a> {
             out += &format!(", with the keys of epochs {}", old.join(", "));
         }
         out += &format!("\ngeneration {}\n", self.generation);
-        for slot in &self.slots {
-            let made = day(slot.made_secs);
-            let (id, kind, label) = (slot.slot, &slot.kind, &slot.label);
-            let cost = slot.cost.as_deref().unwrap_or_default();
-            out += format!("{id:>4}  {kind:<12}  {made}  {label:<16}  {cost}").trim_end();
+        let lines = self.slots.iter().map(|slot| {
+            let used = slot.last_used_secs.map_or_else(|| "-".to_owned(), day);
+            [
+                slot.slot.to_string(),
+                slot.kind.clone(),
+                day(slot.made_secs),
+                used,
+                one_line(&slot.label),
+                slot.takes(),
+            ]
+        });
+        let head = ["slot", "kind", "made", "last used", "label", ""].map(str::to_owned);
+        for [id, kind, made, used, label, takes] in std::iter::once(head).chain(lines) {
+            let line = format!("{id:>4}  {kind:<12}  {made:<10}  {used:<10}  {label:<16}  {takes}");
+            out += line.trim_end();
             out.push('\n');
         }
         out

@@ -7,6 +7,7 @@
 mod out;
 
 mod args;
+mod ask;
 mod busy;
 mod client;
 mod daemon;
@@ -33,6 +34,7 @@ mod protocol;
 mod recover;
 mod scrape;
 mod secret;
+mod secret_command;
 mod serve;
 mod server;
 mod signals;
@@ -169,8 +171,17 @@ mod tests {
     fn heading(command: &str, flag: &str) -> Option<&'static str> {
         Some(match flag {
             "endpoint-url" | "region" | "profile" | "allow-http" => "Store",
-            "passphrase-file" | "passphrase-fd" | "key-file" | "recovery-file" => "Key",
-            "new-passphrase-file" | "new-passphrase-fd" | "new-key-file" | "recovery" => "New key",
+            "passphrase-file" | "passphrase-fd" | "passphrase-command" | "key-file"
+            | "recovery-file" | "kms" | "kms-region" | "kms-endpoint-url" | "kms-profile"
+            | "age-identity" => "Key",
+            "new-passphrase-file"
+            | "new-passphrase-fd"
+            | "new-passphrase-command"
+            | "new-key-file"
+            | "recovery"
+            | "age-recipient"
+            | "age-recipients-file" => "New key",
+            "kms-key" if command == "add" => "New key",
             "log-file" | "log-level" | "log-format" => "Log",
             "metrics" | "metrics-remote" => "Metrics",
             "object-tag" => "Server-side encryption",

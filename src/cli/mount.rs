@@ -256,7 +256,7 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
     if !fuse.nonempty && !args.over {
         place::refuse_hiding(&point)?;
     }
-    let secret = args.secret.read_for(&store)?; // last: nobody types it for a wrong flag
+    let key = args.secret.read_for(&store)?; // last: nobody types it for a wrong flag
     let volume = MountOptions {
         cache_bytes_max: args.local.cache_size,
         journal_bytes_max: args.local.journal_size,
@@ -269,7 +269,7 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
         fsync_remote: fuse.fsync_remote,
         mount_point: point.clone(),
         clean: CleanOptions { dead_bytes_min: args.clean_after, ..CleanOptions::default() },
-        ..MountOptions::new(store, secret, cache_dir, state_dir)
+        ..MountOptions::new(store, key, cache_dir, state_dir)
     };
     Ok(Plan { volume, fuse, point, places, metrics, starting })
 }
@@ -285,7 +285,7 @@ fn needs(args: &MountArgs, store: &Location, cache: &Path, state: &Path) -> Vec<
         (&args.secret.passphrase_file, "--passphrase-file FILE"),
         (&args.secret.key_file, "--key-file FILE"),
         (&args.secret.recovery_file, "--recovery-file FILE"),
-        (&args.secret.recovery_file, "--recovery-file FILE"),
+        (&args.secret.age_identity, "--age-identity FILE"),
     ];
     let secret = secret
         .into_iter()

@@ -12,6 +12,7 @@ use crate::store::s3::SseReadFlags;
 
 use super::args::{SecretArgs, StoreAddress};
 use super::exit::{Exit, Failure, Outcome};
+use super::secret::KeyringAt;
 use super::signals;
 
 /// Flags of `sealfs recover`.
@@ -65,11 +66,10 @@ pub fn run(args: RecoverArgs) -> Outcome {
         .hint("it is called journal, or journal.set-aside-…, below the state directory"));
     }
     super::keep_private();
-    let secret = match &keyring {
+    let key = match &keyring {
         KeyringSource::Store(store) => args.secret.read_for(store)?,
-        KeyringSource::File(_) => args.secret.read(false)?,
+        KeyringSource::File(path) => args.secret.read_at(KeyringAt::File(path))?,
     };
-    let key = secret.into();
     let out_dir = args.out.clone();
     let attended = match &keyring {
         KeyringSource::Store(store) => store.attended.clone(),

@@ -1,21 +1,31 @@
-//! Where a passphrase or key comes from: a prompt, a file, a descriptor. Never the arguments.
+//! Where a passphrase or key comes from: a prompt, a file, a descriptor, a program, the credentials of
+//! a systemd unit, AWS KMS, an age key. Never the arguments.
 
 use std::fs::File;
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use zeroize::Zeroizing;
 
-use crate::seal::{KEY_FILE_MAX, Keyring, KeyringError, RecoveryKey, Secret};
-use crate::stack::{self, Layers, StackError, StoreOptions, load_keyring};
+use crate::base::one_line;
+use crate::seal::{
+    KEY_FILE_MAX, KEYRING_MAX, Keyring, KeyringError, RecoveryKey, Secret, SlotKind,
+};
+use crate::stack::{
+    self, Follow, Found, Key, KmsSource, Layers, StackError, StoreOptions, load_keyring, open_age,
+    unlock,
+};
 
 use super::args::SecretArgs;
-use super::daemon::aside;
+use super::ask::{Terminal, has_terminal};
+use super::daemon::{aside, aside_bytes};
 use super::exit::{Exit, Failure, Outcome};
+use super::secret_command;
 
 /// How often a passphrase may be typed.
 const ATTEMPTS_MAX: u32 = 3;
@@ -25,67 +35,236 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const PASSPHRASE_MAX: usize = 4096;
 /// Bytes of the longest file that is read for a recovery key.
 const RECOVERY_MAX: usize = 4096;
+/// Bytes of the longest age identity file or ssh key.
+const IDENTITY_MAX: usize = 64 << 10;
+/// The flags that give a secret, for hints.
+const WAYS: &str = "--passphrase-file FILE, --passphrase-fd N, --passphrase-command CMD, --key-file \
+                    FILE, --recovery-file FILE, --kms or --age-identity FILE";
+
+/// Where the keyring is that a secret is read for.
+#[derive(Clone, Copy)]
+pub enum KeyringAt<'a> {
+    /// In a store.
+    Store(&'a StoreOptions),
+    /// A copy of it.
+    File(&'a Path),
+}
 
 impl SecretArgs {
-    /// Whether a flag says where the secret is; else it is asked for.
+    /// Whether a flag, or a credential of the unit, says where the secret is; else it is asked for.
     pub fn is_given(&self) -> bool {
-        let from_file = self.passphrase_file.is_some() || self.key_file.is_some();
-        from_file || self.passphrase_fd.is_some() || self.recovery_file.is_some()
+        self.by_flag() || matches!(self.settled(), Ok(args) if args.by_flag())
     }
 
-    /// Reads the secret of the volume at `store`. Whoever is asked at a prompt has
-    /// [`ATTEMPTS_MAX`] tries, and is asked only once the store has answered. Call it while the
-    /// process has one thread.
-    pub fn read_for(&self, store: &StoreOptions) -> Outcome<Secret> {
-        if self.is_given() {
-            return self.read(false);
+    fn by_flag(&self) -> bool {
+        let files =
+            [&self.passphrase_file, &self.key_file, &self.recovery_file, &self.age_identity];
+        let from_file = files.iter().any(|file| file.is_some());
+        from_file || self.passphrase_fd.is_some() || self.passphrase_command.is_some() || self.kms
+    }
+
+    /// With what systemd passes to a unit (systemd.exec(5), `LoadCredentialEncrypted=`) in place of
+    /// flags, where there are none.
+    fn settled(&self) -> Outcome<SecretArgs> {
+        let mut args = self.clone();
+        let dir = std::env::var_os("CREDENTIALS_DIRECTORY").filter(|dir| !dir.is_empty());
+        let (false, Some(dir)) = (self.by_flag(), dir) else { return Ok(args) };
+        let dir = PathBuf::from(dir);
+        let places = [
+            ("sealfs.passphrase", &mut args.passphrase_file),
+            ("sealfs.key", &mut args.key_file),
+            ("sealfs.recovery", &mut args.recovery_file),
+            ("sealfs.age-identity", &mut args.age_identity),
+        ];
+        let mut found: Option<&str> = None;
+        for (name, place) in places {
+            let path = dir.join(name);
+            if !path.exists() {
+                continue;
+            }
+            if let Some(first) = found.replace(name) {
+                let what = format!("there are two credentials, {first} and {name}");
+                return Err(Failure::new(Exit::Usage, what)
+                    .hint("give the unit one of them, or say which with a flag"));
+            }
+            *place = Some(path);
         }
-        require_terminal()?;
-        let keyring = keyring_of(store)?;
-        for _ in 1..ATTEMPTS_MAX {
-            let secret = self.read(false)?;
-            match keyring.unlock(&secret) {
-                Err(KeyringError::WrongPassphrase) => {
-                    eprintln!("sealfs: wrong passphrase, try again");
-                }
-                _ => return Ok(secret), // what else is wrong, the command says
+        Ok(args)
+    }
+
+    /// What opens the volume at `store`. Whoever is asked at a prompt has [`ATTEMPTS_MAX`] tries, and
+    /// is asked only once the store has answered. Call it while the process has one thread.
+    pub fn read_for(&self, store: &StoreOptions) -> Outcome<Key> {
+        self.read_at(KeyringAt::Store(store))
+    }
+
+    /// [`SecretArgs::read_for`], of a keyring that may be elsewhere.
+    pub fn read_at(&self, at: KeyringAt) -> Outcome<Key> {
+        let args = self.settled()?;
+        if let Some(secret) = args.direct()? {
+            return Ok(secret.into());
+        }
+        if args.kms {
+            return Ok(args.kms_source(at.profile(), Follow::Any).into());
+        }
+        if let Some(path) = &args.age_identity {
+            return args.by_age(path, &at.load()?);
+        }
+        let keyring = at.load()?;
+        let mut refused = None;
+        if keyring.slots().iter().any(|slot| slot.kind == SlotKind::Kms) {
+            let source = args.kms_source(at.profile(), Follow::Aws);
+            match tried(&keyring, &source) {
+                Ok(()) => return Ok(source.into()),
+                Err(failure) => refused = Some(failure),
             }
         }
-        self.read(false)
+        prompt_for(&keyring, refused).map(Key::from)
     }
 
     /// Reads the secret of a volume to be made at `store`; a prompt comes after a look at the store.
     pub fn read_new(&self, store: Option<&StoreOptions>) -> Outcome<Secret> {
-        if let (false, Some(store)) = (self.is_given(), store) {
+        let args = self.settled()?;
+        if args.kms || args.age_identity.is_some() {
+            return Err(Failure::new(
+                Exit::Usage,
+                "a new volume has no slot that KMS or age opens",
+            )
+            .hint("make it with a passphrase or key file, then: sealfs key add STORE"));
+        }
+        if let (false, Some(store)) = (args.by_flag(), store) {
             require_terminal()?;
             let free = aside(|| Ok(super::runtime()?.block_on(stack::check_free(store))?));
             free?;
         }
-        self.read(true)
+        match args.direct()? {
+            Some(secret) => Ok(secret),
+            None => Ok(Secret::Passphrase(not_empty(prompt("passphrase", true)?)?)),
+        }
     }
 
-    /// Reads the secret. `twice`: a new passphrase, which a prompt asks for a second time.
-    pub fn read(&self, twice: bool) -> Outcome<Secret> {
+    /// The secret that a flag gives by itself.
+    fn direct(&self) -> Outcome<Option<Secret>> {
         if let Some(path) = &self.key_file {
-            let bytes = read_file(path, KEY_FILE_MAX)?;
-            return Ok(Secret::KeyFile(bytes));
+            return Ok(Some(Secret::KeyFile(read_file(path, KEY_FILE_MAX)?)));
         }
         if let Some(path) = &self.recovery_file {
-            return recovery(&read_file(path, RECOVERY_MAX)?);
+            return recovery(&read_file(path, RECOVERY_MAX)?).map(Some);
         }
         let line = if let Some(path) = &self.passphrase_file {
             first_line(read_file(path, PASSPHRASE_MAX)?)
         } else if let Some(fd) = self.passphrase_fd {
-            first_line(read_fd(fd)?)
+            first_line(read_fd(fd, "--passphrase-fd")?)
+        } else if let Some(command) = &self.passphrase_command {
+            first_line(secret_command::output(command, PASSPHRASE_MAX)?)
         } else {
-            prompt("passphrase", twice)?
+            return Ok(None);
         };
-        Ok(Secret::Passphrase(not_empty(line)?))
+        Ok(Some(Secret::Passphrase(not_empty(line)?)))
+    }
+
+    /// How AWS KMS is asked.
+    pub fn kms_source(&self, profile: Option<&str>, follow: Follow) -> KmsSource {
+        let at = &self.kms_at;
+        KmsSource {
+            region: at.kms_region.clone(),
+            endpoint_url: at.kms_endpoint_url.clone(),
+            profile: at.kms_profile.clone().or(profile.map(str::to_owned)),
+            follow,
+        }
+    }
+
+    /// In a process of its own: plugins take threads, and this process may still have to fork.
+    fn by_age(&self, path: &Path, keyring: &Keyring) -> Outcome<Key> {
+        let content = read_file(path, IDENTITY_MAX)?;
+        let name = one_line(&path.display().to_string());
+        let found = aside_bytes(|| {
+            let found = open_age(keyring, content.clone(), &name, Arc::new(Terminal))?;
+            let mut bytes = Zeroizing::new(Vec::with_capacity(4 + found.seed.len()));
+            bytes.extend_from_slice(&found.slot.to_be_bytes());
+            bytes.extend_from_slice(&found.seed[..]);
+            Ok(bytes)
+        })?;
+        let broken = || Failure::new(Exit::General, "the process that opened the slot died");
+        let (slot, seed) = found.split_first_chunk().ok_or_else(broken)?;
+        let seed = Zeroizing::new(seed.try_into().map_err(|_| broken())?);
+        Ok(Found { slot: u32::from_be_bytes(*slot), seed }.into())
     }
 }
 
+impl KeyringAt<'_> {
+    fn profile(&self) -> Option<&str> {
+        match self {
+            KeyringAt::Store(store) => store.profile.as_deref(),
+            KeyringAt::File(_) => None,
+        }
+    }
+
+    /// Reads the keyring in a process of its own: this one may still have to fork, which threads
+    /// would not survive.
+    fn load(&self) -> Outcome<Keyring> {
+        let bytes = match self {
+            KeyringAt::Store(store) => aside_bytes(|| {
+                let load = async {
+                    let layers = Layers::connect(store, READ_TIMEOUT, false).await?;
+                    load_keyring(&layers, &store.location.to_string()).await
+                };
+                Ok(super::runtime()?.block_on(load)?.to_bytes().into())
+            })?,
+            KeyringAt::File(path) => read_public(path, KEYRING_MAX)?,
+        };
+        Keyring::parse(&bytes).map_err(|e| StackError::from(e).into())
+    }
+}
+
+/// Whether KMS opens a slot, with what there is on this machine.
+fn tried(keyring: &Keyring, source: &KmsSource) -> Outcome {
+    aside(|| {
+        let key = Key::from(source.clone());
+        let opened = super::runtime()?.block_on(unlock(keyring.clone(), &key));
+        Ok(opened.map(drop)?)
+    })
+}
+
+/// Asks for a passphrase of `keyring`, once it is clear that there is somebody to ask, and one to ask
+/// for. `refused`: what AWS KMS said, which was asked first.
+fn prompt_for(keyring: &Keyring, refused: Option<Failure>) -> Outcome<Secret> {
+    let has_passphrase = keyring.slots().iter().any(|slot| slot.kind == SlotKind::Passphrase);
+    if !has_passphrase || !has_terminal() {
+        return Err(match refused {
+            Some(refused) => refused,
+            None if !has_terminal() => no_terminal(),
+            None => StackError::from(keyring.no_such_kind(SlotKind::Passphrase)).into(),
+        });
+    }
+    if let Some(refused) = refused {
+        eprintln!("sealfs: note: {}", one_line(&refused.message));
+    }
+    eprintln!("sealfs: slots of the volume: {}", described(keyring));
+    for _ in 1..ATTEMPTS_MAX {
+        let secret = Secret::Passphrase(not_empty(prompt("passphrase", false)?)?);
+        match keyring.unlock(&secret) {
+            Err(KeyringError::WrongPassphrase) => {
+                eprintln!("sealfs: wrong passphrase, try again");
+            }
+            _ => return Ok(secret), // what else is wrong, the command says
+        }
+    }
+    Ok(Secret::Passphrase(not_empty(prompt("passphrase", false)?)?))
+}
+
+/// The slots in one line, for whoever is about to type.
+fn described(keyring: &Keyring) -> String {
+    let slots = keyring.slots();
+    let slots: Vec<String> = slots
+        .iter()
+        .map(|slot| format!("{} {} ({})", slot.id, slot.kind, one_line(&slot.label)))
+        .collect();
+    slots.join(", ")
+}
+
 /// The heading of `--help`; each flag names it, since one of the group would go on for other flags.
-const NEW_KEY: &str = "New key";
+pub const NEW_KEY: &str = "New key";
 
 /// Where a new secret comes from. As little as the old one from the command line itself.
 #[derive(Args, Clone, Debug)]
@@ -97,6 +276,9 @@ pub struct NewSecretArgs {
     /// Read the new passphrase from an open file descriptor (one line)
     #[arg(long, help_heading = NEW_KEY, value_name = "N")]
     new_passphrase_fd: Option<i32>,
+    /// Take the first line that a program prints as the new passphrase
+    #[arg(long, help_heading = NEW_KEY, value_name = "CMD")]
+    new_passphrase_command: Option<String>,
     /// Use a file of 32 bytes or more as the new key
     #[arg(long, help_heading = NEW_KEY, value_name = "FILE")]
     new_key_file: Option<PathBuf>,
@@ -106,19 +288,32 @@ pub struct NewSecretArgs {
 }
 
 impl NewSecretArgs {
+    /// Whether a flag says where the new secret is.
+    pub fn is_given(&self) -> bool {
+        let from_file = self.new_passphrase_file.is_some() || self.new_key_file.is_some();
+        let from_program =
+            self.new_passphrase_fd.is_some() || self.new_passphrase_command.is_some();
+        from_file || from_program || self.recovery
+    }
+
     /// Reads the new secret; a prompt asks twice.
     pub fn read(&self) -> Outcome<Secret> {
-        let new = SecretArgs {
-            passphrase_file: self.new_passphrase_file.clone(),
-            passphrase_fd: self.new_passphrase_fd,
-            key_file: self.new_key_file.clone(),
-            recovery_file: None,
-        };
-        match new.is_given() {
-            true => new.read(false),
-            false if self.recovery => Ok(Secret::Recovery(RecoveryKey::random())),
-            false => Ok(Secret::Passphrase(not_empty(prompt("new passphrase", true)?)?)),
+        if let Some(path) = &self.new_key_file {
+            return Ok(Secret::KeyFile(read_file(path, KEY_FILE_MAX)?));
         }
+        if self.recovery {
+            return Ok(Secret::Recovery(RecoveryKey::random()));
+        }
+        let line = if let Some(path) = &self.new_passphrase_file {
+            first_line(read_file(path, PASSPHRASE_MAX)?)
+        } else if let Some(fd) = self.new_passphrase_fd {
+            first_line(read_fd(fd, "--new-passphrase-fd")?)
+        } else if let Some(command) = &self.new_passphrase_command {
+            first_line(secret_command::output(command, PASSPHRASE_MAX)?)
+        } else {
+            prompt("new passphrase", true)?
+        };
+        Ok(Secret::Passphrase(not_empty(line)?))
     }
 }
 
@@ -150,11 +345,17 @@ fn read_file(path: &Path, bytes_max: usize) -> Outcome<Zeroizing<Vec<u8>>> {
     read_bounded(&mut file, bytes_max).map_err(failed)
 }
 
-fn read_fd(fd: i32) -> Outcome<Zeroizing<Vec<u8>>> {
+/// A file without secrets.
+pub fn read_public(path: &Path, bytes_max: usize) -> Outcome<Zeroizing<Vec<u8>>> {
+    let failed = |e| Failure::new(Exit::General, format!("cannot read {}: {e}", path.display()));
+    read_bounded(&mut File::open(path).map_err(failed)?, bytes_max).map_err(failed)
+}
+
+fn read_fd(fd: i32, flag: &str) -> Outcome<Zeroizing<Vec<u8>>> {
     // SAFETY: F_GETFD only looks the number up; any number may be asked about.
     if fd < 0 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
         return Err(Failure::new(Exit::Usage, format!("file descriptor {fd} is not open"))
-            .hint(format!("sealfs … --passphrase-fd {fd} {fd}<FILE")));
+            .hint(format!("sealfs … {flag} {fd} {fd}<FILE")));
     }
     // SAFETY: the descriptor is open (above), was passed to us by number to be used up here,
     // and nothing else in this process owns it.
@@ -184,27 +385,13 @@ fn first_line(mut bytes: Zeroizing<Vec<u8>>) -> Zeroizing<Vec<u8>> {
     bytes
 }
 
-/// Reads the keyring in a process of its own: this one may still have to fork, which threads
-/// would not survive.
-fn keyring_of(store: &StoreOptions) -> Outcome<Keyring> {
-    let bytes = aside(|| {
-        let load = async {
-            let layers = Layers::connect(store, READ_TIMEOUT, false).await?;
-            load_keyring(&layers, &store.location.to_string()).await
-        };
-        Ok(super::runtime()?.block_on(load)?.to_bytes())
-    })?;
-    Keyring::parse(&bytes).map_err(|e| StackError::from(e).into())
-}
-
 fn no_terminal() -> Failure {
-    Failure::new(Exit::Usage, "no passphrase: there is no terminal to ask on").hint(
-        "use --passphrase-file FILE, --passphrase-fd N, --key-file FILE or --recovery-file FILE",
-    )
+    Failure::new(Exit::Usage, "no passphrase: there is no terminal to ask on")
+        .hint(format!("use {WAYS}"))
 }
 
 fn require_terminal() -> Outcome {
-    match std::io::stdin().is_terminal() || File::open("/dev/tty").is_ok() {
+    match has_terminal() {
         true => Ok(()),
         false => Err(no_terminal()),
     }

@@ -9,7 +9,6 @@ use clap::{Args, Subcommand};
 use indicatif::{HumanBytes, ProgressBar};
 
 use crate::base::{VolumeId, counted, plain_json};
-use crate::stack::Key;
 use crate::stack::audit::{AuditOptions, AuditReport, Walked, audit};
 use crate::stack::inventory::{self, InventoryOptions};
 use crate::stack::migrate::{MigrateOptions, PARALLEL_DEFAULT, Phase, migrate};
@@ -136,7 +135,7 @@ pub fn run(args: SseArgs) -> Outcome {
 fn run_audit(args: AuditArgs) -> Outcome {
     let store = args.access.resolve(&args.store)?;
     let needs_key = store.sse.mode.is_none() || args.verify_sealing || args.secret.is_given();
-    let key = needs_key.then(|| args.secret.read_for(&store)).transpose()?.map(Key::from);
+    let key = needs_key.then(|| args.secret.read_for(&store)).transpose()?;
     let walked = Arc::new(Walked::default());
     let attended = store.attended.clone();
     let report = match args.inventory {
@@ -169,13 +168,13 @@ fn run_audit(args: AuditArgs) -> Outcome {
 fn run_migrate(args: MigrateArgs) -> Outcome {
     let sse = args.detail.resolve(Some(args.to)).map_err(|e| Failure::new(Exit::Usage, e))?;
     let store = args.address.resolve(&args.store, sse, true)?;
-    let secret = args.secret.read_for(&store)?;
+    let key = args.secret.read_for(&store)?;
     let options = MigrateOptions {
         parallel: args.parallel,
         rate: args.rate,
         new_only: args.new_only,
         mount_has_key: args.mount_has_key,
-        ..MigrateOptions::new(store, secret)
+        ..MigrateOptions::new(store, key)
     };
     let walked = Arc::new(Walked::default());
     let attended = options.store.attended.clone();

@@ -229,13 +229,23 @@ impl Keyring {
             return Ok(found);
         }
         Err(match wanted {
-            _ if self.slots.iter().all(|slot| slot.kind != wanted) => {
-                KeyringError::NoSuchKind { wanted, have: self.kinds() }
-            }
+            _ if self.slots.iter().all(|slot| slot.kind != wanted) => self.no_such_kind(wanted),
             SlotKind::KeyFile => KeyringError::WrongKeyFile,
             SlotKind::Recovery => KeyringError::WrongRecoveryKey,
+            SlotKind::Kms | SlotKind::Age => KeyringError::Altered,
             _ => KeyringError::WrongPassphrase,
         })
+    }
+
+    /// Whether `seed` is that of slot `id`. Costs a key generation.
+    pub fn fits(&self, id: u32, seed: &Seed) -> bool {
+        let slot = self.slots.iter().find(|slot| slot.id == id);
+        slot.is_some_and(|slot| with_wiped_stack(|| seed.fits(&slot.public)))
+    }
+
+    /// The number that the next slot will have.
+    pub fn next_slot(&self) -> u32 {
+        self.next_slot
     }
 
     /// The volume's keys, with the seed of slot `id`.
@@ -324,6 +334,25 @@ impl Keyring {
             return Err(KeyringError::LastSlot(id));
         }
         self.begin_epoch(keys, |slot| slot.id != id)
+    }
+
+    /// [`Keyring::remove_slot`], but not of the last slot that needs neither a key service nor a
+    /// token.
+    ///
+    /// # Errors
+    /// As that; [`KeyringError::LastOwnSlot`].
+    pub fn remove_dispensable_slot(
+        &mut self,
+        keys: &VolumeKeys,
+        id: u32,
+    ) -> Result<VolumeKeys, KeyringError> {
+        let known = |slot: &Slot| !matches!(slot.kind, SlotKind::Unknown(_));
+        let others = || self.slots.iter().filter(|slot| slot.id != id);
+        let own = self.slots.iter().any(|slot| slot.id == id && slot.opens_alone());
+        if own && others().any(known) && !others().any(Slot::opens_alone) {
+            return Err(KeyringError::LastOwnSlot(id));
+        }
+        self.remove_slot(keys, id)
     }
 
     /// Puts a new slot with the label of slot `id` in its place, and begins a new epoch if `rotate`;
@@ -464,6 +493,11 @@ impl Keyring {
     fn changed(&mut self, root: &RootKey) {
         self.generation = self.generation.saturating_add(1);
         self.mac = self.mac_under(&root.keyring_key());
+    }
+
+    /// That no slot is of the kind `wanted`.
+    pub fn no_such_kind(&self, wanted: SlotKind) -> KeyringError {
+        KeyringError::NoSuchKind { wanted, have: self.kinds() }
     }
 
     fn kinds(&self) -> String {

@@ -1,5 +1,6 @@
 //! Why a keyring does not do what was asked, and what a person can do about it.
 
+use super::kept::KeptError;
 use super::slots::{KdfParams, SlotKind};
 use crate::base::VolumeId;
 
@@ -56,6 +57,20 @@ pub enum KeyringError {
         /// Memory times passes of all of them.
         gib: u64,
     },
+    /// What a KMS or age slot stores cannot be used, or not for a slot.
+    #[error("slot {slot}: {why}")]
+    Kept {
+        /// The slot's number.
+        slot: u32,
+        /// What is wrong with it.
+        why: KeptError,
+    },
+    /// Somebody else has just taken the number that a new slot was made for.
+    #[error("another slot {0} was added meanwhile")]
+    SlotTaken(u32),
+    /// It was the last way in for who has neither KMS nor a token.
+    #[error("slot {0} is the last one that opens without AWS KMS and without hardware")]
+    LastOwnSlot(u32),
     /// The derivation's memory cannot be allocated.
     #[error("not enough memory for the key derivation: {kdf}")]
     KdfMemory {
@@ -132,7 +147,7 @@ impl KeyringError {
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
             KeyringError::NotAKeyring => "check the STORE argument; is it the prefix of a volume?",
-            KeyringError::Damaged(_) | KeyringError::Altered => {
+            KeyringError::Damaged(_) | KeyringError::Altered | KeyringError::Kept { .. } => {
                 "restore the object `keyring` from a backup or an older version of it in the bucket"
             }
             KeyringError::Version(1) => {
@@ -148,12 +163,17 @@ impl KeyringError {
             KeyringError::WrongPassphrase => "check the keyboard layout and a trailing space",
             KeyringError::WrongKeyFile => "check that the file is the one given to sealfs init",
             KeyringError::NoSuchKind { .. } => {
-                "use --passphrase-file, --key-file or --recovery-file accordingly"
+                "use --passphrase-file, --key-file, --recovery-file, --kms or --age-identity accordingly"
             }
             KeyringError::WrongRecoveryKey => "it is of another volume, or its slot was removed",
             KeyringError::KeyFileLength(_) => {
                 "make one with: head -c 32 /dev/urandom > keyfile && chmod 600 keyfile"
             }
+            KeyringError::LastOwnSlot(_) => {
+                "add another one first: sealfs key add STORE --label paper --recovery; or, to do \
+                 without: --force"
+            }
+            KeyringError::SlotTaken(_) => "somebody changed the keyring meanwhile; try again",
             KeyringError::LastSlot(_) => "add another one first: sealfs key add STORE --label TEXT",
             KeyringError::NoSuchSlot(_) | KeyringError::NoSuchLabel(_) => {
                 "see which there are: sealfs key list STORE"

@@ -10,6 +10,7 @@ mod cobblestone;
 mod context;
 mod derive;
 mod kem;
+mod kept;
 mod keyring;
 mod keyring_bytes;
 mod keyring_error;
@@ -26,6 +27,10 @@ pub use cobblestone::{
 pub use context::{CONTEXT_MAGIC, FORMAT_VERSION};
 pub use derive::{InputKey, KEY};
 pub use kem::Seed;
+pub use kept::{
+    AGE_FILE_MAX, AGE_RECIPIENTS_MAX, AgeSlot, KMS_CIPHERTEXT_MAX, Kept, KeptError, KmsSlot,
+    plugin_of,
+};
 pub use keyring::{Features, Keyring, OLD_EPOCHS_MAX, SLOTS_MAX, SlotInfo};
 pub use keyring_bytes::KEYRING_MAX;
 pub use keyring_error::KeyringError;

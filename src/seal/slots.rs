@@ -14,6 +14,7 @@ use super::cobblestone::{open, seal};
 use super::context;
 use super::derive::{KEY, fill_random};
 use super::kem::{self, Seed};
+use super::kept::{AgeSlot, Kept};
 use super::keyring_error::KeyringError;
 use super::keys::{FINGERPRINT, RootKey, VolumeKeys};
 use super::recovery::RecoveryKey;
@@ -44,6 +45,8 @@ pub enum Secret {
     KeyFile(Zeroizing<Vec<u8>>),
     /// A recovery key that was printed once.
     Recovery(RecoveryKey),
+    /// A new seed that something outside keeps, with what its slot stores of it.
+    Kept(Kept),
 }
 
 impl Secret {
@@ -53,6 +56,7 @@ impl Secret {
             Secret::Passphrase(_) => SlotKind::Passphrase,
             Secret::KeyFile(_) => SlotKind::KeyFile,
             Secret::Recovery(_) => SlotKind::Recovery,
+            Secret::Kept(kept) => kept.kind(),
         }
     }
 
@@ -62,6 +66,7 @@ impl Secret {
             Secret::Passphrase(bytes) => Secret::Passphrase(bytes.clone()),
             Secret::KeyFile(bytes) => Secret::KeyFile(bytes.clone()),
             Secret::Recovery(key) => Secret::Recovery(RecoveryKey::from_bytes(key.expose())),
+            Secret::Kept(kept) => Secret::Kept(kept.duplicate()),
         }
     }
 
@@ -105,6 +110,7 @@ impl Secret {
             Secret::Recovery(_) => {
                 return Err(KeyringError::Damaged("a recovery key slot has parameters"));
             }
+            Secret::Kept(kept) => seed.copy_from_slice(kept.seed()),
         }
         Ok(Seed::from_bytes(&seed))
     }
@@ -117,6 +123,7 @@ impl Secret {
             Secret::Passphrase(_) => new_passphrase_params(&salt, kdf),
             Secret::KeyFile(_) => salt.to_vec(),
             Secret::Recovery(_) => Vec::new(),
+            Secret::Kept(kept) => kept.params().to_vec(),
         }
     }
 
@@ -137,6 +144,7 @@ impl fmt::Debug for Secret {
         let len = match self {
             Secret::Passphrase(bytes) | Secret::KeyFile(bytes) => bytes.len(),
             Secret::Recovery(key) => key.expose().len(),
+            Secret::Kept(kept) => kept.seed().len(),
         };
         write!(f, "{}({len} bytes)", self.kind())
     }
@@ -149,8 +157,12 @@ pub enum SlotKind {
     Passphrase,
     /// The content of a file, through HKDF.
     KeyFile,
+    /// AWS KMS, which keeps a random seed encrypted.
+    Kms,
     /// 32 random bytes that were printed once.
     Recovery,
+    /// The owner of an age or ssh key, to which a random seed is encrypted.
+    Age,
     /// Made by another version of sealfs; kept as it is, never opened.
     Unknown(u8),
 }
@@ -160,7 +172,9 @@ impl SlotKind {
         match byte {
             1 => SlotKind::Passphrase,
             2 => SlotKind::KeyFile,
+            3 => SlotKind::Kms,
             4 => SlotKind::Recovery,
+            5 => SlotKind::Age,
             other => SlotKind::Unknown(other),
         }
     }
@@ -169,7 +183,9 @@ impl SlotKind {
         match self {
             SlotKind::Passphrase => 1,
             SlotKind::KeyFile => 2,
+            SlotKind::Kms => 3,
             SlotKind::Recovery => 4,
+            SlotKind::Age => 5,
             SlotKind::Unknown(byte) => byte,
         }
     }
@@ -180,8 +196,9 @@ impl fmt::Display for SlotKind {
         match self {
             SlotKind::Passphrase => f.write_str("passphrase"),
             SlotKind::KeyFile => f.write_str("key file"),
-            SlotKind::Unknown(3) => f.write_str("AWS KMS"),
+            SlotKind::Kms => f.write_str("AWS KMS"),
             SlotKind::Recovery => f.write_str("recovery key"),
+            SlotKind::Age => f.write_str("age"),
             SlotKind::Unknown(byte) => write!(f, "kind {byte}"),
         }
     }
@@ -341,6 +358,16 @@ impl Slot {
         match self.kind {
             SlotKind::Passphrase => Some(passphrase_params(self.id, &self.params).ok()?.1),
             _ => None,
+        }
+    }
+
+    /// Whether it opens without a key service and without a token: with what a person can have on
+    /// paper or in a file.
+    pub fn opens_alone(&self) -> bool {
+        match self.kind {
+            SlotKind::Passphrase | SlotKind::KeyFile | SlotKind::Recovery => true,
+            SlotKind::Age => AgeSlot::parse(&self.params).is_ok_and(|slot| !slot.needs_hardware()),
+            SlotKind::Kms | SlotKind::Unknown(_) => false,
         }
     }
 

@@ -4,6 +4,8 @@
 
 use serde_json::{Value, json};
 
+use super::{CONTEXT_SLOT, CONTEXT_VOLUME};
+use crate::base::VolumeId;
 use crate::store::s3::SseMode;
 
 /// The statement id of our statement in a bucket's policy.
@@ -51,17 +53,61 @@ pub fn iam(bucket: &str, prefix: &str, mode: &SseMode, tags: bool, read_only: bo
     json!({"Version": "2012-10-17", "Statement": statements})
 }
 
+/// The KMS keys that open slots of a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeySlots {
+    /// Ids, aliases or ARNs.
+    pub keys: Vec<String>,
+    /// The volume, if it is known: the permission is for no other then.
+    pub volume: Option<VolumeId>,
+}
+
+/// Adds to a policy what it takes to open slots through KMS, and to add some: for nothing but the
+/// seeds of slots, which the encryption context says.
+pub fn allow_key_slots(policy: &mut Value, slots: &KeySlots) {
+    let Some(statements) = policy["Statement"].as_array_mut() else { return };
+    if slots.keys.is_empty() {
+        return;
+    }
+    let volume_key = format!("kms:EncryptionContext:{CONTEXT_VOLUME}");
+    let mut condition = match slots.volume {
+        Some(volume) => json!({"StringEquals": {volume_key: volume.to_string()}}),
+        None => json!({"StringLike": {volume_key: "*"}}),
+    };
+    condition["ForAllValues:StringEquals"] =
+        json!({"kms:EncryptionContextKeys": [CONTEXT_VOLUME, CONTEXT_SLOT]});
+    let (mut resources, mut aliases) = (Vec::new(), Vec::new());
+    for key in &slots.keys {
+        resources.push(key_resource(key));
+        aliases.extend(key.find("alias/").map(|at| &key[at..]));
+    }
+    if !aliases.is_empty() {
+        condition["ForAnyValue:StringEquals"] = json!({"kms:ResourceAliases": aliases});
+    }
+    for (sid, action) in [("OpenKeySlots", "kms:Decrypt"), ("AddKeySlots", "kms:Encrypt")] {
+        statements.push(json!({
+            "Sid": sid, "Effect": "Allow", "Action": action,
+            "Resource": resources, "Condition": condition
+        }));
+    }
+}
+
 /// What the KMS statement is about: the key, or any key that has the alias.
 fn kms_resource(mode: &SseMode) -> Option<String> {
     let id = match mode {
         SseMode::Kms { key_id, .. } | SseMode::Dsse { key_id, .. } => key_id.as_deref()?,
         _ => return None,
     };
-    Some(match id {
+    Some(key_resource(id))
+}
+
+/// A key by id, alias or ARN as a policy names it; an alias stands for whatever key has it.
+fn key_resource(id: &str) -> String {
+    match id {
         arn if arn.starts_with("arn:") && arn.contains(":key/") => arn.to_owned(),
         id if id.contains("alias/") => "arn:aws:kms:*:*:key/*".into(),
         id => format!("arn:aws:kms:*:*:key/{id}"),
-    })
+    }
 }
 
 /// Whether a bucket policy denies every request that is not made over TLS.
@@ -109,6 +155,37 @@ pub fn with_tls_only(policy: Option<&str>, bucket: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn key_slots_are_allowed_in_their_context_only() {
+        // Guards against a policy that lets whoever mounts a volume decrypt anything under the key.
+        let mut policy = iam("b", "", &SseMode::Default, false, true);
+        let before = policy.clone();
+        allow_key_slots(&mut policy, &KeySlots::default());
+        assert_eq!(policy, before);
+        let arn = "arn:aws:kms:eu-1:1:key/k";
+        let volume = Some(VolumeId([0xab; 16]));
+        allow_key_slots(&mut policy, &KeySlots { keys: vec![arn.into()], volume });
+        for (at, sid, action) in
+            [(3, "OpenKeySlots", "kms:Decrypt"), (4, "AddKeySlots", "kms:Encrypt")]
+        {
+            let statement = &policy["Statement"][at];
+            assert_eq!((&statement["Sid"], &statement["Action"]), (&json!(sid), &json!(action)));
+            assert_eq!(statement["Resource"], json!([arn]));
+            assert_eq!(
+                statement["Condition"]["StringEquals"]["kms:EncryptionContext:sealfs:volume"],
+                json!("ab".repeat(16))
+            );
+        }
+        let mut policy = before;
+        allow_key_slots(&mut policy, &KeySlots { keys: vec!["alias/a".into()], volume: None });
+        let condition = &policy["Statement"][3]["Condition"];
+        assert_eq!(
+            condition["ForAnyValue:StringEquals"]["kms:ResourceAliases"],
+            json!(["alias/a"])
+        );
+        assert_eq!(condition["StringLike"]["kms:EncryptionContext:sealfs:volume"], json!("*"));
+    }
 
     fn kms(key: &str) -> SseMode {
         SseMode::Kms { key_id: Some(key.into()), context: Default::default(), bucket_key: None }

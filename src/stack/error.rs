@@ -167,6 +167,16 @@ pub enum StackError {
         /// What to do next.
         hint: String,
     },
+    /// What keeps the seed of a slot (a key service, the owner of an age key) does not give it.
+    #[error("{message}")]
+    Keeper {
+        /// What kind of trouble it is.
+        kind: StackErrorKind,
+        /// A sentence.
+        message: String,
+        /// What to do next.
+        hint: String,
+    },
     /// Metadata.
     #[error("metadata: {0}")]
     Metadata(#[from] KvError),
@@ -229,6 +239,7 @@ impl StackError {
                 KeyringError::NotAKeyring
                 | KeyringError::Damaged(_)
                 | KeyringError::Altered
+                | KeyringError::Kept { .. }
                 | KeyringError::KdfOutOfBounds { .. }
                 | KeyringError::KdfTotal { .. },
             ) => StackErrorKind::Corrupt,
@@ -243,6 +254,8 @@ impl StackError {
                 KeyringError::NoSuchSlot(_)
                 | KeyringError::NoSuchLabel(_)
                 | KeyringError::LastSlot(_)
+                | KeyringError::LastOwnSlot(_)
+                | KeyringError::SlotTaken(_)
                 | KeyringError::Label
                 | KeyringError::Full
                 | KeyringError::TooManyEpochs
@@ -265,7 +278,7 @@ impl StackError {
             | StackError::Ending { .. }
             | StackError::Metadata(KvError::Fenced)
             | StackError::Journal(JournalError::InUse(_)) => StackErrorKind::InUse,
-            StackError::Encryption { kind, .. } => *kind,
+            StackError::Encryption { kind, .. } | StackError::Keeper { kind, .. } => *kind,
             StackError::Rollback { .. }
             | StackError::TooOld { .. }
             | StackError::ConfigRollback { .. }
@@ -310,7 +323,7 @@ impl StackError {
                 "it uploads what was pending: wait, or leave that to the next mount: \
                  kill {pid}; kill {pid}"
             ),
-            StackError::Encryption { hint, .. } => hint.clone(),
+            StackError::Encryption { hint, .. } | StackError::Keeper { hint, .. } => hint.clone(),
             StackError::KeyringRollback { .. } | StackError::KeyringForeign { .. } => {
                 "somebody put back an old keyring, or made one of old keys; if you put it back: \
                  sealfs mount --accept-rollback"

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use object_store::path::Path;
 use object_store::{ObjectStore, PutMode, UpdateVersion};
 
+use super::key_use::note_use;
 use super::keyring_object::{KEYRING_NAME, read_version};
 use super::open::READ_TIMEOUT;
 use super::state::{Remembered, StateFile};
@@ -76,6 +77,7 @@ async fn open_once(
     let state_dir = options.state_dir.join(unlocked.keys.volume_id().to_string());
     let state = StateFile::<Remembered>::new(&state_dir, unlocked.keys.clone()).load()?;
     state.unwrap_or_default().check_keyring(unlocked.keyring.generation())?;
+    note_use(&options.state_dir, &unlocked.keyring, unlocked.slot);
     Ok((unlocked, version))
 }
 

@@ -7,6 +7,8 @@
 //! | `keyring_object`, `unlock` | the keyring in the bucket, and the one way to open it |
 //! | `key_change`, `key_watch` | changing it, and how a mount follows |
 //! | `rekey`, `rekey_duty` | every object sealed again in a new epoch; what a mount does for that |
+//! | `key_kms`, `key_age` | slots whose seed AWS KMS or an age key gives |
+//! | `key_use` | when this machine last used which slot |
 //! | `config`, `config_use` | what the volume remembers of its encryption, and what follows |
 //! | `options`, `control` | what is asked for, and what a mount says: plain data |
 //! | `attended` | what a command waits for, and that it is to stop |
@@ -39,7 +41,10 @@ pub mod doctor;
 mod error;
 mod fsck;
 pub mod inventory;
+mod key_age;
 mod key_change;
+mod key_kms;
+mod key_use;
 mod key_watch;
 mod keyring_object;
 pub mod layers;
@@ -63,12 +68,17 @@ pub use control::{Connection, Control, Numbers, Progress, Requests, Status, resi
 pub use departure::{announce_end, is_running};
 pub use error::{StackError, StackErrorKind};
 pub use fsck::{FsckOptions, FsckProgress, FsckReport, Problem, READING_DATA, fsck};
+pub use key_age::{
+    Ask, KEEPERS_MAX, keep as keep_age, open as open_age, recipients as age_recipients,
+};
 pub use key_change::{Changed, KeyOptions, change_keyring, open_keyring};
+pub use key_kms::{CONTEXT_SLOT, CONTEXT_VOLUME, Follow, KmsSource};
+pub use key_use::{last_used, remember_use};
 pub use keyring_object::{KEYRING_NAME, load_keyring, read_keyring};
 pub use layers::Layers;
 pub use mount::{Mounted, mount};
 pub use neighbours::check_free;
 pub use options::{InitOptions, LocalDisk, MountOptions, StoreOptions};
 pub use recover::{KeyringSource, LIST_NAME, RecoverOptions, Recovered, recover};
-pub use unlock::{Key, KeySource, Unlocked, unlock, unlock_store};
+pub use unlock::{Found, Key, KeySource, Unlocked, unlock, unlock_store};
 pub use volume::{create_bucket, init};

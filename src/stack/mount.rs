@@ -14,6 +14,7 @@ use super::config;
 use super::config_use::VolumeSse;
 use super::departure::Departure;
 use super::disks::{human, make_dir, room_for, space_of};
+use super::key_use::note_use;
 use super::key_watch::KeyWatch;
 use super::lease::{Beat, HEARTBEAT, Lease};
 use super::lineage::{Lineage, copied_elsewhere, go_on_beside, lineage, refuse_rollback};
@@ -148,6 +149,7 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
     let layers = Layers::connect(&options.store, options.read_timeout, false).await?;
     let unlocked = unlock_store(&layers, &name, &options.key).await?;
     let (keyring, keys) = (unlocked.keyring.clone(), unlocked.keys.clone());
+    let slot = unlocked.slot;
     let key_watch = Arc::new(KeyWatch::new(layers.retry.clone(), &name, unlocked));
     let volume = keys.volume_id();
     let read_only = options.read_only;
@@ -170,6 +172,7 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
     let cache_dir = options.cache_dir.join(volume.to_string());
     make_dir(&state_dir)?;
     make_dir(&cache_dir)?;
+    note_use(&options.state_dir, &keyring, slot);
     let layers = layers.with_cache(cache_dir, options.cache_bytes_max);
     let state = Arc::new(StateFile::new(&state_dir, keys.clone()));
     let before = state.load_continued(options.accept_rollback)?.unwrap_or_default();

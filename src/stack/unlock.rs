@@ -7,9 +7,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use zeroize::Zeroizing;
 
 use super::{Layers, StackError, load_keyring};
-use crate::seal::{Keyring, Secret, Seed, VolumeKeys};
+use crate::seal::{KEY, Keyring, KeyringError, Secret, Seed, VolumeKeys};
 
 /// Something that opens slots of a keyring.
 #[async_trait]
@@ -29,6 +30,31 @@ impl KeySource for Secret {
         let found = tokio::task::spawn_blocking(move || keyring.find(&secret)).await;
         Ok(found
             .map_err(|e| StackError::Repair(format!("the key derivation ended early: {e}")))??)
+    }
+}
+
+/// The seed of a slot that was opened before, while somebody could still be asked.
+pub struct Found {
+    /// The slot.
+    pub slot: u32,
+    /// Its seed.
+    pub seed: Zeroizing<[u8; KEY]>,
+}
+
+impl fmt::Debug for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Found(slot {}, {KEY} bytes)", self.slot)
+    }
+}
+
+#[async_trait]
+impl KeySource for Found {
+    async fn seed(&self, keyring: &Keyring) -> Result<(u32, Seed), StackError> {
+        let seed = Seed::from_bytes(&self.seed);
+        match keyring.fits(self.slot, &seed) {
+            true => Ok((self.slot, seed)),
+            false => Err(KeyringError::NoSuchSlot(self.slot).into()), // removed meanwhile
+        }
     }
 }
 

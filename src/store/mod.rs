@@ -8,6 +8,7 @@
 pub mod cached;
 pub mod error;
 pub mod file;
+pub mod kms;
 pub mod kv;
 mod kv_store;
 pub mod location;

@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 
 use super::config;
 use super::config_use::VolumeSse;
+use super::key_use::note_use;
 use super::key_watch::KeyWatch;
 use super::lease::held_by;
 use super::lineage::refuse_rollback;
@@ -168,7 +169,8 @@ pub async fn fsck(
         Ok((layers, unlocked, watch, config::load(&sealed).await?))
     };
     let (layers, unlocked, watch, loaded) = attended.unless_stopped(open).await?;
-    let Unlocked { keyring, keys, .. } = unlocked;
+    let Unlocked { keyring, keys, slot, .. } = unlocked;
+    note_use(&options.state_dir, &keyring, slot);
     let id = keys.volume_id();
     // The encryption that the volume remembers is needed to read objects under it.
     let _sse = VolumeSse::begin(layers.s3.clone(), options.store.sse.clone(), loaded.config)?;

@@ -5,7 +5,7 @@ use std::error::Error;
 use std::fmt;
 
 /// Displays an error and its causes, outermost first, each once.
-pub(super) struct Causes<'a>(pub &'a dyn Error);
+pub(in crate::store) struct Causes<'a>(pub &'a dyn Error);
 
 impl fmt::Display for Causes<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -20,6 +20,7 @@ use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, SdkConfig};
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_s3::config::{
     Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
 };
@@ -204,23 +205,9 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
         None => credentials::profile(options.profile.as_deref()).await?,
     };
     let http = http_client(options.attempt_timeout)?;
-    // The rest of an attempt is timed by `connection`, which knows how long it is.
-    let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build();
-    let stall = StalledStreamProtectionConfig::enabled().grace_period(STALL_GRACE).build();
-    let loader = aws_config::defaults(BehaviorVersion::latest())
-        .http_client(http.clone())
-        .region(region_chain(&options, &profile).await)
-        .profile_name(&profile)
-        .retry_config(RetryConfig::disabled())
-        .timeout_config(timeouts)
-        .stalled_stream_protection(stall)
-        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
-        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
-        // Ours are held by `Keys`; its cache could not be emptied.
-        .identity_cache(IdentityCache::no_cache())
-        .no_credentials();
-    let shared = loader.load().await;
-
+    let elsewhere = options.endpoint_url.is_some() || is_set("AWS_ENDPOINT_URL_S3");
+    let region = region_chain(options.region.as_deref(), elsewhere, &profile).await;
+    let shared = shared_config(&profile, region, http.clone()).await;
     if let Some(region) = shared.region() {
         input::region(region.as_ref())?;
     }
@@ -268,6 +255,70 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
     })
 }
 
+/// What every client has in common, whatever the service.
+async fn shared_config(
+    profile: &str,
+    region: RegionProviderChain,
+    http: SharedHttpClient,
+) -> SdkConfig {
+    // The rest of an attempt is timed by `connection`, which knows how long it is.
+    let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build();
+    let stall = StalledStreamProtectionConfig::enabled().grace_period(STALL_GRACE).build();
+    let loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http)
+        .region(region)
+        .profile_name(profile)
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(timeouts)
+        .stalled_stream_protection(stall)
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+        // Ours are held by `Keys`; its cache could not be emptied.
+        .identity_cache(IdentityCache::no_cache())
+        .no_credentials();
+    loader.load().await
+}
+
+/// What a client of another service of AWS asks for; it gets a [`Session`].
+pub(in crate::store) struct SessionAsk<'a> {
+    /// Region; `None` takes the AWS defaults.
+    pub region: Option<&'a str>,
+    /// Profile of the AWS configuration files; `None` takes `AWS_PROFILE` or `default`.
+    pub profile: Option<&'a str>,
+    /// Whether another server than AWS is named.
+    pub elsewhere: bool,
+    /// Time for one attempt of one request.
+    pub attempt_timeout: Duration,
+}
+
+/// What the client of another service is built from: the same as that of S3.
+pub(in crate::store) struct Session {
+    /// Region, TLS roots, connections.
+    pub shared: SdkConfig,
+    /// Where the access key comes from.
+    pub credentials: SharedCredentialsProvider,
+}
+
+impl SessionAsk<'_> {
+    /// Reads the environment and the AWS configuration files; makes no request but for a region.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub(in crate::store) async fn begin(&self) -> Result<Session, ConnectError> {
+        input::variables()?;
+        let (profile, is_explicit) = credentials::profile(self.profile).await?;
+        let http = http_client(self.attempt_timeout)?;
+        let region = region_chain(self.region, self.elsewhere, &profile).await;
+        let shared = shared_config(&profile, region, http.clone()).await;
+        if let Some(region) = shared.region() {
+            input::region(region.as_ref())?;
+        }
+        let keys =
+            Keys::new(Sources { profile, is_explicit, config: for_providers(&shared, http) });
+        Ok(Session { shared, credentials: SharedCredentialsProvider::new(keys) })
+    }
+}
+
 /// How the endpoint of the options is called in errors.
 const BY_FLAG: &str = "--endpoint-url (or AWS_ENDPOINT_URL_S3)";
 
@@ -304,14 +355,19 @@ fn is_aws(endpoint: &Url) -> bool {
     host.ends_with(".amazonaws.com") || host.ends_with(".amazonaws.com.cn")
 }
 
-/// Checks an endpoint against what the options allow.
-fn wire(endpoint: &Url, options: &S3Options) -> Result<Wire, ConnectError> {
-    let local = match endpoint.host() {
+/// Whether what is sent there never leaves this machine.
+pub(in crate::store) fn is_this_machine(endpoint: &Url) -> bool {
+    match endpoint.host() {
         Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
         Some(Host::Ipv4(ip)) => ip.is_loopback(),
         Some(Host::Ipv6(ip)) => ip.is_loopback(),
         None => false,
-    };
+    }
+}
+
+/// Checks an endpoint against what the options allow.
+fn wire(endpoint: &Url, options: &S3Options) -> Result<Wire, ConnectError> {
+    let local = is_this_machine(endpoint);
     let customer = options.sse.customer_key().is_some() || !options.read_keys.is_empty();
     let shown = || endpoint.as_str().trim_end_matches('/').to_owned();
     match endpoint.scheme() {
@@ -338,19 +394,21 @@ fn for_providers(shared: &SdkConfig, http: SharedHttpClient) -> ProviderConfig {
 
 /// Flag, environment, profile, and, unless another server than AWS is named, the instance
 /// metadata service (asking it from elsewhere costs seconds).
-async fn region_chain(options: &S3Options, profile: &str) -> RegionProviderChain {
-    let asked = RegionProviderChain::first_try(options.region.clone().map(Region::new));
+async fn region_chain(region: Option<&str>, elsewhere: bool, profile: &str) -> RegionProviderChain {
+    let region = region.map(|name| Region::new(name.to_owned()));
+    let asked = RegionProviderChain::first_try(region);
     let profile = ProfileFileRegionProvider::builder().profile_name(profile).build();
     let chain = asked.or_else(EnvironmentVariableRegionProvider::new()).or_else(profile);
-    let elsewhere = options.endpoint_url.is_some()
-        || ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
-            .iter()
-            .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
-    let chain = match elsewhere {
+    let chain = match elsewhere || is_set("AWS_ENDPOINT_URL") {
         true => chain,
         false => chain.or_else(aws_config::imds::region::ImdsRegionProvider::builder().build()),
     };
     chain.or_else(Region::new(REGION_FALLBACK))
+}
+
+/// Whether an environment variable says something.
+fn is_set(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| !value.is_empty())
 }
 
 /// One connection pool for all requests; TLS trusts the system's roots, or only the bundle of

@@ -35,7 +35,7 @@ pub(super) enum Condition {
 
 /// What is known about a failed request.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Failure {
+pub(in crate::store) struct Failure {
     status: Option<u16>,
     code: Option<String>,
     message: Option<String>,
@@ -400,7 +400,8 @@ fn condition_failed(condition: Condition) -> ErrorClass {
     }
 }
 
-fn facts<E>(error: &SdkError<E, HttpResponse>) -> Failure
+/// What is known about a failed call.
+pub(in crate::store) fn facts<E>(error: &SdkError<E, HttpResponse>) -> Failure
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
@@ -410,6 +411,47 @@ where
         failure.tls = tls::trouble(error);
     }
     failure
+}
+
+impl Failure {
+    /// A refusal with a status and a code, for tests of what is made of one.
+    #[cfg(test)]
+    pub(in crate::store) fn coded(status: u16, code: &str) -> Failure {
+        Failure { status: Some(status), code: Some(code.into()), ..Failure::default() }
+    }
+
+    /// The server's code.
+    pub(in crate::store) fn code(&self) -> Option<&str> {
+        self.code.as_deref()
+    }
+
+    /// Whether there was nothing to sign with, and waiting does not help.
+    pub(in crate::store) fn has_no_credentials(&self) -> bool {
+        self.credentials == Some(CredentialTrouble::Missing)
+    }
+
+    /// Whether it is the answer of something else: a page, or one that no service gives.
+    pub(in crate::store) fn is_foreign(&self) -> bool {
+        self.page || self.code.is_none() && self.status.is_some()
+    }
+
+    /// What to do about TLS, if that is the trouble.
+    pub(in crate::store) fn tls_hint(&self) -> Option<&'static str> {
+        self.tls.as_ref().map(|trouble| trouble.next)
+    }
+
+    /// The server's words, or the innermost cause, in one line.
+    pub(in crate::store) fn what(&self, error: &dyn Error) -> String {
+        match (&self.tls, &self.code, &self.message) {
+            (Some(tls), ..) => tls.why.clone(),
+            (None, Some(code), Some(message)) => format!("{code}: {message}"),
+            (None, Some(code), None) => code.clone(),
+            (None, None, _) => match self.status {
+                Some(status) => format!("status {status}"),
+                None => root_cause(error),
+            },
+        }
+    }
 }
 
 fn facts_of_service<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Failure {

@@ -2,7 +2,7 @@
 //!
 //! One request per call, no retries and no cache: those are `store/retry.rs` and
 //! `store/cached.rs`. Every failure carries a `StoreError` with its class. The only place of
-//! the crate that names `aws_*`. Used by `stack/`; `sse` and `flags` also by `cli/`.
+//! the crate that names `aws_*` beside `store/kms`. Used by `stack/`; `sse` and `flags` also by `cli/`.
 
 mod answers;
 mod body;
@@ -27,10 +27,14 @@ mod tls;
 mod upload;
 mod write;
 
+pub(in crate::store) use answers::Answers;
 pub use bucket::{DefaultEncryption, Diagnosis, Ping, Setting, Versioning};
+pub(in crate::store) use causes::Causes;
 pub use client::{
     ATTEMPT_TIMEOUT, CONNECT_TIMEOUT, ConnectError, S3Options, StaticCredentials, connect,
 };
+pub(in crate::store) use client::{Session, SessionAsk, is_this_machine};
+pub(in crate::store) use errors::{Failure, facts};
 pub use flags::{SseAsk, SseDetailFlags, SseFlagError, SseFlags, SseKind, SseReadFlags};
 pub use input::InputError;
 pub use inspect::{COPY_MAX, Inspected, Reencrypted};

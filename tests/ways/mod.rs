@@ -1,0 +1,3 @@
+//! What the tests of the ways into a volume share.
+
+pub mod kms;
