@@ -25,6 +25,9 @@ const PAGES: &[&str] = &[
     "docs/OPERATIONS.md",
     "docs/RELIABILITY.md",
     "packaging/README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
 ];
 
 fn root() -> PathBuf {
@@ -128,7 +131,7 @@ fn every_command_and_flag_that_is_named_exists() {
     .into();
     for (group, commands) in [
         ("sse", &["audit", "migrate"][..]),
-        ("key", &["list", "test", "add", "passphrase", "remove", "rotate"]),
+        ("key", &["list", "test", "add", "passphrase", "remove", "rotate", "rekey"]),
     ] {
         let of_each = commands.iter().map(|command| flags(&sealfs(&[group, command, "--help"])));
         help.insert(group, of_each.flatten().collect());
@@ -303,6 +306,7 @@ fn every_command_has_a_man_page_and_the_shells_take_the_completions() {
     let pages = fs::read_dir(dir.path().join("man")).expect("a folder");
     for page in pages {
         let page = page.expect("an entry").path().display().to_string();
+        assert!(!page.contains("help"), "{page}");
         tool("mandoc", &["-T", "lint", "-W", "error", &page]);
     }
     let complete = "COMP_WORDS=(sealfs mo); COMP_CWORD=1; . completions/sealfs.bash; \

@@ -74,7 +74,7 @@ fn write_all(dir: &Path, mut cli: Command) -> io::Result<()> {
     std::fs::create_dir_all(&man)?;
     std::fs::create_dir_all(&completions)?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        clap_complete::generate_to(shell, &mut cli, "sealfs", &completions)?;
+        clap_complete::generate_to(shell, &mut cli.clone(), "sealfs", &completions)?;
     }
     cli = cli.disable_help_subcommand(true);
     cli.build();
