@@ -789,3 +789,106 @@ fn a_log_of_json_goes_on_after_it_was_rotated() {
     assert!(second.contains("unmounted"), "{second}");
     assert_eq!(fs::read_to_string(v.path("log.1")).expect("the log"), first);
 }
+
+#[test]
+fn a_recovery_kit_opens_the_volume_and_a_typing_error_in_it_is_named() {
+    // Guards against a sheet of paper that does not open the volume on the day it is needed, that
+    // other users can read, or that takes the place of another; and against the same by `init`.
+    let v = Volume::bare();
+    let (url, pass, state) = (v.url(), v.text("passphrase"), v.text("state"));
+    let init = ["init", &url, "--passphrase-file", &pass, "--recovery-kit", &v.text("first.txt")];
+    let printed = v.ok(&init);
+    assert!(printed.contains("recovery kit of slot 2 (recovery kit) written to"), "{printed}");
+    let (at, secret) = (["--state-dir", &state], ["--passphrase-file", &pass]);
+    let kit = |out: &str, more: &[&str]| {
+        [&["key", "kit", &url, "--out", out], &at[..], &secret[..], more]
+            .concat()
+            .iter()
+            .map(|arg| arg.to_string())
+            .collect::<Vec<_>>()
+    };
+    let words = |args: &[String]| args.iter().map(String::as_str).collect::<Vec<_>>().join("\n");
+    let html = v.text("kit.html");
+    v.ok(&words(&kit(&html, &["--label", "safe"])).split('\n').collect::<Vec<_>>());
+    let mode = fs::metadata(&html).expect("written").permissions();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600);
+    let again = v.fails(&words(&kit(&html, &[])).split('\n').collect::<Vec<_>>(), 2);
+    assert!(again.contains("is there already") && again.contains("--force"), "{again}");
+    let slots = |n: usize| {
+        let json = v.ok(&["key", "list", &url, "--json"]);
+        let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(json["slots"].as_array().map(Vec::len), Some(n), "{json}");
+    };
+    slots(3);
+    // What somebody types from the page.
+    let page = fs::read_to_string(&html).expect("reads");
+    let groups = page.split("<li>").skip(1).map(|rest| &rest[..5]);
+    let typed = groups.collect::<Vec<_>>().join(" ").to_lowercase();
+    let private = |name: &str, text: &str| {
+        fs::write(v.path(name), text).expect("writes");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        fs::set_permissions(v.path(name), mode).expect("own file");
+        v.text(name)
+    };
+    let key = private("kit.key", &typed);
+    let opened =
+        v.ok(&[&["key", "check-recovery", &url, "--recovery-file", &key], &at[..]].concat());
+    assert_eq!(opened, "there is no typing error in it\nit opens slot 3 (safe, recovery key)\n");
+    let wrong = if typed.as_bytes()[25] == b'7' { "8" } else { "7" };
+    let typo = private("typo", &format!("{}{wrong}{}", &typed[..25], &typed[26..]));
+    let said = v.fails(&["key", "check-recovery", "--recovery-file", &typo], 3);
+    assert!(said.contains("group 5 of the recovery key has a typing error"), "{said}");
+    // The same key on another page: no slot is added.
+    let text = v.text("again.txt");
+    v.ok(&[&["key", "kit", &url, "--out", &text, "--recovery-file", &key], &at[..]].concat());
+    slots(3);
+    let text = fs::read_to_string(&text).expect("reads");
+    let group = |n: usize| typed.split(' ').nth(n).expect("13 groups").to_uppercase();
+    assert!((0..13).all(|n| text.contains(&group(n))), "{text}");
+    let shown = v.ok(&[&["key", "kit", &url, "--recovery-file", &key], &at[..]].concat());
+    assert!(shown.contains(&group(12)) && shown.contains("--at-least"), "{shown}");
+    // Nothing is added for a page that cannot be written.
+    let nowhere = v.text("no/such/kit.html");
+    v.fails(&words(&kit(&nowhere, &[])).split('\n').collect::<Vec<_>>(), 1);
+    slots(3);
+}
+
+#[test]
+fn init_says_what_happens_without_a_recovery_key_unless_it_is_told() {
+    // Guards against a volume that is lost with its one passphrase, of which nobody was warned; and
+    // against scripts that are told each time.
+    let v = Volume::bare();
+    let init = |store: &str, more: &[&str]| {
+        let (url, pass) = (format!("file://{}", v.text(store)), v.text("passphrase"));
+        let output = v.run(&[&["init", &url, "--passphrase-file", &pass], more].concat());
+        assert!(output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let said = init("a", &[]);
+    assert!(said.contains("no recovery key") && said.contains("sealfs key kit file://"), "{said}");
+    assert_eq!(init("b", &["--no-recovery"]), "");
+}
+
+#[test]
+fn a_rekey_that_must_wait_says_how_long_and_what_goes_on_with_it() {
+    // Guards against an exit status of 0, or keys that leave, while the metadata's log is still of the
+    // old epoch; and against a list that does not show what still needs an old key.
+    let v = Volume::bare();
+    let (url, pass, state) = (v.url(), v.text("passphrase"), v.text("state"));
+    let secret = ["--passphrase-file", &pass, "--state-dir", &state];
+    v.ok(&["init", &url, "--passphrase-file", &pass, "--no-recovery"]);
+    let rekey = [&["key", "rekey", &url, "--no-wait", "--json"], &secret[..]].concat();
+    let output = v.run(&rekey);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(13), "{said}");
+    assert!(said.contains("epoch 2 begins") && said.contains("not complete"), "{said}");
+    assert!(said.contains("sealfs key rekey file://"), "{said}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&report["epoch"], &report["failed_total"]), (&2.into(), &0.into()));
+    let again = String::from_utf8_lossy(&v.run(&rekey).stderr).into_owned();
+    assert!(again.contains("going on with epoch 2"), "{again}");
+    let listed = v.ok(&[&["key", "list", &url], &secret[..]].concat());
+    assert!(listed.contains("sealed in epoch 2: "), "{listed}");
+    let brief = v.ok(&[&["key", "list", &url, "--no-objects"], &secret[..]].concat());
+    assert!(!brief.contains("sealed in") && brief.contains("keys of epochs 1"), "{brief}");
+}

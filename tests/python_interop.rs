@@ -239,3 +239,62 @@ fn open_object_says_what_is_wrong_and_prints_no_contents() {
         assert!(output.stdout.is_empty());
     }
 }
+
+#[test]
+fn the_key_of_one_object_opens_it_elsewhere_and_no_other() {
+    // Guards against an auditor who gets a key that does not open the object, or that opens more; and
+    // against `object cat` printing something else.
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    fs::write(path("pass"), "correct horse battery staple\n").unwrap();
+    fs::create_dir(path("store")).unwrap();
+    let url = format!("file://{}", path("store"));
+    let sealfs = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sealfs"));
+        let (pass, state) = (path("pass"), path("state"));
+        command.args(args).args(["--passphrase-file", &pass]).current_dir(dir.path());
+        if args[0] != "init" {
+            command.args(["--state-dir", &state]);
+        }
+        run(&mut command, 120)
+    };
+    assert!(sealfs(&["init", &url, "--no-recovery"]).status.success());
+    let manifest = fs::read_dir(path("store/meta/manifest")).unwrap().flatten();
+    let manifest = manifest.map(|e| e.file_name()).max().expect("one");
+    let other = format!("meta/manifest/{}", manifest.to_str().unwrap());
+    let exported = sealfs(&["key", "export-object", &url, "config", "--out", "one.key", "--json"]);
+    let said = String::from_utf8_lossy(&exported.stderr);
+    assert!(exported.status.success(), "{said}");
+    let json: serde_json::Value = serde_json::from_slice(&exported.stdout).unwrap();
+    let command = json["command"].as_str().unwrap();
+    assert!(json["key"].is_null() && command.starts_with("open-object "), "{json}");
+    let open = |object: &str, name: &str| {
+        let args = command.split(' ').skip(1).take_while(|word| *word != ">");
+        let args: Vec<_> = args
+            .map(|word| match word {
+                "object.bin" => path(&format!("store/{object}")),
+                "config" => name.to_owned(),
+                word => word.to_owned(),
+            })
+            .collect();
+        let mut script = Command::new(python());
+        script.arg(root().join("scripts/open-object")).args(args).current_dir(dir.path());
+        run(&mut script, 60)
+    };
+    let opened = open("config", "config");
+    assert!(opened.status.success(), "{}", String::from_utf8_lossy(&opened.stderr));
+    let plain: serde_json::Value = serde_json::from_slice(&opened.stdout).unwrap();
+    assert_eq!(plain["version"], 1);
+    assert_eq!(open(&other, &other).status.code(), Some(1), "another object");
+    let cat = sealfs(&["object", "cat", &url, "config"]);
+    assert!(cat.status.success() && cat.stdout == opened.stdout);
+    let mut damaged = fs::read(path("store/config")).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(path("store/other"), &damaged).unwrap();
+    for (object, status) in [("other", 7), ("none", 5), ("keyring", 1), ("meta/wal/1.sst", 1)] {
+        let refused = sealfs(&["object", "cat", &url, object]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(status), "{object}: {said}");
+        assert!(refused.stdout.is_empty() && said.contains("hint: "), "{object}: {said}");
+    }
+}

@@ -1,16 +1,21 @@
 //! `sealfs init`: makes a volume in an empty prefix.
 
+use std::io::{BufRead, IsTerminal};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
 use crate::base::shell_word;
-use crate::seal::KdfParams;
-use crate::stack::{self, InitOptions};
+use crate::seal::{KdfParams, Secret};
+use crate::stack::{self, InitOptions, KeyOptions, StoreOptions};
 
 use super::args::{SecretArgs, StoreArgs};
+use super::dirs::{absolute_or, state_dir};
 use super::doctor::describe;
 use super::exit::{Exit, Failure, Outcome};
+use super::key::Where;
+use super::key_kit::{self, Page};
 use super::signals::{self, UNDO_MAX};
 use super::strength::WeakArgs;
 
@@ -20,7 +25,8 @@ use super::strength::WeakArgs;
 Examples:
   sealfs init s3://my-bucket/data --passphrase-file ~/.sealfs.pass
   sealfs init s3://my-bucket/data --endpoint-url https://minio.example:9000
-  sealfs init file:///srv/store --key-file /root/volume.key
+  sealfs init file:///srv/store --key-file /root/volume.key --no-recovery
+  sealfs init s3://my-bucket/data --recovery-kit kit.html
 
 Without a key flag it asks for a passphrase, twice. Keep the passphrase: without it, or
 another key that was added, nobody can ever read the volume, and nothing can reset it. One that
@@ -45,6 +51,12 @@ pub struct InitArgs {
     /// With versioning as well
     #[arg(long, requires = "create_bucket")]
     create_bucket_versioning: bool,
+    /// Make a recovery key as well, and a page to print with it: a way in when the first is lost
+    #[arg(long, help_heading = "Recovery", value_name = "FILE", conflicts_with = "no_recovery")]
+    recovery_kit: Option<PathBuf>,
+    /// Make none, and do not ask
+    #[arg(long, help_heading = "Recovery")]
+    no_recovery: bool,
 }
 
 /// The command that mounts the volume, as it is typed in any directory.
@@ -60,6 +72,7 @@ fn mount_command(store: &str, access: &StoreArgs, secret: &SecretArgs) -> String
 /// Runs `sealfs init`.
 pub fn run(args: InitArgs) -> Outcome {
     let mut store = args.access.resolve(&args.store)?;
+    let page = args.recovery_kit.as_deref().map(|page| Page::begin(page, false)).transpose()?;
     let mode = store.sse.for_new_volume().map_err(|e| Failure::new(Exit::Usage, e))?;
     store.sse.mode = Some(mode);
     super::keep_private();
@@ -69,7 +82,8 @@ pub fn run(args: InitArgs) -> Outcome {
     // SAFETY: these calls take nothing and cannot fail (getuid(2)).
     let owner = unsafe { (libc::getuid(), libc::getgid()) };
     let kdf = KdfParams::default();
-    let options = InitOptions { store, secret, label: args.label, kdf, owner };
+    let (reach, again) = (store.clone(), secret.duplicate());
+    let options = InitOptions { store, secret, label: args.label.clone(), kdf, owner };
     let attended = options.store.attended.clone();
     if args.create_bucket {
         let made = stack::create_bucket(&options.store, args.create_bucket_versioning);
@@ -79,7 +93,52 @@ pub fn run(args: InitArgs) -> Outcome {
     let volume = signals::run(&attended, UNDO_MAX, stack::init(options))?;
     println!("volume {volume} created in {}", args.store);
     println!("mount it with: {}", mount_command(&args.store, &args.access, &args.secret));
-    Ok(())
+    recovery(&args, page, reach, again)
+}
+
+/// Makes a recovery kit if that is wished, and says what happens without.
+fn recovery(args: &InitArgs, page: Option<Page>, store: StoreOptions, secret: Secret) -> Outcome {
+    if args.no_recovery {
+        return Ok(());
+    }
+    let at = Where {
+        store: args.store.clone(),
+        access: args.access.clone(),
+        state_dir: None,
+        json: false,
+    };
+    let page = match page {
+        Some(page) => page,
+        None => match ask_for_a_page() {
+            Some(page) => page,
+            None => {
+                eprintln!(
+                    "sealfs: note: it has no recovery key: who loses the key that it has loses everything in it"
+                );
+                eprintln!("hint: sealfs key kit {} --out kit.html", at.address());
+                return Ok(());
+            }
+        },
+    };
+    let options =
+        KeyOptions { store, key: secret.into(), state_dir: absolute_or(None, state_dir)? };
+    key_kit::finish(&at, &key_kit::make(&at, &options, None, "recovery kit")?, Some(page))
+}
+
+/// Where a recovery kit is to be written, of somebody who sits there.
+fn ask_for_a_page() -> Option<Page> {
+    let (stdin, stderr) = (std::io::stdin(), std::io::stderr());
+    if !stdin.is_terminal() || !stderr.is_terminal() {
+        return None;
+    }
+    eprintln!("without a recovery key, who loses this key loses everything in the volume.");
+    eprint!("file for a recovery kit to print, such as kit.html (empty: none): ");
+    let mut line = String::new();
+    stdin.lock().read_line(&mut line).ok()?;
+    match line.trim() {
+        "" => None,
+        file => Page::begin(file.as_ref(), false).map_err(|failure| failure.report()).ok(),
+    }
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use super::key_show::{Shown, ShownSlot, named, print_json};
 use super::secret::NewSecretArgs;
 use super::signals;
 use super::strength::WeakArgs;
-use super::{key_add, key_rekey};
+use super::{key_add, key_kit, key_rekey, object};
 
 /// `sealfs key …`
 #[derive(Args, Clone, Debug)]
@@ -56,6 +56,12 @@ enum KeyCommand {
     Rotate(OpenArgs),
     /// Seal every object again in a new epoch, so that earlier keys open nothing
     Rekey(key_rekey::RekeyArgs),
+    /// Make a recovery key, and a page to print that says how to use it
+    Kit(key_kit::KitArgs),
+    /// Look for typing errors in a recovery key
+    CheckRecovery(key_kit::CheckArgs),
+    /// Hand out the key of one object
+    ExportObject(object::ExportArgs),
 }
 
 /// Which keyring.
@@ -65,10 +71,10 @@ pub(super) struct Where {
     #[arg(value_name = "STORE")]
     pub(super) store: String,
     #[command(flatten)]
-    access: StoreArgs,
+    pub(super) access: StoreArgs,
     /// Where this machine remembers what it has seen of the volume
     #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
+    pub(super) state_dir: Option<PathBuf>,
     /// One JSON object; its fields are never renamed
     #[arg(long)]
     pub(super) json: bool,
@@ -80,11 +86,15 @@ Examples:
   sealfs key list s3://my-bucket/data
   sealfs key list s3://my-bucket/data --json --passphrase-file ~/.sealfs.pass
 
-Slots can be seen without a key. With one, the list is checked: nobody has altered it. When a slot was
-last used is what this machine remembers, of itself.")]
+Slots can be seen without a key. With one, the list is checked: nobody has altered it; and where the
+keyring has keys of earlier epochs, it is shown how many objects still need them. When a slot was last
+used is what this machine remembers, of itself.")]
 struct ListArgs {
     #[command(flatten)]
     at: Where,
+    /// Do not look which epoch each object is sealed in (a small request for each)
+    #[arg(long)]
+    no_objects: bool,
     #[command(flatten)]
     secret: SecretArgs,
 }
@@ -161,6 +171,9 @@ pub fn run(args: KeyArgs) -> Outcome {
         KeyCommand::Remove(args) => remove(&args),
         KeyCommand::Rotate(args) => rotate(&args),
         KeyCommand::Rekey(args) => key_rekey::run(&args),
+        KeyCommand::Kit(args) => key_kit::run(&args),
+        KeyCommand::CheckRecovery(args) => key_kit::check(&args),
+        KeyCommand::ExportObject(args) => object::export(&args),
     }
 }
 
@@ -186,16 +199,21 @@ impl Where {
 
 fn list(args: &ListArgs) -> Outcome {
     let verified = args.secret.is_given();
+    let mut in_use = None;
     let keyring = if verified {
         let options = args.at.open_with(&args.secret)?;
-        attend(&options.store, open_keyring(&options))?.keyring
+        let keyring = attend(&options.store, open_keyring(&options))?.keyring;
+        if !args.no_objects && !keyring.old_roots().is_empty() {
+            in_use = Some(key_rekey::epochs(&options)?);
+        }
+        keyring
     } else {
         let store = args.at.access.resolve(&args.at.store)?;
         attend(&store, read_keyring(&store))?
     };
     let state_dir = absolute_or(args.at.state_dir.as_deref(), state_dir)?;
     let used = last_used(&state_dir, keyring.volume_id());
-    let shown = Shown::of(&keyring, verified).with_use(&used);
+    let shown = Shown::of(&keyring, verified).with_use(&used).with_epochs(in_use);
     if args.at.json {
         return print_json(&shown);
     }

@@ -1,13 +1,18 @@
 //! `sealfs key rekey`: every object sealed again, so that earlier keys open nothing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use indicatif::{HumanBytes, ProgressBar};
 
 use crate::base::{VolumeId, counted};
-use crate::stack::audit::Walked;
-use crate::stack::rekey::{REKEY_PARALLEL, RekeyOptions, RekeyPhase, RekeyReport, rekey};
+use crate::stack::KeyOptions;
+use crate::stack::audit::{Tally, Walked};
+use crate::stack::rekey::{
+    REKEY_PARALLEL, RekeyOptions, RekeyPhase, RekeyReport, epochs_in_use, rekey,
+};
 
 use super::args::SecretArgs;
 use super::client::Client;
@@ -69,6 +74,17 @@ pub(super) fn run(args: &RekeyArgs) -> Outcome {
         false => print!("{}", text(&report)),
     }
     verdict(&report, &args.at.store)
+}
+
+/// What is sealed in which epoch, with a bar meanwhile.
+pub(super) fn epochs(options: &KeyOptions) -> Outcome<BTreeMap<u32, Tally>> {
+    let walked = Arc::new(Walked::default());
+    let work = shown(walked.clone(), "looking at", async |_| epochs_in_use(options, walked).await);
+    let (epochs, failed) = signals::run(&options.store.attended, Duration::ZERO, work)?;
+    for failed in failed {
+        eprintln!("sealfs: warning: {}: {}", failed.name, failed.problem);
+    }
+    Ok(epochs)
 }
 
 /// Tells the mount of this volume on this machine; what it does not do at once it does by itself.

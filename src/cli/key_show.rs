@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use indicatif::HumanBytes;
 use serde::Serialize;
 
-use crate::base::one_line;
+use crate::base::{counted, one_line};
 use crate::seal::{AgeSlot, Keyring, KmsSlot, SlotInfo, SlotKind};
+use crate::stack::audit::Tally;
 
 use super::exit::{Exit, Failure, Outcome};
 
@@ -23,6 +25,9 @@ pub(super) struct Shown<'a> {
     old_roots: Vec<u32>,
     verified: bool,
     slots: Vec<ShownSlot>,
+    /// What is sealed in which epoch, where that was looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sealed_in: Option<BTreeMap<u32, Tally>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     recovery_key: Option<&'a str>,
 }
@@ -126,8 +131,14 @@ impl<'a> Shown<'a> {
             old_roots: keyring.old_roots(),
             verified,
             slots: keyring.slots().iter().map(ShownSlot::of).collect(),
+            sealed_in: None,
             recovery_key: None,
         }
+    }
+
+    /// With what is sealed in which epoch.
+    pub(super) fn with_epochs(self, sealed_in: Option<BTreeMap<u32, Tally>>) -> Self {
+        Shown { sealed_in, ..self }
     }
 
     /// For people.
@@ -155,12 +166,16 @@ impl<'a> Shown<'a> {
             out += line.trim_end();
             out.push('\n');
         }
+        for (epoch, tally) in self.sealed_in.iter().flatten() {
+            let (objects, bytes) = (counted(tally.objects, "object"), HumanBytes(tally.bytes));
+            out += &format!("sealed in epoch {epoch}: {objects}, {bytes}\n");
+        }
         out
     }
 }
 
 /// The date of a Unix time, in UTC (Howard Hinnant, "chrono-compatible low-level date algorithms").
-fn day(secs: u64) -> String {
+pub(super) fn day(secs: u64) -> String {
     let z = (secs / 86_400) as i64 + 719_468;
     let era = z.div_euclid(146_097);
     let doe = z.rem_euclid(146_097);

@@ -20,13 +20,16 @@ mod fstab;
 mod init;
 mod key;
 mod key_add;
+mod key_kit;
 mod key_rekey;
 mod key_show;
+mod kit;
 mod leaving;
 mod logging;
 mod metrics;
 mod mount;
 mod notify;
+mod object;
 mod pages;
 mod place;
 mod progress;
@@ -87,6 +90,8 @@ enum Command {
     Recover(Box<recover::RecoverArgs>),
     /// Show and change the ways into a volume
     Key(Box<key::KeyArgs>),
+    /// Read one object of a volume
+    Object(Box<object::ObjectArgs>),
     /// Audit or change the server-side encryption of a volume
     Sse(sse::SseArgs),
     /// Make and mount a volume in a local directory, to look around
@@ -154,6 +159,7 @@ pub fn main() -> ExitCode {
         Command::Fsck(args) => fsck::run(*args),
         Command::Recover(args) => recover::run(*args),
         Command::Key(args) => key::run(*args),
+        Command::Object(args) => object::run(&args),
         Command::Sse(args) => sse::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Version(args) => pages::version(args),

@@ -2,7 +2,7 @@
 //! a systemd unit, AWS KMS, an age key. Never the arguments.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, Read};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -314,6 +314,21 @@ impl NewSecretArgs {
             prompt("new passphrase", true)?
         };
         Ok(Secret::Passphrase(not_empty(line)?))
+    }
+}
+
+/// The recovery key in a file, or on standard input without one.
+pub fn recovery_from(file: Option<&Path>) -> Outcome<Secret> {
+    match file {
+        Some(path) => recovery(&read_file(path, RECOVERY_MAX)?),
+        None => {
+            let mut line = Zeroizing::new(String::with_capacity(RECOVERY_MAX));
+            let mut typed = std::io::stdin().lock().take(RECOVERY_MAX as u64);
+            typed.read_line(&mut line).map_err(|e| {
+                Failure::new(Exit::General, format!("cannot read standard input: {e}"))
+            })?;
+            recovery(line.as_bytes())
+        }
     }
 }
 

@@ -15,6 +15,7 @@
 //! | `canary` | the probe, and what its refusal means |
 //! | `doctor`, `bucket_policy` | what a bucket, its settings and this machine are fit for |
 //! | `audit`, `inventory`, `migrate` | how every object is encrypted, shown and changed |
+//! | `one_object` | one object by its name: its contents, or its key |
 //! | `open` | a volume that is not mounted, for `audit` and `migrate` |
 //! | `status` | the status of a running mount |
 //! | `volume` | `init` |
@@ -53,6 +54,7 @@ mod lineage;
 pub mod migrate;
 mod mount;
 mod neighbours;
+mod one_object;
 mod open;
 mod options;
 mod recover;
@@ -78,6 +80,7 @@ pub use keyring_object::{KEYRING_NAME, load_keyring, read_keyring};
 pub use layers::Layers;
 pub use mount::{Mounted, mount};
 pub use neighbours::check_free;
+pub use one_object::{ObjectKey, commit_now, object_key, read_object};
 pub use options::{InitOptions, LocalDisk, MountOptions, StoreOptions};
 pub use recover::{KeyringSource, LIST_NAME, RecoverOptions, Recovered, recover};
 pub use unlock::{Found, Key, KeySource, Unlocked, unlock, unlock_store};

@@ -7,9 +7,11 @@
 use super::super::error::{ErrorClass, StoreError, class};
 use super::{HEADER, Sealed, on_fitting_thread};
 use crate::base::one_line;
-use crate::seal::OpenError;
+use crate::seal::{OpenError, VolumeKeys};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, PutMode, Result, UpdateVersion};
+use object_store::{
+    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, Result, UpdateVersion,
+};
 use zeroize::Zeroizing;
 
 /// How often an object that somebody keeps replacing is tried.
@@ -101,13 +103,7 @@ impl Sealed {
         let _underway = self.0.underway.begin(self.0.keys.epoch());
         let (keys, name) = (self.0.keys.clone(), location.clone());
         let again = on_fitting_thread(message.len(), move || {
-            let Some((header, chunks)) = message.split_first_chunk::<HEADER>() else {
-                return Err(damaged(&name, OpenError::TooShort(message.len() as u64)));
-            };
-            let mut plain = Zeroizing::new(Vec::new());
-            keys.object_opener(name.as_ref(), header)
-                .and_then(|(_, opener)| opener.open_chunks(0, chunks, true, &mut plain))
-                .map_err(|why| damaged(&name, why))?;
+            let (_, plain) = open_message(&keys, &name, &message)?;
             let mut again = Vec::with_capacity(message.len());
             keys.object(name.as_ref()).seal_into(&[&plain[..]], &mut again);
             assert_eq!(again.len(), message.len(), "the plaintext is the same");
@@ -118,6 +114,32 @@ impl Sealed {
         self.forget(location);
         outcome.map(drop)
     }
+
+    /// What is sealed in an object, authenticated to its last byte, and in which epoch. Holds it in
+    /// memory twice. Not for objects of the metadata's log.
+    ///
+    /// # Errors
+    /// As [`Sealed::epoch_of`].
+    pub async fn open_whole(&self, location: &Path) -> Result<(u32, Zeroizing<Vec<u8>>)> {
+        let message = self.0.store.get(location).await?.bytes().await?;
+        let (keys, name) = (self.0.keys.clone(), location.clone());
+        on_fitting_thread(message.len(), move || open_message(&keys, &name, &message)).await
+    }
+}
+
+fn open_message(
+    keys: &VolumeKeys,
+    location: &Path,
+    message: &[u8],
+) -> Result<(u32, Zeroizing<Vec<u8>>)> {
+    let damaged = |why| damaged(location, why);
+    let Some((header, chunks)) = message.split_first_chunk::<HEADER>() else {
+        return Err(damaged(OpenError::TooShort(message.len() as u64)));
+    };
+    let mut plain = Zeroizing::new(Vec::new());
+    let (epoch, opener) = keys.object_opener(location.as_ref(), header).map_err(damaged)?;
+    opener.open_chunks(0, chunks, true, &mut plain).map_err(damaged)?;
+    Ok((epoch, plain))
 }
 
 fn damaged(location: &Path, why: OpenError) -> object_store::Error {
