@@ -131,7 +131,22 @@ fn every_command_and_flag_that_is_named_exists() {
     .into();
     for (group, commands) in [
         ("sse", &["audit", "migrate"][..]),
-        ("key", &["list", "test", "add", "passphrase", "remove", "rotate", "rekey"]),
+        (
+            "key",
+            &[
+                "list",
+                "test",
+                "add",
+                "passphrase",
+                "remove",
+                "rotate",
+                "rekey",
+                "kit",
+                "check-recovery",
+                "export-object",
+            ],
+        ),
+        ("object", &["cat"]),
     ] {
         let of_each = commands.iter().map(|command| flags(&sealfs(&[group, command, "--help"])));
         help.insert(group, of_each.flatten().collect());

@@ -94,12 +94,18 @@ struct ShownKit<'a> {
 /// Runs `sealfs key kit`.
 pub(super) fn run(args: &KitArgs) -> Outcome {
     let page = args.out.as_deref().map(|out| Page::begin(out, args.force)).transpose()?;
-    let secret = args.secret.read(false)?;
-    let given = match &secret {
-        Secret::Recovery(key) => Some(key.to_text()),
-        _ => None,
+    let (options, given) = match &args.secret.recovery_file {
+        Some(file) => {
+            let secret = super::secret::recovery_from(Some(file))?;
+            let given = match &secret {
+                Secret::Recovery(key) => Some(key.to_text()),
+                _ => None,
+            };
+            (args.at.options(secret)?, given)
+        }
+        None => (args.at.open_with(&args.secret)?, None),
     };
-    let kit = make(&args.at, &args.at.options(secret)?, given, &args.label)?;
+    let kit = make(&args.at, &options, given, &args.label)?;
     finish(&args.at, &kit, page)
 }
 

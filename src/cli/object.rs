@@ -77,7 +77,7 @@ pub(super) struct ExportArgs {
 pub fn run(args: &ObjectArgs) -> Outcome {
     super::keep_private();
     let ObjectCommand::Cat(args) = &args.command;
-    let options = args.at.options(args.secret.read(false)?)?;
+    let options = args.at.open_with(&args.secret)?;
     let plain = attend(&options.store, read_object(&options, &args.object))?;
     out::keep(std::io::stdout().write_all(&plain));
     out::written()
@@ -98,7 +98,7 @@ struct Exported<'a> {
 
 /// Runs `sealfs key export-object`.
 pub(super) fn export(args: &ExportArgs) -> Outcome {
-    let options = args.at.options(args.secret.read(false)?)?;
+    let options = args.at.open_with(&args.secret)?;
     let found = attend(&options.store, object_key(&options, &args.object))?;
     if let Some(path) = &args.out {
         let failed =
