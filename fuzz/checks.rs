@@ -5,7 +5,7 @@
 
 use std::sync::OnceLock;
 
-use sealfs::base::JournalId;
+use sealfs::base::{JournalId, SegmentId};
 use sealfs::commit::Batch;
 use sealfs::journal::format::{FileHeader, Frame, Identity, Prelude, identity_from_bytes};
 use sealfs::meta::{
@@ -13,6 +13,9 @@ use sealfs::meta::{
 };
 use sealfs::seal::{
     self, HEADER, InputKey, KEY, Keyring, Opener, RootKey, Secret, VolumeKeys, offsets,
+};
+use sealfs::store::segments::{
+    FOOTER, Footer, Frames, Layout, decode_summary, encode_summary, has_frames,
 };
 use sealfs::store::{Location, SegmentStore};
 
@@ -141,6 +144,40 @@ pub fn rows(data: &[u8]) {
         assert_eq!(&*keys::dead_segment(since, id), data);
     }
     let _ = keys::xattr_of(data);
+}
+
+/// Segments: the end of one, and what rows keep of it. What decodes encodes to the same bytes, and
+/// frames never open to another length than their index says.
+pub fn segment(data: &[u8]) {
+    for id in [SegmentId([0xfe; 16]), SegmentId([0xff; 16])] {
+        if let Ok(layout) = Layout::from_row(id, data.len() as u64, data) {
+            assert_eq!(layout.to_row(), data);
+        }
+        let Some(Ok(footer)) = data.last_chunk::<FOOTER>().map(Footer::decode) else { continue };
+        assert_eq!(footer.encode(), data[data.len() - FOOTER..]);
+        let Some(tail) = data.len().checked_sub(footer.tail_len() as usize) else { continue };
+        let (summary, rest) = data[tail..].split_at(footer.summary_len as usize);
+        if let Ok(ranges) = decode_summary(summary, footer.ranges, footer.data_len) {
+            assert_eq!(encode_summary(&ranges), summary);
+        }
+        let index = &rest[..footer.index_len as usize];
+        let Ok(layout) = footer.layout(id, data.len() as u64, index) else { continue };
+        assert_eq!(layout.frames.is_some(), has_frames(id));
+        assert_eq!(layout.object_len(), data.len() as u64);
+        if let Some(frames) = &layout.frames {
+            open_frames(frames, &data[..tail], footer.data_len);
+        }
+    }
+}
+
+fn open_frames(frames: &Frames, stored: &[u8], data_len: u64) {
+    for range in [0..data_len, data_len / 2..data_len / 2 + 1, data_len / 3..u64::MAX] {
+        let at = frames.touching(&range).1;
+        let got = stored[at.start as usize..at.end as usize].to_vec().into();
+        if let Ok(opened) = frames.open(&range, &got) {
+            assert_eq!(opened.len() as u64, range.end.min(data_len) - range.start.min(data_len));
+        }
+    }
 }
 
 /// STORE arguments: what parses is shown as something that parses to the same; segment names

@@ -352,7 +352,14 @@ async fn an_exchanged_or_absurd_keyring_is_refused_and_a_deleted_one_never_made_
     let other =
         Bench { store: Arc::new(InMemory::new()), local: tempfile::tempdir().expect("tempdir") };
     let (store, label) = (options_of(other.store.clone()), "other".into());
-    let made = InitOptions { store, secret: pass(), label, kdf: KdfParams::FLOOR, owner: (0, 0) };
+    let made = InitOptions {
+        store,
+        secret: pass(),
+        label,
+        kdf: KdfParams::FLOOR,
+        owner: (0, 0),
+        compress: Default::default(),
+    };
     init(made).await.expect("init");
     let theirs = other.store.get(&at).await.expect("there").bytes().await.expect("reads");
     let with = |offset: usize, bytes: &[u8]| {
@@ -401,8 +408,14 @@ async fn an_exchanged_or_absurd_keyring_is_refused_and_a_deleted_one_never_made_
     let refused = t.bench.mount_with(|_| {}).await.err().expect("no keyring");
     assert!(matches!(refused, StackError::NoVolume(_)), "{refused}");
     let (store, label) = (options_of(t.bucket.clone()), "again".into());
-    let again =
-        InitOptions { store, secret: secret(), label, kdf: KdfParams::FLOOR, owner: (0, 0) };
+    let again = InitOptions {
+        store,
+        secret: secret(),
+        label,
+        kdf: KdfParams::FLOOR,
+        owner: (0, 0),
+        compress: Default::default(),
+    };
     assert!(matches!(
         init(again).await,
         Err(StackError::NotEmpty { .. } | StackError::VolumeThere(_))

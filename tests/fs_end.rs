@@ -26,7 +26,14 @@ fn store(custom: &Arc<dyn ObjectStore>) -> StoreOptions {
 
 async fn format(bucket: &Arc<dyn ObjectStore>) {
     let (label, kdf) = ("test".into(), KdfParams::FLOOR);
-    let options = InitOptions { store: store(bucket), secret: secret(), label, kdf, owner: (0, 0) };
+    let options = InitOptions {
+        store: store(bucket),
+        secret: secret(),
+        label,
+        kdf,
+        owner: (0, 0),
+        compress: Default::default(),
+    };
     init(options).await.expect("init");
 }
 

@@ -33,6 +33,7 @@ async fn new_volume() -> Arc<dyn ObjectStore> {
         label: "test".into(),
         kdf: KdfParams::FLOOR,
         owner: (0, 0),
+        compress: Default::default(),
     })
     .await
     .expect("init");

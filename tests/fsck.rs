@@ -19,6 +19,7 @@ use sealfs::meta::{
 use sealfs::seal::Keyring;
 use sealfs::stack::{FsckProgress, FsckReport, Mounted, StackError, fsck};
 use sealfs::store::SegmentStore;
+use sealfs::store::segments::Owned;
 use volume::{Bench, LONG, find, read_file, secret, write_file};
 
 /// What the broken volumes hold.
@@ -148,9 +149,10 @@ async fn break_it(how: &str, b: &mut Break<'_>) {
             match how {
                 "segment accounting" => {
                     let row = b.mounted.view().kv().get(&keys::segment(id)).await.expect("reads");
-                    let row = SegmentRow::decode(&row.expect("there")).expect("decodes");
+                    let row = row.expect("there");
+                    let (row, frames) = SegmentRow::decode_with(&row).expect("decodes");
                     let wrong = SegmentRow { live: row.live - 1, ..row };
-                    b.batch.put(keys::segment(id), wrong.encode());
+                    b.batch.put(keys::segment(id), wrong.encode_with(frames));
                 }
                 "segment row removed" => b.batch.delete(keys::segment(id)),
                 "dead and alive" => {
@@ -318,8 +320,9 @@ async fn segments_of_a_commit_that_was_cut_off_are_collected_by_a_repair() {
     let bench = filled().await;
     let keys = keys_of(&bench).await;
     let sealed = Arc::new(sealfs::store::Sealed::new(bench.store.clone(), keys));
-    let id = SegmentId([0x77; 16]);
-    SegmentStore::new(sealed).put(id, vec![vec![5; 50_000].into()]).await.expect("puts");
+    let id = SegmentId([0x76; 16]);
+    let owned = Owned { ino: Ino(9), generation: 0, offset: 0, len: 50_000 };
+    SegmentStore::new(sealed).put(id, vec![vec![5; 50_000].into()], &[owned]).await.expect("puts");
 
     let mounted = bench.mount().await;
     let beside = bench.fsck(|_| {}).await;

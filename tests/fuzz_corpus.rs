@@ -6,13 +6,18 @@ mod checks;
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use object_store::ObjectStoreExt;
+use object_store::memory::InMemory;
 use sealfs::base::{Ino, JournalId, JournalPos, SegmentId, Timestamp};
 use sealfs::journal::disk_sim::SplitMix;
 use sealfs::meta::{
     CommitRow, DeadRow, Dirent, ExtentRow, Inode, InodeExtent, Kind, SegmentRow, keys,
 };
 use sealfs::seal::{KdfParams, Keyring, RootKey, Secret};
+use sealfs::store::SegmentStore;
+use sealfs::store::segments::Owned;
 
 /// Changed copies of each seed in an ordinary run.
 const VARIANTS: u64 = 300;
@@ -122,6 +127,40 @@ fn make_the_seeds_of_the_rows() {
     let (journal, position) = (JournalId([3; 16]), JournalPos(8));
     let commit = CommitRow { journal, position, sequence: 9, time_secs: 10, writer_epoch: 11 };
     write("commit", &commit.encode());
+}
+
+/// Makes the seeds of segments again, after a change of the format.
+#[test]
+#[ignore = "writes the seeds"]
+fn make_the_seeds_of_segments() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/segment");
+    fs::create_dir_all(&dir).expect("makes");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    for (name, compression) in [("raw", "none"), ("framed", "zstd:3")] {
+        let store = Arc::new(InMemory::new());
+        let compression = compression.parse().expect("known");
+        let segments = SegmentStore::compressing(store.clone(), compression);
+        let mut data = vec![b'x'; 140_000];
+        let mut random = SplitMix(5);
+        data[131_072..].iter_mut().for_each(|b| *b = random.below(256) as u8);
+        let owned = |n: u64, len| Owned { ino: Ino(n), generation: 0, offset: n * 7, len };
+        let ranges = [owned(20, 100_000), owned(21, 39_000), owned(5, 1000)];
+        let id = segments.new_id();
+        let object = runtime.block_on(async {
+            segments.put(id, vec![data.into()], &ranges).await.expect("puts");
+            let object = store.get(&SegmentStore::name(id)).await.expect("there");
+            object.bytes().await.expect("whole")
+        });
+        fs::write(dir.join(name), &object).expect("writes");
+        let layout = runtime.block_on(segments.layout(id)).expect("known");
+        fs::write(dir.join(format!("row-{name}")), layout.to_row()).expect("writes");
+    }
+}
+
+#[test]
+fn no_bytes_of_a_segment_make_it_panic_or_read_back_as_another() {
+    // Guards against memory that a number asks for, and against a tail that is believed in part.
+    replay("segment", checks::segment);
 }
 
 #[test]

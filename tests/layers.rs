@@ -41,6 +41,7 @@ const NAMED_ONLY_IN: &[(&str, &[&str])] = &[
     ("aws_lc_rs", &["src/seal/"]),
     ("x_wing", &["src/seal/kem.rs"]),
     ("age", &["src/stack/key_age.rs"]),
+    ("zstd", &["src/store/segments/frames.rs"]),
     ("slatedb", &["src/store/kv.rs", "src/store/kv_store.rs", "src/store/kv/"]),
     ("prometheus_client", &["src/cli/metrics.rs"]),
     ("clap", &["src/cli/", "src/store/s3/flags.rs"]),

@@ -6,19 +6,25 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-use sealfs::base::hex;
+use object_store::ObjectStoreExt;
+use object_store::memory::InMemory;
+use sealfs::base::{Ino, hex};
 use sealfs::seal::{
     InputKey, KdfParams, Keyring, RecoveryKey, RootKey, Secret, VolumeKeys, offsets, open, seal,
 };
+use sealfs::store::segments::Owned;
+use sealfs::store::{Compression, SegmentStore};
 use serde_json::json;
 use zeroize::Zeroizing;
 
 const LENGTHS: [usize; 9] = [0, 1, 100, 16_383, 16_384, 16_385, 32_768, 100_000, 3_000_000];
-const NAME: &str = "seg/0a/0a0b0c0d0e0f000102030405060708090";
+const NAME: &str = "seg/0a/0a0b0c0d0e0f00010203040506070808";
+/// Of a segment with compressed frames.
+const FRAMED: &str = "seg/0a/0a0b0c0d0e0f00010203040506070809";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -78,7 +84,8 @@ fn make_venv() -> PathBuf {
     if !ready.exists() {
         fs::create_dir_all(&venv).expect("target/ is writable");
         succeed(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv), 120);
-        let pip = ["-m", "pip", "install", "-q", "--timeout", "60", "cryptography>=50"];
+        let pip =
+            ["-m", "pip", "install", "-q", "--timeout", "60", "cryptography>=50", "zstandard"];
         succeed(Command::new(&python).args(pip), 300);
         fs::write(&ready, "").expect("the venv is ours");
     }
@@ -153,6 +160,21 @@ fn sealfs_opens_what_python_cryptography_sealed() {
     }
 }
 
+/// What is sealed as the segment `name` whose data are `data`, of two files.
+fn segment(name: &str, data: Vec<u8>) -> Vec<u8> {
+    let (path, store) = (name.into(), Arc::new(InMemory::new()));
+    let compression = Compression::Zstd { level: 3 };
+    let segments = SegmentStore::compressing(store.clone(), compression);
+    let owned = |ino, len| Owned { ino: Ino(ino), generation: 0, offset: 5, len };
+    let ranges = [owned(300, 1_000), owned(2, data.len() as u64 - 1_000)];
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let id = SegmentStore::id(&path).unwrap();
+        segments.put(id, vec![data.into()], &ranges).await.unwrap();
+        store.get(&path).await.unwrap().bytes().await.unwrap().to_vec()
+    })
+}
+
 /// A volume on disk as `scripts/open-object` gets it: keyring, secrets, keys, one object.
 struct Volume {
     dir: tempfile::TempDir,
@@ -173,7 +195,7 @@ impl Volume {
         let recovery = RecoveryKey::random();
         write("paper.txt", recovery.to_text().to_lowercase().as_bytes());
         ring.add_slot(&keys, &Secret::Recovery(recovery), "", KdfParams::FLOOR, 0).unwrap();
-        let old = keys.object(NAME).seal(&bytes(1_000));
+        let old = keys.object(NAME).seal(&segment(NAME, bytes(1_001)));
         write("old", &old);
         let keys = ring.rotate(&keys).unwrap();
         write("keyring", &ring.to_bytes());
@@ -181,8 +203,11 @@ impl Volume {
         write("wrong.txt", b"pass phrase u\n");
         write("root.hex", hex(keys.root().expose()).as_bytes());
         write("one.bin", keys.object(NAME).key().expose());
-        let object = keys.object(NAME).seal(&bytes(40_000));
+        let object = keys.object(NAME).seal(&segment(NAME, bytes(40_000)));
         write("object", &object);
+        let text = b"all work and no play ".repeat(20_000);
+        write("framed", &keys.object(FRAMED).seal(&segment(FRAMED, text)));
+        write("no-segment", &keys.object(NAME).seal(&bytes(300)));
         let mut damaged = object;
         damaged[30_000] ^= 1;
         write("damaged", &damaged);
@@ -216,7 +241,33 @@ fn open_object_reads_an_object_with_any_of_its_keys() {
     }
     // Sealed before the keys were rotated.
     let output = volume.open_object(&[ways[1], &[NAME, "old"]].concat());
-    assert!(output.stdout == bytes(1_000), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stdout == bytes(1_001), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn open_object_shows_the_data_of_segments_and_whose_they_are() {
+    // Guards against files that can only be put together by this program: data without what
+    // stands behind them, decompressed, and the owner of each range. Without the Python module
+    // for zstd a sentence says so.
+    let volume = Volume::new();
+    let key = ["--keyring", "keyring", "--key-file", "key.bin"];
+    let show = |more: &[&str]| volume.open_object(&[&key, more].concat());
+    assert_eq!(show(&["--owners", NAME, "object"]).stdout, b"300 0 5 1000\n2 0 5 39000\n");
+    let whole = show(&["--as-sealed", NAME, "object"]).stdout;
+    assert!(whole.starts_with(&bytes(40_000)) && whole.len() == 40_000 + 13 + 40);
+    let has_zstd = run(Command::new(python()).args(["-c", "import zstandard"]), 60);
+    let output = show(&[FRAMED, "framed"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    match has_zstd.status.success() {
+        true => assert!(output.stdout == b"all work and no play ".repeat(20_000), "{stderr}"),
+        false => {
+            assert!(stderr.contains("has no module zstandard") && output.stdout.is_empty());
+            assert_eq!(output.status.code(), Some(1), "{stderr}");
+        }
+    }
+    let output = show(&[NAME, "no-segment"]);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("has no footer"));
 }
 
 #[test]

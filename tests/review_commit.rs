@@ -159,6 +159,7 @@ async fn format(bucket: &Arc<dyn ObjectStore>) {
         label: "test".into(),
         kdf: KdfParams::FLOOR,
         owner: (0, 0),
+        compress: Default::default(),
     })
     .await
     .expect("init");

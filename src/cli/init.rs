@@ -9,6 +9,7 @@ use clap::Args;
 use crate::base::shell_word;
 use crate::seal::{KdfParams, Secret};
 use crate::stack::{self, InitOptions, KeyOptions, StoreOptions};
+use crate::store::Compression;
 
 use super::args::{SecretArgs, StoreArgs};
 use super::dirs::{absolute_or, state_dir};
@@ -51,6 +52,12 @@ pub struct InitArgs {
     /// With versioning as well
     #[arg(long, requires = "create_bucket")]
     create_bucket_versioning: bool,
+    /// Compress file data before they are sealed: zstd, zstd:LEVEL (1 to 19) or none
+    ///
+    /// The volume remembers it. The sizes of objects then tell whoever reads the bucket how well the
+    /// data in them compress.
+    #[arg(long, value_name = "HOW", default_value = "none")]
+    compress: Compression,
     /// Make a recovery key as well, and a page to print with it: a way in when the first is lost
     #[arg(long, help_heading = "Recovery", value_name = "FILE", conflicts_with = "no_recovery")]
     recovery_kit: Option<PathBuf>,
@@ -83,7 +90,8 @@ pub fn run(args: InitArgs) -> Outcome {
     let owner = unsafe { (libc::getuid(), libc::getgid()) };
     let kdf = KdfParams::default();
     let (reach, again) = (store.clone(), secret.duplicate());
-    let options = InitOptions { store, secret, label: args.label.clone(), kdf, owner };
+    let (label, compress) = (args.label.clone(), args.compress);
+    let options = InitOptions { store, secret, label, kdf, owner, compress };
     let attended = options.store.attended.clone();
     if args.create_bucket {
         let made = stack::create_bucket(&options.store, args.create_bucket_versioning);

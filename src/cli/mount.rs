@@ -10,8 +10,8 @@ use crate::commit::CleanOptions;
 use crate::fuse::{Options as FuseOptions, TTL_FOLLOWER};
 use crate::seal::forbid_dumps;
 use crate::stack::MountOptions;
-use crate::store::Location;
 use crate::store::s3::{local_files, pin_local_files};
+use crate::store::{Compression, Location};
 
 use super::args::{SecretArgs, StoreArgs, duration, journal_size, size};
 use super::daemon::{self, Detached, detach};
@@ -76,6 +76,10 @@ pub struct MountArgs {
     /// ones; 0: never
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = size)]
     clean_after: u64,
+    /// How this mount stores new file data, in place of what the volume remembers: zstd, zstd:LEVEL
+    /// (1 to 19) or none; what is in the bucket stays as it is
+    #[arg(long, value_name = "HOW")]
+    compress: Option<Compression>,
 }
 
 /// Headings of `--help`. Each flag names its own: a heading of a group would go on for the flags
@@ -269,6 +273,7 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
         fsync_remote: fuse.fsync_remote,
         mount_point: point.clone(),
         clean: CleanOptions { dead_bytes_min: args.clean_after, ..CleanOptions::default() },
+        compress: args.compress,
         ..MountOptions::new(store, key, cache_dir, state_dir)
     };
     Ok(Plan { volume, fuse, point, places, metrics, starting })

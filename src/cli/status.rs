@@ -97,6 +97,15 @@ fn describe(s: &Status, now: SystemTime) -> String {
     line("traffic", format!("{} received, {} sent", size(r.bytes_down), size(r.bytes_up)));
     let applied = s.sse_applied.as_ref().map(|a| format!(" (the server applied {a})"));
     line("sse", format!("{}{}", s.sse, applied.unwrap_or_default()));
+    if s.compress != "none" || s.segment_stored_bytes < s.segment_data_bytes {
+        let stored = match s.segment_data_bytes {
+            0 => String::new(),
+            data => {
+                format!("; {} of data are stored as {}", size(data), size(s.segment_stored_bytes))
+            }
+        };
+        line("compress", format!("{}{stored}", s.compress));
+    }
     line("memory", size(s.resident_bytes).to_string());
     for note in &s.notes {
         line("note", note.clone());
@@ -149,6 +158,9 @@ mod tests {
             requests: Requests::default(),
             sse: "default".into(),
             sse_applied: Some("AES256".into()),
+            compress: "zstd:3".into(),
+            segment_data_bytes: 3 << 20,
+            segment_stored_bytes: 1 << 20,
             resident_bytes: 80 << 20,
             warnings: vec!["a journal was set aside".into()],
             notes: vec!["the cache cannot be written".into()],
@@ -162,6 +174,7 @@ mod tests {
             "3.00 MiB moved out of half-dead or tiny segments",
             "93 % of reads hit",
             "default (the server applied AES256)",
+            "zstd:3; 3.00 MiB of data are stored as 1.00 MiB",
             "warning   a journal was set aside",
             "note      the cache cannot be written",
         ] {

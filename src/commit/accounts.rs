@@ -10,6 +10,7 @@ use super::view::{View, ViewError};
 use crate::base::SegmentId;
 use crate::data::Extent;
 use crate::meta::{DeadRow, DecodeError, ExtentRow, Key, SegmentRow, keys};
+use crate::store::segments::Layout;
 
 /// Rows that a commit writes besides those of its batches.
 #[derive(Debug, Default)]
@@ -23,10 +24,17 @@ pub struct Changes {
 /// A segment that was just uploaded.
 #[derive(Clone, Debug, Default)]
 pub struct NewSegment {
-    /// Plaintext bytes.
+    /// Bytes of data.
     pub size: u64,
     /// See [`SegmentRow::encode_with`].
     pub frames: Bytes,
+}
+
+impl NewSegment {
+    /// One that is laid out so.
+    pub fn of(layout: &Layout) -> NewSegment {
+        NewSegment { size: layout.data_len, frames: layout.to_row().into() }
+    }
 }
 
 /// When segments are made and die, as their rows say it.

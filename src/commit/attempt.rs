@@ -21,12 +21,11 @@ use super::pending::Generation;
 use super::resolve;
 use super::view::{ViewError, last_commit};
 use super::work::Work;
-use crate::base::SegmentId;
 use crate::journal::{Journal, JournalError};
 use crate::meta::{CommitRow, Stats, keys};
 use crate::store::error::{ErrorClass, class};
 use crate::store::kv::KvError;
-use crate::store::segments::SegmentStore;
+use crate::store::segments::{Layout, SegmentStore};
 
 /// A row to write; without a value, to delete.
 type RowChange = (Bytes, Option<Bytes>);
@@ -36,12 +35,6 @@ const UPLOADS_MAX: usize = 3;
 /// How often a commit that waits looks whether level 0 is what it waits for.
 const COMPACT_LOOK: Duration = Duration::from_millis(500);
 
-pub(super) fn new_segment_id() -> SegmentId {
-    let mut id = [0; 16];
-    getrandom::fill(&mut id).expect("the operating system gives random bytes");
-    SegmentId(id)
-}
-
 impl Committer {
     /// Commits the oldest generation, or says why not: the next try goes on where this ended.
     pub(super) async fn commit(&self, generation: &Arc<Generation>) -> Result<(), CommitError> {
@@ -50,7 +43,7 @@ impl Committer {
             Some(work) if Arc::ptr_eq(&work.generation, generation) => work,
             _ => {
                 let (bytes_max, epoch) = (self.segments.upload_max(), self.key_epoch());
-                Work::new(generation.clone(), bytes_max, epoch, new_segment_id)
+                Work::new(generation.clone(), bytes_max, epoch, || self.segments.new_id())
             }
         };
         *self.sending.lock() = work.sending();
@@ -137,13 +130,13 @@ impl Committer {
             match class(&refusal) {
                 // Whoever found out that this is the limit: a round of cleaning, perhaps.
                 ErrorClass::TooLarge if now < work.largest() => {
-                    work.pack_again(now, new_segment_id);
+                    work.pack_again(now, || self.segments.new_id());
                 }
                 ErrorClass::Throttled | ErrorClass::Transport | ErrorClass::AlreadyExists => {
                     return Err(CommitError::Upload(id, refusal));
                 }
                 _ => {
-                    work.try_out_next(new_segment_id);
+                    work.try_out_next(|| self.segments.new_id());
                     return Err(CommitError::Upload(id, refusal));
                 }
             }
@@ -164,8 +157,9 @@ impl Committer {
         let mut done = 0;
         while let Some((at, outcome)) = running.next().await {
             match outcome {
-                Ok(bytes) => {
-                    work.has(at);
+                Ok(layout) => {
+                    let bytes = layout.data_len;
+                    work.has(at, layout);
                     done += 1;
                     self.uploaded.fetch_add(bytes, Ordering::Relaxed);
                     self.sending.lock().landed += bytes;
@@ -174,7 +168,7 @@ impl Committer {
                     drop(running);
                     // These may or may not be in the bucket, whole and rightly encrypted.
                     let started = (done + UPLOADS_MAX).min(todo.len());
-                    work.abandon(&todo[..started], new_segment_id);
+                    work.abandon(&todo[..started], || self.segments.new_id());
                     return Err(e);
                 }
             }
@@ -200,8 +194,7 @@ impl Committer {
             time_secs: unix_secs(),
             writer_epoch: self.view.kv().writer_epoch(),
         };
-        let new = |s: &SegmentPlan| (s.id, NewSegment { size: s.len, frames: Bytes::new() });
-        let new: HashMap<_, _> = plan.segments.iter().map(new).collect();
+        let new: HashMap<_, _> = work.landed().map(|(id, l)| (id, NewSegment::of(l))).collect();
         let now = Moment::of_commit(row.sequence, work.epoch, unix_secs());
         work.freed = accounts::settle_segments(&self.view, &mut changes, &new, now).await?;
         work.bury_abandoned(&mut changes, now.secs);
@@ -231,17 +224,19 @@ fn commit_key() -> Bytes {
     Bytes::from(keys::commit().into_vec())
 }
 
-/// Uploads one segment; returns its plaintext bytes.
+/// Uploads one segment; returns how it is laid out.
 async fn upload_one(
     journal: Arc<Journal>,
     store: Arc<SegmentStore>,
     plan: SegmentPlan,
-) -> Result<u64, CommitError> {
-    let (id, len) = (plan.id, plan.len);
-    let read = tokio::task::spawn_blocking(move || read_items(&journal, &plan));
-    let data = read.await.map_err(|e| CommitError::Internal(e.to_string()))??;
-    store.put(id, vec![data.into()]).await.map_err(|e| CommitError::Upload(id, e))?;
-    Ok(len)
+) -> Result<Arc<Layout>, CommitError> {
+    let id = plan.id;
+    let read = tokio::task::spawn_blocking(move || {
+        let data = read_items(&journal, &plan)?;
+        Ok::<_, JournalError>((data, plan.ranges))
+    });
+    let (data, ranges) = read.await.map_err(|e| CommitError::Internal(e.to_string()))??;
+    store.put(id, vec![data.into()], &ranges).await.map_err(|e| CommitError::Upload(id, e))
 }
 
 /// Reads the plaintext of a segment from the journal. Blocks on the local disk.

@@ -14,6 +14,7 @@
 //! | `attempt` | one try: pack, upload, commit, advance |
 //! | `work` | one commit on its way, kept over failed tries |
 //! | `replay` | the journal's records become pending changes again |
+//! | `layouts` | how segments are laid out, from their rows |
 //! | `scan` | committed rows of one kind, a page at a time |
 //! | `check` | whether committed rows keep the rules among each other |
 //! | `clean` | live bytes leave segments that are mostly dead, or tiny |
@@ -26,6 +27,7 @@ mod caches;
 pub mod check;
 mod clean;
 pub mod committer;
+pub mod layouts;
 pub mod pack;
 pub mod pending;
 pub mod reclaim;

@@ -3,10 +3,11 @@
 use crate::base::SegmentId;
 use crate::data::Source;
 use crate::journal::RecordLoc;
+use crate::store::segments::{BYTES_PER_RANGE, Owned, RANGES_MAX};
 
 use super::pending::{FileKey, Generation};
 
-/// Plaintext bytes of a full segment (DESIGN §6: 8 to 32 MiB).
+/// Bytes of data of a full segment.
 pub const SEGMENT_BYTES_MAX: u64 = 16 << 20;
 
 /// A run of bytes of one journal record that goes into a segment.
@@ -20,15 +21,25 @@ pub struct Item {
     pub len: u32,
 }
 
-/// One segment to upload: its items in order are its plaintext.
+/// One segment to upload: its items in order are its data.
 #[derive(Clone, Debug)]
 pub struct SegmentPlan {
     /// Its name.
     pub id: SegmentId,
     /// What it is made of.
     pub items: Vec<Item>,
-    /// Plaintext bytes.
+    /// Whose they are, in the same order.
+    pub ranges: Vec<Owned>,
+    /// Bytes of data.
     pub len: u64,
+}
+
+impl SegmentPlan {
+    /// Whether nothing more goes into it: it is full, or its summary would become too long.
+    fn is_full(&self, bytes_max: u64) -> bool {
+        let ranges_max = RANGES_MAX.min((bytes_max / BYTES_PER_RANGE) as usize).max(1);
+        self.len >= bytes_max || self.ranges.len() >= ranges_max
+    }
 }
 
 /// What a commit does to one range of a file.
@@ -100,7 +111,9 @@ pub fn pack(
             match source {
                 Source::Record { record, skip } => {
                     let to = (&mut plan.segments, bytes_max);
-                    place(to, &mut changes, &mut new_id, start, end, record, skip)
+                    let (ino, generation) = *key;
+                    let range = Owned { ino, generation, offset: start, len: end - start };
+                    place(to, &mut changes, &mut new_id, range, record, skip)
                 }
                 Source::Hole => changes.push(Change { start, end, to: None }),
                 Source::Segment { .. } => unreachable!("pending ranges are in the journal"),
@@ -115,23 +128,25 @@ fn place(
     (segments, bytes_max): (&mut Vec<SegmentPlan>, u64),
     changes: &mut Vec<Change>,
     new_id: &mut impl FnMut() -> SegmentId,
-    mut start: u64,
-    end: u64,
+    mut range: Owned,
     record: RecordLoc,
     mut skip: u32,
 ) {
-    while start < end {
-        if segments.last().is_none_or(|s| s.len >= bytes_max) {
-            segments.push(SegmentPlan { id: new_id(), items: Vec::new(), len: 0 });
+    while range.len > 0 {
+        if segments.last().is_none_or(|s| s.is_full(bytes_max)) {
+            let (items, ranges) = (Vec::new(), Vec::new());
+            segments.push(SegmentPlan { id: new_id(), items, ranges, len: 0 });
         }
         let segment = segments.last_mut().expect("one was just pushed");
-        let len = (end - start).min(bytes_max - segment.len) as u32;
+        let len = range.len.min(bytes_max - segment.len) as u32;
         let at = (segment.id, segment.len);
         segment.items.push(Item { record, skip, len });
+        Owned::add(&mut segment.ranges, Owned { len: len as u64, ..range });
         segment.len += len as u64;
         // Written in order: the extent of the former piece goes on.
-        Change::add(changes, start, start + len as u64, at);
-        start += len as u64;
+        Change::add(changes, range.offset, range.offset + len as u64, at);
+        range.offset += len as u64;
+        range.len -= len as u64;
         skip += len;
     }
 }
@@ -170,6 +185,28 @@ mod tests {
         let smaller = pack(&g, 3 << 20, || SegmentId([1; 16]));
         let lens: Vec<_> = smaller.segments.iter().map(|s| s.len >> 20).collect();
         assert_eq!((lens.len(), lens[0], lens[13]), (14, 3, 1), "as large as the store takes");
+        let owned = |offset, len| Owned { ino: Ino(7), generation: 0, offset, len };
+        let ranges: Vec<_> = plan.segments.iter().flat_map(|s| s.ranges.clone()).collect();
+        let mib = |n: u64| n << 20;
+        assert_eq!(
+            ranges,
+            [owned(0, mib(16)), owned(mib(16), mib(16)), owned(mib(32), mib(8))],
+            "one range for each, however many writes"
+        );
+    }
+
+    #[test]
+    fn a_segment_of_crumbs_ends_before_its_summary_is_long() {
+        // Guards against a summary that is larger than the data, which no reader would take.
+        let mut g = Generation::new(JournalPos(0));
+        for i in 0..3000 {
+            write(&mut g, 7, i * 10, 1);
+        }
+        let plan = pack(&g, 64 << 10, || SegmentId([1; 16]));
+        let ranges: Vec<_> = plan.segments.iter().map(|s| s.ranges.len()).collect();
+        assert_eq!(ranges, [1024, 1024, 952], "64 KiB of data at 64 bytes each");
+        let all = pack(&g, u64::MAX, || SegmentId([1; 16]));
+        assert_eq!(all.segments.len(), 1);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::pack::{Plan, pack};
 use super::pending::Generation;
 use crate::base::SegmentId;
 use crate::meta::{DeadRow, Key};
+use crate::store::segments::Layout;
 
 /// Names remembered of uploads that failed. Each costs a row; beyond this they are forgotten
 /// and, if they are in the bucket, stay there unused.
@@ -20,8 +21,8 @@ const ABANDONED_MAX: usize = 4096;
 pub(super) struct Work {
     pub(super) generation: Arc<Generation>,
     pub(super) plan: Plan,
-    /// For each segment of the plan, whether the bucket has it.
-    uploaded: Vec<bool>,
+    /// For each segment of the plan, how it is laid out, once the bucket has it.
+    uploaded: Vec<Option<Arc<Layout>>>,
     abandoned: Vec<SegmentId>,
     /// The name of the smallest segment there is, by which it is tried out whether the store takes
     /// any after it refused one for good.
@@ -44,7 +45,7 @@ impl Work {
         new_id: impl FnMut() -> SegmentId,
     ) -> Work {
         let plan = pack(&generation, bytes_max, new_id);
-        let uploaded = vec![false; plan.segments.len()];
+        let uploaded = vec![None; plan.segments.len()];
         Work {
             generation,
             plan,
@@ -67,7 +68,7 @@ impl Work {
         let old: Vec<_> = self.plan.segments.iter().map(|segment| segment.id).collect();
         old.into_iter().for_each(|id| self.give_up(id));
         self.plan = pack(&self.generation, bytes_max, new_id);
-        self.uploaded = vec![false; self.plan.segments.len()];
+        self.uploaded = vec![None; self.plan.segments.len()];
     }
 
     fn give_up(&mut self, id: SegmentId) {
@@ -101,25 +102,34 @@ impl Work {
         let segments = || self.plan.segments.iter().zip(&self.uploaded);
         Sending {
             planned: segments().map(|(segment, _)| segment.len).sum(),
-            landed: segments().filter(|(_, done)| **done).map(|(segment, _)| segment.len).sum(),
+            landed: segments()
+                .filter(|(_, done)| done.is_some())
+                .map(|(segment, _)| segment.len)
+                .sum(),
         }
     }
 
     /// Positions in the plan of the segments that are still to be uploaded.
     pub(super) fn missing(&self) -> Vec<usize> {
-        (0..self.uploaded.len()).filter(|&at| !self.uploaded[at]).collect()
+        (0..self.uploaded.len()).filter(|&at| self.uploaded[at].is_none()).collect()
     }
 
-    /// The bucket has the segment at `at`.
-    pub(super) fn has(&mut self, at: usize) {
-        self.uploaded[at] = true;
+    /// The bucket has the segment at `at`, laid out so.
+    pub(super) fn has(&mut self, at: usize, layout: Arc<Layout>) {
+        self.uploaded[at] = Some(layout);
+    }
+
+    /// The segments that the bucket has, and how they are laid out.
+    pub(super) fn landed(&self) -> impl Iterator<Item = (SegmentId, &Layout)> {
+        let segments = self.plan.segments.iter().zip(&self.uploaded);
+        segments.filter_map(|(segment, layout)| Some((segment.id, layout.as_deref()?)))
     }
 
     /// The uploads of the segments at `started` that have not succeeded are given up: what may
     /// be under their names is unknown, so the next try takes new ones.
     pub(super) fn abandon(&mut self, started: &[usize], mut new_id: impl FnMut() -> SegmentId) {
         for &at in started {
-            if self.uploaded[at] {
+            if self.uploaded[at].is_some() {
                 continue;
             }
             let (old, new) = (self.plan.segments[at].id, new_id());
@@ -167,7 +177,8 @@ mod tests {
         };
         let mut work = Work::new(Arc::new(generation), u64::MAX, 1, &mut new_id);
         assert_eq!(work.missing(), [0, 1, 2]);
-        work.has(0);
+        let layout = Layout { data_len: 16 << 20, tail_len: 50, frames: None };
+        work.has(0, Arc::new(layout));
         assert_eq!((work.sending().planned >> 20, work.sending().landed >> 20), (40, 16));
         work.abandon(&[0, 1], &mut new_id);
         assert_eq!(work.missing(), [1, 2]);

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use crate::base::{Ino, SegmentId, Underway};
 use crate::store::error::{ErrorClass, class};
-use crate::store::segments::SegmentStore;
+use crate::store::segments::{FRAME, SegmentStore, has_frames};
 
 /// Plaintext bytes of a cached block: four sealed chunks.
 pub const BLOCK: u64 = 64 << 10;
@@ -325,6 +325,11 @@ impl BlockCache {
     }
 
     fn start_fetches(self: &Arc<Self>, inner: &mut Inner, id: SegmentId, range: Range<u64>) {
+        // A frame is fetched and decompressed whole, whatever is asked of it.
+        let range = match has_frames(id) {
+            true => range.start / FRAME * FRAME..range.end.next_multiple_of(FRAME),
+            false => range,
+        };
         let blocks_max = (FETCH_BYTES_MAX / BLOCK) as u32;
         let mut run: Option<Range<u32>> = None;
         for b in blocks_of(&range) {

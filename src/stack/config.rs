@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::StackError;
 use crate::store::s3::SseMode;
-use crate::store::{ErrorClass, class};
+use crate::store::{Compression, ErrorClass, class};
 
 /// Where the configuration lies below the STORE prefix.
 pub const CONFIG_NAME: &str = "config";
@@ -91,6 +91,28 @@ pub struct VolumeConfig {
     /// under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rekey: Option<u32>,
+    /// How new segments are stored. What is there stays as it is: every segment says itself.
+    #[serde(default, with = "compression", skip_serializing_if = "is_none")]
+    pub compress: Compression,
+}
+
+fn is_none(compress: &Compression) -> bool {
+    *compress == Compression::None
+}
+
+/// As a string, `zstd:3`. One that this program does not know is a newer one's.
+mod compression {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::store::Compression;
+
+    pub(super) fn serialize<S: Serializer>(it: &Compression, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(it)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Compression, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
 }
 
 /// A configuration as it was read, and which version of the object it was.
@@ -105,13 +127,15 @@ pub struct Loaded {
 impl VolumeConfig {
     /// The configuration of a new volume.
     pub fn new(mode: &SseMode, tags: BTreeMap<String, String>) -> VolumeConfig {
-        VolumeConfig { version: CONFIG_VERSION, generation: 1, sse: mode.into(), tags, rekey: None }
+        let (version, sse) = (CONFIG_VERSION, mode.into());
+        let compress = Compression::None;
+        VolumeConfig { version, generation: 1, sse, tags, rekey: None, compress }
     }
 
-    /// The next generation, with these settings.
+    /// The next generation, with these settings; the rest stays.
     pub fn changed(&self, mode: &SseMode, tags: BTreeMap<String, String>) -> VolumeConfig {
-        let (generation, rekey) = (self.generation + 1, self.rekey);
-        VolumeConfig { version: CONFIG_VERSION, generation, sse: mode.into(), tags, rekey }
+        let (version, generation) = (CONFIG_VERSION, self.generation + 1);
+        VolumeConfig { version, generation, sse: mode.into(), tags, ..self.clone() }
     }
 
     /// The next generation, in which every object is brought into this key epoch, or none is.
@@ -229,12 +253,19 @@ mod tests {
         // against silently dropping what a newer version has added.
         let bare = Arc::new(InMemory::new());
         let sealed = Sealed::new(bare.clone(), VolumeKeys::random_for_tests(1));
-        let config = VolumeConfig::new(&SseMode::S3, BTreeMap::new());
+        let compress = Compression::Zstd { level: 7 };
+        let config = VolumeConfig { compress, ..VolumeConfig::new(&SseMode::S3, BTreeMap::new()) };
         replace(&sealed, &Loaded::default(), &config).await.expect("written");
         let other = Sealed::new(bare.clone(), VolumeKeys::random_for_tests(2));
         assert!(matches!(load(&other).await, Err(StackError::Damaged { .. })));
         let newer = VolumeConfig { version: 2, ..config };
         let was = load(&sealed).await.expect("its own");
+        assert_eq!(was.config.changed(&SseMode::Default, BTreeMap::new()).compress, compress);
+        for other in ["lz4", "zstd:99"] {
+            let json = serde_json::to_string(&was.config).expect("plain data");
+            let json = json.replace("zstd:7", other);
+            assert!(serde_json::from_str::<VolumeConfig>(&json).is_err(), "{json}");
+        }
         replace(&sealed, &was, &newer).await.expect("written");
         let refused = load(&sealed).await.expect_err("newer").to_string();
         assert!(refused.contains("newer sealfs"), "{refused}");

@@ -118,6 +118,15 @@ pub struct Status {
     pub sse: String,
     /// What the server last said it applied.
     pub sse_applied: Option<String>,
+    /// How new file data are stored: `none` or `zstd:LEVEL`.
+    #[serde(default)]
+    pub compress: String,
+    /// Bytes of file data that were put into segments since the mount, and what they take there.
+    #[serde(default)]
+    pub segment_data_bytes: u64,
+    /// See `segment_data_bytes`.
+    #[serde(default)]
+    pub segment_stored_bytes: u64,
     /// Resident memory of the daemon in bytes.
     pub resident_bytes: u64,
     /// Things that need a person: corruption found, a journal set aside. Empty when well.

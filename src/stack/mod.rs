@@ -23,6 +23,7 @@
 //! | `fsck/` | a whole volume checked and repaired |
 //! | `recover` | what a journal holds, as files |
 //! | `mount` | a running mount and its background tasks, and its shutdown |
+//! | `gates` | what a mount lets its committer do |
 //! | `lease` | who holds the volume read-write |
 //! | `departure` | processes of this machine that are about to let the volume go |
 //! | `lineage` | whether bucket and journal belong to one history |
@@ -41,6 +42,7 @@ mod disks;
 pub mod doctor;
 mod error;
 mod fsck;
+mod gates;
 pub mod inventory;
 mod key_age;
 mod key_change;

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::FutureExt;
 use object_store::ObjectStore;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
@@ -14,6 +13,7 @@ use super::config;
 use super::config_use::VolumeSse;
 use super::departure::Departure;
 use super::disks::{human, make_dir, room_for, space_of};
+use super::gates::{SharedLease, gates};
 use super::key_use::note_use;
 use super::key_watch::KeyWatch;
 use super::lease::{Beat, HEARTBEAT, Lease};
@@ -23,9 +23,10 @@ use super::state::{Remembered, StateFile};
 use super::status::Shared;
 use super::{Attended, Control, Layers, MountOptions, StackError, unlock_store};
 use crate::base::{JournalPos, SystemClock, VolumeId, counted, hex};
+use crate::commit::layouts::SegmentRows;
 use crate::commit::replay::replay;
 use crate::commit::view::ViewOptions;
-use crate::commit::{CommitOptions, Committer, Gates, View, last_commit};
+use crate::commit::{CommitOptions, Committer, View, last_commit};
 use crate::data::{BlockCache, BlockCacheOptions};
 use crate::fs::{Fs, FsOptions, FsParts};
 use crate::journal::{Journal, JournalError, JournalOptions, Recovery};
@@ -103,8 +104,6 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
     mounted
 }
 
-type SharedLease = Arc<tokio::sync::Mutex<Lease>>;
-
 /// The lease of a mount that is being made, however far it is.
 #[derive(Default)]
 struct Held {
@@ -160,6 +159,7 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
     first.renew_by(key_watch.clone());
     let loaded = config::load(&first).await?;
     let config_generation = loaded.config.generation;
+    let compress = options.compress.unwrap_or(loaded.config.compress);
     let ask = options.store.sse.clone();
     let sse = Arc::new(VolumeSse::begin(layers.s3.clone(), ask, loaded.config)?);
     for note in sse.notes() {
@@ -223,7 +223,8 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
         None => return Err(crate::commit::ViewError::from(DecodeError("no statistics")).into()),
     };
     let seen = kv.get(&keys::writer()).await?.map(|id| hex(&id));
-    let segments = Arc::new(SegmentStore::new(store.clone()));
+    let segments = Arc::new(SegmentStore::compressing(store.clone(), compress));
+    segments.ask(Arc::new(SegmentRows(kv.clone())));
     let blocks = BlockCache::new(segments.clone(), BlockCacheOptions::default());
     let mut set_aside = None;
     let mut parts = None;
@@ -294,8 +295,8 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
             instance,
             clean: options.clean,
         };
-        let gates = gates(sealed.clone(), held.lease.clone(), keys.clone());
-        let c = Committer::new(view.clone(), opened.clone(), segments, row, commit, gates);
+        let gates = gates(sealed.clone(), segments.clone(), held.lease.clone(), keys.clone());
+        let c = Committer::new(view.clone(), opened.clone(), segments.clone(), row, commit, gates);
         (journal, committer) = (Some(opened), Some(c));
     }
     state.save(&remembered, true)?;
@@ -326,6 +327,7 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
     };
     let shared = Arc::new(Shared {
         volume,
+        segments,
         store: name,
         mount_point: options.mount_point.clone(),
         since: Instant::now(),
@@ -444,25 +446,6 @@ fn no_room(
     let free = space_of(&dir).or_else(|_| space_of(&options.state_dir)).ok();
     let free = free.map(|space| human(space.free_bytes));
     StackError::NoRoom { dir, needed: needed.map(human), free, source }
-}
-
-/// What the committer may do depends on the damage found and on who holds the volume.
-fn gates(sealed: Arc<Sealed>, lease: Option<SharedLease>, keys: VolumeKeys) -> Gates {
-    let still_ours = move || {
-        let lease = lease.clone();
-        let held = async move {
-            match lease {
-                Some(lease) => matches!(lease.lock().await.beat().await, Beat::Held),
-                None => false,
-            }
-        };
-        held.boxed()
-    };
-    Gates {
-        may_delete: Box::new(move || sealed.damaged().is_empty()),
-        still_ours: Box::new(still_ours),
-        key_epoch: Box::new(move || keys.epoch()),
-    }
 }
 
 /// Reads the last commit as a follower, which changes nothing: `--takeover` replaces the record

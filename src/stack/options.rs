@@ -10,9 +10,9 @@ use super::{Attended, Key};
 use crate::commit::{CleanOptions, CommitOptions};
 use crate::journal::disk::{DiskIo, RealDisk};
 use crate::seal::{KdfParams, Secret};
-use crate::store::Location;
 use crate::store::kv::COLLECT_AGE;
 use crate::store::s3::SseAsk;
+use crate::store::{Compression, Location};
 
 /// Where the store is and how it is reached.
 #[derive(Clone, Debug)]
@@ -64,6 +64,8 @@ pub struct InitOptions {
     pub kdf: KdfParams,
     /// User and group id that own the root directory.
     pub owner: (u32, u32),
+    /// How segments are stored, for mounts that do not say otherwise.
+    pub compress: Compression,
 }
 
 /// How long `init` and `mount` wait for the metadata store to open.
@@ -130,6 +132,8 @@ pub struct MountOptions {
     pub dead_grace: Duration,
     /// How long objects of the metadata that are needed no more stay in the bucket.
     pub collect_age: Duration,
+    /// How new segments are stored, in place of what the volume remembers.
+    pub compress: Option<Compression>,
 }
 
 impl MountOptions {
@@ -162,6 +166,7 @@ impl MountOptions {
             clean: CleanOptions::default(),
             dead_grace: CommitOptions::default().dead_grace,
             collect_age: COLLECT_AGE,
+            compress: None,
         }
     }
 }

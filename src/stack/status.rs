@@ -19,7 +19,7 @@ use crate::base::{VolumeId, counted};
 use crate::commit::{Committer, View, WriterState};
 use crate::data::BlockCache;
 use crate::journal::Journal;
-use crate::store::{Health, Refusals, Sealed};
+use crate::store::{Health, Refusals, Sealed, SegmentStore};
 
 /// Over how long the upload rate is averaged.
 const RATE_SPAN: Duration = Duration::from_secs(10);
@@ -82,6 +82,7 @@ pub(super) struct Shared {
     pub(super) sealed: Arc<Sealed>,
     pub(super) view: Arc<View>,
     pub(super) blocks: Arc<BlockCache>,
+    pub(super) segments: Arc<SegmentStore>,
     pub(super) journal: Option<Arc<Journal>>,
     pub(super) committer: Option<Arc<Committer>>,
     /// When the lease was last known to be held.
@@ -186,7 +187,8 @@ impl Shared {
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.sse.notes();
         warnings.extend(self.key_watch.note());
-        let damaged = self.sealed.damaged();
+        let mut damaged = self.sealed.damaged();
+        damaged.extend(self.segments.malformed().into_iter().map(SegmentStore::name));
         if !damaged.is_empty() {
             let names: Vec<_> = damaged.iter().take(5).map(|p| p.to_string()).collect();
             warnings.push(format!(
@@ -276,6 +278,9 @@ impl Control for Shared {
                 None => "none".into(),
             },
             sse_applied: self.layers.s3.as_ref().and_then(|s3| Some(s3.shown(&s3.sse_applied()?))),
+            compress: self.segments.compression().to_string(),
+            segment_data_bytes: self.segments.put_bytes().0,
+            segment_stored_bytes: self.segments.put_bytes().1,
             resident_bytes: resident_bytes(),
             warnings: self.warnings(),
             notes: cache_note(&self.layers).into_iter().chain(self.rekey_note()).collect(),

@@ -85,7 +85,9 @@ async fn fill(layers: &Layers, name: &str, options: &InitOptions) -> Result<Volu
     let sealed = layers.sealed(&keys)?;
     let store: Arc<dyn ObjectStore> = sealed;
     let mode = options.store.sse.mode.clone().unwrap_or_default();
-    let config = VolumeConfig::new(&mode, options.store.sse.tags.clone().unwrap_or_default());
+    let tags = options.store.sse.tags.clone().unwrap_or_default();
+    let mut config = VolumeConfig::new(&mode, tags);
+    config.compress = options.compress;
     config::replace(&*store, &config::Loaded::default(), &config).await?;
     let kv = Kv::open(store, KvOptions::default(), OPEN_TIMEOUT).await?;
     let (uid, gid) = options.owner;

@@ -27,5 +27,5 @@ pub use location::{Location, LocationError};
 pub use probe::{ProbeError, is_probe, probe, random_name};
 pub use retry::{Health, Refusals, Retry, RetryOptions};
 pub use sealed::{Invalidate, Renew, Resealed, Sealed};
-pub use segments::SegmentStore;
+pub use segments::{Compression, SegmentStore};
 pub use stats::{RequestKind, RequestSnapshot, RequestStats};

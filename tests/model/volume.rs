@@ -72,8 +72,14 @@ async fn new_volume() -> Arc<InMemory> {
     if VOLUME.get().is_none() {
         let bucket = Arc::new(InMemory::new());
         let (store, label) = (store(&bucket, false), "model".into());
-        let options =
-            InitOptions { store, secret: secret(), label, kdf: KdfParams::FLOOR, owner: (0, 0) };
+        let options = InitOptions {
+            store,
+            secret: secret(),
+            label,
+            kdf: KdfParams::FLOOR,
+            owner: (0, 0),
+            compress: Default::default(),
+        };
         init(options).await.expect("init");
         let _ = VOLUME.set(bucket);
     }

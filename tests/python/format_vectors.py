@@ -229,6 +229,49 @@ def inode_row(i):
     return row + rest + bytes.fromhex(i["target"])
 
 
+def zeros_in_zstd(length):
+    """A zstd frame (RFC 8878) of so many zeros, at most 128 KiB: one block, of kind RLE."""
+    header = b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", length)
+    return header + struct.pack("<I", 1 | 1 << 1 | length << 3)[:3] + b"\0"
+
+
+def segment(last_digit, ranges, frames, data):
+    """A segment whose data are stored as `frames` of (stored, whole) bytes, or as they are."""
+    name = "seg/4f/" + "4f" * 15 + "4" + last_digit
+    summary, before = b"", (0, 0, 0)
+    for inode, generation, offset, length in ranges:
+        begin = before[2] if before[:2] == (inode, generation) else 0
+        summary += signed(inode - before[0]) + varint(generation)
+        summary += signed(offset - begin) + varint(length)
+        before = inode, generation, offset + length
+    stored = b"".join(stored for stored, _ in frames) if frames else data
+    index = b"".join(varint(len(s) if len(s) < whole else 0) for s, whole in frames)
+    footer = struct.pack("<8sBBHI", b"sealfsSG", 2, bool(frames), 0, len(ranges))
+    footer += struct.pack("<QQII", len(data), len(stored), len(summary), len(index))
+    plain = stored + summary + index + footer
+    if not frames:
+        assert reader.open_segment(name, plain) == (data, ranges)
+    return {
+        "name": name,
+        "ranges": [list(one) for one in ranges],
+        "data_len": len(data),
+        "data_sha256": hashlib.sha256(data).hexdigest(),
+        "plain": plain.hex(),
+        "row": (struct.pack("<I", len(summary) + len(index) + 40) + index).hex(),
+    }
+
+
+def segments():
+    """One as it is, of three files; one of two frames, the first of them compressed zeros."""
+    ranges = [(5, 0, 0, 4), (6, 0, 4096, 3), (6, 0, 10, 2), (3, 7, 1 << 40, 200)]
+    zeros, rest = bytes(128 << 10), plain_bytes(100)
+    frames = [(zeros_in_zstd(len(zeros)), len(zeros)), (rest, len(rest))]
+    return [
+        segment("e", ranges, [], plain_bytes(209)),
+        segment("f", [(70000, 1, 0, len(zeros) + 100)], frames, zeros + rest),
+    ]
+
+
 def main():
     # The published vector: key 00 … 0f, data 00 … 0e.
     assert siphash(bytes(range(16)), bytes(range(15))) == 0xA129CA6149BE45E5
@@ -263,6 +306,7 @@ def main():
         ],
         "inodes": [{**i, "row": inode_row(i).hex()} for i in ({**INODE, **changes} for changes in INODES)],
         "objects": objects,
+        "segments": segments(),
         "journal": {
             "journal_id": journal.hex(),
             "kind": 1,

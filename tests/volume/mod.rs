@@ -47,7 +47,14 @@ impl Bench {
     /// A new volume in `store`.
     pub async fn over(store: Arc<dyn ObjectStore>) -> Bench {
         let (of, label, kdf) = (options_of(store.clone()), "test".into(), KdfParams::FLOOR);
-        let options = InitOptions { store: of, secret: secret(), label, kdf, owner: (0, 0) };
+        let options = InitOptions {
+            store: of,
+            secret: secret(),
+            label,
+            kdf,
+            owner: (0, 0),
+            compress: Default::default(),
+        };
         init(options).await.expect("init");
         Bench { store, local: tempfile::tempdir().expect("a temporary directory") }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Check, Finding};
 use crate::base::SegmentId;
-use crate::commit::accounts::segment_row;
+use crate::commit::layouts::layout_in;
 use crate::commit::resolve::extent_in;
 use crate::commit::scan::Cursor;
 use crate::commit::view::ViewError;
@@ -16,6 +16,8 @@ use crate::meta::{DeadRow, DecodeError, SegmentRow, keys};
 pub struct SegmentSum {
     /// Its `s` row, if it has one.
     pub row: Option<SegmentRow>,
+    /// Plaintext bytes that the object has by that row.
+    pub object_len: u64,
     /// When it was found dead (`z` row, Unix seconds).
     pub dead_since: Option<u64>,
     /// Extents that refer to it.
@@ -45,8 +47,11 @@ impl Check<'_> {
         let (kv, rows) = (self.kv, self.rows);
         let mut cursor = Cursor::new(kv, b's').counting(rows);
         while let Some((key, value)) = cursor.next().await? {
-            if let Some((id, row)) = self.decoded(&key, segment_row(&key, &value)) {
-                self.segments.0.entry(id).or_default().row = Some(row);
+            let id = keys::segment_of(&key).ok_or(DecodeError("segment key"));
+            let row = id.and_then(|id| Ok((id, layout_in(id, &value)?)));
+            if let Some((id, (row, layout))) = self.decoded(&key, row) {
+                let sum = self.segments.0.entry(id).or_default();
+                (sum.row, sum.object_len) = (Some(row), layout.object_len());
             }
         }
         let mut cursor = Cursor::new(kv, b'z').counting(rows);

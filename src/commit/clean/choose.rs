@@ -9,11 +9,9 @@ use crate::meta::SegmentRow;
 
 /// A segment below this is tiny: an `fsync` a second leaves one every commit interval.
 pub(super) const TINY_BYTES: u64 = 1 << 20;
-/// Cleaning begins when this part of all stored bytes, or of all segments, would come free: a
-/// round reads every extent row, which must be worth it.
+/// Cleaning begins when this part of all stored bytes, or of all segments, would come free: what
+/// is moved dies again, and the deader a segment is by then, the less is moved for what it frees.
 const SHARE: u64 = 16;
-/// So many extent rows are worth reading for a tiny segment less.
-const ROWS_A_SEGMENT: usize = 4096;
 /// Live bytes that one round moves at most.
 const ROUND_BYTES_MAX: u64 = 256 << 20;
 /// Segments of a sort that are remembered while looking; others wait for a later round.
@@ -29,20 +27,12 @@ pub(super) struct Choice {
     pub(super) stored: u64,
 }
 
-/// What earlier rounds learned.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Learned {
-    /// Tiny segments that were found not to be worth it.
-    pub(super) left_out: usize,
-    /// Extent rows of the volume.
-    pub(super) extents: usize,
-}
-
 /// Looks at segments one by one and then says which to clean.
 #[derive(Debug)]
 pub(super) struct Chooser {
     options: CleanOptions,
-    learned: Learned,
+    /// Tiny segments that an earlier round found not to be worth it.
+    left_out: usize,
     segments: usize,
     bytes: u64,
     dead_bytes: u64,
@@ -67,10 +57,11 @@ impl Candidates {
 }
 
 impl Chooser {
-    pub(super) fn new(options: CleanOptions, learned: Learned) -> Chooser {
+    /// `left_out`: tiny segments that an earlier round found not to be worth it.
+    pub(super) fn new(options: CleanOptions, left_out: usize) -> Chooser {
         Chooser {
             options,
-            learned,
+            left_out,
             segments: 0,
             bytes: 0,
             dead_bytes: 0,
@@ -117,9 +108,8 @@ impl Chooser {
             });
             take(&self.half_dead);
         }
-        let worth = (self.segments / SHARE as usize).max(self.learned.extents / ROWS_A_SEGMENT);
-        let enough = self.options.tiny_min.max(worth).max(2);
-        if self.tiny.seen >= enough + self.learned.left_out {
+        let enough = self.options.tiny_min.max(self.segments / SHARE as usize).max(2);
+        if self.tiny.seen >= enough + self.left_out {
             take(&self.tiny);
         }
         choice
@@ -131,7 +121,7 @@ mod tests {
     use super::*;
 
     fn chosen(segments: &[(u64, u64)]) -> Vec<usize> {
-        let mut chooser = Chooser::new(CleanOptions::default(), Learned::default());
+        let mut chooser = Chooser::new(CleanOptions::default(), 0);
         let id = |n: usize| SegmentId((n as u128).to_be_bytes());
         for (n, &(size, live)) in segments.iter().enumerate() {
             chooser.see(id(n), SegmentRow { size, live, ..SegmentRow::default() });
@@ -147,7 +137,7 @@ mod tests {
         // Guards against a bucket that grows with every overwrite, against moving more than is
         // freed, and against a round without end.
         let few = [(16 * MIB, MIB), (16 * MIB, 8 * MIB), (16 * MIB, 9 * MIB)];
-        assert!(chosen(&few).is_empty(), "23 MiB are not worth a look at every extent");
+        assert!(chosen(&few).is_empty(), "23 MiB are not worth a round");
         let mut many = vec![(16 * MIB, 16 * MIB); 20];
         many.extend(vec![(16 * MIB, 8 * MIB + 1); 20]);
         many.extend(vec![(16 * MIB, 4 * MIB); 10]);

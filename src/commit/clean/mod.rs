@@ -11,33 +11,34 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `choose` | which segments are worth it |
+//! | `owners` | who refers to them, by their own summaries |
 //! | `plan` | what lies where in the new ones; what of it is still in use |
 //! | `carry` | the task: find, read, upload |
+//! | `switch` | rows: the files use a new segment, a bounded batch at a time |
 
 mod carry;
 mod choose;
+mod owners;
 mod plan;
+mod switch;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::task::JoinHandle;
 
-use super::accounts::{self, Changes, NewSegment};
-use super::attempt::new_segment_id;
+use super::accounts::{self, Changes};
 use super::committer::{CommitError, Committer, unix_secs};
 use super::pack::SEGMENT_BYTES_MAX;
-use super::pending::FileKey;
-use super::resolve;
 use super::scan::Cursor;
 use super::view::ViewError;
 use crate::base::{SegmentId, counted};
-use crate::data::Extent;
-use crate::meta::{DeadRow, Key, keys};
+use crate::meta::{DeadRow, keys};
 use carry::{Carried, Moved, Order};
-use choose::{Choice, Chooser, Learned};
+use choose::{Choice, Chooser};
+use switch::Switch;
 
 /// New segments of one round; what would need more waits for the next.
 const OUTPUTS_MAX: usize = 64;
@@ -47,6 +48,8 @@ const ROUND_DEADLINE: Duration = Duration::from_secs(1800);
 const RESERVED_SECS: u64 = 2 * 3600;
 /// Uploaded segments that wait for their rows; the task waits when there are more.
 const MOVED_QUEUE: usize = 2;
+/// Batches of rows that are written between two commits.
+const BATCHES_PER_STEP: usize = 2;
 /// How long to leave it after a failure, and after several in a row at most.
 const PAUSE: Duration = Duration::from_secs(300);
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
@@ -79,6 +82,8 @@ impl Default for CleanOptions {
 struct Round {
     task: JoinHandle<Result<Carried, CommitError>>,
     moved: mpsc::Receiver<Moved>,
+    /// A new segment whose rows are being written.
+    switch: Option<Switch>,
     /// What it may be about to read.
     reads: HashSet<SegmentId>,
     /// More segments than those are worth it.
@@ -115,9 +120,8 @@ pub struct State {
     stored: u64,
     /// The last round left something to do.
     again: bool,
-    /// Where it ended in the extent rows, and what it learned up to there.
-    next: Option<Key>,
-    learned: Learned,
+    /// Tiny segments that the last round found not to be worth it.
+    left_out: usize,
     not_before: Option<Instant>,
     pause: Duration,
     round: Option<Round>,
@@ -147,17 +151,9 @@ impl State {
 
     /// A round has come to its end, or as far as `carried` says.
     fn note_end(&mut self, round: &Round, carried: Carried) {
-        let begun_behind = self.next.is_some();
-        let before = if begun_behind { self.learned } else { Learned::default() };
-        self.learned = Learned {
-            left_out: before.left_out + carried.left_out,
-            extents: before.extents + carried.extents,
-        };
-        // What lies before its first row was not looked at for what it chose. A round that moved
-        // nothing would choose the same again.
-        let more = (round.more || carried.more || begun_behind) && round.bytes > 0;
-        self.again = more || carried.next.is_some();
-        self.next = carried.next;
+        self.left_out = carried.left_out;
+        // A round that moved nothing would choose the same again.
+        self.again = (round.more || carried.more) && round.bytes > 0;
         self.pause = Duration::ZERO;
     }
 
@@ -180,8 +176,7 @@ pub struct Counts {
 }
 
 impl Committer {
-    /// Goes on with a round, or looks whether one is due. Bounded: at most [`MOVED_QUEUE`]
-    /// segments get their rows.
+    /// Goes on with a round, or looks whether one is due. Bounded: [`BATCHES_PER_STEP`].
     pub(super) async fn clean_some(&self) -> Result<(), CommitError> {
         let mut state = std::mem::take(&mut *self.clean.lock());
         let outcome = self.clean_step(&mut state).await;
@@ -205,15 +200,22 @@ impl Committer {
             self.begin_round(state).await?;
         }
         let Some(round) = &mut state.round else { return Ok(()) };
-        for _ in 0..MOVED_QUEUE {
+        for _ in 0..BATCHES_PER_STEP {
+            if let Some(switch) = &mut round.switch {
+                round.bytes += self.switch_some(switch).await?;
+                if switch.is_done() {
+                    // All that is live of a segment went into one.
+                    for id in switch.sources() {
+                        round.reads.remove(&id);
+                    }
+                    round.switch = None;
+                }
+                continue;
+            }
             match round.moved.try_recv() {
                 Ok(moved) => {
                     round.unused.retain(|id| *id != moved.id);
-                    round.bytes += self.switch(&moved, round.reserved, round.epoch).await?;
-                    // All that is live of a segment goes into one.
-                    for piece in &moved.output.pieces {
-                        round.reads.remove(&piece.extent.segment);
-                    }
+                    round.switch = Some(Switch::new(moved, round.reserved, round.epoch));
                 }
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => {
@@ -236,7 +238,7 @@ impl Committer {
     /// Looks at all segments, and sets out if it is worth it.
     async fn begin_round(&self, state: &mut State) -> Result<(), CommitError> {
         let kv = self.view.kv();
-        let mut chooser = Chooser::new(self.options.clean, state.learned);
+        let mut chooser = Chooser::new(self.options.clean, state.left_out);
         let mut cursor = Cursor::new(kv, b's');
         // What is live of one goes into one: that must not be larger than the store takes.
         let bytes_max = self.segments.upload_max();
@@ -250,14 +252,13 @@ impl Committer {
         let Choice { segments: chosen, more, stored } = chooser.choice();
         state.stored = stored;
         if chosen.is_empty() {
-            state.next = None;
             // It may have been deleted since.
-            state.learned.left_out /= 2;
+            state.left_out /= 2;
             return Ok(());
         }
         log::info!("moving what is live out of {}", counted(chosen.len() as u64, "segment"));
         let (reserved, epoch) = (unix_secs() + RESERVED_SECS, self.key_epoch());
-        let ids: Vec<_> = (0..OUTPUTS_MAX).map(|_| new_segment_id()).collect();
+        let ids: Vec<_> = (0..OUTPUTS_MAX).map(|_| self.segments.new_id()).collect();
         let mut announced = Changes::default();
         ids.iter().for_each(|id| announced.bury(*id, reserved, DeadRow::UNBORN));
         self.write_rows(announced.into_rows().collect()).await?;
@@ -268,7 +269,6 @@ impl Committer {
             chosen,
             ids: ids.clone(),
             reserved,
-            from: state.next.clone(),
         };
         let (send, moved) = mpsc::channel(MOVED_QUEUE);
         let wake = self.wake.clone();
@@ -279,49 +279,10 @@ impl Committer {
             wake.notify_one();
             outcome?
         });
-        let unused = ids;
-        state.round = Some(Round { task, moved, reads, more, reserved, epoch, unused, bytes: 0 });
+        let (unused, switch, bytes) = (ids, None, 0);
+        state.round =
+            Some(Round { task, moved, switch, reads, more, reserved, epoch, unused, bytes });
         Ok(())
-    }
-
-    /// Makes the files use a new segment, as far as they still have what was moved; returns
-    /// how many of its bytes that are.
-    async fn switch(&self, moved: &Moved, reserved: u64, epoch: u32) -> Result<u64, CommitError> {
-        let Moved { id, output } = moved;
-        let reservation = keys::dead_segment(reserved, *id);
-        let mut out = Changes::default();
-        if unix_secs() >= reserved || self.view.kv().get(&reservation).await?.is_none() {
-            // It may be deleted already, or have come after its deletion.
-            log::warn!("segment {id} came too late: the machine slept, or was cut off for long");
-            out.rows.insert(reservation, None);
-            out.bury(*id, unix_secs(), DeadRow::UNBORN);
-            self.write_rows(out.into_rows().collect()).await?;
-            return Ok(0);
-        }
-        let mut files: BTreeMap<FileKey, Vec<(Extent, u64)>> = BTreeMap::new();
-        let mut at = 0;
-        for piece in &output.pieces {
-            files.entry(piece.file).or_default().push((piece.extent, at));
-            at += piece.len();
-        }
-        let mut bytes = 0;
-        for (file, pieces) in &mut files {
-            pieces.sort_unstable_by_key(|(extent, _)| extent.start);
-            let ranges = pieces.iter().map(|(extent, _)| (extent.start, extent.end));
-            let changes = |now: &BTreeMap<u64, Extent>| plan::changes(now, pieces, *id);
-            bytes += resolve::move_extents(&self.view, &mut out, *file, ranges, changes).await?;
-        }
-        let new = HashMap::from([(*id, NewSegment { size: output.len, ..Default::default() })]);
-        let now = self.between_commits(epoch);
-        accounts::settle_segments(&self.view, &mut out, &new, now).await?;
-        out.rows.insert(reservation, None);
-        let written = self.write_rows(out.into_rows().collect()).await;
-        // Whatever came of it: nobody may go on with the old places, whose segments will be
-        // deleted.
-        self.view.forget_extents(files.keys());
-        written?;
-        self.clean_counts.moved.fetch_add(bytes, Ordering::Relaxed);
-        Ok(bytes)
     }
 
     /// Takes back the announcement of what was not uploaded.
@@ -344,32 +305,22 @@ mod tests {
     fn round(more: bool, bytes: u64) -> Round {
         let task = tokio::spawn(async { Ok(Carried::default()) });
         let (_, moved) = mpsc::channel(1);
-        let (reads, unused) = (HashSet::new(), Vec::new());
-        Round { task, moved, reads, more, reserved: 0, epoch: 1, unused, bytes }
+        let (switch, reads, unused) = (None, HashSet::new(), Vec::new());
+        Round { task, moved, switch, reads, more, reserved: 0, epoch: 1, unused, bytes }
     }
 
     #[tokio::test]
-    async fn a_round_goes_on_where_it_was_cut_and_is_not_repeated_without_gain() {
+    async fn a_round_that_left_something_is_followed_and_none_is_repeated_without_gain() {
         // Guards against a mount that cleans the same crumbs for ever, and against segments behind
         // many others that are never reached.
         let mut state = State::default();
-        let cut = |left_out| {
-            let next = Some(b"e5"[..].into());
-            Carried { next, more: true, left_out, extents: 10 }
-        };
-        state.note_end(&round(true, 0), cut(2));
-        assert!(state.again && state.next.is_some());
-        state.note_end(&round(true, 0), cut(3));
-        assert_eq!((state.again, state.learned.left_out), (true, 5));
-        state.note_end(&round(true, 0), Carried { left_out: 1, ..Carried::default() });
-        assert_eq!((state.again, state.learned.left_out, &state.next), (false, 6, &None));
-        assert_eq!(state.learned.extents, 20);
-        state.note_end(&round(true, 1), Carried::default());
-        let learned = state.learned.left_out;
-        assert_eq!((state.again, learned), (true, 0), "there was more, and it gained");
-        state.note_end(&round(false, 1), cut(0));
-        state.note_end(&round(false, 1), Carried::default());
-        assert!(state.again, "what lies before its first row");
+        let carried = |more, left_out| Carried { more, left_out };
+        state.note_end(&round(true, 0), carried(true, 2));
+        assert_eq!((state.again, state.left_out), (false, 2));
+        state.note_end(&round(true, 1), carried(false, 0));
+        assert_eq!((state.again, state.left_out), (true, 0), "there was more, and it gained");
+        state.note_end(&round(false, 1), carried(true, 0));
+        assert!(state.again);
         state.note_end(&round(false, 1), Carried::default());
         assert!(!state.again);
     }

@@ -10,13 +10,14 @@ use crate::commit::pack::{Change, SEGMENT_BYTES_MAX};
 use crate::commit::pending::FileKey;
 use crate::data::Extent;
 use crate::meta::SegmentRow;
+use crate::store::segments::Owned;
 
 /// Bytes between two live ranges that are rather read than asked around.
 const GAP_MAX: u64 = 64 << 10;
 /// Bytes that one request reads; a single extent may be longer.
 const FETCH_BYTES: u64 = 4 << 20;
-/// An output takes no further segment beyond so many pieces (its rows are written at once), or
-/// old segments (each costs a request before anything is uploaded).
+/// An output takes no further segment beyond so many pieces (each costs rows), or old segments
+/// (each costs a request before anything is uploaded).
 const OUTPUT_PIECES: usize = 16_384;
 const OUTPUT_SOURCES: usize = 512;
 /// A tiny segment of more pieces stays: merging those of the smallest files would cost more than
@@ -33,30 +34,98 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    pub(super) fn len(&self) -> u64 {
+    fn len(&self) -> u64 {
         self.extent.end - self.extent.start
+    }
+
+    /// Where it ends in its segment.
+    fn offset_end(&self) -> u64 {
+        self.extent.offset.saturating_add(self.len())
     }
 }
 
-/// A new segment: its pieces one after the other.
+/// Bytes of an old segment that something refers to, without a gap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) segment: SegmentId,
+    pub(super) range: Range<u64>,
+}
+
+impl Run {
+    pub(super) fn len(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+}
+
+/// A piece, and where it begins in the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Placed {
+    pub(super) piece: Piece,
+    pub(super) at: u64,
+}
+
+/// A new segment: its runs one after the other.
 #[derive(Debug, Default)]
 pub(super) struct Output {
-    pub(super) pieces: Vec<Piece>,
-    /// Plaintext bytes.
+    pub(super) runs: Vec<Run>,
+    /// What refers to them: in the order of the runs, and of their offsets in one. Two that share
+    /// bytes share them in the output as well.
+    pub(super) pieces: Vec<Placed>,
+    /// Bytes.
     pub(super) len: u64,
 }
 
-/// One request: a range of a segment, and the pieces of the output that it brings.
+impl Output {
+    /// Whose its bytes are, in order; of shared ones, the first that refers to them.
+    pub(super) fn owned(&self) -> Vec<Owned> {
+        let mut owned = Vec::with_capacity(self.pieces.len());
+        let mut known = 0;
+        for Placed { piece, at } in &self.pieces {
+            let end = at + piece.len();
+            let from = known.max(*at);
+            if from < end {
+                let (ino, generation) = piece.file;
+                let offset = piece.extent.start + (from - at);
+                Owned::add(&mut owned, Owned { ino, generation, offset, len: end - from });
+                known = end;
+            }
+        }
+        owned
+    }
+
+    /// Adds what refers to one segment, in the order of offsets.
+    fn take(&mut self, group: Vec<Piece>) {
+        for piece in group {
+            let (segment, range) = (piece.extent.segment, piece.extent.offset..piece.offset_end());
+            match self.runs.last_mut() {
+                Some(run) if run.segment == segment && range.start <= run.range.end => {
+                    let longer = range.end.saturating_sub(run.range.end);
+                    run.range.end += longer;
+                    self.len += longer;
+                }
+                _ => {
+                    self.len += range.end - range.start;
+                    self.runs.push(Run { segment, range: range.clone() });
+                }
+            }
+            let run = self.runs.last().expect("one was just pushed");
+            let at = self.len - (run.range.end - range.start);
+            self.pieces.push(Placed { piece, at });
+        }
+    }
+}
+
+/// One request: a range of a segment, and the runs of the output that it brings.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Fetch {
     pub(super) segment: SegmentId,
     pub(super) range: Range<u64>,
-    pub(super) pieces: Range<usize>,
+    pub(super) runs: Range<usize>,
 }
 
 /// What becomes of the pieces that were found.
 #[derive(Debug, Default)]
-pub(super) struct Layout {
+pub(super) struct Arranged {
     pub(super) outputs: Vec<Output>,
     /// Tiny segments of so many pieces that merging them is not worth it.
     pub(super) left_out: usize,
@@ -64,16 +133,27 @@ pub(super) struct Layout {
     pub(super) odd: Vec<SegmentId>,
 }
 
+/// Bytes that `group`, in the order of offsets, refers to.
+fn distinct(group: &[Piece]) -> u64 {
+    let (mut sum, mut known) = (0u64, 0);
+    for piece in group {
+        let end = piece.offset_end();
+        sum = sum.saturating_add(end.saturating_sub(piece.extent.offset.max(known)));
+        known = known.max(end);
+    }
+    sum
+}
+
 /// Packs `pieces` of the segments `chosen`; pieces come in the order of their rows. What lies
 /// together in a segment stays together (it was written together), and segments follow each
 /// other in the order of the first file in each: so pieces that were appended to a file one by
 /// one become one extent. All pieces of a segment go to the same output.
 /// None is larger than `bytes_max`, if no source is.
-pub(super) fn layout(
+pub(super) fn arrange(
     pieces: Vec<Piece>,
     chosen: &HashMap<SegmentId, SegmentRow>,
     bytes_max: u64,
-) -> Layout {
+) -> Arranged {
     let mut place = HashMap::new();
     let mut groups: Vec<(SegmentId, Vec<Piece>)> = Vec::new();
     for piece in pieces {
@@ -84,55 +164,50 @@ pub(super) fn layout(
         }
         groups[at].1.push(piece);
     }
-    let mut layout = Layout::default();
+    let mut arranged = Arranged::default();
     let mut sources = 0;
     for (segment, mut group) in groups {
         let row = &chosen[&segment];
-        let len = group.iter().fold(0, |sum: u64, piece| sum.saturating_add(piece.len()));
-        let inside = |p: &Piece| p.extent.offset.saturating_add(p.len()) <= row.size;
-        if len > row.live || !group.iter().all(inside) {
-            layout.odd.push(segment);
+        group.sort_by_key(|piece| piece.extent.offset);
+        let len = distinct(&group);
+        if len > row.live || !group.iter().all(|piece| piece.offset_end() <= row.size) {
+            arranged.odd.push(segment);
             continue;
         }
         if row.size < TINY_BYTES && group.len() > TINY_PIECES_MAX {
-            layout.left_out += 1;
+            arranged.left_out += 1;
             continue;
         }
-        group.sort_by_key(|piece| piece.extent.offset);
         let fits = |o: &Output| {
             o.len + len <= SEGMENT_BYTES_MAX.min(bytes_max)
                 && o.pieces.len() + group.len() <= OUTPUT_PIECES
                 && sources < OUTPUT_SOURCES
         };
-        if !layout.outputs.last().is_some_and(fits) {
-            layout.outputs.push(Output::default());
+        if !arranged.outputs.last().is_some_and(fits) {
+            arranged.outputs.push(Output::default());
             sources = 0;
         }
-        let output = layout.outputs.last_mut().expect("one was just pushed");
-        output.pieces.extend(group);
-        output.len += len;
+        arranged.outputs.last_mut().expect("one was just pushed").take(group);
         sources += 1;
     }
-    layout
+    arranged
 }
 
-/// The requests that bring `pieces`, in order.
-pub(super) fn fetches(pieces: &[Piece]) -> Vec<Fetch> {
+/// The requests that bring `runs`, in order.
+pub(super) fn fetches(runs: &[Run]) -> Vec<Fetch> {
     let mut fetches: Vec<Fetch> = Vec::new();
-    for (n, piece) in pieces.iter().enumerate() {
-        let (segment, from) = (piece.extent.segment, piece.extent.offset);
-        let to = from + piece.len();
+    for (n, Run { segment, range }) in runs.iter().enumerate() {
         match fetches.last_mut() {
             Some(last)
-                if last.segment == segment
-                    && from >= last.range.start
-                    && from <= last.range.end.saturating_add(GAP_MAX)
-                    && to <= last.range.start.saturating_add(FETCH_BYTES) =>
+                if last.segment == *segment
+                    && range.start >= last.range.start
+                    && range.start <= last.range.end.saturating_add(GAP_MAX)
+                    && range.end <= last.range.start.saturating_add(FETCH_BYTES) =>
             {
-                last.range.end = last.range.end.max(to);
-                last.pieces.end = n + 1;
+                last.range.end = last.range.end.max(range.end);
+                last.runs.end = n + 1;
             }
-            _ => fetches.push(Fetch { segment, range: from..to, pieces: n..n + 1 }),
+            _ => fetches.push(Fetch { segment: *segment, range: range.clone(), runs: n..n + 1 }),
         }
     }
     fetches
@@ -196,13 +271,38 @@ mod tests {
             piece(4, 0, 9 * MIB, 3, 0),
             piece(5, 0, 8 * MIB, 4, 0),
         ];
-        let outputs = layout(rows, &full(1..=4), u64::MAX).outputs;
+        let outputs = arrange(rows, &full(1..=4), u64::MAX).outputs;
         let shape = |o: &Output| {
-            o.pieces.iter().map(|p| (p.extent.segment.0[0], p.extent.offset)).collect::<Vec<_>>()
+            let one = |p: &Placed| (p.piece.extent.segment.0[0], p.piece.extent.offset, p.at);
+            o.pieces.iter().map(one).collect::<Vec<_>>()
         };
-        assert_eq!(shape(&outputs[0]), [(2, 40), (2, 100), (1, 0), (3, 0)]);
+        assert_eq!(shape(&outputs[0]), [(2, 40, 0), (2, 100, 10), (1, 0, 20), (3, 0, 30)]);
         assert_eq!((outputs[0].len, outputs[1].len), (9 * MIB + 30, 8 * MIB));
         assert_eq!(outputs.len(), 2);
+    }
+
+    #[test]
+    fn shared_bytes_move_once_and_stay_shared() {
+        // Guards against a copy by rows that becomes a copy of bytes when it is cleaned, and
+        // against a summary that is longer than its data: two files have 60 bytes in common, a
+        // third lies within them, and a gap follows.
+        let rows = vec![
+            piece(1, 0, 100, 1, 0),
+            piece(2, 500, 620, 1, 40),
+            piece(3, 0, 20, 1, 50),
+            piece(3, 20, 30, 1, 200),
+        ];
+        let arranged = arrange(rows.clone(), &full([1]), u64::MAX);
+        let [output] = &arranged.outputs[..] else { panic!("one output") };
+        let run = |range| Run { segment: segment(1), range };
+        assert_eq!((output.len, &output.runs[..]), (170, &[run(0..160), run(200..210)][..]));
+        let at: Vec<_> = output.pieces.iter().map(|p| (p.piece.file.0.0, p.at)).collect();
+        assert_eq!(at, [(1, 0), (2, 40), (3, 50), (3, 160)]);
+        let owned = |ino, offset, len| Owned { ino: Ino(ino), generation: 0, offset, len };
+        assert_eq!(output.owned(), [owned(1, 0, 100), owned(2, 560, 60), owned(3, 20, 10)]);
+        let mut less = full([1]);
+        less.insert(segment(1), SegmentRow { size: 16 * MIB, live: 169, ..SegmentRow::default() });
+        assert_eq!(arrange(rows, &less, u64::MAX).odd, [segment(1)]);
     }
 
     #[test]
@@ -221,11 +321,11 @@ mod tests {
             piece(1, 30, 40, 3, u64::MAX - 1),
         ];
         pieces.extend((0..4097).map(|n| piece(2 + n, 0, 1, 4, n)));
-        let all = layout(pieces.clone(), &chosen, u64::MAX);
+        let all = arrange(pieces.clone(), &chosen, u64::MAX);
         assert_eq!(all.odd, [segment(1), segment(2), segment(3)]);
         assert_eq!((all.outputs.len(), all.left_out), (0, 1));
         pieces.pop();
-        let fewer = layout(pieces, &chosen, u64::MAX);
+        let fewer = arrange(pieces, &chosen, u64::MAX);
         assert_eq!((fewer.outputs.len(), fewer.left_out), (1, 0));
         let many = (0..1025u64).map(|n| {
             let id = SegmentId((n as u128).to_be_bytes());
@@ -237,22 +337,23 @@ mod tests {
         });
         let (pieces, chosen): (Vec<_>, HashMap<_, _>) = many.unzip();
         let sizes: Vec<_> =
-            layout(pieces, &chosen, u64::MAX).outputs.iter().map(|o| o.pieces.len()).collect();
+            arrange(pieces, &chosen, u64::MAX).outputs.iter().map(|o| o.pieces.len()).collect();
         assert_eq!(sizes, [512, 512, 1], "a request for each, before anything is uploaded");
     }
 
     #[test]
     fn neighbours_are_read_at_once_and_far_ones_apart() {
         // Guards against a request for every 4 KiB, and against reading a segment for one.
-        let pieces = [
-            piece(1, 0, 10, 1, 0),
-            piece(1, 20, 30, 1, 10 + GAP_MAX),
-            piece(1, 40, 50, 1, 21 + 2 * GAP_MAX),
-            piece(1, 60, 70, 2, 0),
-            piece(1, 80, 80 + 5 * MIB, 2, 10),
+        let run = |of, from, len| Run { segment: segment(of), range: from..from + len };
+        let runs = [
+            run(1, 0, 10),
+            run(1, 10 + GAP_MAX, 10),
+            run(1, 21 + 2 * GAP_MAX, 10),
+            run(2, 0, 10),
+            run(2, 10, 5 * MIB),
         ];
-        let fetches = fetches(&pieces);
-        let shape: Vec<_> = fetches.iter().map(|f| (f.range.clone(), f.pieces.clone())).collect();
+        let fetches = fetches(&runs);
+        let shape: Vec<_> = fetches.iter().map(|f| (f.range.clone(), f.runs.clone())).collect();
         let third = 21 + 2 * GAP_MAX;
         assert_eq!(
             shape,

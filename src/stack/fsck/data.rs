@@ -5,6 +5,7 @@
 //! Memory: [`READS_PARALLEL`] × 2 × [`PIECE`].
 
 use std::collections::BTreeMap;
+use std::iter::once;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -17,10 +18,14 @@ use super::objects::{Listing, damaged_ranges, read_whole};
 use super::{Run, Volume};
 use crate::base::{SegmentId, counted};
 use crate::commit::check::Segments;
+use crate::commit::layouts::layout_in;
+use crate::meta::keys;
 use crate::seal::CHUNK_PLAIN;
 use crate::seal::offsets::plain_len;
 use crate::stack::StackError;
 use crate::stack::state::StateFile;
+use crate::store::kv::Kv;
+use crate::store::segments::{FRAME, Layout, has_frames};
 use crate::store::{ErrorClass, SegmentStore, class};
 
 /// Objects that are read at once.
@@ -85,11 +90,11 @@ impl Damage {
 }
 
 /// Reads every object of the metadata store and every segment that rows refer to; without rows
-/// (the metadata cannot be read) every segment.
+/// (the metadata cannot be read) every segment. Frames are decompressed as well.
 pub(super) async fn read_all(
     run: &Run<'_>,
     listing: &Listing,
-    segments: Option<&Segments>,
+    rows: Option<(&Kv, &Segments)>,
 ) -> Result<Read, StackError> {
     let file =
         StateFile::<Position>::named(&run.volume.state_dir, POSITION_NAME, run.volume.keys.clone());
@@ -98,7 +103,7 @@ pub(super) async fn read_all(
         false => Position::default(),
     };
     let referred = |id: &SegmentId| {
-        segments.is_none_or(|segments| {
+        rows.is_none_or(|(_, segments)| {
             segments.0.get(id).is_some_and(|sum| sum.row.is_some() || sum.live > 0)
         })
     };
@@ -120,12 +125,15 @@ pub(super) async fn read_all(
     })?;
     let reads = todo.into_iter().map(|(name, size)| async move {
         let read = AtomicU64::new(0);
-        let one = read_one(run.volume, &name, size, |bytes| {
+        let on_read = |bytes: u64| {
             // No more than was announced, whatever the object has.
             let before = read.fetch_add(bytes, Ordering::Relaxed).min(size);
             done.fetch_add(bytes.min(size - before), Ordering::Relaxed);
-        });
-        let one = one.await;
+        };
+        let one = match SegmentStore::id(&name) {
+            Some(id) => read_segment(run.volume, rows.map(|(kv, _)| kv), id, size, on_read).await,
+            None => read_one(run.volume, &name, size, on_read).await,
+        };
         // Damaged or gone: it is done all the same.
         done.fetch_add(size.saturating_sub(read.into_inner()), Ordering::Relaxed);
         (name, one)
@@ -175,23 +183,113 @@ async fn read_one(
     size: u64,
     on_read: impl Fn(u64),
 ) -> object_store::Result<One> {
-    let store = &*volume.sealed;
-    let e = match read_whole(store, name, size, PIECE, on_read).await {
-        Ok(bytes) => return Ok(One::Whole(bytes)),
-        Err(e) => e,
-    };
-    match class(&e) {
-        ErrorClass::NotFound => Ok(One::Gone),
-        ErrorClass::Corrupt => {
-            let mut looks = LOOKS_MAX;
-            let step = CHUNK_PLAIN as u64;
-            let all = 0..size.max(1);
-            let mut ranges = damaged_ranges(store, name, all, step, &mut looks).await?;
-            if ranges.is_empty() {
-                ranges.push(size..size + 1); // only its end does not open
-            }
-            Ok(One::Damaged(ranges))
-        }
-        _ => Err(e),
+    match read_whole(&*volume.sealed, name, size, PIECE, on_read).await {
+        Ok(bytes) => Ok(One::Whole(bytes)),
+        Err(e) => match class(&e) {
+            ErrorClass::NotFound => Ok(One::Gone),
+            ErrorClass::Corrupt => damaged_object(volume, name, size).await.map(One::Damaged),
+            _ => Err(e),
+        },
     }
+}
+
+/// The plaintext bytes of an object that do not open; at least one.
+async fn damaged_object(
+    volume: &Volume,
+    name: &Path,
+    size: u64,
+) -> object_store::Result<Vec<Range<u64>>> {
+    let mut looks = LOOKS_MAX;
+    let (step, all) = (CHUNK_PLAIN as u64, 0..size.max(1));
+    let mut ranges = damaged_ranges(&*volume.sealed, name, all, step, &mut looks).await?;
+    if ranges.is_empty() {
+        ranges.push(size..size + 1); // only its end does not open
+    }
+    Ok(ranges)
+}
+
+/// Reads all data of a segment as files would, and what stands behind them. What is damaged is
+/// said in bytes of data.
+async fn read_segment(
+    volume: &Volume,
+    kv: Option<&Kv>,
+    id: SegmentId,
+    size: u64,
+    on_read: impl Fn(u64),
+) -> object_store::Result<One> {
+    let segments = SegmentStore::new(volume.sealed.clone());
+    let failed = match segments.contents(id).await {
+        Ok((layout, _)) => match read_data(&segments, id, &layout, on_read).await {
+            Ok(()) => return Ok(One::Whole(size)),
+            Err(e) => (e, Some(layout)),
+        },
+        Err(e) => (e, layout_by_row(kv, id).await),
+    };
+    let (e, layout) = failed;
+    match class(&e) {
+        ErrorClass::NotFound => return Ok(One::Gone),
+        ErrorClass::Corrupt => {}
+        _ => return Err(e),
+    }
+    let stored = damaged_object(volume, &SegmentStore::name(id), size).await?;
+    let Some(layout) = layout else {
+        // Frames cannot be told apart: all of them are lost.
+        return Ok(One::Damaged(if has_frames(id) { once(0..size).collect() } else { stored }));
+    };
+    let mut lost: Vec<Range<u64>> = Vec::new();
+    for range in stored.into_iter().map(|range| layout.data_within(range)) {
+        match lost.last_mut() {
+            Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
+            _ if range.is_empty() => {} // behind the data
+            _ => lost.push(range),
+        }
+    }
+    if lost.is_empty() && layout.frames.is_some() {
+        lost = malformed_frames(&segments, id, &layout).await?;
+    }
+    if lost.is_empty() {
+        lost.push(layout.data_len..layout.data_len + 1); // only what stands behind the data
+    }
+    Ok(One::Damaged(lost))
+}
+
+async fn read_data(
+    segments: &SegmentStore,
+    id: SegmentId,
+    layout: &Layout,
+    on_read: impl Fn(u64),
+) -> object_store::Result<()> {
+    let mut at = 0;
+    while at < layout.data_len {
+        let range = at..(at + PIECE).min(layout.data_len);
+        let stored = layout.stored(range.clone());
+        at = range.end;
+        segments.get_range(id, range).await?;
+        on_read(stored.end - stored.start);
+    }
+    Ok(())
+}
+
+/// Where a segment's frames are by its row.
+async fn layout_by_row(kv: Option<&Kv>, id: SegmentId) -> Option<Layout> {
+    let row = kv?.get(&keys::segment(id)).await.ok()??;
+    layout_in(id, &row).ok().map(|(_, layout)| layout)
+}
+
+/// The data of frames that authenticate and do not decompress.
+async fn malformed_frames(
+    segments: &SegmentStore,
+    id: SegmentId,
+    layout: &Layout,
+) -> object_store::Result<Vec<Range<u64>>> {
+    let mut lost = Vec::new();
+    for start in (0..layout.data_len).step_by(FRAME as usize) {
+        let frame = start..(start + FRAME).min(layout.data_len);
+        match segments.get_range(id, frame.clone()).await {
+            Ok(_) => {}
+            Err(e) if class(&e) == ErrorClass::Corrupt => lost.push(frame),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(lost)
 }

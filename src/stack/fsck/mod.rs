@@ -369,7 +369,7 @@ impl Run<'_> {
         let mut look = Look { sequence, report, segments, objects, notes, ..Look::default() };
         if data {
             self.progress.begin(READING_DATA);
-            look.take(data::read_all(self, &listing, Some(&look.segments)).await?);
+            look.take(data::read_all(self, &listing, Some((kv, &look.segments))).await?);
         }
         Ok(look)
     }

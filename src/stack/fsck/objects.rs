@@ -17,6 +17,7 @@ use crate::stack::config::CONFIG_NAME;
 use crate::stack::lease::LEASE_NAME;
 use crate::stack::{KEYRING_NAME, StackError};
 use crate::store::kv::META_PREFIX;
+use crate::store::segments::{Layout, has_frames};
 use crate::store::{ErrorClass, SegmentStore, class, is_probe};
 
 /// Segments that rows do not know are looked into this many at a time.
@@ -87,14 +88,14 @@ pub(super) struct Objects {
     pub(super) bytes: u64,
     /// Segments that rows refer to and that are not there.
     missing: Vec<SegmentId>,
-    /// Segments of another size than their row says: id, said, listed (plaintext).
+    /// Segments whose objects have another size than their row says: id, said, listed (plaintext).
     sizes: Vec<(SegmentId, u64, Option<u64>)>,
     /// Segments that no row knows, sealed by this volume.
     pub(super) leaked: Vec<SegmentId>,
     /// Objects that this volume did not seal under their names.
     strangers: Vec<Path>,
-    /// Plaintext sizes of listed segments that extents refer to and that have no row.
-    pub(super) unaccounted: BTreeMap<SegmentId, u64>,
+    /// How listed segments are laid out that extents refer to and that have no row.
+    pub(super) unaccounted: BTreeMap<SegmentId, Layout>,
     /// What killed probes left.
     pub(super) probes: Vec<Path>,
 }
@@ -107,6 +108,7 @@ pub(super) async fn compare(
     notes: &mut Vec<String>,
 ) -> Result<Objects, StackError> {
     let mut found = Objects::of(listing);
+    let stored = SegmentStore::new(volume.sealed.clone());
     for (&id, sum) in &segments.0 {
         if sum.row.is_none() && sum.live == 0 {
             continue; // dead: it may be deleted already
@@ -122,12 +124,14 @@ pub(super) async fn compare(
                     found.missing.push(id);
                 }
             }
-            (Some(plain), Some(row)) if plain != Some(row.size) => {
-                found.sizes.push((id, row.size, plain));
+            (Some(plain), Some(_)) if plain != Some(sum.object_len) => {
+                found.sizes.push((id, sum.object_len, plain));
             }
-            (Some(Some(plain)), None) => {
-                found.unaccounted.insert(id, plain);
-            }
+            (Some(_), None) => match stored.layout(id).await {
+                Ok(layout) => drop(found.unaccounted.insert(id, (*layout).clone())),
+                Err(e) if class(&e) == ErrorClass::Corrupt => {} // nothing to go by
+                Err(e) => return Err(StackError::store(format!("looking at segment {id}"), e)),
+            },
             _ => {}
         }
     }
@@ -200,7 +204,8 @@ impl Objects {
         let whole = move |id: &SegmentId| (*id, from(0));
         let sizes = self.sizes.iter().map(move |(id, said, listed)| {
             let there = listed.unwrap_or(0).min(*said);
-            (*id, from(there))
+            // What is stored as frames ends somewhere within the data.
+            (*id, from(if has_frames(*id) { 0 } else { there }))
         });
         self.missing.iter().map(whole).chain(sizes)
     }

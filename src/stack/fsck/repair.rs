@@ -15,6 +15,7 @@ use super::paths::names_of;
 use crate::base::{Clock, Ino, SegmentId, SystemClock, counted};
 use crate::commit::check::{Finding, Segments};
 use crate::commit::committer::unix_secs;
+use crate::commit::layouts::layout_in;
 use crate::commit::{Batch, View, ViewError, last_commit};
 use crate::fs::{Fs, FsError};
 use crate::meta::{
@@ -245,13 +246,18 @@ impl Repair<'_> {
         objects: &Objects,
     ) -> Result<(), StackError> {
         let Some(sum) = segments.0.get(&id) else { return Ok(()) };
-        let size = sum.row.map(|row| row.size).or(objects.unaccounted.get(&id).copied());
-        let Some(size) = size else { return Ok(()) };
         let value = self.view.get(&keys::segment(id)).await?;
-        let known = value.as_deref().map(SegmentRow::decode_with).transpose();
-        // Of a row that was lost: as old as can be, so that nothing is deleted for it too early.
-        let lost = (SegmentRow { size, epoch: 1, ..SegmentRow::default() }, &[][..]);
-        let (row, frames) = known.ok().flatten().unwrap_or(lost);
+        let known = value.as_deref().and_then(|value| layout_in(id, value).ok());
+        let (row, layout) = match (known, objects.unaccounted.get(&id)) {
+            (Some(known), _) => known,
+            (None, Some(layout)) => {
+                // Of a row that was lost: as old as can be, so that nothing is deleted for it too
+                // early.
+                let size = layout.data_len;
+                (SegmentRow { size, epoch: 1, ..SegmentRow::default() }, layout.clone())
+            }
+            (None, None) => return Ok(()),
+        };
         let right = SegmentRow { live: sum.live, ..row };
         if sum.live == 0 {
             // Nothing refers to it: it goes like every other such segment.
@@ -259,8 +265,8 @@ impl Repair<'_> {
             let dead = DeadRow { birth: row.birth, death: last + 1 };
             batch.delete(keys::segment(id));
             batch.put(keys::dead_segment(unix_secs(), id), dead.encode());
-        } else if sum.end <= size && sum.row != Some(right) {
-            batch.put(keys::segment(id), right.encode_with(frames));
+        } else if sum.end <= row.size && sum.row != Some(right) {
+            batch.put(keys::segment(id), right.encode_with(&layout.to_row()));
         }
         Ok(())
     }

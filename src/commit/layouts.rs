@@ -1,0 +1,33 @@
+//! How segments are laid out, from their rows: for readers of their data, which would else have to
+//! read a footer first.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::base::SegmentId;
+use crate::meta::{DecodeError, SegmentRow, keys};
+use crate::store::kv::Kv;
+use crate::store::segments::{Layout, LayoutRows};
+
+/// What a segment's row says of its layout.
+pub fn layout_in(id: SegmentId, row: &[u8]) -> Result<(SegmentRow, Layout), DecodeError> {
+    let (row, frames) = SegmentRow::decode_with(row)?;
+    let layout = Layout::from_row(id, row.size, frames);
+    Ok((row, layout.map_err(|_| DecodeError("layout of a segment"))?))
+}
+
+/// The rows of a metadata store.
+pub struct SegmentRows(pub Arc<Kv>);
+
+#[async_trait]
+impl LayoutRows for SegmentRows {
+    async fn layout_row(&self, id: SegmentId) -> Option<(u64, Bytes)> {
+        let value = self.0.get(&keys::segment(id)).await;
+        // Without it the footer says the same.
+        let value = value.inspect_err(|e| log::debug!("the row of segment {id}: {e}")).ok()??;
+        let (row, frames) = SegmentRow::decode_with(&value).ok()?;
+        (!frames.is_empty()).then(|| (row.size, value.slice_ref(frames)))
+    }
+}

@@ -1,0 +1,39 @@
+//! What a mount lets its committer do: depends on the damage found and on who holds the volume.
+
+use std::sync::Arc;
+
+use futures::FutureExt;
+
+use super::lease::{Beat, Lease};
+use crate::commit::Gates;
+use crate::seal::VolumeKeys;
+use crate::store::{Sealed, SegmentStore};
+
+/// The lease of a mount, which its tasks share.
+pub(super) type SharedLease = Arc<tokio::sync::Mutex<Lease>>;
+
+/// The gates of a mount that writes.
+pub(super) fn gates(
+    sealed: Arc<Sealed>,
+    segments: Arc<SegmentStore>,
+    lease: Option<SharedLease>,
+    keys: VolumeKeys,
+) -> Gates {
+    let still_ours = move || {
+        let lease = lease.clone();
+        let held = async move {
+            match lease {
+                Some(lease) => matches!(lease.lock().await.beat().await, Beat::Held),
+                None => false,
+            }
+        };
+        held.boxed()
+    };
+    Gates {
+        may_delete: Box::new(move || {
+            sealed.damaged().is_empty() && segments.malformed().is_empty()
+        }),
+        still_ours: Box::new(still_ours),
+        key_epoch: Box::new(move || keys.epoch()),
+    }
+}
