@@ -495,7 +495,7 @@ mod tests {
         let ids: Vec<_> = (1..=6).map(|n| SegmentId([n; 16])).collect();
         let data = Bytes::from(vec![7; 4 * FETCH_BYTES_MAX as usize]);
         for id in &ids {
-            segments.put(*id, vec![data.clone()]).await.expect("put");
+            segments.put(*id, vec![data.clone()], &[]).await.expect("put");
         }
         let cache = BlockCache::new(segments, BlockCacheOptions::default());
         for id in &ids[..5] {
