@@ -399,8 +399,9 @@ impl<'a> Run<'a> {
         at_once: bool,
     ) -> Result<Option<String>, StackError> {
         let begun = Instant::now();
-        let limit = if at_once { Duration::ZERO } else { HEARTBEAT + FOLLOW_GRACE };
-        let mut is_told = false;
+        // One on this machine was told, and follows at once.
+        let limit = if at_once { self.options.look_every * 2 } else { HEARTBEAT + FOLLOW_GRACE };
+        let (mut is_told, mut pause) = (false, self.options.look_every / 16);
         loop {
             let held = holding(&self.sealed, self.least).await?;
             let Some(Holding { holder, epoch, left }) = held else {
@@ -408,7 +409,7 @@ impl<'a> Run<'a> {
                     Err(StackError::InUse { .. } | StackError::Ending { .. }) => {}
                     outcome => return outcome.map(|()| None),
                 }
-                self.pause().await?;
+                self.pause(self.options.look_every).await?;
                 continue;
             };
             if epoch >= self.least && left.epoch >= self.least {
@@ -422,13 +423,14 @@ impl<'a> Run<'a> {
             if !std::mem::replace(&mut is_told, true) {
                 phase(RekeyPhase::Following(holder, left));
             }
-            self.pause().await?;
+            self.pause(pause).await?;
+            pause = (pause * 2).min(self.options.look_every);
         }
     }
 
-    async fn pause(&self) -> Result<(), StackError> {
+    async fn pause(&self, pause: Duration) -> Result<(), StackError> {
         let pause = async {
-            tokio::time::sleep(self.options.look_every).await;
+            tokio::time::sleep(pause).await;
             Ok(())
         };
         self.options.key.store.attended.unless_stopped(pause).await
@@ -496,7 +498,7 @@ impl<'a> Run<'a> {
                 }
                 continue;
             }
-            self.pause().await?;
+            self.pause(self.options.look_every).await?;
         }
         match self.old_log_objects().await? {
             0 => Ok(None),
