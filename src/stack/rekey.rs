@@ -346,10 +346,12 @@ impl<'a> Run<'a> {
     ) -> Result<Option<String>, StackError> {
         // First, so that the log grows old while the objects are sealed.
         let mut follows = self.settle(phase, self.options.no_wait).await?;
+        let attended = &self.layers.attended;
         phase(RekeyPhase::Objects);
         for n in 1.. {
             // What comes from the holder after this is of the new epoch.
             let was_settled = follows.is_none();
+            attended.goes_on();
             let settled = Instant::now();
             let pass = Box::pin(self.pass(true)).await?;
             report.sealed_again.objects += pass.sealed_again.objects;
@@ -398,7 +400,7 @@ impl<'a> Run<'a> {
         phase: &impl Fn(RekeyPhase),
         at_once: bool,
     ) -> Result<Option<String>, StackError> {
-        let begun = Instant::now();
+        let (begun, attended) = (Instant::now(), &self.layers.attended);
         // One on this machine was told, and follows at once.
         let limit = if at_once { self.options.look_every * 2 } else { HEARTBEAT + FOLLOW_GRACE };
         let (mut is_told, mut pause) = (false, self.options.look_every / 16);
@@ -421,6 +423,7 @@ impl<'a> Run<'a> {
                 return Ok(Some(holder));
             }
             if !std::mem::replace(&mut is_told, true) {
+                attended.waits_for(format!("{holder} to follow"), left);
                 phase(RekeyPhase::Following(holder, left));
             }
             self.pause(pause).await?;
@@ -484,6 +487,9 @@ impl<'a> Run<'a> {
                 due_in.as_secs() + 1
             )));
         }
+        self.walked.begin();
+        let waits_for = "the metadata's log of earlier epochs to be deleted";
+        self.layers.attended.waits_for(waits_for, limit);
         phase(RekeyPhase::Log(due_in));
         let (begun, mut asked) = (Instant::now(), false);
         while begun.elapsed() < limit {
