@@ -2,6 +2,8 @@
 //! what was not touched stays readable, nothing is deleted, and both `status` and `fsck` say
 //! that something is wrong.
 
+#[path = "attack/history.rs"]
+mod history;
 mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +19,8 @@ use sealfs::base::Ino;
 use sealfs::fs::FsError;
 use sealfs::seal::{CHUNK_CIPHER, HEADER, KdfParams, Keyring, Secret, VolumeKeys};
 use sealfs::stack::{
-    InitOptions, KeyOptions, Mounted, StackError, StackErrorKind, change_keyring, fsck, init,
+    Accept, InitOptions, KeyOptions, Mounted, StackError, StackErrorKind, change_keyring, fsck,
+    init,
 };
 use volume::{Bench, LONG, find, options_of, secret, write_file};
 
@@ -317,7 +320,7 @@ async fn an_older_state_of_the_bucket_is_refused_by_who_knows_better() {
             "{what}: fsck is content"
         );
         // Who put it back on purpose says so, and gets the old state: no mixture.
-        match same.mount_with(|o| o.accept_rollback = true).await {
+        match same.mount_with(|o| o.accept_rollback = Accept::ALL).await {
             Ok(m) => {
                 for name in FILES {
                     match read(&m, name).await {
@@ -643,7 +646,12 @@ async fn a_keyring_of_an_older_generation_is_refused_as_such_and_may_be_accepted
     assert_eq!(refused.to_string(), says);
     let report = t.bench.fsck(|_| {}).await;
     assert!(report.problems.iter().any(|p| p.what == says), "{:?}", report.problems);
-    t.bench.mount_with(|o| o.accept_rollback = true).await.expect("accepted").shutdown(LONG).await;
+    t.bench
+        .mount_with(|o| o.accept_rollback = Accept::ALL)
+        .await
+        .expect("accepted")
+        .shutdown(LONG)
+        .await;
     t.bench.mount().await.shutdown(LONG).await;
 }
 

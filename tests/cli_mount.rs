@@ -505,7 +505,7 @@ fn the_helper_of_mount_takes_every_flag_and_a_directory_with_a_space() {
     let program = Path::new(env!("CARGO_BIN_EXE_sealfs")).parent().expect("a directory");
     let list = format!(
         "rw,_netdev,nofail,over,passphrase_file={},cache_dir=\"{}\",state_dir={}\\,2,cache_size=1G,\
-         clean_after=0,at_least=0,read_timeout=5s,accept_rollback,noexec",
+         clean_after=0,at_least=0,read_timeout=5s,accept_rollback=older,noexec",
         v.text("passphrase"),
         v.text("a,b/cache"),
         v.text("state"),

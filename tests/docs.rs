@@ -11,7 +11,8 @@ use std::process::Command;
 use sealfs::base::{Ino, SegmentId};
 use sealfs::meta::keys::{self, NameHash};
 use sealfs::meta::{
-    CommitRow, DeadRow, Dirent, ExtentRow, Kind, OrphanData, SegmentRow, Stats, VolumeRow,
+    CommitRow, DeadRow, Dirent, ExtentRow, HistoryRow, Kind, OrphanData, SegmentRow, Stats,
+    VolumeRow,
 };
 
 const PAGES: &[&str] = &[
@@ -249,6 +250,7 @@ fn the_format_page_gives_the_sizes_of_rows_that_the_code_writes() {
         sequence: 0,
         time_secs: 0,
         writer_epoch: 0,
+        chain: Default::default(),
     };
     let extent = ExtentRow { segment: id, segment_offset: 0, len: 1 };
     let name = keys::dirent(ino, NameHash(8), b"x").len();
@@ -263,6 +265,7 @@ fn the_format_page_gives_the_sizes_of_rows_that_the_code_writes() {
             SegmentRow::default().encode_with(&[0; 4]).len(),
         ),
         ("`z`", keys::dead_segment(0, id).len().to_string(), DeadRow::UNBORN.encode().len()),
+        ("`h`", keys::history(1).len().to_string(), HistoryRow(Default::default()).encode().len()),
         ("`g` \"volume\"", "7".into(), VolumeRow { created_secs: 0 }.encode().len()),
         ("`g` \"commit\"", keys::commit().len().to_string(), commit.encode().len()),
         ("`g` \"stats\"", keys::stats().len().to_string(), Stats::default().encode().len()),

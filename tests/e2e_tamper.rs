@@ -345,7 +345,7 @@ fn an_old_copy_of_the_bucket_is_refused_by_a_machine_that_saw_a_newer_one() {
     let stderr = v.mount_fails(&[], 7);
     assert!(stderr.contains("older than what this machine has seen"), "{stderr}");
     assert!(stderr.contains("--accept-rollback"), "{stderr}");
-    v.mount(&["--accept-rollback"]);
+    v.mount(&["--accept-rollback=older"]);
     assert_eq!(fs::read(v.at("f")).expect("reads"), b"old");
     assert_eq!(fs::metadata(v.at("absent")).expect_err("absent").kind(), ErrorKind::NotFound);
     v.umount();

@@ -11,7 +11,9 @@ use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use sealfs::base::Ino;
 use sealfs::fs::{Caller, FsError, WriteFlags};
 use sealfs::seal::{KdfParams, Secret};
-use sealfs::stack::{InitOptions, MountOptions, Mounted, StackError, StoreOptions, init, mount};
+use sealfs::stack::{
+    Accept, InitOptions, MountOptions, Mounted, StackError, StoreOptions, init, mount,
+};
 use sealfs::store::Location;
 
 const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
@@ -116,7 +118,7 @@ async fn a_bucket_that_was_put_back_is_refused_until_it_is_accepted() {
     assert!(matches!(refused, StackError::Rollback { .. }), "{refused}");
     for round in ["first", "second"] {
         let accept = MountOptions {
-            accept_rollback: round == "first",
+            accept_rollback: if round == "first" { Accept::ALL } else { Accept::default() },
             takeover: true,
             ..options(&older, local.path())
         };

@@ -1,14 +1,14 @@
 //! Known answers: the published vectors of C2SP `chunked-encryption` (Wycheproof), and our own
 //! of every version of docs/FORMAT.md ever released.
 
+use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
-use sealfs::base::{Ino, JournalId, SegmentId, Timestamp, VolumeId};
+use sealfs::base::{ChainValue, Ino, JournalId, SegmentId, Timestamp, VolumeId};
 use sealfs::meta::{Inode, InodeExtent, Kind, NameHash, keys::dirent};
 use sealfs::seal::{
-    Backend, CHUNK_CIPHER, HEADER, InputKey, KdfParams, Keyring, OpenError, Opener, RecoveryKey,
-    RootKey, Secret, VolumeKeys, offsets, open_with, seal_with_salt,
+    Backend, CHUNK_CIPHER, HEADER, InputKey, KdfParams, Keyring, OpenError, Opener, RootKey,
+    Secret, VolumeKeys, offsets, open_with, seal_with_salt,
 };
 use sealfs::store::SegmentStore;
 use sealfs::store::segments::{Layout, Owned, has_frames};
@@ -172,6 +172,21 @@ fn format_version_2_is_what_the_format_page_says() {
         let key = keys.object_key(epoch, name).expect("its root");
         check_message(object, &key, &keys.object_context(epoch, name));
     }
+    for object in v["log"].as_array().expect("objects of the log") {
+        let epoch = object["epoch"].as_u64().expect("an epoch") as u32;
+        let name = object["name"].as_str().expect("a name");
+        let behind = hex(&object["behind"]).try_into().expect("a commitment");
+        let keys = if epoch == 1 { &first } else { &keys };
+        let key = keys.object_key(epoch, name).expect("its root");
+        check_message(object, &key, &keys.log_context(epoch, name, &behind));
+    }
+    let mut value = ChainValue::default();
+    for commit in v["chain"].as_array().expect("commits") {
+        let number = commit["number"].as_u64().expect("a number");
+        let writer = hex(&commit["writer"]).try_into().expect("16 bytes");
+        value = keys.history_key().next(value, number, &writer);
+        assert_eq!(&value.0[..], hex(&commit["value"]), "the same in every epoch");
+    }
     let j = &v["journal"];
     let journal = JournalId(hex(&j["journal_id"]).try_into().expect("16 bytes"));
     let place = first.journal(journal, 1, 7);
@@ -242,13 +257,9 @@ fn a_keyring_of_format_version_2_opens() {
     assert_eq!(ring.slots()[1].label, "kleiner Schlüssel");
     assert_eq!((ring.slots()[1].made_secs, ring.slots()[1].made_epoch), (1_800_000_003, 2));
     let passphrase = v["keyring"]["passphrase"].as_str().expect("text").as_bytes().to_vec();
-    let typed = v["keyring"]["recovery_key"].as_str().expect("text");
-    let recovery = RecoveryKey::from_text(typed).expect("no typing error");
-    assert_eq!(&recovery.to_text()[..], typed);
     let secrets = [
         Secret::Passphrase(Zeroizing::new(passphrase)),
         Secret::KeyFile(Zeroizing::new(hex(&v["keyring"]["key_file"]))),
-        Secret::Recovery(recovery),
     ];
     for secret in secrets {
         let keys = ring.unlock(&secret).expect("it unlocks");

@@ -30,6 +30,11 @@ pub struct SegmentId(pub [u8; 16]);
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VolumeId(pub [u8; 16]);
 
+/// The chain value of a commit: it stands for that commit and for all before it (FORMAT.md,
+/// "History"). Zeros before the first.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct ChainValue(pub [u8; 32]);
+
 /// `bytes` as lower-case hexadecimal digits, two for each.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
@@ -45,7 +50,7 @@ macro_rules! hex_display {
         }
     )*};
 }
-hex_display!(SegmentId, VolumeId, JournalId);
+hex_display!(SegmentId, VolumeId, JournalId, ChainValue);
 
 macro_rules! number_display {
     ($($name:ident),*) => {$(

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use log::LevelFilter;
 
 use crate::commit::CleanOptions;
 use crate::fuse::{Options as FuseOptions, TTL_FOLLOWER};
 use crate::seal::forbid_dumps;
-use crate::stack::MountOptions;
+use crate::stack::{Accept, MountOptions};
 use crate::store::s3::{local_files, pin_local_files};
 use crate::store::{Compression, Location};
 
@@ -66,9 +66,10 @@ pub struct MountArgs {
     /// Take the volume from the mount that holds it; that one turns read-only
     #[arg(long, conflicts_with = "read_only")]
     takeover: bool,
-    /// Accept a bucket that is older than what this machine has seen of it
-    #[arg(long)]
-    accept_rollback: bool,
+    /// Accept that something is older, or other, than what this machine has seen: the bucket (older),
+    /// its history, its keyring, its configuration (config)
+    #[arg(long, value_name = "WHAT", value_delimiter = ',', require_equals = true)]
+    accept_rollback: Vec<Accepted>,
     /// Refuse a bucket that is older than this commit (`sealfs status` shows the number)
     #[arg(long, value_name = "COMMIT", default_value_t = 0)]
     at_least: u64,
@@ -80,6 +81,25 @@ pub struct MountArgs {
     /// (1 to 19) or none; what is in the bucket stays as it is
     #[arg(long, value_name = "HOW")]
     compress: Option<Compression>,
+}
+
+/// What may have gone back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Accepted {
+    Older,
+    History,
+    Keyring,
+    Config,
+}
+
+fn accepted(what: &[Accepted]) -> Accept {
+    let has = |one| what.contains(&one);
+    Accept {
+        older: has(Accepted::Older),
+        history: has(Accepted::History),
+        keyring: has(Accepted::Keyring),
+        config: has(Accepted::Config),
+    }
 }
 
 /// Headings of `--help`. Each flag names its own: a heading of a group would go on for the flags
@@ -268,7 +288,7 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
         read_timeout: args.local.read_timeout,
         read_only: fuse.read_only,
         takeover: args.takeover,
-        accept_rollback: args.accept_rollback,
+        accept_rollback: accepted(&args.accept_rollback),
         at_least: args.at_least,
         fsync_remote: fuse.fsync_remote,
         mount_point: point.clone(),

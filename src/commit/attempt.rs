@@ -22,7 +22,7 @@ use super::resolve;
 use super::view::{ViewError, last_commit};
 use super::work::Work;
 use crate::journal::{Journal, JournalError};
-use crate::meta::{CommitRow, Stats, keys};
+use crate::meta::{CommitRow, HistoryRow, Stats, keys};
 use crate::store::error::{ErrorClass, class};
 use crate::store::kv::KvError;
 use crate::store::segments::{Layout, SegmentStore};
@@ -187,10 +187,13 @@ impl Committer {
             resolve::apply_inode(&self.view, &mut changes, ino, &touched).await?;
         }
         let before = *self.committed.borrow();
+        let sequence = before.sequence + 1;
+        let chain = self.history.next(before.chain, sequence, &self.options.instance);
         let row = CommitRow {
             journal: self.journal.id(),
             position: generation.last,
-            sequence: before.sequence + 1,
+            sequence,
+            chain,
             time_secs: unix_secs(),
             writer_epoch: self.view.kv().writer_epoch(),
         };
@@ -205,7 +208,7 @@ impl Committer {
         stats.inodes = stats.inodes.saturating_add_signed(generation.inodes);
         stats.bytes = stats.bytes.saturating_add_signed(generation.bytes);
         let mut rows: Vec<RowChange> =
-            Vec::with_capacity(generation.rows.len() + changes.rows.len() + 3);
+            Vec::with_capacity(generation.rows.len() + changes.rows.len() + 5);
         // Those that become other rows than they were pending are written once.
         let as_pending = generation.rows.iter().filter(|(key, _)| !changes.rows.contains_key(*key));
         for (key, pending) in as_pending {
@@ -213,6 +216,9 @@ impl Committer {
         }
         rows.extend(changes.into_rows());
         rows.push((commit_key(), Some(row.encode())));
+        let history = |number| Bytes::from(keys::history(number).into_vec());
+        rows.push((history(sequence), Some(HistoryRow(chain).encode())));
+        rows.extend(HistoryRow::leaves(sequence).map(|old| (history(old), None)));
         let writer = Bytes::copy_from_slice(&self.options.instance);
         rows.push((Bytes::from(keys::writer().into_vec()), Some(writer)));
         rows.push((Bytes::from(keys::stats().into_vec()), Some(stats.encode())));

@@ -188,6 +188,11 @@ pub fn dead_segment_of(key: &[u8]) -> Option<(u64, SegmentId)> {
     Some((since, SegmentId(rest[8..].try_into().expect("sixteen bytes"))))
 }
 
+/// `h` commit number: the chain value of that commit.
+pub fn history(number: u64) -> Key {
+    tagged(b'h', &[&number.to_be_bytes()])
+}
+
 /// All keys with this tag.
 pub fn all_with_tag(tag: u8) -> (Key, Key) {
     (tagged(tag, &[]), tagged(tag + 1, &[]))

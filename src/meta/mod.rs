@@ -11,7 +11,9 @@ mod rows;
 pub use codec::DecodeError;
 pub use inode::{Inode, InodeExtent, Kind};
 pub use keys::{Key, NameHash};
-pub use rows::{CommitRow, DeadRow, Dirent, ExtentRow, OrphanData, SegmentRow, Stats, VolumeRow};
+pub use rows::{
+    CommitRow, DeadRow, Dirent, ExtentRow, HistoryRow, OrphanData, SegmentRow, Stats, VolumeRow,
+};
 
 /// The longest file name, in bytes (`NAME_MAX`).
 pub const NAME_MAX: usize = 255;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::codec::{DecodeError, Put, Reader};
 use super::inode::Kind;
-use crate::base::{Ino, JournalId, JournalPos, SegmentId};
+use crate::base::{ChainValue, Ino, JournalId, JournalPos, SegmentId};
 
 pub(super) const VERSION: u8 = 2;
 
@@ -186,7 +186,7 @@ impl OrphanData {
     }
 }
 
-/// `g commit` row: what of which journal the bucket has. 49 bytes.
+/// `g commit` row: what of which journal the bucket has. 81 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommitRow {
     /// The journal that the last commit came from.
@@ -199,18 +199,21 @@ pub struct CommitRow {
     pub time_secs: u64,
     /// The writer epoch that committed.
     pub writer_epoch: u64,
+    /// Stands for this commit and all before it.
+    pub chain: ChainValue,
 }
 
 impl CommitRow {
     /// Encodes the row.
     pub fn encode(&self) -> Bytes {
-        let mut out = Vec::with_capacity(49);
+        let mut out = Vec::with_capacity(81);
         out.u8(VERSION);
         out.extend_from_slice(&self.journal.0);
         out.u64(self.position.0);
         out.u64(self.sequence);
         out.u64(self.time_secs);
         out.u64(self.writer_epoch);
+        out.extend_from_slice(&self.chain.0);
         out.into()
     }
 
@@ -224,7 +227,42 @@ impl CommitRow {
             sequence: r.u64()?,
             time_secs: r.u64()?,
             writer_epoch: r.u64()?,
+            chain: ChainValue(r.array()?),
         };
+        r.end()?;
+        Ok(row)
+    }
+}
+
+/// `h` row: the chain value of the commit whose number is in the key. 33 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryRow(pub ChainValue);
+
+impl HistoryRow {
+    /// The last so many commits have a row.
+    pub const RECENT: u64 = 4096;
+    /// So has every commit whose number this divides.
+    pub const EVERY: u64 = 1024;
+
+    /// The commit whose row goes when commit `number` is made; `None` if it stays, or was none.
+    pub fn leaves(number: u64) -> Option<u64> {
+        let old = number.checked_sub(HistoryRow::RECENT)?;
+        (!old.is_multiple_of(HistoryRow::EVERY)).then_some(old)
+    }
+
+    /// Encodes the row.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Vec::with_capacity(33);
+        out.u8(VERSION);
+        out.extend_from_slice(&self.0.0);
+        out.into()
+    }
+
+    /// Decodes a row.
+    pub fn decode(bytes: &[u8]) -> Result<HistoryRow, DecodeError> {
+        let mut r = Reader::new(bytes);
+        version(&mut r)?;
+        let row = HistoryRow(ChainValue(r.array()?));
         r.end()?;
         Ok(row)
     }

@@ -3,6 +3,7 @@
 //! A context is a list of fields, each preceded by its length as four bytes, big-endian. A
 //! message opened under any other context fails at its commitment.
 
+use super::COMMITMENT;
 use crate::base::{JournalId, VolumeId};
 
 /// First field of every context.
@@ -25,6 +26,12 @@ fn fields(kind: &[u8], rest: &[&[u8]]) -> Vec<u8> {
 /// Of an object of the bucket: `name` is its full name below the STORE prefix.
 pub(super) fn object(volume: VolumeId, epoch: u32, name: &str) -> Vec<u8> {
     fields(b"object", &[&volume.0, &epoch.to_be_bytes(), name.as_bytes()])
+}
+
+/// Of an object of the metadata's log, which opens only behind the one before it: `behind` is the
+/// commitment of that, zeros for the first.
+pub(super) fn log(volume: VolumeId, epoch: u32, name: &str, behind: &[u8; COMMITMENT]) -> Vec<u8> {
+    fields(b"log", &[&volume.0, &epoch.to_be_bytes(), name.as_bytes(), behind])
 }
 
 /// Of a record of the local journal: `kind` says which sort of record, as `journal/` defines.
@@ -84,6 +91,10 @@ mod tests {
             object(VOLUME, 1, "seg/b"),
             object(VOLUME, 2, "seg/a"),
             object(VolumeId([0xAC; 16]), 1, "seg/a"),
+            log(VOLUME, 1, "seg/a", &[0; 32]),
+            log(VOLUME, 1, "seg/a", &[1; 32]),
+            log(VOLUME, 2, "seg/a", &[0; 32]),
+            log(VOLUME, 1, "seg/b", &[0; 32]),
             journal(VOLUME, 1, id, 1, 1),
             journal(VOLUME, 2, id, 1, 1),
             journal(VOLUME, 1, id, 2, 1),

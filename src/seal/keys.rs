@@ -15,8 +15,8 @@ use super::cobblestone::{OpenError, Opener, open, seal, seal_into};
 use super::context;
 use super::derive::{InputKey, KEY, fill_random, same};
 use super::secret::Locked;
-use super::{HEADER, offsets};
-use crate::base::{JournalId, VolumeId};
+use super::{COMMITMENT, HEADER, offsets};
+use crate::base::{ChainValue, JournalId, VolumeId};
 
 /// The epoch of a new volume.
 pub const FIRST_EPOCH: u32 = 1;
@@ -34,6 +34,7 @@ const LABEL_NAMES: &[u8] = b"sealfs names";
 const LABEL_JOURNAL: &[u8] = b"sealfs journal";
 const LABEL_STATE: &[u8] = b"sealfs state";
 const LABEL_FINGERPRINT: &[u8] = b"sealfs fingerprint";
+const LABEL_HISTORY: &[u8] = b"sealfs history";
 
 /// The 32 random bytes of an epoch. Whoever has them reads every object sealed in it.
 #[derive(Clone, Debug)]
@@ -110,10 +111,27 @@ impl LocalKey {
         out
     }
 
+    fn history(&self) -> HistoryKey {
+        HistoryKey(self.0.derive(&[LABEL_HISTORY]))
+    }
+
     fn names(&self) -> Locked<[u8; 16]> {
         let mut names = Zeroizing::new([0u8; 16]);
         self.0.expand(&[LABEL_NAMES], &mut names[..]);
         Locked::new(*names)
+    }
+}
+
+/// Makes the chain values of commits. The same for the life of the volume.
+#[derive(Clone, Debug)]
+pub struct HistoryKey(InputKey);
+
+impl HistoryKey {
+    /// The chain value of commit `number`, made by the mount `instance` on top of one with the
+    /// value `before`: the first 32 bytes of HMAC-SHA512.
+    pub fn next(&self, before: ChainValue, number: u64, instance: &[u8; 16]) -> ChainValue {
+        let data = [&before.0[..], &number.to_be_bytes(), instance].concat();
+        ChainValue(self.0.mac(&data))
     }
 }
 
@@ -203,6 +221,7 @@ pub struct VolumeKeys(Arc<Inner>);
 struct Inner {
     volume: VolumeId,
     names: Locked<[u8; 16]>,
+    history: HistoryKey,
     /// Newest first, the newest with its root; never empty.
     epochs: RwLock<Arc<Vec<Epoch>>>,
 }
@@ -216,10 +235,10 @@ impl VolumeKeys {
     /// The keys of a volume with these epochs, newest first; the last one is the first.
     pub(super) fn from_epochs(volume: VolumeId, epochs: Vec<(u32, EpochSecret)>) -> VolumeKeys {
         let first = epochs.last().expect("a volume has an epoch");
-        let names = first.1.local().names();
+        let (names, history) = (first.1.local().names(), first.1.local().history());
         let epochs = epochs.into_iter().map(|(number, secret)| Epoch::new(number, secret));
         let epochs = RwLock::new(Arc::new(epochs.collect()));
-        VolumeKeys(Arc::new(Inner { volume, names, epochs }))
+        VolumeKeys(Arc::new(Inner { volume, names, history, epochs }))
     }
 
     /// Goes on with the epochs of `newer`, which were read from a newer keyring of this volume;
@@ -291,6 +310,40 @@ impl VolumeKeys {
             }
         }
         Err(OpenError::Commitment)
+    }
+
+    /// As [`VolumeKeys::object`], of an object of the metadata's log: `behind` is the commitment of
+    /// the one before it, zeros for the first.
+    pub fn log(&self, name: &str, behind: &[u8; COMMITMENT]) -> Place {
+        let epochs = self.now();
+        let root = epochs[0].root().expect("the newest epoch has its root");
+        let context = context::log(self.0.volume, epochs[0].number, name, behind);
+        Place { key: root.object_key(name), context }
+    }
+
+    /// As [`VolumeKeys::object_opener`], of an object of the metadata's log behind `behind`.
+    ///
+    /// # Errors
+    /// [`OpenError::Commitment`].
+    pub fn log_opener(
+        &self,
+        name: &str,
+        behind: &[u8; COMMITMENT],
+        header: &[u8; HEADER],
+    ) -> Result<(u32, Opener), OpenError> {
+        for epoch in self.now().iter() {
+            let Some(root) = epoch.root() else { continue };
+            let context = context::log(self.0.volume, epoch.number, name, behind);
+            if let Ok(opener) = Opener::new(&root.object_key(name), &context, header) {
+                return Ok((epoch.number, opener));
+            }
+        }
+        Err(OpenError::Commitment)
+    }
+
+    /// The context of one object of the log, as [`VolumeKeys::object_context`].
+    pub fn log_context(&self, epoch: u32, name: &str, behind: &[u8; COMMITMENT]) -> Vec<u8> {
+        context::log(self.0.volume, epoch, name, behind)
     }
 
     /// The key of one object in one epoch. It opens that object only, so it can be handed to an
@@ -390,6 +443,11 @@ impl VolumeKeys {
         *self.0.names
     }
 
+    /// What chain values are made with.
+    pub fn history_key(&self) -> HistoryKey {
+        self.0.history.clone()
+    }
+
     /// The root key of the newest epoch, for the keyring and the recovery kit.
     pub fn root(&self) -> RootKey {
         self.now()[0].root().expect("the newest epoch has its root").clone()
@@ -403,7 +461,7 @@ impl VolumeKeys {
             let local = epoch.secret.local().0;
             root.into_iter().chain([local, epoch.journal().clone(), epoch.state()])
         };
-        self.now().iter().flat_map(of).collect()
+        self.now().iter().flat_map(of).chain([self.0.history.0.clone()]).collect()
     }
 
     fn now(&self) -> Arc<Vec<Epoch>> {

@@ -34,7 +34,7 @@ pub use kept::{
 pub use keyring::{Features, Keyring, OLD_EPOCHS_MAX, SLOTS_MAX, SlotInfo};
 pub use keyring_bytes::KEYRING_MAX;
 pub use keyring_error::KeyringError;
-pub use keys::{FINGERPRINT, FIRST_EPOCH, Place, RootKey, VolumeKeys};
+pub use keys::{FINGERPRINT, FIRST_EPOCH, HistoryKey, Place, RootKey, VolumeKeys};
 pub use offsets::{CHUNK_CIPHER, CHUNK_PLAIN, HEADER, TAG};
 pub use recovery::{RecoveryError, RecoveryKey};
 pub use secret::{Locked, forbid_dumps};

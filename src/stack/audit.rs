@@ -310,6 +310,8 @@ async fn look(
         Some(sealed) if name != "keyring" => {
             match patiently(|| sealed.epoch_of(&meta.location)).await {
                 Ok(Some(_)) => Sealing::Verified,
+                // Of the metadata's log, behind something that was collected.
+                Ok(None) if name.starts_with("meta/wal/") => Sealing::Plausible,
                 Ok(None) => return Ok((meta, None)),
                 Err(e) if class(&e) == ErrorClass::Corrupt => Sealing::Broken(
                     "it was not sealed with this volume's key under this name".into(),

@@ -111,6 +111,19 @@ pub enum StackError {
         /// The highest that this machine remembers.
         seen: u64,
     },
+    /// The bucket does not contain what this machine has seen of it.
+    #[error(
+        "the bucket holds another history than what this machine has seen: its commit {commit} is \
+         {found}, this machine has seen {seen}"
+    )]
+    OtherHistory {
+        /// The number of the commit that differs.
+        commit: u64,
+        /// The chain value that this machine remembers, shortened.
+        seen: String,
+        /// The bucket's.
+        found: String,
+    },
     /// The bucket is older than what the caller knows of it.
     #[error("the bucket is at commit {found}, and --at-least asks for {at_least}")]
     TooOld {
@@ -280,6 +293,7 @@ impl StackError {
             | StackError::Journal(JournalError::InUse(_)) => StackErrorKind::InUse,
             StackError::Encryption { kind, .. } | StackError::Keeper { kind, .. } => *kind,
             StackError::Rollback { .. }
+            | StackError::OtherHistory { .. }
             | StackError::TooOld { .. }
             | StackError::ConfigRollback { .. }
             | StackError::KeyringRollback { .. }
@@ -326,12 +340,21 @@ impl StackError {
             StackError::Encryption { hint, .. } | StackError::Keeper { hint, .. } => hint.clone(),
             StackError::KeyringRollback { .. } | StackError::KeyringForeign { .. } => {
                 "somebody put back an old keyring, or made one of old keys; if you put it back: \
-                 sealfs mount --accept-rollback"
+                 sealfs mount --accept-rollback=keyring, which trusts whoever was removed since"
                     .into()
             }
-            StackError::Rollback { .. } | StackError::ConfigRollback { .. } => {
-                "somebody put back an old copy of the bucket; if it \
-                 was you: sealfs mount --accept-rollback"
+            StackError::Rollback { .. } => {
+                "somebody put back an old copy of the bucket; if it was \
+                 you: sealfs mount --accept-rollback=older, which gives up all later commits"
+                    .into()
+            }
+            StackError::OtherHistory { .. } => "somebody exchanged the bucket for another copy of \
+                 it; if it was you: sealfs mount --accept-rollback=history, which gives up what \
+                 this machine has seen"
+                .into(),
+            StackError::ConfigRollback { .. } => {
+                "somebody put back an old configuration; if it was \
+                 you: sealfs mount --accept-rollback=config, which writes in the mode that it says"
                     .into()
             }
             StackError::TooOld { .. } => "an old copy of the bucket was put back, or the number \

@@ -56,6 +56,7 @@ pub(super) struct Lease {
     row: Row,
     version: UpdateVersion,
     was_free: bool,
+    was_held: bool,
     renewed: Renewed,
 }
 
@@ -234,14 +235,15 @@ impl Lease {
     ) -> Result<Lease, StackError> {
         let fail = |e| StackError::store("reading who holds the volume", e);
         let row = Row::new();
-        let mut was_free = true;
+        let (mut was_free, mut was_held) = (true, false);
         let mut departure = Departure::new(attended);
         let mut held = match read(&store).await {
             Err(e) if takeover && class(&e) == ErrorClass::Corrupt => {
                 log::warn!("replacing the record of who holds the volume, which is damaged");
                 return match write(&store, &row, PutMode::Overwrite).await {
                     Ok(version) => {
-                        Ok(Lease { store, row, version, was_free: false, renewed: Renewed::now() })
+                        let renewed = Renewed::now();
+                        Ok(Lease { store, row, version, was_free: false, was_held: true, renewed })
                     }
                     Err(e) => Err(StackError::store("recording who holds the volume", e)),
                 };
@@ -253,6 +255,7 @@ impl Lease {
             && row.is_local()
             && !row.is_over()
         {
+            was_held = true;
             while !row.is_over() && departure.wait(row.pid).await {}
             held = read(&store).await.map_err(fail)?;
         }
@@ -262,6 +265,7 @@ impl Lease {
                 was_free = held.released;
                 if !held.is_over() {
                     log::warn!("taking the volume over from {}", held.holder());
+                    was_held = true;
                 }
                 PutMode::Update(version)
             }
@@ -274,7 +278,9 @@ impl Lease {
             }
         };
         match write(&store, &row, mode).await {
-            Ok(version) => Ok(Lease { store, row, version, was_free, renewed: Renewed::now() }),
+            Ok(version) => {
+                Ok(Lease { store, row, version, was_free, was_held, renewed: Renewed::now() })
+            }
             Err(e) if matches!(class(&e), ErrorClass::Precondition | ErrorClass::AlreadyExists) => {
                 let holder = match read(&store).await.map_err(fail)? {
                     Some((held, _)) => held.holder(),
@@ -295,6 +301,11 @@ impl Lease {
     /// When it was last known to be held.
     pub(super) fn renewed(&self) -> Renewed {
         self.renewed.clone()
+    }
+
+    /// Whether somebody held it when it was first asked for.
+    pub(super) fn was_held(&self) -> bool {
+        self.was_held
     }
 
     /// Nothing of this mount arrives sealed in an epoch before this one, and this it has left behind of

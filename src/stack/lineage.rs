@@ -1,29 +1,12 @@
 //! Whether the bucket and the local journal belong to one history: rollback, a journal that
 //! another writer has overtaken, and a local directory that was copied. Decides, and touches
-//! nothing but the next record's number. Called by `mount` and `fsck`.
+//! nothing. Called by `mount`.
 
 use super::StackError;
 use super::state::Remembered;
 use crate::base::JournalPos;
-use crate::journal::{Journal, RecordLoc, Recovery};
+use crate::journal::{RecordLoc, Recovery};
 use crate::meta::CommitRow;
-
-/// Refuses a bucket at commit `found` if this machine has seen a later one, or if it was told
-/// of a later one (`at_least`); `accept` waives what the machine remembers, not what it is told.
-pub(super) fn refuse_rollback(
-    found: u64,
-    before: &Remembered,
-    at_least: u64,
-    accept: bool,
-) -> Result<(), StackError> {
-    if found < at_least {
-        return Err(StackError::TooOld { found, at_least });
-    }
-    if found < before.sequence && !accept {
-        return Err(StackError::Rollback { found, seen: before.sequence });
-    }
-    Ok(())
-}
 
 /// Whether the last commit carries this journal's name and was made by a mount that this
 /// directory has never served: then a copy of the directory (of a disk, a virtual machine) was
@@ -46,25 +29,21 @@ pub(super) fn copied_elsewhere(
 /// `committed` belongs to a history that is no more. Without anything it goes on, behind the
 /// numbers that the copy has used.
 pub(super) fn go_on_beside(
-    journal: &Journal,
     recovery: &Recovery,
     row: Option<CommitRow>,
     committed: JournalPos,
-) -> Result<Lineage, StackError> {
-    log::warn!("a copy of the local state has been mounted elsewhere meanwhile");
+) -> Lineage {
     if recovery.last > committed {
-        return Ok(Lineage::Overtaken);
+        return Lineage::Overtaken;
     }
     let base = row.map_or(committed, |row| row.position).max(recovery.last);
-    if base > recovery.last {
-        journal.start_after(base)?;
-    }
-    Ok(Lineage::Continues(base, Vec::new()))
+    Lineage::Continues(base, Vec::new())
 }
 
 /// What becomes of the local journal.
 pub(super) enum Lineage {
-    /// Records after this position are still to be committed: these.
+    /// Records after this position are still to be committed: these. Where the journal ends before
+    /// it, it goes on behind it.
     Continues(JournalPos, Vec<RecordLoc>),
     /// Another writer has committed since, and records here were never committed; or the bucket
     /// was put back to before them.
@@ -75,7 +54,6 @@ pub(super) enum Lineage {
 /// this journal was told to be committed was rolled back; with `accept_rollback` the journal,
 /// which continues a history that is no more, counts as overtaken.
 pub(super) fn lineage(
-    journal: &Journal,
     recovery: &Recovery,
     row: Option<CommitRow>,
     before: &Remembered,
@@ -98,7 +76,6 @@ pub(super) fn lineage(
             return Ok(Lineage::Overtaken);
         }
         if row.position > recovery.last {
-            journal.start_after(row.position)?;
             return Ok(Lineage::Continues(row.position, Vec::new()));
         }
         return Ok(Lineage::Continues(row.position, locs(recovery.after(row.position)?)));
@@ -107,10 +84,7 @@ pub(super) fn lineage(
         if before.journal == recovery.id.to_string() { before.journal_committed } else { 0 };
     let committed = JournalPos(known.max(recovery.released.0));
     if recovery.last <= committed {
-        if recovery.last < committed {
-            // A power loss took records that were committed: their numbers are used up.
-            journal.start_after(committed)?;
-        }
+        // If it is less, a power loss took records that were committed: their numbers are used up.
         return Ok(Lineage::Continues(recovery.last.max(committed), Vec::new()));
     }
     let found = row.map_or(0, |row| row.sequence);

@@ -22,10 +22,12 @@
 //! | `neighbours` | whether a prefix is free, also of volumes above and below it |
 //! | `fsck/` | a whole volume checked and repaired |
 //! | `recover` | what a journal holds, as files |
-//! | `mount` | a running mount and its background tasks, and its shutdown |
+//! | `mount` | a running mount: its background tasks, and its orderly end |
 //! | `gates` | what a mount lets its committer do |
 //! | `lease` | who holds the volume read-write |
 //! | `departure` | processes of this machine that are about to let the volume go |
+//! | `opening` | the steps from a STORE to a running mount |
+//! | `history` | whether the bucket continues what this machine has seen |
 //! | `lineage` | whether bucket and journal belong to one history |
 //! | `disks` | how the local disks are, in sentences |
 //! | `state` | what this machine remembers of the volume |
@@ -43,6 +45,7 @@ pub mod doctor;
 mod error;
 mod fsck;
 mod gates;
+mod history;
 pub mod inventory;
 mod key_age;
 mod key_change;
@@ -58,6 +61,7 @@ mod mount;
 mod neighbours;
 mod one_object;
 mod open;
+mod opening;
 mod options;
 mod recover;
 pub mod rekey;
@@ -80,10 +84,11 @@ pub use key_kms::{CONTEXT_SLOT, CONTEXT_VOLUME, Follow, KmsSource};
 pub use key_use::{last_used, remember_use};
 pub use keyring_object::{KEYRING_NAME, load_keyring, read_keyring};
 pub use layers::Layers;
-pub use mount::{Mounted, mount};
+pub use mount::Mounted;
 pub use neighbours::check_free;
 pub use one_object::{ObjectKey, commit_now, object_key, read_object};
-pub use options::{InitOptions, LocalDisk, MountOptions, StoreOptions};
+pub use opening::mount;
+pub use options::{Accept, InitOptions, LocalDisk, MountOptions, StoreOptions};
 pub use recover::{KeyringSource, LIST_NAME, RecoverOptions, Recovered, recover};
 pub use unlock::{Found, Key, KeySource, Unlocked, unlock, unlock_store};
 pub use volume::{create_bucket, init};

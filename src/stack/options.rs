@@ -87,6 +87,25 @@ impl std::fmt::Debug for LocalDisk {
     }
 }
 
+/// What is accepted though this machine has seen better (`--accept-rollback`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Accept {
+    /// A bucket at an earlier commit: the later ones are given up.
+    pub older: bool,
+    /// A bucket with another history: what this machine has seen of the one before is given up.
+    pub history: bool,
+    /// An older keyring, or one that does not continue the one that was seen: whoever was removed
+    /// since may have made it.
+    pub keyring: bool,
+    /// An older configuration: another server-side encryption, perhaps.
+    pub config: bool,
+}
+
+impl Accept {
+    /// Everything.
+    pub const ALL: Accept = Accept { older: true, history: true, keyring: true, config: true };
+}
+
 /// What `sealfs mount` does, below the FUSE mount itself.
 #[derive(Debug)]
 pub struct MountOptions {
@@ -110,8 +129,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Take the volume from the mount that holds it.
     pub takeover: bool,
-    /// Accept a bucket older than what this machine has seen.
-    pub accept_rollback: bool,
+    /// What may be older, or other, than what this machine has seen.
+    pub accept_rollback: Accept,
     /// Refuse a bucket that is older than this commit: what a person noted of it elsewhere.
     pub at_least: u64,
     /// `fsync` waits for the bucket.
@@ -155,7 +174,7 @@ impl MountOptions {
             read_timeout: Duration::from_secs(30),
             read_only: false,
             takeover: false,
-            accept_rollback: false,
+            accept_rollback: Accept::default(),
             at_least: 0,
             fsync_remote: false,
             full_timeout: Duration::from_secs(60),

@@ -346,12 +346,10 @@ impl<'a> Run<'a> {
     ) -> Result<Option<String>, StackError> {
         // First, so that the log grows old while the objects are sealed.
         let mut follows = self.settle(phase, self.options.no_wait).await?;
-        let attended = &self.layers.attended;
         phase(RekeyPhase::Objects);
         for n in 1.. {
             // What comes from the holder after this is of the new epoch.
             let was_settled = follows.is_none();
-            attended.goes_on();
             let settled = Instant::now();
             let pass = Box::pin(self.pass(true)).await?;
             report.sealed_again.objects += pass.sealed_again.objects;
@@ -400,10 +398,9 @@ impl<'a> Run<'a> {
         phase: &impl Fn(RekeyPhase),
         at_once: bool,
     ) -> Result<Option<String>, StackError> {
-        let (begun, attended) = (Instant::now(), &self.layers.attended);
-        // One on this machine was told, and follows at once.
-        let limit = if at_once { self.options.look_every * 2 } else { HEARTBEAT + FOLLOW_GRACE };
-        let (mut is_told, mut pause) = (false, self.options.look_every / 16);
+        let begun = Instant::now();
+        let limit = if at_once { Duration::ZERO } else { HEARTBEAT + FOLLOW_GRACE };
+        let mut is_told = false;
         loop {
             let held = holding(&self.sealed, self.least).await?;
             let Some(Holding { holder, epoch, left }) = held else {
@@ -411,7 +408,7 @@ impl<'a> Run<'a> {
                     Err(StackError::InUse { .. } | StackError::Ending { .. }) => {}
                     outcome => return outcome.map(|()| None),
                 }
-                self.pause(self.options.look_every).await?;
+                self.pause().await?;
                 continue;
             };
             if epoch >= self.least && left.epoch >= self.least {
@@ -423,17 +420,15 @@ impl<'a> Run<'a> {
                 return Ok(Some(holder));
             }
             if !std::mem::replace(&mut is_told, true) {
-                attended.waits_for(format!("{holder} to follow"), left);
                 phase(RekeyPhase::Following(holder, left));
             }
-            self.pause(pause).await?;
-            pause = (pause * 2).min(self.options.look_every);
+            self.pause().await?;
         }
     }
 
-    async fn pause(&self, pause: Duration) -> Result<(), StackError> {
+    async fn pause(&self) -> Result<(), StackError> {
         let pause = async {
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(self.options.look_every).await;
             Ok(())
         };
         self.options.key.store.attended.unless_stopped(pause).await
@@ -487,9 +482,6 @@ impl<'a> Run<'a> {
                 due_in.as_secs() + 1
             )));
         }
-        self.walked.begin();
-        let waits_for = "the metadata's log of earlier epochs to be deleted";
-        self.layers.attended.waits_for(waits_for, limit);
         phase(RekeyPhase::Log(due_in));
         let (begun, mut asked) = (Instant::now(), false);
         while begun.elapsed() < limit {
@@ -504,7 +496,7 @@ impl<'a> Run<'a> {
                 }
                 continue;
             }
-            self.pause(self.options.look_every).await?;
+            self.pause().await?;
         }
         match self.old_log_objects().await? {
             0 => Ok(None),

@@ -8,6 +8,7 @@
 use std::fs;
 use std::io::Write;
 use std::marker::PhantomData;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -15,6 +16,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::StackError;
+use crate::base::ChainValue;
+use crate::meta::HistoryRow;
 use crate::seal::{FINGERPRINT, VolumeKeys};
 
 const FILE_NAME: &str = "state";
@@ -26,6 +29,14 @@ const MAGIC: &[u8; 8] = b"SEALFSST";
 pub(super) struct Remembered {
     /// The highest commit number seen.
     pub sequence: u64,
+    /// The chain value of that commit, in hex.
+    #[serde(default)]
+    pub chain: String,
+    /// The last commit seen whose chain value stays in the bucket for good, and that value.
+    #[serde(default)]
+    pub checkpoint: u64,
+    #[serde(default)]
+    pub checkpoint_chain: String,
     /// The highest manifest number seen.
     pub manifest: u64,
     /// The highest keyring generation seen.
@@ -51,7 +62,53 @@ pub(super) struct Remembered {
     pub fenced: bool,
 }
 
+fn value(digits: &str) -> Option<ChainValue> {
+    let bytes = digits
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
+    let bytes: Option<Vec<u8>> = bytes.collect();
+    bytes?.try_into().ok().map(ChainValue)
+}
+
 impl Remembered {
+    /// The last commit that was seen, and its chain value.
+    pub fn last(&self) -> Option<(u64, ChainValue)> {
+        Some((self.sequence, value(&self.chain)?))
+    }
+
+    /// The last commit that was seen of those whose chain values stay for good.
+    pub fn checkpoint(&self) -> Option<(u64, ChainValue)> {
+        Some((self.checkpoint, value(&self.checkpoint_chain)?))
+    }
+
+    /// A commit that continues what was seen.
+    pub fn saw(&mut self, sequence: u64, chain: ChainValue) {
+        (self.sequence, self.chain) = (sequence, chain.to_string());
+        if sequence.is_multiple_of(HistoryRow::EVERY) {
+            self.saw_checkpoint(sequence, chain);
+        }
+    }
+
+    /// One of those whose chain values stay for good.
+    pub fn saw_checkpoint(&mut self, sequence: u64, chain: ChainValue) {
+        (self.checkpoint, self.checkpoint_chain) = (sequence, chain.to_string());
+    }
+
+    /// Takes up what `other` has seen of the volume beyond this; not what is its own journal's.
+    pub fn take_seen(&mut self, other: &Remembered) {
+        if other.sequence > self.sequence {
+            (self.sequence, self.chain) = (other.sequence, other.chain.clone());
+        }
+        if other.checkpoint > self.checkpoint {
+            self.checkpoint = other.checkpoint;
+            self.checkpoint_chain = other.checkpoint_chain.clone();
+        }
+        self.manifest = self.manifest.max(other.manifest);
+        self.keyring_generation = self.keyring_generation.max(other.keyring_generation);
+        self.config_generation = self.config_generation.max(other.config_generation);
+    }
+
     /// Refuses a keyring that is older than one that was seen.
     ///
     /// # Errors
@@ -89,6 +146,45 @@ impl StateFile {
     /// What is remembered, in `dir`.
     pub(super) fn new(dir: &Path, keys: VolumeKeys) -> StateFile {
         StateFile::named(dir, FILE_NAME, keys)
+    }
+}
+
+impl StateFile {
+    /// Adds to the file what a mount that only reads has seen: whatever a writer of this machine
+    /// keeps there stays, and nothing that is known goes back.
+    pub(super) fn add_seen(&self, seen: &Remembered, sync: bool) -> Result<(), StackError> {
+        self.change_seen(sync, |now| now.take_seen(seen))
+    }
+
+    /// The same where what was seen goes back, which was accepted.
+    pub(super) fn set_seen(&self, seen: &Remembered) -> Result<(), StackError> {
+        self.change_seen(true, |now| {
+            let own = std::mem::take(now);
+            *now = Remembered {
+                journal: own.journal,
+                journal_committed: own.journal_committed,
+                lineage: own.lineage,
+                instance: own.instance,
+                seen_instance: own.seen_instance,
+                fenced: own.fenced,
+                ..seen.clone()
+            };
+        })
+    }
+
+    fn change_seen(
+        &self,
+        sync: bool,
+        change: impl FnOnce(&mut Remembered),
+    ) -> Result<(), StackError> {
+        let _lock = self.lock()?;
+        let before = self.load_continued(true)?;
+        let mut now = before.clone().unwrap_or_default();
+        change(&mut now);
+        match before.as_ref() == Some(&now) {
+            true => Ok(()),
+            false => self.replace(&now, sync),
+        }
     }
 }
 
@@ -161,6 +257,22 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
 
     /// Replaces the file; durably if `sync`.
     pub(super) fn save(&self, state: &T, sync: bool) -> Result<(), StackError> {
+        let _lock = self.lock()?;
+        self.replace(state, sync)
+    }
+
+    /// Held by whoever replaces the file: a writer and followers of one machine share it.
+    fn lock(&self) -> Result<fs::File, StackError> {
+        let path = self.path.with_extension("lock");
+        let local = |source| StackError::Local { what: "locking", path: path.clone(), source };
+        let mut options = fs::OpenOptions::new();
+        let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = file.map_err(local)?;
+        file.lock().map_err(local)?;
+        Ok(file)
+    }
+
+    fn replace(&self, state: &T, sync: bool) -> Result<(), StackError> {
         let write = || -> std::io::Result<()> {
             let plain = serde_json::to_vec(state)?;
             let (epoch, fingerprint, place) = self.keys.state(self.name);

@@ -14,7 +14,7 @@ use super::key_watch::KeyWatch;
 use super::layers::Layers;
 use super::lease::Renewed;
 use super::rekey_duty::RekeyDuty;
-use super::state::StateFile;
+use super::state::{Remembered, StateFile};
 use crate::base::{VolumeId, counted};
 use crate::commit::{Committer, View, WriterState};
 use crate::data::BlockCache;
@@ -76,8 +76,8 @@ pub(super) struct Shared {
     pub(super) journal_dir: PathBuf,
     /// What this machine remembers, for whether it could be written.
     pub(super) state: Arc<StateFile>,
-    /// The commit that the mount began with.
-    pub(super) sequence: u64,
+    /// What it says.
+    pub(super) remembered: Arc<Mutex<Remembered>>,
     pub(super) layers: Layers,
     pub(super) sealed: Arc<Sealed>,
     pub(super) view: Arc<View>,
@@ -187,6 +187,9 @@ impl Shared {
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.sse.notes();
         warnings.extend(self.key_watch.note());
+        warnings.extend(self.view.kv().refused().map(|why| {
+            format!("{why}; nothing of it is shown: unmount, and find out who put it there")
+        }));
         let mut damaged = self.sealed.damaged();
         damaged.extend(self.segments.malformed().into_iter().map(SegmentStore::name));
         if !damaged.is_empty() {
@@ -249,7 +252,7 @@ impl Control for Shared {
             commit_sequence: self
                 .committer
                 .as_ref()
-                .map_or(self.sequence, |c| c.committed().sequence),
+                .map_or_else(|| self.remembered.lock().sequence, |c| c.committed().sequence),
             oldest_pending_secs: oldest.map(|d| d.as_secs_f64()),
             upload_bytes_per_sec: {
                 let taken = requests.bytes_up + self.under_way();

@@ -5,8 +5,8 @@
 //! it. Keys and values are opaque here; `meta/` gives them their meaning.
 
 use std::ops::Bound;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -24,7 +24,9 @@ use tokio::sync::watch;
 use super::error::{ErrorClass, class};
 use super::kv_store::{SlateStore, UploadLimit};
 
+pub(super) mod answers;
 mod compact;
+mod roles;
 
 /// Where the database lives below the STORE prefix.
 pub const META_PREFIX: &str = "meta";
@@ -105,10 +107,11 @@ impl From<slatedb::Error> for KvError {
         // The message of a slatedb error carries its sources, which name the object.
         let text = error_chain(&e);
         if let Some(NonRetryable(cause)) = NonRetryable::find(&e) {
-            // Only these two are marked so; see `kv_store`.
+            // See `kv_store` for what is marked so.
             let cause = cause.downcast_ref::<object_store::Error>().map(class);
             return match cause {
                 Some(ErrorClass::TooLarge) => KvError::TooLarge(text),
+                Some(ErrorClass::Auth | ErrorClass::Unsupported) => KvError::Unavailable(text),
                 _ => KvError::Damaged(text),
             };
         }
@@ -165,7 +168,9 @@ pub type Row = (Bytes, Bytes);
 /// The metadata store of one volume. Shared; every method takes `&self`.
 pub struct Kv {
     handle: RwLock<Handle>,
-    store: Arc<dyn ObjectStore>,
+    store: RwLock<Arc<SlateStore>>,
+    /// Why nothing is read any more.
+    refused: OnceLock<String>,
     /// How large the objects of the database may be.
     limit: Arc<UploadLimit>,
     cache: Arc<SplitCache>,
@@ -180,7 +185,7 @@ pub struct Kv {
     /// Commits since the memtable last went to level 0.
     commits: AtomicU64,
     collected: Mutex<Option<Instant>>,
-    /// The handle only reads: from the start, or since [`Kv::become_reader`].
+    /// The handle only reads: from the start, or since [`Kv::replace_by`].
     reads_only: watch::Sender<bool>,
 }
 
@@ -204,7 +209,7 @@ fn settings(limit: &UploadLimit) -> Settings {
 }
 
 async fn open_writer(
-    store: Arc<dyn ObjectStore>,
+    store: Arc<SlateStore>,
     limit: &UploadLimit,
     cache: Arc<SplitCache>,
     expected_epoch: Option<u64>,
@@ -220,7 +225,7 @@ async fn open_writer(
 }
 
 async fn open_reading(
-    store: Arc<dyn ObjectStore>,
+    store: Arc<SlateStore>,
     cache: Arc<SplitCache>,
     options: &KvOptions,
 ) -> Result<DbReader, KvError> {
@@ -242,7 +247,7 @@ async fn open_reading(
 impl Kv {
     fn new(
         handle: Handle,
-        store: Arc<dyn ObjectStore>,
+        store: Arc<SlateStore>,
         limit: Arc<UploadLimit>,
         cache: Arc<SplitCache>,
         options: KvOptions,
@@ -250,7 +255,8 @@ impl Kv {
         let reads_only = watch::Sender::new(matches!(handle, Handle::Reader(_)));
         Kv {
             handle: RwLock::new(handle),
-            store,
+            store: RwLock::new(store),
+            refused: OnceLock::new(),
             limit,
             cache,
             options,
@@ -274,12 +280,13 @@ impl Kv {
         options: KvOptions,
         open_timeout: Duration,
     ) -> Result<Kv, KvError> {
-        let store = SlateStore::new(store);
+        let store = Arc::new(SlateStore::new(store));
         let limit = store.limit();
-        let store: Arc<dyn ObjectStore> = Arc::new(store);
+        store.answers().hold();
         let cache = new_cache(&options);
         let opening = open_writer(store.clone(), &limit, cache.clone(), None);
         let db = bounded(open_timeout, opening).await?;
+        store.answers().let_go();
         Ok(Kv::new(Handle::Writer(Arc::new(db)), store, limit, cache, options))
     }
 
@@ -289,13 +296,13 @@ impl Kv {
         options: KvOptions,
         open_timeout: Duration,
     ) -> Result<Kv, KvError> {
-        let store = SlateStore::new(store);
-        let limit = store.limit();
-        let store: Arc<dyn ObjectStore> = Arc::new(store);
-        let cache = new_cache(&options);
-        let reading = open_reading(store.clone(), cache.clone(), &options);
-        let db = bounded(open_timeout, reading).await?;
-        Ok(Kv::new(Handle::Reader(Arc::new(db)), store, limit, cache, options))
+        let kv = Kv::open_to_check(store, options, open_timeout).await?;
+        kv.follow();
+        Ok(kv)
+    }
+
+    fn store(&self) -> Arc<SlateStore> {
+        self.store.read().clone()
     }
 
     fn handle(&self) -> Handle {
@@ -311,6 +318,7 @@ impl Kv {
 
     /// The value of `key`, or `None`. Bounded by `read_timeout`.
     pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        self.check_refused()?;
         let reading = async {
             loop {
                 let handle = self.handle();
@@ -381,6 +389,7 @@ impl Kv {
         read_ahead_bytes: usize,
         cache_blocks: bool,
     ) -> Result<Vec<Row>, KvError> {
+        self.check_refused()?;
         let options = ScanOptions {
             read_ahead_bytes,
             cache_blocks,
@@ -469,9 +478,8 @@ impl Kv {
         // It may wait for a task that will never end.
         let _ = close_handle(Handle::Writer(old)).await;
         self.limit.take_up();
-        let open = async |epoch| {
-            open_writer(self.store.clone(), &self.limit, self.cache.clone(), epoch).await
-        };
+        let open =
+            async |epoch| open_writer(self.store(), &self.limit, self.cache.clone(), epoch).await;
         let mut opened = open(Some(epoch)).await;
         if matches!(opened, Err(KvError::Fenced))
             && self.reopen_broke_off.load(Ordering::Acquire)
@@ -483,30 +491,6 @@ impl Kv {
         *self.handle.write() = Handle::Writer(Arc::new(opened?));
         self.worn.send_replace(false);
         Ok(())
-    }
-
-    /// Replaces the handle of a writer that was overtaken, which refuses reads too, by one
-    /// that reads only. Writes fail with [`KvError::ReadOnly`] from then on.
-    ///
-    /// # Errors
-    /// [`KvError::Unavailable`] after `open_timeout`: try again.
-    pub async fn become_reader(&self, open_timeout: Duration) -> Result<(), KvError> {
-        let Ok(old) = self.writer() else { return Ok(()) };
-        let reading = open_reading(self.store.clone(), self.cache.clone(), &self.options);
-        let db = bounded(open_timeout, reading).await?;
-        *self.handle.write() = Handle::Reader(Arc::new(db));
-        self.reads_only.send_replace(true);
-        self.worn.send_replace(false);
-        let _ = close_handle(Handle::Writer(old)).await;
-        Ok(())
-    }
-
-    /// Waits until [`Kv::become_reader`] is done, for at most `read_timeout`; true if it is. Who was
-    /// refused with [`KvError::Fenced`] and only reads can then ask again.
-    pub async fn until_reader(&self) -> bool {
-        let mut reads_only = self.reads_only.subscribe();
-        let reader = reads_only.wait_for(|reads_only| *reads_only);
-        tokio::time::timeout(self.options.read_timeout, reader).await.is_ok()
     }
 
     /// How old an object must be to be collected.
@@ -615,59 +599,4 @@ async fn bounded<T>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use object_store::memory::InMemory;
-    use object_store::throttle::{ThrottleConfig, ThrottledStore};
-
-    const OPEN_MAX: Duration = Duration::from_secs(30);
-    /// Far above what closing takes, far below what it took.
-    const PROMPT: Duration = Duration::from_secs(20);
-
-    async fn with_level_0_full(store: &Arc<dyn ObjectStore>) -> Arc<Kv> {
-        let kv = Kv::open(store.clone(), KvOptions::default(), OPEN_MAX).await.expect("opens");
-        for n in 0..L0_MAX as u8 {
-            kv.commit([(Bytes::from(vec![n]), Some(Bytes::from_static(b"x")))]).await.expect("one");
-            kv.flush_memtable().await.expect("flushes");
-        }
-        kv.commit([(Bytes::from_static(b"last"), Some(Bytes::from_static(b"y")))])
-            .await
-            .expect("commits");
-        Arc::new(kv)
-    }
-
-    async fn last(store: Arc<dyn ObjectStore>) -> Option<Bytes> {
-        let kv = Kv::open_reader(store, KvOptions::default(), OPEN_MAX).await.expect("opens");
-        kv.get(b"last").await.expect("reads")
-    }
-
-    #[tokio::test]
-    async fn closing_does_not_wait_for_room_in_level_0() {
-        // Guards against an unmount that takes its longest time whenever level 0 is full: the last
-        // flush would wait for a compaction, which the closed database does not let end.
-        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        let kv = with_level_0_full(&store).await;
-        tokio::time::timeout(PROMPT, kv.close(true)).await.expect("in time").expect("closes");
-        assert_eq!(last(store).await.as_deref(), Some(&b"y"[..]));
-    }
-
-    #[tokio::test]
-    async fn closing_stops_a_compaction_and_lets_none_begin() {
-        // Guards against a compaction that is left running, or that fails loudly because the
-        // database was closed under it.
-        let slow = ThrottleConfig {
-            wait_get_per_call: Duration::from_millis(40),
-            ..ThrottleConfig::default()
-        };
-        let slow = ThrottledStore::new(InMemory::new(), slow);
-        let store: Arc<dyn ObjectStore> = Arc::new(slow);
-        let kv = with_level_0_full(&store).await;
-        kv.compact_if_needed(true);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        tokio::time::timeout(PROMPT, kv.close(true)).await.expect("in time").expect("closes");
-        assert!(!*kv.compacting.borrow(), "it goes on after the end");
-        kv.compact_if_needed(true);
-        assert!(!*kv.compacting.borrow(), "one begins after the end");
-        assert_eq!(last(store).await.as_deref(), Some(&b"y"[..]));
-    }
-}
+mod tests;

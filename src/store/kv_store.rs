@@ -10,16 +10,16 @@
 //! an object of its log that is there already for that of a writer who has overtaken it. So
 //! what is there is compared with what was to be written.
 
+use std::collections::HashSet;
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use futures::{FutureExt, TryFutureExt};
-use lru::LruCache;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
@@ -31,6 +31,7 @@ use slatedb_common::retry::NonRetryable;
 use tokio::sync::watch;
 
 use super::error::{ErrorClass, class};
+use super::kv::answers::{Answers, refuse_gaps};
 use super::rope::Rope;
 
 /// Bytes of a table where nothing is known of a limit.
@@ -40,9 +41,6 @@ const TABLE_LEAST: u64 = 128 << 10;
 
 /// Bytes of the parts in which large tables go, at most.
 const PART_MOST: usize = 8 << 20;
-
-/// Creates whose outcome is unclear that are remembered.
-const UNCLEAR_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
 /// How large the objects of the database may be, learned from those that were refused (413).
 #[derive(Debug)]
@@ -100,26 +98,60 @@ impl UploadLimit {
 }
 
 /// An [`ObjectStore`] that marks errors which retrying cannot mend, and knows its own creates.
-#[derive(Debug)]
 pub(super) struct SlateStore {
     inner: Arc<dyn ObjectStore>,
-    /// Names whose last create failed, but may have been done. Most are tried again at once; of those
-    /// that never are, the oldest are forgotten.
-    unclear: Mutex<LruCache<Path, ()>>,
+    /// Names whose last create failed, but may have been done.
+    unclear: Mutex<HashSet<Path>>,
     limit: Arc<UploadLimit>,
+    answers: Arc<Answers>,
 }
 
 impl SlateStore {
     pub(super) fn new(inner: Arc<dyn ObjectStore>) -> Self {
         let learned = watch::Sender::new((TABLE_BYTES as u64, false));
         let limit = Arc::new(UploadLimit { learned });
-        let unclear = Mutex::new(LruCache::new(UNCLEAR_MAX));
-        SlateStore { inner, unclear, limit }
+        SlateStore { inner, unclear: Mutex::default(), limit, answers: Arc::default() }
     }
 
     /// What is learned of the size that objects may have.
     pub(super) fn limit(&self) -> Arc<UploadLimit> {
         self.limit.clone()
+    }
+
+    /// The same store, for what looks at older manifests too.
+    pub(super) fn aside(&self) -> SlateStore {
+        let answers = Arc::new(Answers::aside());
+        let (inner, limit) = (self.inner.clone(), self.limit.clone());
+        SlateStore { inner, unclear: Mutex::default(), limit, answers }
+    }
+
+    /// What it keeps of what it reads.
+    pub(super) fn answers(&self) -> &Answers {
+        &self.answers
+    }
+
+    /// The objects of the log, as the store lists them.
+    pub(super) async fn listed_log(&self) -> Result<Vec<ObjectMeta>> {
+        self.inner.list(Some(&Path::from("meta/wal"))).try_collect().await
+    }
+
+    /// See [`refuse_gaps`].
+    pub(super) async fn refuse_gaps(&self, listed: &[ObjectMeta], after: u64) -> Result<()> {
+        refuse_gaps(&*self.inner, listed, after).await
+    }
+
+    /// Marks what asking again does not mend; while the database is opened, also that the store
+    /// refuses: whoever waits is told at once.
+    fn mark(&self, e: Error) -> Error {
+        let is_final = match class(&e) {
+            ErrorClass::Corrupt | ErrorClass::TooLarge => true,
+            ErrorClass::Auth | ErrorClass::Unsupported => self.answers.is_opening(),
+            _ => false,
+        };
+        match is_final {
+            true => Error::Generic { store: "sealfs", source: Box::new(NonRetryable(Box::new(e))) },
+            false => e,
+        }
     }
 
     /// What a create that found `location` there comes to: its own success if the object holds
@@ -155,6 +187,12 @@ fn mark(e: Error) -> Error {
             Error::Generic { store: "sealfs", source: Box::new(NonRetryable(Box::new(e))) }
         }
         _ => e,
+    }
+}
+
+impl fmt::Debug for SlateStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SlateStore({:?})", self.inner)
     }
 }
 
@@ -198,6 +236,8 @@ impl ObjectStore for SlateStore {
         let creates = opts.mode == PutMode::Create && payload.content_length() > 0;
         let outcome = self.inner.put_opts(location, payload.clone(), opts).await;
         self.limit.note(payload.content_length(), &outcome);
+        let refused = |e| matches!(class(e), ErrorClass::AlreadyExists | ErrorClass::Precondition);
+        self.answers.changed(location, outcome.as_ref().err().is_some_and(refused));
         let outcome = match outcome {
             Err(refusal) if creates && class(&refusal) == ErrorClass::AlreadyExists => {
                 let unclear = self.unclear.lock().contains(location);
@@ -205,16 +245,16 @@ impl ObjectStore for SlateStore {
             }
             Err(e) => {
                 if creates && !matches!(e, Error::NotImplemented { .. }) {
-                    self.unclear.lock().put(location.clone(), ());
+                    self.unclear.lock().insert(location.clone());
                 }
                 Err(e)
             }
             Ok(put) => Ok(put),
         };
         if outcome.is_ok() {
-            self.unclear.lock().pop(location);
+            self.unclear.lock().remove(location);
         }
-        outcome.map_err(mark)
+        outcome.map_err(|e| self.mark(e))
     }
 
     async fn put_multipart_opts(
@@ -222,16 +262,17 @@ impl ObjectStore for SlateStore {
         location: &Path,
         opts: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        let inner = self.inner.put_multipart_opts(location, opts).await.map_err(mark)?;
+        let inner = self.inner.put_multipart_opts(location, opts).await;
+        let inner = inner.map_err(|e| self.mark(e))?;
         Ok(Box::new(Upload { inner, limit: self.limit.clone() }))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.inner.get_opts(location, options).await.map_err(mark)
+        self.answers.get(&*self.inner, location, options).await.map_err(|e| self.mark(e))
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        self.inner.get_ranges(location, ranges).await.map_err(mark)
+        self.inner.get_ranges(location, ranges).await.map_err(|e| self.mark(e))
     }
 
     fn delete_stream(
@@ -242,7 +283,7 @@ impl ObjectStore for SlateStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        self.answers.list(self.inner.clone(), prefix)
     }
 
     fn list_with_offset(
@@ -254,10 +295,10 @@ impl ObjectStore for SlateStore {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await.map_err(mark)
+        self.inner.list_with_delimiter(prefix).await.map_err(|e| self.mark(e))
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.inner.copy_opts(from, to, options).await.map_err(mark)
+        self.inner.copy_opts(from, to, options).await.map_err(|e| self.mark(e))
     }
 }

@@ -17,6 +17,12 @@ use object_store::{
 pub trait Gate: Send + Sync + 'static {
     /// A request comes: whether it acts, and whether its answer arrives.
     fn step(&self, what: &str, at: &Path) -> (bool, bool);
+
+    /// What is said where the answer does not arrive.
+    fn instead(&self, _at: &Path) -> Error {
+        let source = "the gate is shut".into();
+        Error::PermissionDenied { path: String::new(), source }
+    }
 }
 
 pub struct Gated<G> {
@@ -43,7 +49,7 @@ impl<G: Gate> Gated<G> {
     ) -> Result<T> {
         let (acts, answers) = self.gate.step(what, at);
         let outcome = if acts { act.await } else { refusal() };
-        if answers { outcome } else { refusal() }
+        if answers { outcome } else { Err(self.gate.instead(at)) }
     }
 }
 

@@ -138,3 +138,22 @@ pub async fn read_file(fs: &Arc<Fs>, path: &str) -> Bytes {
     let size = fs.getattr(ino).await.expect("stats").size as u32;
     fs.read(ino, 0, size).await.unwrap_or_else(|e| panic!("{path}: {e}"))
 }
+
+/// Whether a sealed object opens with these keys; `all` are the others of its bucket, one of which
+/// it may be bound to.
+pub fn opens(
+    keys: &sealfs::seal::VolumeKeys,
+    at: &object_store::path::Path,
+    bytes: &Bytes,
+    all: &std::collections::BTreeMap<object_store::path::Path, Bytes>,
+) -> bool {
+    let Some(header) = bytes.first_chunk::<{ sealfs::seal::HEADER }>() else { return false };
+    let number = at.as_ref().strip_prefix("meta/wal/").and_then(|name| name.strip_suffix(".sst"));
+    let Some(number) = number.and_then(|digits| digits.parse::<u64>().ok()) else {
+        return keys.object_opener(at.as_ref(), header).is_ok();
+    };
+    let before = format!("meta/wal/{:020}.sst", number - 1);
+    let before = all.get(&object_store::path::Path::from(before));
+    let behind = before.map_or([0; 32], |b| b[24..56].try_into().expect("a commitment"));
+    keys.log_opener(at.as_ref(), &behind, header).is_ok()
+}

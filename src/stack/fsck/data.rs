@@ -65,6 +65,8 @@ enum One {
     Whole(u64),
     Damaged(Vec<Range<u64>>),
     Gone,
+    /// Of the metadata's log, behind something that was collected: nobody needs it.
+    Left,
 }
 
 impl Damage {
@@ -149,6 +151,7 @@ pub(super) async fn read_all(
             Ok(One::Damaged(ranges)) => {
                 position.damage.0.insert(name.to_string(), ranges);
             }
+            Ok(One::Left) => {}
             // The writer may have collected it; nobody else may.
             Ok(One::Gone) if run.writer => {}
             Ok(One::Gone) if SegmentStore::id(&name).is_some() => {} // found as missing
@@ -177,6 +180,12 @@ pub(super) async fn read_all(
     Ok(Read { objects, bytes, damage, complete: true })
 }
 
+/// Whether it is an object of the log whose predecessor was collected, though it did not open.
+async fn is_left(volume: &Volume, name: &Path) -> bool {
+    let is_log = name.as_ref().starts_with("meta/wal/");
+    is_log && matches!(volume.sealed.epoch_of(name).await, Ok(None))
+}
+
 async fn read_one(
     volume: &Volume,
     name: &Path,
@@ -187,6 +196,7 @@ async fn read_one(
         Ok(bytes) => Ok(One::Whole(bytes)),
         Err(e) => match class(&e) {
             ErrorClass::NotFound => Ok(One::Gone),
+            ErrorClass::Corrupt if is_left(volume, name).await => Ok(One::Left),
             ErrorClass::Corrupt => damaged_object(volume, name, size).await.map(One::Damaged),
             _ => Err(e),
         },

@@ -27,16 +27,19 @@ use parking_lot::Mutex;
 
 use super::config;
 use super::config_use::VolumeSse;
+use super::history::refuse_discord;
 use super::key_use::note_use;
 use super::key_watch::KeyWatch;
 use super::lease::held_by;
-use super::lineage::refuse_rollback;
 use super::options::OPEN_TIMEOUT;
 use super::state::{Remembered, StateFile};
-use super::{Key, Layers, MountOptions, StackError, StoreOptions, Unlocked, mount, unlock_store};
+use super::{
+    Accept, Key, Layers, MountOptions, StackError, StoreOptions, Unlocked, mount, unlock_store,
+};
 use crate::base::VolumeId;
 use crate::commit::check::{CheckOptions, Finding, Report, Segments, check};
 use crate::commit::last_commit;
+use crate::meta::CommitRow;
 use crate::seal::VolumeKeys;
 use crate::store::Sealed;
 use crate::store::kv::{Kv, KvError, KvOptions};
@@ -220,7 +223,7 @@ pub async fn fsck(
     let (look, problems) = outcome?;
     Ok(FsckReport {
         volume: id,
-        sequence: look.sequence,
+        sequence: look.commit.map_or(0, |row| row.sequence),
         writer,
         metadata: look.report,
         objects: (look.objects.count, look.objects.bytes),
@@ -269,7 +272,7 @@ struct Run<'a> {
 /// What one look found.
 #[derive(Default)]
 struct Look {
-    sequence: u64,
+    commit: Option<CommitRow>,
     report: Report,
     segments: Segments,
     objects: Objects,
@@ -357,7 +360,7 @@ impl Run<'_> {
 
     async fn look_at(&mut self, kv: &Kv, data: bool) -> Result<Look, StackError> {
         let mut notes = Vec::new();
-        let sequence = last_commit(kv).await?.map_or(0, |row| row.sequence);
+        let commit = last_commit(kv).await?;
         self.progress.begin("metadata");
         let rows = &self.progress.rows;
         let (report, segments) = check(kv, CheckOptions::default(), rows).await?;
@@ -366,7 +369,7 @@ impl Run<'_> {
         let listing = Listing::read(&*self.volume.layers.retry).await?;
         let objects =
             objects::compare(self.volume, &listing, &segments, self.writer, &mut notes).await?;
-        let mut look = Look { sequence, report, segments, objects, notes, ..Look::default() };
+        let mut look = Look { commit, report, segments, objects, notes, ..Look::default() };
         if data {
             self.progress.begin(READING_DATA);
             look.take(data::read_all(self, &listing, Some((kv, &look.segments))).await?);
@@ -379,9 +382,13 @@ impl Run<'_> {
         self.progress.begin("names");
         let mut problems = Vec::new();
         let plain = |what: String| Problem { what, files: Vec::new() };
-        let (found, at_least) = (look.sequence, self.options.at_least);
-        if let Err(e) = refuse_rollback(found, &self.remembered, at_least, false) {
-            problems.push(plain(e.to_string()));
+        let at_least = self.options.at_least;
+        match refuse_discord(kv, look.commit, &self.remembered, at_least, Accept::default()).await {
+            Err(e @ (StackError::TooOld { .. } | StackError::Rollback { .. })) => {
+                problems.push(plain(e.to_string()));
+            }
+            Err(e @ StackError::OtherHistory { .. }) => problems.push(plain(e.to_string())),
+            outcome => outcome?,
         }
         if let Err(e) = self.remembered.check_keyring(self.keyring_generation) {
             problems.push(plain(e.to_string()));

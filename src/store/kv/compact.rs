@@ -70,7 +70,7 @@ impl Kv {
             }),
             ..CompactorOptions::default()
         };
-        let compactor = slatedb::CompactorBuilder::new(META_PREFIX, self.store.clone())
+        let compactor = slatedb::CompactorBuilder::new(META_PREFIX, self.store())
             .with_options(options)
             .with_sst_block_size(slatedb::SstBlockSize::Block8Kib)
             .build();
@@ -157,7 +157,8 @@ impl Kv {
             compactions_options: directory,
             ..GarbageCollectorOptions::default()
         };
-        let admin = slatedb::admin::Admin::builder(META_PREFIX, self.store.clone()).build();
+        let store = Arc::new(self.store().aside());
+        let admin = slatedb::admin::Admin::builder(META_PREFIX, store).build();
         Ok(admin.run_gc_once(options).await?)
     }
 }

@@ -6,7 +6,7 @@
 
 use super::super::error::{ErrorClass, StoreError, class};
 use super::super::rope::Rope;
-use super::{Known, Sealed, on_fitting_thread};
+use super::{Known, Sealed, chain, manifest, on_fitting_thread};
 use crate::seal::offsets::{
     CHUNK_CIPHER, CHUNK_PLAIN, HEADER, MESSAGE_MIN, chunk_start, cipher_range, plain_len,
 };
@@ -36,6 +36,8 @@ pub(super) struct Fetched {
 pub(super) enum Failed {
     /// What the store said.
     Store(Error),
+    /// An object of the log whose predecessor was collected: nothing can be said of it.
+    Alone(Error),
     /// The object is not what was sealed under this name.
     Damaged(String),
 }
@@ -53,10 +55,26 @@ impl From<OpenError> for Failed {
 }
 
 /// An answer of the store, collected.
-struct Raw {
+pub(super) struct Raw {
     meta: ObjectMeta,
     range: Range<u64>,
     body: Rope,
+}
+
+impl Raw {
+    /// The header of the message, if the answer begins with it.
+    pub(super) fn header(&self) -> Option<[u8; HEADER]> {
+        if self.range.start != 0 || self.body.len() < HEADER as u64 {
+            return None;
+        }
+        let header = self.body.slice(0..HEADER as u64).into_bytes();
+        header.first_chunk().copied()
+    }
+
+    /// The object's size, as the store says.
+    pub(super) fn size(&self) -> u64 {
+        self.meta.size
+    }
 }
 
 /// What a read asks for, in plaintext terms.
@@ -123,7 +141,7 @@ impl Wanted {
     }
 }
 
-fn out_of_range(message: String) -> Failed {
+pub(super) fn out_of_range(message: String) -> Failed {
     Failed::Store(StoreError::new(ErrorClass::Other, message).into_store("sealed"))
 }
 
@@ -134,6 +152,33 @@ impl Sealed {
         location: &Path,
         options: &GetOptions,
     ) -> Result<Fetched, Failed> {
+        if manifest::is(location) {
+            let whole = self.fetch_object(location, &manifest::whole(options)?).await?;
+            return self.without_anchor(options, whole);
+        }
+        let _reading = self.reading_log(location);
+        self.fetch_object(location, options).await
+    }
+
+    /// Reads the end of an object, which proves what it is and where it ends.
+    pub(super) async fn open_end(&self, location: &Path) -> object_store::Result<()> {
+        let head = GetOptions::new().with_head(true);
+        match self.fetch(location, &head).await {
+            Ok(_) => Ok(()),
+            Err(Failed::Store(e)) if class(&e) != ErrorClass::NotFound => Err(e),
+            Err(Failed::Alone(e)) => Err(e),
+            failed => {
+                let why = match failed {
+                    Err(Failed::Damaged(why)) => why,
+                    _ => "it is not there".into(),
+                };
+                let message = format!("object {location} is damaged: {why}");
+                Err(StoreError::new(ErrorClass::Corrupt, message).into_store("sealed"))
+            }
+        }
+    }
+
+    async fn fetch_object(&self, location: &Path, options: &GetOptions) -> Result<Fetched, Failed> {
         let wanted = Wanted::of(options)?;
         for _ in 0..REPLACED_MAX {
             match self.fetch_version(location, options, &wanted).await {
@@ -156,10 +201,9 @@ impl Sealed {
         options: &GetOptions,
         wanted: &Wanted,
     ) -> Result<Option<Fetched>, Failed> {
-        let known = match options.version {
-            None => self.0.known.lock().get(location).cloned(),
-            Some(_) => None,
-        };
+        // What opens an object of the log depends on what is known of the one before it.
+        let remembers = options.version.is_none() && chain::number(location).is_none();
+        let known = remembers.then(|| self.0.known.lock().get(location).cloned()).flatten();
         if let (Wanted::Size, Some(size)) = (wanted, known.as_ref().and_then(|k| k.size_proven)) {
             let meta = self.0.store.get_opts(location, options.clone()).await?.meta;
             let same = known.is_some_and(|k| k.e_tag == meta.e_tag) && meta.size == size;
@@ -196,8 +240,8 @@ impl Sealed {
             (Some(known), _) if known.e_tag != raw.meta.e_tag => return Ok(None),
             (Some(known), _) => known.opener.clone(),
             (None, Some(header)) if header.meta.e_tag != raw.meta.e_tag => return Ok(None),
-            (None, Some(header)) => self.open_header(location, header)?,
-            (None, None) => self.open_header(location, &raw)?,
+            (None, Some(header)) => self.open_header(location, header).await?,
+            (None, None) => self.open_header(location, &raw).await?,
         };
 
         let take = Take::of(wanted, plain_size, &raw)?;
@@ -211,7 +255,7 @@ impl Sealed {
             Ok(open_rope(&chunks, take.first_chunk, &body, take.ends_message))
         })
         .await??;
-        if options.version.is_none() {
+        if remembers {
             let e_tag = meta.e_tag.clone();
             self.remember(location, Known { opener, e_tag, size_proven });
         }
@@ -225,7 +269,7 @@ impl Sealed {
     }
 
     /// One GET, collected and of the length it announced.
-    async fn raw(&self, location: &Path, options: GetOptions) -> Result<Raw, Failed> {
+    pub(super) async fn raw(&self, location: &Path, options: GetOptions) -> Result<Raw, Failed> {
         let result = self.0.store.get_opts(location, options).await?;
         let (meta, range) = (result.meta.clone(), result.range.clone());
         let body = Rope::collect(result).await?;
@@ -239,13 +283,12 @@ impl Sealed {
     }
 
     /// The opener for an answer that begins with the message's header.
-    fn open_header(&self, location: &Path, raw: &Raw) -> Result<Opener, Failed> {
-        if raw.range.start != 0 || raw.body.len() < HEADER as u64 {
-            return Err(OpenError::TooShort(raw.meta.size).into());
+    async fn open_header(&self, location: &Path, raw: &Raw) -> Result<Opener, Failed> {
+        let header = raw.header().ok_or(OpenError::TooShort(raw.size()))?;
+        match chain::number(location) {
+            Some(number) => Ok(self.log_opener(number, location, &header).await?.1),
+            None => self.opener(location, &header).ok_or_else(|| OpenError::Commitment.into()),
         }
-        let header = raw.body.slice(0..HEADER as u64).into_bytes();
-        let header = header.first_chunk().expect("sliced to the header's length");
-        self.opener(location, header).ok_or_else(|| OpenError::Commitment.into())
     }
 
     /// The store refused a read for no reason it has a word for, such as a range past the end.

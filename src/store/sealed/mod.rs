@@ -11,8 +11,10 @@
 //! which `head`, whole reads, suffix and open-ended reads do. A bounded read that ends before
 //! the last chunk reports the size the store claims.
 
+mod chain;
 mod damage;
 mod fetch;
+mod manifest;
 mod reseal;
 mod underway;
 mod upload;
@@ -26,8 +28,9 @@ use crate::seal::offsets::{HEADER, cipher_len, plain_len};
 use crate::seal::{OpenError, Opener, VolumeKeys};
 use async_trait::async_trait;
 use bytes::Bytes;
+use chain::Chain;
 use damage::{Damage, END};
-use fetch::Fetched;
+use fetch::{Failed, Fetched};
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use lru::LruCache;
 use object_store::path::Path;
@@ -57,6 +60,12 @@ const PATIENCE_METADATA: Duration = Duration::from_millis(500);
 /// The first pause; every further one is three times as long.
 const ABSENT_PAUSE: Duration = Duration::from_millis(100);
 
+/// With a `head`: only whether the object is there matters, and its size need not be proven.
+#[derive(Clone, Copy, Debug)]
+pub struct OnlyWhether;
+
+pub use chain::ManifestRead;
+
 /// Something below that keeps ciphertext and can be told that an object's is wrong.
 pub trait Invalidate: Send + Sync + 'static {
     /// Drops whatever is kept of `location`; the next read comes from the store.
@@ -73,7 +82,7 @@ pub trait Renew: Send + Sync + 'static {
 
 /// The wrapper; see the module. Cloning shares everything.
 #[derive(Clone)]
-pub struct Sealed(Arc<Inner>);
+pub struct Sealed(Arc<Inner>, Arc<Chain>);
 
 struct Inner {
     store: Arc<dyn ObjectStore>,
@@ -127,7 +136,18 @@ impl Sealed {
         let (underway, part_size) = (Underway::default(), upload::PartSize::default());
         let inner =
             Inner { store, keys, known, cache, renew, damage, underway, patience, part_size };
-        Sealed(Arc::new(inner))
+        Sealed(Arc::new(inner), Arc::default())
+    }
+
+    /// The same, with nothing known of the log of the metadata: to look at it from the beginning.
+    pub fn apart(&self) -> Sealed {
+        Sealed(self.0.clone(), Arc::default())
+    }
+
+    /// Whether the log of the metadata has gone on beyond what was read of it, so that what was read
+    /// does not tell whether it is the same one.
+    pub fn is_behind(&self) -> bool {
+        self.1.is_behind()
     }
 
     /// Asks `renew`, from now on, before an object that does not open is called damaged: it may be
@@ -164,13 +184,14 @@ impl Sealed {
         &self,
         location: &Path,
         options: &GetOptions,
-    ) -> std::result::Result<Fetched, fetch::Failed> {
+    ) -> std::result::Result<Fetched, Failed> {
         let begun = Instant::now();
         let patience = patience(location, self.0.patience);
         let mut pause = ABSENT_PAUSE;
         loop {
             let outcome = self.fetch(location, options).await;
-            let absent = matches!(&outcome, Err(fetch::Failed::Store(e)) if class(e) == ErrorClass::NotFound);
+            let absent =
+                matches!(&outcome, Err(Failed::Store(e)) if class(e) == ErrorClass::NotFound);
             let left = patience.saturating_sub(begun.elapsed());
             if !absent || left.is_zero() || self.0.damage.knows(location) {
                 return outcome;
@@ -207,12 +228,19 @@ impl Sealed {
 
     /// Seals a whole payload under the name `location`.
     async fn seal(&self, location: &Path, payload: PutPayload) -> Result<Bytes> {
-        let (keys, name) = (self.0.keys.clone(), location.clone());
+        let place = match chain::number(location) {
+            Some(number) => self.log_place(number, location).await?,
+            None => self.0.keys.object(location.as_ref()),
+        };
+        let payload = match manifest::is(location) {
+            true => self.with_anchor(payload).await?,
+            false => payload,
+        };
         on_fitting_thread(payload.content_length(), move || {
             let parts: Vec<&[u8]> = payload.iter().map(|part| &part[..]).collect();
             let len = cipher_len(payload.content_length() as u64) as usize;
             let mut out = Vec::with_capacity(len);
-            keys.object(name.as_ref()).seal_into(&parts, &mut out);
+            place.seal_into(&parts, &mut out);
             assert_eq!(out.len(), len, "a sealed message has its computed length");
             Ok(Bytes::from(out))
         })
@@ -222,6 +250,12 @@ impl Sealed {
     /// After our own put: its header is at hand, so the first read needs none.
     fn remember_put(&self, location: &Path, header: &Bytes, len: u64, put: &PutResult) {
         let header: Option<&[u8; HEADER]> = header.first_chunk();
+        if let (Some(number), Some(header)) = (chain::number(location), header) {
+            if let Err(why) = self.put_log(number, header) {
+                self.0.damage.report(location, END..END, &why);
+            }
+            return self.forget(location);
+        }
         match header.and_then(|header| self.opener(location, header)) {
             Some(opener) => {
                 let e_tag = put.e_tag.clone();
@@ -255,6 +289,9 @@ async fn on_fitting_thread<T: Send + 'static>(
 /// stranger's, a cut one) lists as empty; reading it fails.
 fn listed(mut meta: ObjectMeta) -> ObjectMeta {
     meta.size = plain_len(meta.size).unwrap_or(0);
+    if manifest::is(&meta.location) {
+        meta.size = meta.size.saturating_sub(manifest::ANCHOR as u64);
+    }
     meta
 }
 
@@ -329,19 +366,25 @@ impl ObjectStore for Sealed {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        if options.head && options.extensions.get::<OnlyWhether>().is_some() {
+            let meta = self.0.store.get_opts(location, options).await?.meta;
+            let fetched = Fetched { plain: None, range: 0..0, meta: listed(meta) };
+            return Ok(self.to_result(fetched));
+        }
         match self.fetch_patiently(location, &options).await {
             Ok(fetched) => {
                 self.disprove_damage(location, &fetched);
                 Ok(self.to_result(fetched))
             }
-            Err(fetch::Failed::Store(e)) => {
+            Err(Failed::Store(e)) => {
                 // Only what metadata refers to is read: a segment that is gone was deleted.
                 if is_segment(location) && class(&e) == ErrorClass::NotFound {
                     self.0.damage.report(location, asked(&options), "it is not there");
                 }
                 Err(e)
             }
-            Err(fetch::Failed::Damaged(_)) => {
+            Err(Failed::Alone(e)) => Err(e),
+            Err(Failed::Damaged(_)) => {
                 // Once more, from the store itself: the damage may be the cache's.
                 self.forget(location);
                 if let Some(cache) = &self.0.cache {
@@ -356,8 +399,8 @@ impl ObjectStore for Sealed {
                         self.disprove_damage(location, &fetched);
                         Ok(self.to_result(fetched))
                     }
-                    Err(fetch::Failed::Store(e)) => Err(e),
-                    Err(fetch::Failed::Damaged(why)) => {
+                    Err(Failed::Store(e) | Failed::Alone(e)) => Err(e),
+                    Err(Failed::Damaged(why)) => {
                         self.forget(location);
                         // What is altered behind its header is damaged whoever sealed it.
                         if !is_beyond || why != OpenError::Commitment.to_string() {

@@ -5,7 +5,8 @@
 //! see another tag and fetch the new one (`fetch`).
 
 use super::super::error::{ErrorClass, StoreError, class};
-use super::{HEADER, Sealed, on_fitting_thread};
+use super::fetch::Failed;
+use super::{HEADER, Sealed, chain, on_fitting_thread};
 use crate::base::one_line;
 use crate::seal::{OpenError, VolumeKeys};
 use object_store::path::Path;
@@ -36,7 +37,8 @@ impl Sealed {
     }
 
     /// The epoch that an object is sealed in, and the version of the object that says so, its size
-    /// that of the ciphertext; `None` if it is not there. One GET of the header.
+    /// that of the ciphertext; `None` if it is not there, or is an object of the metadata's log whose
+    /// predecessor was collected, so that nobody needs it. One GET of the header.
     ///
     /// # Errors
     /// [`ErrorClass::Corrupt`] if it opens in no epoch that these keys, or newer ones, have; the
@@ -51,12 +53,22 @@ impl Sealed {
                 };
             let meta = got.meta.clone();
             let bytes = got.bytes().await?;
-            let why = match bytes.first_chunk() {
-                None => OpenError::TooShort(meta.size),
-                Some(header) => match self.0.keys.object_opener(location.as_ref(), header) {
-                    Ok((epoch, _)) => return Ok(Some((epoch, meta))),
-                    Err(e) => e,
-                },
+            let why = match (bytes.first_chunk(), chain::number(location)) {
+                (None, _) => OpenError::TooShort(meta.size),
+                (Some(header), Some(number)) => {
+                    match self.log_opener(number, location, header).await {
+                        Ok((epoch, _)) => return Ok(Some((epoch, meta))),
+                        Err(Failed::Alone(_)) => return Ok(None),
+                        Err(Failed::Store(e)) => return Err(e),
+                        Err(Failed::Damaged(_)) => OpenError::Commitment,
+                    }
+                }
+                (Some(header), None) => {
+                    match self.0.keys.object_opener(location.as_ref(), header) {
+                        Ok((epoch, _)) => return Ok(Some((epoch, meta))),
+                        Err(e) => e,
+                    }
+                }
             };
             match self.0.renew.get() {
                 Some(renew) if !is_last => {
