@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::TryStreamExt;
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
@@ -37,12 +37,17 @@ struct RefuseOne {
     read_only: bool,
     largest: usize,
     too_large: Arc<AtomicI64>,
+    /// Reads of segments that panic.
+    panics: AtomicI64,
+    /// Once it is zero, deletes never end; it counts those that have begun.
+    deletes_hang: Option<Arc<AtomicI64>>,
 }
 
 impl RefuseOne {
     fn over(inner: Arc<InMemory>) -> RefuseOne {
-        let (until, too_large) = (AtomicI64::new(0), Arc::default());
-        RefuseOne { inner, until, read_only: false, largest: usize::MAX, too_large }
+        let (until, too_large, panics) = (AtomicI64::new(0), Arc::default(), AtomicI64::new(0));
+        let (largest, deletes_hang) = (usize::MAX, None);
+        RefuseOne { inner, until, read_only: false, largest, too_large, panics, deletes_hang }
     }
 
     fn refuses(&self, location: &Path) -> Result<()> {
@@ -121,6 +126,9 @@ impl ObjectStore for RefuseOne {
     }
 
     async fn get_opts(&self, at: &Path, o: GetOptions) -> Result<GetResult> {
+        if at.as_ref().starts_with("seg/") && self.panics.fetch_sub(1, Ordering::SeqCst) > 0 {
+            panic!("the test asked for it");
+        }
         self.inner.get_opts(at, o).await
     }
 
@@ -128,6 +136,11 @@ impl ObjectStore for RefuseOne {
         &self,
         at: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
+        let hang = self.deletes_hang.as_ref();
+        if let Some(begun) = hang.filter(|begun| begun.load(Ordering::SeqCst) >= 0) {
+            begun.fetch_add(1, Ordering::SeqCst);
+            return futures::stream::pending().boxed();
+        }
         self.inner.delete_stream(at)
     }
 
@@ -229,6 +242,59 @@ async fn a_refused_upload_does_not_upload_its_neighbours_again() {
         assert!(data.len() == 1 << 20 && data.iter().all(|b| *b == i as u8), "megabyte {i}");
     }
     m.shutdown(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_that_panics_fails_once() {
+    // Guards against blocks that fail until the next mount, because a fetch that died counts as under
+    // way for ever.
+    let memory = Arc::new(InMemory::new());
+    let bucket: Arc<dyn ObjectStore> = memory.clone();
+    format(&bucket).await;
+    let (a, b) = (tempfile::tempdir().expect("a"), tempfile::tempdir().expect("b"));
+    let m = mount(options(&bucket, a.path())).await.expect("mount");
+    let f = create(&m.fs, "f").await;
+    write(&m.fs, f, 2).await;
+    assert!(m.shutdown(LONG).await);
+    let broken = RefuseOne { panics: AtomicI64::new(1), ..RefuseOne::over(memory) };
+    let broken: Arc<dyn ObjectStore> = Arc::new(broken);
+    let m = mount(options(&broken, b.path())).await.expect("mount");
+    let f = m.fs.lookup(Ino::ROOT, b"f".to_vec()).await.expect("f").ino;
+    let first = m.fs.read(f, 0, 4096).await;
+    assert!(matches!(first, Err(FsError::Io(_))), "{first:?}");
+    assert_eq!(m.fs.read(f, 0, 4096).await.expect("reads").len(), 4096);
+    m.shutdown(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deletes_that_hang_hold_up_no_commit() {
+    // Guards against changes that wait for as long as a store takes to delete what is dead.
+    let memory = Arc::new(InMemory::new());
+    let bucket: Arc<dyn ObjectStore> = memory.clone();
+    format(&bucket).await;
+    let begun = Arc::new(AtomicI64::new(-1));
+    let hanging = RefuseOne { deletes_hang: Some(begun.clone()), ..RefuseOne::over(memory) };
+    let hanging: Arc<dyn ObjectStore> = Arc::new(hanging);
+    let local = tempfile::tempdir().expect("tempdir");
+    let mut o = options(&hanging, local.path());
+    o.dead_grace = Duration::ZERO;
+    let m = mount(o).await.expect("mount");
+    begun.store(0, Ordering::SeqCst);
+    let f = create(&m.fs, "f").await;
+    write(&m.fs, f, 1).await;
+    assert!(m.sync(LONG).await);
+    m.fs.unlink(Ino::ROOT, b"f".to_vec()).await.expect("unlink");
+    m.fs.forget(f, 1);
+    assert!(m.sync(LONG).await);
+    eventually("its segment is deleted", || async { begun.load(Ordering::SeqCst) > 0 }).await;
+    for n in 0..3 {
+        create(&m.fs, &format!("g{n}")).await;
+        assert!(m.sync(LONG).await, "g{n} waits for the deletes");
+    }
+    assert!(m.shutdown(LONG).await);
+    let m = mount(options(&bucket, local.path())).await.expect("mount");
+    m.fs.lookup(Ino::ROOT, b"g2".to_vec()).await.expect("g2");
+    assert!(m.shutdown(LONG).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,8 +7,8 @@ use object_store::path::Path;
 use sealfs::base::{ChainValue, Ino, JournalId, SegmentId, Timestamp, VolumeId};
 use sealfs::meta::{Inode, InodeExtent, Kind, NameHash, keys::dirent};
 use sealfs::seal::{
-    Backend, CHUNK_CIPHER, HEADER, InputKey, KdfParams, Keyring, OpenError, Opener, RootKey,
-    Secret, VolumeKeys, offsets, open_with, seal_with_salt,
+    Backend, CHUNK_CIPHER, HEADER, InputKey, KdfParams, Keyring, OpenError, Opener, RecoveryKey,
+    RootKey, Secret, VolumeKeys, offsets, open_with, seal_with_salt,
 };
 use sealfs::store::SegmentStore;
 use sealfs::store::segments::{Layout, Owned, has_frames};
@@ -257,9 +257,13 @@ fn a_keyring_of_format_version_2_opens() {
     assert_eq!(ring.slots()[1].label, "kleiner Schlüssel");
     assert_eq!((ring.slots()[1].made_secs, ring.slots()[1].made_epoch), (1_800_000_003, 2));
     let passphrase = v["keyring"]["passphrase"].as_str().expect("text").as_bytes().to_vec();
+    let typed = v["keyring"]["recovery_key"].as_str().expect("text");
+    let recovery = RecoveryKey::from_text(typed).expect("no typing error");
+    assert_eq!(&recovery.to_text()[..], typed);
     let secrets = [
         Secret::Passphrase(Zeroizing::new(passphrase)),
         Secret::KeyFile(Zeroizing::new(hex(&v["keyring"]["key_file"]))),
+        Secret::Recovery(recovery),
     ];
     for secret in secrets {
         let keys = ring.unlock(&secret).expect("it unlocks");

@@ -269,7 +269,7 @@ pub(super) async fn shown<T, E>(
             begun = Instant::now();
         }
         let Some(bar) = &bar else {
-            if lines.due(Instant::now()) {
+            if done > 0 && lines.due(Instant::now()) {
                 let bytes = HumanBytes(walked.bytes.load(Relaxed));
                 let left = left(begun.elapsed(), done, total);
                 eprintln!("sealfs: {}, {bytes}{left}", line(what, done, total));

@@ -20,7 +20,7 @@ use super::view::{View, ViewError, last_commit};
 use super::work::Work;
 use crate::base::{JournalPos, SegmentId};
 use crate::journal::{Journal, JournalError};
-use crate::meta::CommitRow;
+use crate::meta::{CommitRow, DecodeError};
 use crate::seal::HistoryKey;
 use crate::store::error::{ErrorClass, class, in_one_line};
 use crate::store::kv::{KvError, as_opener};
@@ -126,6 +126,12 @@ pub enum CommitError {
 
 impl From<KvError> for CommitError {
     fn from(e: KvError) -> Self {
+        CommitError::View(e.into())
+    }
+}
+
+impl From<DecodeError> for CommitError {
+    fn from(e: DecodeError) -> Self {
         CommitError::View(e.into())
     }
 }
@@ -242,9 +248,10 @@ impl Committer {
         self.give_up_cleaning();
     }
 
-    /// Ends a round of cleaning: nobody is left to write its rows.
+    /// Ends a round of cleaning, and deletes: nobody is left to write their rows.
     pub fn give_up_cleaning(&self) {
         std::mem::take(&mut *self.clean.lock());
+        std::mem::take(&mut *self.reclaim.lock());
     }
 
     async fn commit_until_stopped(&self) {
@@ -388,18 +395,6 @@ impl Committer {
     /// For rows between two commits: `epoch` is that of what was uploaded for them.
     pub(super) fn between_commits(&self, epoch: u32) -> Moment {
         Moment::behind_commit(self.committed.borrow().sequence, epoch, unix_secs())
-    }
-
-    async fn reclaim_some(&self) -> Result<(), CommitError> {
-        let mut state = std::mem::take(&mut *self.reclaim.lock());
-        let grace = self.options.dead_grace;
-        let spared = |id| self.clean.lock().reads(id);
-        let now = self.between_commits(self.key_epoch());
-        let (view, segments) = (&self.view, &self.segments);
-        let result = reclaim::step(view, segments, &mut state, now, grace, spared).await;
-        *self.reclaim.lock() = state;
-        self.clean_counts.freed.fetch_add(result?, Ordering::Relaxed);
-        Ok(())
     }
 
     /// Asks for a commit of everything applied so far and waits until the bucket has it, the

@@ -1,16 +1,20 @@
 //! Deleted data, a bounded piece at a time: extents and attributes behind `r` rows, then
 //! segments behind `z` rows. Everything is found by its row, so it resumes after a crash.
+//!
+//! Rows are written by the committer alone, between two commits. Segments are deleted on a task of
+//! its own: a store that is slow to delete, or hangs, holds up no commit.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use tokio::task::JoinHandle;
 
-use super::accounts::{self, Changes, Moment};
-use super::committer::unix_secs;
+use super::accounts::{self, Changes};
+use super::committer::{CommitError, Committer, unix_secs};
 use super::resolve;
-use super::view::{View, ViewError};
 use crate::base::SegmentId;
 use crate::meta::{DecodeError, keys};
 use crate::store::error::{ErrorClass, class, sentence};
@@ -28,6 +32,32 @@ const PAUSE_MAX: Duration = Duration::from_secs(3600);
 /// How often an idle mount looks for work that an earlier one left.
 const LOOK_EVERY: Duration = Duration::from_secs(1800);
 
+/// How long the deletes of one step may take; those that hang are tried again later.
+const DELETES_MAX: Duration = Duration::from_secs(600);
+
+/// Segments that are being deleted. Dropped, the rest stays for later.
+#[derive(Debug)]
+struct Deleting {
+    task: JoinHandle<Deleted>,
+    /// When to look for more afterwards, as far as their rows say.
+    next: Option<Duration>,
+}
+
+/// What became of them: their rows that may go, and how many are still there, with the last of
+/// those rows.
+#[derive(Debug, Default)]
+struct Deleted {
+    rows: Vec<Bytes>,
+    failed: usize,
+    last: Option<Bytes>,
+}
+
+impl Drop for Deleting {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// When to look for work next.
 #[derive(Debug, Default)]
 pub struct State {
@@ -35,6 +65,7 @@ pub struct State {
     looked: Option<Instant>,
     segments_due: Option<Instant>,
     not_before: Option<Instant>,
+    deleting: Option<Deleting>,
     refused: Refused,
 }
 
@@ -61,168 +92,206 @@ impl State {
         self.data_due = true;
     }
 
+    /// Segments are looked at again after this time at the latest, if any are waiting.
+    fn look_after(&mut self, wait: Option<Duration>) {
+        let due = wait.map(|wait| Instant::now() + wait);
+        self.segments_due = due.into_iter().chain(self.segments_due).min();
+    }
+
     /// Something failed: not again for a while.
     pub fn pause(&mut self) {
         self.not_before = Some(Instant::now() + PAUSE);
     }
 }
 
-/// Reclaims a bounded piece; returns how many bytes of segments are not referred to any more.
-/// Called by the committer between commits: it alone writes. The segments `spared` are not
-/// deleted now: a round of cleaning is about to read them, and they may have died since.
-pub async fn step(
-    view: &View,
-    segments: &SegmentStore,
-    state: &mut State,
-    now: Moment,
-    grace: Duration,
-    spared: impl Fn(SegmentId) -> bool,
-) -> Result<u64, ViewError> {
-    if state.not_before.is_some_and(|at| at > Instant::now()) {
-        return Ok(0);
+impl Committer {
+    /// Reclaims a bounded piece.
+    pub(super) async fn reclaim_some(&self) -> Result<(), CommitError> {
+        let mut state = std::mem::take(&mut *self.reclaim.lock());
+        let outcome = self.reclaim_step(&mut state).await;
+        *self.reclaim.lock() = state;
+        outcome
     }
-    state.not_before = None;
-    if state.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
-        state.looked = Some(Instant::now());
-        state.data_due = true;
-        state.segments_due.get_or_insert_with(Instant::now);
-    }
-    let mut freed = 0;
-    if state.data_due {
-        (state.data_due, freed) = reclaim_data(view, now).await?;
-        state.segments_due.get_or_insert_with(|| Instant::now() + grace);
-    }
-    if state.segments_due.is_some_and(|at| at <= Instant::now()) {
-        let next = delete_segments(view, segments, grace, spared, &mut state.refused).await?;
-        state.segments_due = next.map(|wait| Instant::now() + wait);
-    }
-    Ok(freed)
-}
 
-/// Deletes up to [`BATCH_ROWS`] rows behind `r` rows; whether there may be more, and how many
-/// bytes of segments that frees.
-async fn reclaim_data(view: &View, now: Moment) -> Result<(bool, u64), ViewError> {
-    let (from, to) = keys::all_with_tag(b'r');
-    let todo = view.kv().scan(&from, &to, 64, 1 << 16).await?;
-    if todo.is_empty() {
-        return Ok((false, 0));
+    async fn reclaim_step(&self, state: &mut State) -> Result<(), CommitError> {
+        if state.deleting.as_ref().is_some_and(|deleting| deleting.task.is_finished()) {
+            self.end_deleting(state).await?;
+        }
+        if state.not_before.is_some_and(|at| at > Instant::now()) {
+            return Ok(());
+        }
+        state.not_before = None;
+        if state.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
+            state.looked = Some(Instant::now());
+            state.data_due = true;
+            state.segments_due.get_or_insert_with(Instant::now);
+        }
+        if state.data_due {
+            state.data_due = self.reclaim_data().await?;
+            let grace = self.options.dead_grace;
+            state.segments_due.get_or_insert_with(|| Instant::now() + grace);
+        }
+        let due = state.segments_due.is_some_and(|at| at <= Instant::now());
+        if due && state.deleting.is_none() {
+            state.segments_due = None;
+            self.begin_deleting(state).await?;
+        }
+        Ok(())
     }
-    let mut out = Changes::default();
-    let mut left = BATCH_ROWS;
-    for (key, _) in &todo {
-        let (ino, generation) = keys::reclaim_of(key).ok_or(DecodeError("reclaim key"))?;
-        let done = if generation == keys::RECLAIM_INODE {
-            let (from, to) = keys::xattrs(ino);
-            let rows = view.kv().scan(&from, &to, left, 1 << 16).await?;
-            rows.iter().for_each(|(k, _)| {
-                out.rows.insert(k[..].into(), None);
-            });
-            let done = rows.len() < left;
-            left -= rows.len();
-            done
-        } else {
-            let (from, to) = keys::extents_above(ino, generation, 0);
-            let rows = view.kv().scan(&from, &to, left, 1 << 20).await?;
-            for (k, v) in &rows {
-                let (file, extent) = resolve::extent_of(k, v)?;
-                out.delete_extent(file, &extent);
+
+    /// Deletes up to [`BATCH_ROWS`] rows behind `r` rows; whether there may be more.
+    async fn reclaim_data(&self) -> Result<bool, CommitError> {
+        let (view, now) = (&self.view, self.between_commits(self.key_epoch()));
+        let (from, to) = keys::all_with_tag(b'r');
+        let todo = view.kv().scan(&from, &to, 64, 1 << 16).await?;
+        if todo.is_empty() {
+            return Ok(false);
+        }
+        let mut out = Changes::default();
+        let mut left = BATCH_ROWS;
+        for (key, _) in &todo {
+            let (ino, generation) = keys::reclaim_of(key).ok_or(DecodeError("reclaim key"))?;
+            let done = if generation == keys::RECLAIM_INODE {
+                let (from, to) = keys::xattrs(ino);
+                let rows = view.kv().scan(&from, &to, left, 1 << 16).await?;
+                rows.iter().for_each(|(k, _)| {
+                    out.rows.insert(k[..].into(), None);
+                });
+                let done = rows.len() < left;
+                left -= rows.len();
+                done
+            } else {
+                let (from, to) = keys::extents_above(ino, generation, 0);
+                let rows = view.kv().scan(&from, &to, left, 1 << 20).await?;
+                for (k, v) in &rows {
+                    let (file, extent) = resolve::extent_of(k, v)?;
+                    out.delete_extent(file, &extent);
+                }
+                let done = rows.len() < left;
+                left -= rows.len();
+                done
+            };
+            if done {
+                out.rows.insert(key[..].into(), None);
             }
-            let done = rows.len() < left;
-            left -= rows.len();
-            done
-        };
-        if done {
-            out.rows.insert(key[..].into(), None);
+            if left == 0 {
+                break;
+            }
         }
-        if left == 0 {
-            break;
-        }
+        let freed = accounts::settle_segments(view, &mut out, &HashMap::new(), now).await?;
+        self.write_rows(out.into_rows().collect()).await?;
+        self.clean_counts.freed.fetch_add(freed, Ordering::Relaxed);
+        Ok(true)
     }
-    let freed = accounts::settle_segments(view, &mut out, &HashMap::new(), now).await?;
-    view.kv().commit(out.into_rows()).await?;
-    Ok((true, freed))
+
+    /// Sets out to delete segments that have been dead for the grace. Those that a round of cleaning is
+    /// about to read are left: they may have died since.
+    async fn begin_deleting(&self, state: &mut State) -> Result<(), CommitError> {
+        let grace = self.options.dead_grace;
+        let (first, to) = keys::all_with_tag(b'z');
+        let from = match state.refused.behind.take() {
+            Some(last) => [&last[..], &[0]].concat().into(),
+            None => first.clone(),
+        };
+        let found = self.view.kv().scan(&from, &to, BATCH_SEGMENTS, 1 << 16).await?;
+        if found.is_empty() && from != first {
+            let pause = state.refused.next_pause();
+            state.look_after(Some(pause));
+            return Ok(());
+        }
+        let now = unix_secs();
+        let mut dead = Vec::new();
+        let mut held_back = false;
+        let mut next = (found.len() == BATCH_SEGMENTS).then_some(Duration::ZERO);
+        for (key, value) in found {
+            let (since, id) = keys::dead_segment_of(&key).ok_or(DecodeError("dead segment key"))?;
+            let over = since.saturating_add(grace.as_secs());
+            if over > now {
+                // A clock that was set back must not postpone it beyond the grace.
+                next = Some(Duration::from_secs((over - now).clamp(1, grace.as_secs().max(1))));
+                break;
+            }
+            match self.clean.lock().reads(id) {
+                true => held_back = true,
+                false => dead.push((key, value, id)),
+            }
+        }
+        if held_back {
+            next = Some(if dead.is_empty() { PAUSE } else { Duration::ZERO });
+        }
+        if dead.is_empty() {
+            state.look_after(next);
+            return Ok(());
+        }
+        // Nothing may be deleted on the word of a row that the bucket might never have, or by a
+        // mount that was overtaken: both are known only once a batch of ours is durable.
+        let proof = dead.iter().map(|(k, v, _)| (k.clone(), Some(v.clone()))).collect();
+        self.write_rows(proof).await?;
+        let (segments, wake) = (self.segments.clone(), self.wake.clone());
+        let dead = dead.into_iter().map(|(key, _, id)| (key, id)).collect();
+        let task = tokio::spawn(async move {
+            let deleted = delete_all(&segments, dead).await;
+            wake.notify_one();
+            deleted
+        });
+        state.deleting = Some(Deleting { task, next });
+        Ok(())
+    }
+
+    /// Writes down what was deleted, and when to go on.
+    async fn end_deleting(&self, state: &mut State) -> Result<(), CommitError> {
+        let Some(mut deleting) = state.deleting.take() else { return Ok(()) };
+        let ended = (&mut deleting.task).await;
+        let deleted = ended.map_err(|e| CommitError::Internal(e.to_string()))?;
+        let mut next = deleting.next;
+        let refused = &mut state.refused;
+        match (deleted.failed, deleted.rows.len()) {
+            (0, 0) => {}
+            (0, _) => refused.pause = Duration::ZERO,
+            // Those behind them may go.
+            (_, 1..) => {
+                (refused.behind, refused.pause) = (deleted.last, Duration::ZERO);
+                next = next.or(Some(PAUSE));
+            }
+            _ => (refused.behind, next) = (deleted.last, Some(refused.next_pause())),
+        }
+        state.look_after(next);
+        self.write_rows(deleted.rows.into_iter().map(|key| (key, None)).collect()).await?;
+        Ok(())
+    }
 }
 
-/// Deletes segments that have been dead for `grace`; how long to wait before there is more to
-/// delete, `None` if nothing is waiting.
-async fn delete_segments(
-    view: &View,
-    segments: &SegmentStore,
-    grace: Duration,
-    spared: impl Fn(SegmentId) -> bool,
-    refused: &mut Refused,
-) -> Result<Option<Duration>, ViewError> {
-    let (first, to) = keys::all_with_tag(b'z');
-    let from = match refused.behind.take() {
-        Some(last) => [&last[..], &[0]].concat().into(),
-        None => first.clone(),
-    };
-    let found = view.kv().scan(&from, &to, BATCH_SEGMENTS, 1 << 16).await?;
-    if found.is_empty() && from != first {
-        return Ok(Some(refused.next_pause()));
-    }
-    let now = unix_secs();
-    let mut dead = Vec::new();
-    let mut held_back = false;
-    let mut next = (found.len() == BATCH_SEGMENTS).then_some(Duration::ZERO);
-    for (key, value) in found {
-        let (since, id) = keys::dead_segment_of(&key).ok_or(DecodeError("dead segment key"))?;
-        let over = since.saturating_add(grace.as_secs());
-        if over > now {
-            // A clock that was set back must not postpone it beyond the grace.
-            next = Some(Duration::from_secs((over - now).clamp(1, grace.as_secs().max(1))));
-            break;
-        }
-        match spared(id) {
-            true => held_back = true,
-            false => dead.push((key, value, id)),
-        }
-    }
-    if held_back && dead.is_empty() {
-        next = Some(PAUSE);
-    } else if held_back {
-        next = Some(Duration::ZERO);
-    }
-    // Nothing may be deleted on the word of a row that the bucket might never have, or by a
-    // mount that was overtaken: both are known only once a batch of ours is durable.
-    let proof: Vec<_> = dead.iter().map(|(k, v, _)| (k.clone(), Some(v.clone()))).collect();
-    view.kv().commit(proof).await?;
+/// Deletes segments, whose rows these are.
+async fn delete_all(segments: &SegmentStore, dead: Vec<(Bytes, SegmentId)>) -> Deleted {
+    let mut deleted = Deleted::default();
+    let mut left: BTreeSet<Bytes> = dead.iter().map(|(key, _)| key.clone()).collect();
     let mut deletes = futures::stream::iter(dead)
-        .map(|(key, _, id)| async move { (key, id, segments.delete(id).await) })
+        .map(|(key, id)| async move { (key, id, segments.delete(id).await) })
         .buffer_unordered(DELETES_PARALLEL);
-    let mut rows = Vec::new();
-    let (mut failed, mut last) = (0, None);
-    while let Some((key, id, outcome)) = deletes.next().await {
+    let deadline = tokio::time::Instant::now() + DELETES_MAX;
+    while let Ok(Some((key, id, outcome))) = tokio::time::timeout_at(deadline, deletes.next()).await
+    {
         match outcome {
-            Ok(()) => rows.push((key, None)),
-            Err(e) if class(&e) == ErrorClass::NotFound => rows.push((key, None)),
-            Err(e) => {
+            Err(e) if class(&e) != ErrorClass::NotFound => {
                 // All of a batch fail for one reason, as a rule.
-                if failed == 0 {
+                if deleted.failed == 0 {
                     log::warn!(
                         "deleting segment {id} failed, will be tried again: {}",
                         sentence(&e)
                     );
                 }
-                failed += 1;
-                last = last.max(Some(key));
+                deleted.failed += 1;
+            }
+            _ => {
+                left.remove(&key);
+                deleted.rows.push(key);
             }
         }
     }
-    drop(deletes);
-    match (failed, rows.len()) {
-        (0, 0) => {}
-        (0, _) => refused.pause = Duration::ZERO,
-        // Those behind them may go.
-        (_, 1..) => {
-            (refused.behind, refused.pause) = (last, Duration::ZERO);
-            next = next.or(Some(PAUSE));
-        }
-        _ => (refused.behind, next) = (last, Some(refused.next_pause())),
+    deleted.failed = left.len();
+    deleted.last = left.pop_last();
+    if deleted.failed > 1 {
+        log::warn!("{} segments could not be deleted", deleted.failed);
     }
-    if failed > 1 {
-        log::warn!("{failed} segments could not be deleted");
-    }
-    view.kv().commit(rows).await?;
-    Ok(next)
+    deleted
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::base::{Ino, SegmentId, Underway};
@@ -27,6 +27,7 @@ use crate::store::segments::{FRAME, SegmentStore, has_frames};
 pub const BLOCK: u64 = 64 << 10;
 /// The most that one GET fetches.
 pub const FETCH_BYTES_MAX: u64 = 4 << 20;
+const FETCH_BLOCKS: u32 = (FETCH_BYTES_MAX / BLOCK) as u32;
 /// A fetch that could not begin for so long has to be planned again: its segment may have been
 /// deleted since, which would be taken for damage. Well below the grace of dead segments.
 const TURN_MAX: Duration = Duration::from_secs(120);
@@ -35,12 +36,17 @@ const WINDOW_FIRST: u64 = 256 << 10;
 /// Segments whose locality is remembered.
 const HEAT_SEGMENTS: usize = 1024;
 
+/// Requests under way at once for what is waited for, however small: enough for a queue of random
+/// reads of 32 and what else goes on.
+const REQUESTS_MAX: usize = 48;
+
 /// Sizes of the block cache.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockCacheOptions {
     /// Plaintext bytes kept in memory.
     pub bytes_max: usize,
-    /// GETs under way at once.
+    /// GETs of full size under way at once: bounds the memory that answers take. For each of them,
+    /// [`FETCH_BYTES_MAX`] over [`BLOCK`] small ones may be, up to 48 in all.
     pub fetches_max: usize,
 }
 
@@ -74,6 +80,25 @@ struct Running {
     start: u64,
     end: u64,
     fetch: Fetch,
+    /// Told once somebody waits for it; until then it stands behind what is waited for.
+    wanted: Arc<Notify>,
+}
+
+/// Removes a fetch from those under way, also where it panics or its runtime ends: its blocks
+/// would fail for ever after.
+struct EndOfFetch {
+    cache: Arc<BlockCache>,
+    id: SegmentId,
+    run: Range<u32>,
+}
+
+impl Drop for EndOfFetch {
+    fn drop(&mut self) {
+        let mut inner = self.cache.inner.lock();
+        for b in self.run.clone() {
+            inner.running.remove(&(self.id, b));
+        }
+    }
 }
 
 struct Heat {
@@ -136,7 +161,13 @@ impl Inner {
 pub struct BlockCache {
     segments: Arc<SegmentStore>,
     inner: Mutex<Inner>,
-    fetches: Arc<Semaphore>,
+    /// Blocks that may be on their way.
+    room: Arc<Semaphore>,
+    /// Requests that may be.
+    requests: Arc<Semaphore>,
+    /// Fetches that nobody waits for yet, a part of `fetches_max`: those who read in order must not
+    /// hold up who reads now.
+    ahead: Arc<Semaphore>,
     options: BlockCacheOptions,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -184,7 +215,9 @@ impl BlockCache {
                 running: HashMap::new(),
                 heat: LruCache::new(NonZeroUsize::new(HEAT_SEGMENTS).expect("not zero")),
             }),
-            fetches: Arc::new(Semaphore::new(options.fetches_max)),
+            room: Arc::new(Semaphore::new(options.fetches_max * FETCH_BLOCKS as usize)),
+            requests: Arc::new(Semaphore::new(REQUESTS_MAX.max(options.fetches_max))),
+            ahead: Arc::new(Semaphore::new((options.fetches_max * 7 / 10).max(1))),
             options,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -288,6 +321,7 @@ impl BlockCache {
             match source {
                 Ok(piece) => out.push(piece),
                 Err(running) => {
+                    running.wanted.notify_one();
                     match running.fetch.wait().await.unwrap_or_else(|| Err(broke_off(id))) {
                         Ok(data) => {
                             let end = running.end.min(range.end);
@@ -313,9 +347,17 @@ impl BlockCache {
 
     /// Reads exactly `range`, past the cache: fails only if a chunk of it is damaged.
     async fn read_alone(&self, id: SegmentId, range: Range<u64>) -> Result<Bytes, ReadError> {
-        let permit = self.fetches.acquire().await;
-        let _permit = permit.expect("the semaphore is never closed");
+        let blocks = blocks_of(&range);
+        let _turn = self.turn(blocks.end - blocks.start).await;
         self.segments.get_range(id, range).await.map_err(|e| read_error(id, &e))
+    }
+
+    /// Waits until so many blocks may be fetched.
+    async fn turn(&self, blocks: u32) -> [OwnedSemaphorePermit; 2] {
+        let closed = "the semaphore is never closed";
+        let request = self.requests.clone().acquire_owned().await.expect(closed);
+        let room = self.room.clone().acquire_many_owned(blocks.min(FETCH_BLOCKS)).await;
+        [request, room.expect(closed)]
     }
 
     /// Starts fetching what is missing of `range`, without waiting.
@@ -330,12 +372,11 @@ impl BlockCache {
             true => range.start / FRAME * FRAME..range.end.next_multiple_of(FRAME),
             false => range,
         };
-        let blocks_max = (FETCH_BYTES_MAX / BLOCK) as u32;
         let mut run: Option<Range<u32>> = None;
         for b in blocks_of(&range) {
             let have = inner.blocks.contains_key(&(id, b)) || inner.running.contains_key(&(id, b));
             match &mut run {
-                Some(r) if !have && r.end - r.start < blocks_max => r.end = b + 1,
+                Some(r) if !have && r.end - r.start < FETCH_BLOCKS => r.end = b + 1,
                 _ => {
                     if let Some(r) = run.take() {
                         self.start_fetch(inner, id, r);
@@ -350,34 +391,36 @@ impl BlockCache {
     }
 
     fn start_fetch(self: &Arc<Self>, inner: &mut Inner, id: SegmentId, run: Range<u32>) {
-        let cache = self.clone();
         let blocks = run.clone();
         let (start, end) = (run.start as u64 * BLOCK, run.end as u64 * BLOCK);
+        let wanted: Arc<Notify> = Arc::default();
+        let hurry = wanted.clone();
+        let end_of_fetch = EndOfFetch { cache: self.clone(), id, run: run.clone() };
         let work = async move {
-            let turn = timeout(TURN_MAX, cache.fetches.clone().acquire_owned()).await;
-            let got = match turn {
-                Ok(permit) => {
-                    let _permit = permit.expect("the semaphore is never closed");
+            let EndOfFetch { cache, .. } = &end_of_fetch;
+            let turn = async {
+                let ahead = tokio::select! {
+                    ahead = cache.ahead.clone().acquire_owned() => Some(ahead),
+                    () = hurry.notified() => None,
+                };
+                (ahead, cache.turn(run.end - run.start).await)
+            };
+            let got = match timeout(TURN_MAX, turn).await {
+                Ok(_turn) => {
                     let got = cache.segments.get_up_to(id, start..end).await;
                     got.map_err(|e| read_error(id, &e))
                 }
                 Err(_) => Err(never_begun(id)),
             };
-            let mut inner = cache.inner.lock();
-            for b in run.clone() {
-                inner.running.remove(&(id, b));
+            if let Ok(data) = &got {
+                cache.inner.lock().insert(id, run, data.clone(), cache.options.bytes_max);
             }
-            match got {
-                Ok(data) => {
-                    inner.insert(id, run, data.clone(), cache.options.bytes_max);
-                    Ok(data)
-                }
-                Err(e) => Err(e),
-            }
+            got
         };
         let fetch = Fetch::start(work);
         for b in blocks {
-            inner.running.insert((id, b), Running { start, end, fetch: fetch.clone() });
+            let (fetch, wanted) = (fetch.clone(), wanted.clone());
+            inner.running.insert((id, b), Running { start, end, fetch, wanted });
         }
     }
 
@@ -390,6 +433,8 @@ impl BlockCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use object_store::memory::InMemory;
+    use object_store::throttle::{ThrottleConfig, ThrottledStore};
 
     fn empty() -> Inner {
         let heat = LruCache::new(NonZeroUsize::new(4).expect("not zero"));
@@ -437,5 +482,33 @@ mod tests {
         assert_eq!(inner.piece(id, 5 * BLOCK, 6 * BLOCK).expect("held").len(), 10);
         assert_eq!(inner.piece(id, 4 * BLOCK + 3, 7 * BLOCK).expect("held").len(), 65_536 + 7);
         assert!(inner.piece(id, 6 * BLOCK, 7 * BLOCK).is_none());
+    }
+
+    #[tokio::test]
+    async fn who_waits_goes_before_what_is_only_read_ahead() {
+        // Guards against a read of a page that stands behind all that others fetch ahead: twenty full
+        // requests, of which some must still be under way when it is answered.
+        let wait_get_per_call = Duration::from_millis(50);
+        let config = ThrottleConfig { wait_get_per_call, ..ThrottleConfig::default() };
+        let slow = ThrottledStore::new(InMemory::new(), config);
+        let segments = Arc::new(SegmentStore::new(Arc::new(slow)));
+        let ids: Vec<_> = (1..=6).map(|n| SegmentId([n; 16])).collect();
+        let data = Bytes::from(vec![7; 4 * FETCH_BYTES_MAX as usize]);
+        for id in &ids {
+            segments.put(*id, vec![data.clone()], &[]).await.expect("put");
+        }
+        let cache = BlockCache::new(segments, BlockCacheOptions::default());
+        for id in &ids[..5] {
+            cache.prefetch(*id, 0..4 * FETCH_BYTES_MAX);
+        }
+        let mut out = Vec::new();
+        cache.read(ids[5], 5..4000, None, &mut out).await.expect("reads");
+        assert_eq!(out[0].len(), 3995);
+        let ahead = cache.inner.lock().running.len();
+        assert!(ahead > 0, "it was answered last");
+        // And so does who waits for a part of what was to be read ahead.
+        let last = 3 * FETCH_BYTES_MAX..3 * FETCH_BYTES_MAX + 1;
+        cache.read(ids[4], last, None, &mut out).await.expect("reads");
+        assert!(!cache.inner.lock().running.is_empty(), "it was answered last");
     }
 }

@@ -20,6 +20,11 @@ const SMALL_FILE: u64 = 1 << 20;
 /// What is fetched ahead of a reader that reads in order: at first, and at most.
 const AHEAD_FIRST: u64 = 1 << 20;
 const AHEAD_MAX: u64 = 24 << 20;
+/// What is fetched ahead of all readers together: half of what the cache of blocks holds, or one would
+/// push out what another is about to read.
+const AHEAD_ALL: u64 = 24 << 20;
+/// A reader who has not read for this many reads of large files by others has stopped.
+const STOPPED_AFTER: u64 = 1024;
 /// Requests of one sequential reader arrive out of order by at most this much.
 const REORDER: u64 = 4 << 20;
 /// Files whose reading position is remembered.
@@ -28,6 +33,7 @@ const STREAMS: usize = 256;
 /// made again. Each time takes a whole commit, so few suffice.
 const PLANS_MAX: usize = 64;
 
+#[derive(Debug)]
 struct Stream {
     /// Highest end of a read so far.
     next: u64,
@@ -35,14 +41,33 @@ struct Stream {
     window: u64,
     /// Fetched up to here.
     ahead: u64,
+    /// Its last read, among those of all.
+    read: u64,
+}
+
+#[derive(Debug)]
+struct StreamsOf {
+    files: LruCache<Ino, Stream>,
+    /// Reads so far.
+    reads: u64,
+}
+
+impl StreamsOf {
+    /// What may be fetched ahead of each of those who are reading in order.
+    fn share(&self) -> u64 {
+        let reads = |s: &&Stream| s.window > 0 && self.reads - s.read < STOPPED_AFTER;
+        let readers = self.files.iter().map(|(_, s)| s).filter(reads).count() as u64;
+        (AHEAD_ALL / readers.max(1)).clamp(AHEAD_FIRST, AHEAD_MAX)
+    }
 }
 
 /// Where files are being read in order.
-pub(super) struct Streams(Mutex<LruCache<Ino, Stream>>);
+pub(super) struct Streams(Mutex<StreamsOf>);
 
 impl Default for Streams {
     fn default() -> Self {
-        Streams(Mutex::new(LruCache::new(NonZeroUsize::new(STREAMS).expect("not zero"))))
+        let files = LruCache::new(NonZeroUsize::new(STREAMS).expect("not zero"));
+        Streams(Mutex::new(StreamsOf { files, reads: 0 }))
     }
 }
 
@@ -50,15 +75,18 @@ impl Streams {
     /// Notes a read of `start..end` of a file of `size` bytes; returns what to fetch ahead.
     fn note(&self, ino: Ino, start: u64, end: u64, size: u64) -> Option<(u64, u64)> {
         let mut streams = self.0.lock();
-        let stream = match streams.get_mut(&ino) {
+        let StreamsOf { files, reads } = &mut *streams;
+        *reads += 1;
+        let stream = match files.get_mut(&ino) {
             Some(s) if start <= s.next + REORDER && start + REORDER >= s.next => s,
             _ => {
                 // The first read, or a jump: sequential only if it starts the file.
                 let window = if start == 0 { AHEAD_FIRST } else { 0 };
-                streams.put(ino, Stream { next: end, window, ahead: end });
-                streams.get_mut(&ino).expect("just put")
+                files.put(ino, Stream { next: end, window, ahead: end, read: 0 });
+                files.get_mut(&ino).expect("just put")
             }
         };
+        stream.read = *reads;
         if end > stream.next {
             let in_order = start <= stream.next + REORDER;
             stream.next = end;
@@ -66,9 +94,16 @@ impl Streams {
                 stream.window = (stream.window.max(AHEAD_FIRST / 2) * 2).min(AHEAD_MAX);
             }
         }
-        let (from, to) = (stream.ahead.max(end), (stream.next + stream.window).min(size));
-        // In pieces of at least a quarter window, so that each is a few large GETs.
-        if to <= from || (to - from < stream.window / 4 && to < size) {
+        // Asked before all are counted.
+        let most = (stream.ahead.max(end), (stream.next + stream.window).min(size));
+        if is_little(most, stream.window, size) {
+            return None;
+        }
+        let share = streams.share();
+        let stream = streams.files.get_mut(&ino).expect("just noted");
+        let window = stream.window.min(share);
+        let (from, to) = (stream.ahead.max(end), (stream.next + window).min(size));
+        if is_little((from, to), window, size) {
             return None;
         }
         stream.ahead = to;
@@ -76,11 +111,19 @@ impl Streams {
     }
 }
 
+/// Whether it is not worth a request: fetching ahead goes in pieces of at least a quarter window, so
+/// that each is a few large GETs.
+fn is_little((from, to): (u64, u64), window: u64, size: u64) -> bool {
+    to <= from || (to - from < window / 4 && to < size)
+}
+
 enum Plan {
     Done(Bytes),
     Parts(Inode, u64, Vec<Part>),
     Row(crate::meta::Key),
     Extents((Ino, u32), u64, u64),
+    /// What it was made from has changed.
+    Again,
 }
 
 impl Fs {
@@ -106,6 +149,7 @@ impl Fs {
                     Plan::Extents(file, start, end) => {
                         fs.view.load_extents(file, start, end).await?;
                     }
+                    Plan::Again => continue,
                     Plan::Parts(inode, end, parts) => {
                         fs.read_ahead(ino, &inode, offset, end);
                         match fs.gather(ino, &inode, &parts).await? {
@@ -129,7 +173,7 @@ impl Fs {
         let (inode, end, parts) = match self.plan(ino, offset, len) {
             Ok(Plan::Done(bytes)) => return Some(Ok(bytes)),
             Ok(Plan::Parts(inode, end, parts)) => (inode, end, parts),
-            Ok(Plan::Row(_) | Plan::Extents(..)) => return None,
+            Ok(Plan::Row(_) | Plan::Extents(..) | Plan::Again) => return None,
             Err(e) => return Some(Err(e)),
         };
         let mut out = Vec::new();
@@ -173,7 +217,7 @@ impl Fs {
             Lookup::Hit(parts) => match self.inode(ino) {
                 Ok(now) if now.generation == inode.generation => Plan::Parts(inode, end, parts),
                 // Truncated to nothing in between: the holes found are neither old nor new.
-                _ => Plan::Row(crate::meta::keys::inode(ino)),
+                _ => Plan::Again,
             },
             Lookup::Miss if inode.size <= SMALL_FILE => Plan::Extents(file, 0, inode.size),
             Lookup::Miss => Plan::Extents(file, offset, end),
@@ -295,5 +339,34 @@ mod tests {
             let at = k << 20;
             assert_eq!(streams.note(Ino(1), at, at + 4096, size), None);
         }
+    }
+
+    #[test]
+    fn readers_in_order_share_what_may_be_fetched_ahead() {
+        // Guards against readers of different files who push each other's next bytes out of memory
+        // before they are read.
+        let streams = Streams::default();
+        let (size, step) = (1 << 30, 128 << 10);
+        let mut ahead = [0; 8];
+        for n in 0..400 {
+            let at = n * step;
+            for (k, ahead) in ahead.iter_mut().enumerate() {
+                if let Some((_, to)) = streams.note(Ino(k as u64 + 2), at, at + step, size) {
+                    *ahead = to - at;
+                }
+            }
+        }
+        let all: u64 = ahead.iter().sum();
+        assert!(ahead.iter().all(|ahead| *ahead >= 2 << 20), "{ahead:?}");
+        assert!(all <= AHEAD_ALL + 8 * step, "{ahead:?}");
+        // Those who have stopped leave their share.
+        let mut alone = 0;
+        for n in 400..2000 {
+            let at = n * step;
+            if let Some((_, to)) = streams.note(Ino(2), at, at + step, size) {
+                alone = to - at;
+            }
+        }
+        assert!(alone > 16 << 20, "{alone}");
     }
 }

@@ -346,10 +346,12 @@ impl<'a> Run<'a> {
     ) -> Result<Option<String>, StackError> {
         // First, so that the log grows old while the objects are sealed.
         let mut follows = self.settle(phase, self.options.no_wait).await?;
+        let attended = &self.layers.attended;
         phase(RekeyPhase::Objects);
         for n in 1.. {
             // What comes from the holder after this is of the new epoch.
             let was_settled = follows.is_none();
+            attended.goes_on();
             let settled = Instant::now();
             let pass = Box::pin(self.pass(true)).await?;
             report.sealed_again.objects += pass.sealed_again.objects;
@@ -398,9 +400,10 @@ impl<'a> Run<'a> {
         phase: &impl Fn(RekeyPhase),
         at_once: bool,
     ) -> Result<Option<String>, StackError> {
-        let begun = Instant::now();
-        let limit = if at_once { Duration::ZERO } else { HEARTBEAT + FOLLOW_GRACE };
-        let mut is_told = false;
+        let (begun, attended) = (Instant::now(), &self.layers.attended);
+        // One on this machine was told, and follows at once.
+        let limit = if at_once { self.options.look_every * 2 } else { HEARTBEAT + FOLLOW_GRACE };
+        let (mut is_told, mut pause) = (false, self.options.look_every / 16);
         loop {
             let held = holding(&self.sealed, self.least).await?;
             let Some(Holding { holder, epoch, left }) = held else {
@@ -408,7 +411,7 @@ impl<'a> Run<'a> {
                     Err(StackError::InUse { .. } | StackError::Ending { .. }) => {}
                     outcome => return outcome.map(|()| None),
                 }
-                self.pause().await?;
+                self.pause(self.options.look_every).await?;
                 continue;
             };
             if epoch >= self.least && left.epoch >= self.least {
@@ -420,15 +423,17 @@ impl<'a> Run<'a> {
                 return Ok(Some(holder));
             }
             if !std::mem::replace(&mut is_told, true) {
+                attended.waits_for(format!("{holder} to follow"), left);
                 phase(RekeyPhase::Following(holder, left));
             }
-            self.pause().await?;
+            self.pause(pause).await?;
+            pause = (pause * 2).min(self.options.look_every);
         }
     }
 
-    async fn pause(&self) -> Result<(), StackError> {
+    async fn pause(&self, pause: Duration) -> Result<(), StackError> {
         let pause = async {
-            tokio::time::sleep(self.options.look_every).await;
+            tokio::time::sleep(pause).await;
             Ok(())
         };
         self.options.key.store.attended.unless_stopped(pause).await
@@ -482,6 +487,9 @@ impl<'a> Run<'a> {
                 due_in.as_secs() + 1
             )));
         }
+        self.walked.begin();
+        let waits_for = "the metadata's log of earlier epochs to be deleted";
+        self.layers.attended.waits_for(waits_for, limit);
         phase(RekeyPhase::Log(due_in));
         let (begun, mut asked) = (Instant::now(), false);
         while begun.elapsed() < limit {
@@ -496,7 +504,7 @@ impl<'a> Run<'a> {
                 }
                 continue;
             }
-            self.pause().await?;
+            self.pause(self.options.look_every).await?;
         }
         match self.old_log_objects().await? {
             0 => Ok(None),

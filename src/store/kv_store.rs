@@ -10,8 +10,8 @@
 //! an object of its log that is there already for that of a writer who has overtaken it. So
 //! what is there is compared with what was to be written.
 
-use std::collections::HashSet;
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -20,6 +20,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use futures::{FutureExt, TryFutureExt};
+use lru::LruCache;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
@@ -41,6 +42,9 @@ const TABLE_LEAST: u64 = 128 << 10;
 
 /// Bytes of the parts in which large tables go, at most.
 const PART_MOST: usize = 8 << 20;
+
+/// Creates whose outcome is unclear that are remembered.
+const UNCLEAR_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
 /// How large the objects of the database may be, learned from those that were refused (413).
 #[derive(Debug)]
@@ -100,8 +104,9 @@ impl UploadLimit {
 /// An [`ObjectStore`] that marks errors which retrying cannot mend, and knows its own creates.
 pub(super) struct SlateStore {
     inner: Arc<dyn ObjectStore>,
-    /// Names whose last create failed, but may have been done.
-    unclear: Mutex<HashSet<Path>>,
+    /// Names whose last create failed, but may have been done. Most are tried again at once; of those
+    /// that never are, the oldest are forgotten.
+    unclear: Mutex<LruCache<Path, ()>>,
     limit: Arc<UploadLimit>,
     answers: Arc<Answers>,
 }
@@ -110,7 +115,8 @@ impl SlateStore {
     pub(super) fn new(inner: Arc<dyn ObjectStore>) -> Self {
         let learned = watch::Sender::new((TABLE_BYTES as u64, false));
         let limit = Arc::new(UploadLimit { learned });
-        SlateStore { inner, unclear: Mutex::default(), limit, answers: Arc::default() }
+        let unclear = Mutex::new(LruCache::new(UNCLEAR_MAX));
+        SlateStore { inner, unclear, limit, answers: Arc::default() }
     }
 
     /// What is learned of the size that objects may have.
@@ -122,7 +128,8 @@ impl SlateStore {
     pub(super) fn aside(&self) -> SlateStore {
         let answers = Arc::new(Answers::aside());
         let (inner, limit) = (self.inner.clone(), self.limit.clone());
-        SlateStore { inner, unclear: Mutex::default(), limit, answers }
+        let unclear = Mutex::new(LruCache::new(UNCLEAR_MAX));
+        SlateStore { inner, unclear, limit, answers }
     }
 
     /// What it keeps of what it reads.
@@ -245,14 +252,14 @@ impl ObjectStore for SlateStore {
             }
             Err(e) => {
                 if creates && !matches!(e, Error::NotImplemented { .. }) {
-                    self.unclear.lock().insert(location.clone());
+                    self.unclear.lock().put(location.clone(), ());
                 }
                 Err(e)
             }
             Ok(put) => Ok(put),
         };
         if outcome.is_ok() {
-            self.unclear.lock().remove(location);
+            self.unclear.lock().pop(location);
         }
         outcome.map_err(|e| self.mark(e))
     }

@@ -78,9 +78,9 @@ def encapsulate(public):
 
 def slot(volume, epoch, root, number, kind, made_epoch, made_root, label, secret):
     salt = bytes([number]) * 32
-    params = salt if kind == 2 else b"\x01" + salt + struct.pack(">III", 19 << 10, 2, 1)
-    passphrase, key_file = (secret, None) if kind == 1 else (None, secret)
-    seed = reader.slot_seed(kind, params, passphrase, key_file)
+    params = {1: b"\x01" + salt + struct.pack(">III", 19 << 10, 2, 1), 2: salt, 4: b""}[kind]
+    secrets = {1: (secret, None, None), 2: (None, secret, None), 4: (None, None, secret)}[kind]
+    seed = reader.slot_seed(kind, params, *secrets)
     head = struct.pack(">IBQIB", number, kind, 1_800_000_000 + number, made_epoch, len(label)) + label
     head += struct.pack(">H", len(params)) + params + reader.XWing(seed).public
     anchor_key = reader.expand(seed, b"sealfs slot anchor", 32)
@@ -93,14 +93,29 @@ def slot(volume, epoch, root, number, kind, made_epoch, made_root, label, secret
     return head + seal(shared, place, bytes([0x70 + number]) * 24, root)
 
 
-def keyring(roots, passphrase, key_file):
+def recovery_text(key):
+    """32 bytes as they are printed: 13 groups, of which the last character checks the group."""
+    alphabet, bits = "0123456789ABCDEFGHJKMNPQRSTVWXYZ", int.from_bytes(key, "big") << 4
+    values = [bits >> 5 * (51 - i) & 31 for i in range(52)]
+    groups = []
+    for group in range(13):
+        four = values[4 * group : 4 * group + 4]
+        check = group + 1
+        for value in reversed(four):
+            check = check << 1 ^ (0x25 if check & 16 else 0) ^ value
+        groups.append("".join(alphabet[value] for value in [*four, check]))
+    return "-".join(groups)
+
+
+def keyring(roots, passphrase, key_file, recovery):
     """In epoch 3: the root of epoch 1 has left it, that of epoch 2 has not."""
     volume, root = reader.volume_id(reader.local_key(roots[1])), roots[3]
     body = b"SEALFSKR\x02\x01\0\0" + struct.pack(">QQQQ", 0, 0, 0, 5) + volume
-    body += struct.pack(">IIHH", 3, 4, 2, 2)
+    body += struct.pack(">IIHH", 3, 5, 3, 2)
     body += slot(volume, 3, root, 1, 1, 1, roots[1], b"passphrase", passphrase)
     label = "kleiner Schlüssel".encode()
     body += slot(volume, 3, root, 3, 2, 2, roots[2], label, key_file)
+    body += slot(volume, 3, root, 4, 4, 3, roots[3], b"paper", recovery)
     old_key = reader.expand(root, b"sealfs old epochs", 32)
     for number, content, key in ((1, 2, reader.local_key(roots[1])), (2, 1, roots[2])):
         place = struct.pack(">I", 3), struct.pack(">I", number), bytes([content])
@@ -110,7 +125,8 @@ def keyring(roots, passphrase, key_file):
     mac_key = reader.expand(root, b"sealfs keyring mac", 32)
     signed = body + hmac.digest(mac_key, body, "sha512")[:32]
     whole = signed + hashlib.sha256(signed).digest()
-    for secret in ((passphrase, None), (None, key_file)):
+    assert reader.recovery_key(recovery_text(recovery)) == recovery
+    for secret in ((passphrase, None), (None, key_file), (None, None, recovery)):
         assert reader.unlock(whole, *secret) == (volume, {3: roots[3], 2: roots[2]})
     return whole
 
@@ -283,6 +299,7 @@ def main():
     state_key = reader.expand(local, b"sealfs state", 32)
     name = "seg/4f/" + "4f" * 16
     passphrase, key_file = "correct horse battery staple".encode(), bytes(range(100))
+    recovery = bytes(range(0x80, 0xA0))
     objects = []
     for epoch, length in ((1, 0), (1, 1), (1, 16383), (1, 16384), (1, 16385), (2, 40000), (3, 9)):
         context = reader.object_context(volume, epoch, name)
@@ -334,7 +351,8 @@ def main():
         "keyring": {
             "passphrase": passphrase.decode(),
             "key_file": key_file.hex(),
-            "bytes": keyring(roots, passphrase, key_file).hex(),
+            "recovery_key": recovery_text(recovery),
+            "bytes": keyring(roots, passphrase, key_file, recovery).hex(),
         },
     }
     json.dump(document, sys.stdout, indent=1)
