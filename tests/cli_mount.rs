@@ -892,3 +892,40 @@ fn a_rekey_that_must_wait_says_how_long_and_what_goes_on_with_it() {
     let brief = v.ok(&[&["key", "list", &url, "--no-objects"], &secret[..]].concat());
     assert!(!brief.contains("sealed in") && brief.contains("keys of epochs 1"), "{brief}");
 }
+
+#[test]
+fn a_live_mount_takes_other_settings() {
+    // Guards against a setting that is taken and changes nothing.
+    needs_fuse!();
+    let v = Volume::create();
+    v.mount(&["--upload-limit", "512K", "--cache-size", "1G"]);
+    let vault = v.text("vault");
+    let shown = v.ok(&["set", &vault]);
+    for line in [
+        "upload-limit=524288 (512.00 KiB/s)\n",
+        "download-limit=0 (no limit)\n",
+        "cache-size=1073741824 (1.00 GiB)\n",
+        "commit-interval=2000ms\n",
+        "log-level=info\n",
+    ] {
+        assert!(shown.contains(line), "{line} in {shown}");
+    }
+    let data: Vec<u8> =
+        (0..1u32 << 18).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
+    let begun = Instant::now();
+    fs::write(v.at("slow"), &data).expect("writes");
+    v.ok(&["sync", &vault]);
+    assert!(begun.elapsed() >= Duration::from_millis(1500), "{:?}", begun.elapsed());
+    v.ok(&["set", &vault, "upload-limit=0", "log-level=debug", "cache-size=4M"]);
+    v.ok(&["set", &vault, "commit-interval=20ms"]);
+    assert_eq!(v.status("cache_bytes_max"), 4 << 20);
+    fs::write(v.at("fast"), &data).expect("writes");
+    File::open(v.at("fast")).expect("opens").sync_all().expect("syncs");
+    wait_until("it is committed by itself", || v.status("pending_bytes") == 0);
+    let refused = v.fails(&["set", &vault, "upload-limit=1K"], 2);
+    assert!(refused.contains("64K a second at least"), "{refused}");
+    let refused = v.fails(&["set", &vault, "speed=1"], 2);
+    assert!(refused.contains("upload-limit, download-limit, cache-size"), "{refused}");
+    assert!(v.log().contains("changed by sealfs set"), "{}", v.log());
+    v.umount();
+}

@@ -12,9 +12,9 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode};
 use sealfs::seal::VolumeKeys;
 use sealfs::store::s3::SseMode;
-use sealfs::store::{ErrorClass, RequestStats, Retry, RetryOptions, Sealed, class};
+use sealfs::store::{ErrorClass, Limits, RequestStats, Retry, RetryOptions, Sealed, class};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::s3_store;
 use support::s3server::{Fault, FaultKind, RequestKind, S3Server};
 
@@ -135,4 +135,39 @@ async fn tampering_with_any_object_is_an_error_and_never_bytes() {
     }
     server.put_raw("seg/aa/a", sealed_a);
     assert_eq!(stack(&server).await.get(&a).await.unwrap().bytes().await.unwrap(), contents);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_move_no_faster_than_the_limits_and_none_is_taken_for_stuck() {
+    // Guards against a limit that holds on paper, and one so low that uploads which share it are given
+    // up and sent again. Only least times are checked: a busy machine makes them longer.
+    let server = S3Server::start();
+    let limits = Arc::new(Limits::default());
+    let mut options = support::s3_options(&server.endpoint());
+    options.limits = limits.clone();
+    let s3 = Arc::new(sealfs::store::s3::connect(options).await.expect("connects"));
+    let stats = Arc::new(RequestStats::default());
+    let options = RetryOptions { limits: limits.clone(), ..RetryOptions::default() };
+    let store = Retry::new(s3.clone(), options, stats.clone()).with_multipart(s3);
+    let body = Bytes::from(vec![7; 1 << 20]);
+    let (store, body) = (&store, &body);
+    let put =
+        |name: &'static str| async move { store.put(&Path::from(name), body.clone().into()).await };
+    put("seg/free").await.expect("puts");
+    limits.up.set(1 << 20);
+    limits.down.set(1 << 20);
+    let begun = Instant::now();
+    let (a, b) = tokio::join!(put("seg/a"), put("seg/b"));
+    assert!(a.is_ok() && b.is_ok());
+    assert!(begun.elapsed() >= Duration::from_millis(1600), "sent in {:?}", begun.elapsed());
+    let begun = Instant::now();
+    for name in ["seg/a", "seg/b"] {
+        let got = store.get(&Path::from(name)).await.expect("gets");
+        assert_eq!(got.bytes().await.expect("whole"), *body);
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(1600), "received in {:?}", begun.elapsed());
+    // Lifted while it holds.
+    limits.up.set(0);
+    put("seg/c").await.expect("puts");
+    assert_eq!((stats.snapshot().retries, stats.snapshot().errors), (0, 0));
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::stack::{Attended, StoreOptions};
-use crate::store::Location;
 use crate::store::s3::{InputError, SseAsk, SseFlags, input};
+use crate::store::{LIMIT_MIN, Location};
 
 use super::exit::{Exit, Failure, Outcome};
 
@@ -95,6 +95,7 @@ impl StoreAddress {
             profile: self.profile.clone(),
             allow_http: self.allow_http,
             sse,
+            limits: Default::default(),
             custom: None,
         })
     }
@@ -205,6 +206,14 @@ pub fn size(text: &str) -> Result<u64, String> {
     match number.checked_mul(1 << shift) {
         Some(bytes) if bytes <= SIZE_MAX => Ok(bytes),
         _ => Err("that size is too large; 1048576T is the most".into()),
+    }
+}
+
+/// [`size`] a second, for a limit; 0 is none.
+pub fn rate(text: &str) -> Result<u64, String> {
+    match size(text.strip_suffix("/s").unwrap_or(text))? {
+        bytes if bytes == 0 || bytes >= LIMIT_MIN => Ok(bytes),
+        _ => Err("a limit is 64K a second at least, or 0 for none".into()),
     }
 }
 

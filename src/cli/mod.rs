@@ -40,6 +40,7 @@ mod secret;
 mod secret_command;
 mod serve;
 mod server;
+mod set;
 mod signals;
 mod socket;
 mod sse;
@@ -82,6 +83,8 @@ enum Command {
     Stats(stats::StatsArgs),
     /// Show what a mount is doing, as a page
     Top(stats::TopArgs),
+    /// Change what a live mount was started with
+    Set(set::SetArgs),
     /// Check whether a bucket and this machine are fit for a volume
     Doctor(Box<doctor::DoctorArgs>),
     /// Check a volume, and repair it
@@ -155,6 +158,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Top(args) => stats::top(args),
+        Command::Set(args) => set::run(args),
         Command::Doctor(args) => doctor::run(*args),
         Command::Fsck(args) => fsck::run(*args),
         Command::Recover(args) => recover::run(*args),
@@ -188,6 +192,7 @@ mod tests {
             | "age-recipient"
             | "age-recipients-file" => "New key",
             "kms-key" if command == "add" => "New key",
+            "upload-limit" | "download-limit" => "Store",
             "log-file" | "log-level" | "log-format" => "Log",
             "metrics" | "metrics-remote" => "Metrics",
             "object-tag" => "Server-side encryption",

@@ -13,7 +13,7 @@ use crate::stack::{Accept, MountOptions};
 use crate::store::s3::{local_files, pin_local_files};
 use crate::store::{Compression, Location};
 
-use super::args::{SecretArgs, StoreArgs, duration, journal_size, size};
+use super::args::{SecretArgs, StoreArgs, duration, journal_size, rate, size};
 use super::daemon::{self, Detached, detach};
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
@@ -44,6 +44,8 @@ pub struct MountArgs {
     access: StoreArgs,
     #[command(flatten)]
     secret: SecretArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
     #[command(flatten)]
     local: LocalArgs,
     #[command(flatten)]
@@ -107,6 +109,17 @@ fn accepted(what: &[Accepted]) -> Accept {
 const LOCAL: &str = "Local state";
 const LOG: &str = "Log";
 const METRICS: &str = "Metrics";
+
+/// How much of the line it may take.
+#[derive(Args, Clone, Debug)]
+struct LimitArgs {
+    /// Most bytes a second to send, 64K at least; 0: no limit
+    #[arg(long, help_heading = "Store", value_name = "SIZE", default_value = "0", value_parser = rate)]
+    upload_limit: u64,
+    /// Most bytes a second to receive, 64K at least; 0: no limit
+    #[arg(long, help_heading = "Store", value_name = "SIZE", default_value = "0", value_parser = rate)]
+    download_limit: u64,
+}
 
 /// What a mount keeps on this machine, and how long it waits.
 #[derive(Args, Clone, Debug)]
@@ -246,6 +259,8 @@ fn run_plan(args: &MountArgs, plan: &Plan) -> Outcome<tokio::runtime::Runtime> {
 /// is still there.
 fn plan(args: &MountArgs) -> Outcome<Plan> {
     let store = args.access.resolve(&args.store)?;
+    store.limits.up.set(args.limits.upload_limit);
+    store.limits.down.set(args.limits.download_limit);
     let mut fuse = FuseOptions { fsname: store.location.to_string(), ..FuseOptions::default() };
     for list in &args.options {
         fuse.apply(list)

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::fuse::Counted;
-use crate::stack::{Numbers, Progress, Status};
+use crate::stack::{Numbers, Progress, Setting, Settings, Status};
 
 use super::exit::Failure;
 
@@ -16,6 +16,12 @@ pub enum Ask {
     Status,
     /// Answered with [`Say::Sample`].
     Sample,
+    /// Changes these, all or, if one of them is refused, those before it; answered with
+    /// [`Say::Settings`].
+    Set {
+        /// In this order.
+        settings: Vec<Setting>,
+    },
     /// Answered with [`Say::Progress`] until [`Say::Done`] or [`Say::Failed`].
     Sync {
         /// Give up after this long without any progress.
@@ -46,6 +52,8 @@ pub enum Say {
     Status(Box<Status>),
     /// Everything that is counted.
     Sample(Box<Sample>),
+    /// What can be changed, as it is now.
+    Settings(Settings),
     /// How far the bucket is behind; a few times a second.
     Progress(Progress),
     /// The last message: it is done.

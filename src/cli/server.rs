@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::fuse::Operations;
-use crate::stack::{Control, Progress};
+use crate::stack::{Control, Progress, Setting, Settings};
 
 use super::exit::{Exit, Failure, Outcome};
 use super::leaving::stalled;
@@ -107,6 +107,16 @@ async fn client(
             let sample = Say::Sample(Box::new(watched.sample()));
             return send(&mut write, &sample).await;
         }
+        Ask::Set { settings } => {
+            // Files of a cache that shrinks are removed.
+            let set = tokio::task::spawn_blocking(move || change(&*control, &settings)).await;
+            let answer = match set {
+                Ok(Ok(settings)) => Say::Settings(settings),
+                Ok(Err(why)) => Say::Failed(Failure::new(Exit::General, why)),
+                Err(e) => Say::Failed(Failure::new(Exit::General, format!("bug: {e}"))),
+            };
+            return send(&mut write, &answer).await;
+        }
         Ask::Sync { stall_secs } => {
             let control = Arc::clone(&control);
             tokio::spawn(async move {
@@ -160,6 +170,19 @@ async fn client(
             return Ok(());
         }
     }
+}
+
+/// Changes settings; returns what holds now.
+fn change(control: &dyn Control, settings: &[Setting]) -> Result<Settings, String> {
+    for setting in settings {
+        control.set(setting)?;
+        if let Setting::LogLevel(level) = setting {
+            let level = level.parse().map_err(|_| format!("{level} is no level of a log"))?;
+            log::set_max_level(level);
+        }
+        log::info!("changed by sealfs set: {setting:?}");
+    }
+    Ok(control.settings())
 }
 
 /// Returns when the client has closed its end. It has said all it had to say.

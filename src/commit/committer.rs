@@ -161,6 +161,8 @@ pub struct Committer {
     pub(super) options: CommitOptions,
     pub(super) history: HistoryKey,
     pub(super) wake: Arc<Notify>,
+    /// [`CommitOptions::interval`], which may change.
+    interval_ms: AtomicU64,
     wanted: AtomicU64,
     pub(super) committed: watch::Sender<CommitRow>,
     state: watch::Sender<WriterState>,
@@ -214,6 +216,7 @@ impl Committer {
         history: HistoryKey,
         gates: Gates,
     ) -> Arc<Committer> {
+        let interval_ms = AtomicU64::new(options.interval.as_millis() as u64);
         Arc::new(Committer {
             view,
             journal,
@@ -221,6 +224,7 @@ impl Committer {
             options,
             history,
             wake: Arc::default(),
+            interval_ms,
             wanted: AtomicU64::new(0),
             committed: watch::Sender::new(committed),
             state: watch::Sender::new(WriterState::Online),
@@ -341,18 +345,29 @@ impl Committer {
         }
     }
 
+    /// How much history may be behind while the bucket is reachable.
+    pub fn interval(&self) -> Duration {
+        Duration::from_millis(self.interval_ms.load(Ordering::Relaxed))
+    }
+
+    /// Changes that, for what is pending as well.
+    pub fn set_interval(&self, interval: Duration) {
+        self.interval_ms.store(interval.as_millis() as u64, Ordering::Relaxed);
+        self.wake.notify_one();
+    }
+
     /// Time until the oldest pending change is due. Looking costs nothing, so an idle mount
     /// looks once an interval; that bounds how late a first change is noticed.
     fn next_due(&self) -> Duration {
         let (_, _, oldest) = self.view.pending_summary();
-        let interval = self.options.interval;
+        let interval = self.interval();
         oldest.map_or(interval, |since| interval.saturating_sub(since.elapsed()))
     }
 
     fn is_due(&self) -> bool {
         let (last, _, oldest) = self.view.pending_summary();
         let asked = self.wanted.load(Ordering::Acquire) > self.committed.borrow().position.0;
-        let overdue = oldest.is_some_and(|since| since.elapsed() >= self.options.interval);
+        let overdue = oldest.is_some_and(|since| since.elapsed() >= self.interval());
         (asked && last > self.committed.borrow().position) || overdue
     }
 

@@ -160,10 +160,45 @@ pub struct Numbers {
     pub lease_age_secs: Option<f64>,
 }
 
+/// What of a mount can be changed while it is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Setting {
+    /// Bytes a second that may be sent, 0 for no limit.
+    UploadLimit(u64),
+    /// Bytes a second that may be received, 0 for no limit.
+    DownloadLimit(u64),
+    /// Most bytes that the ciphertext cache takes.
+    CacheSize(u64),
+    /// How far the bucket may be behind, in milliseconds.
+    CommitIntervalMs(u64),
+    /// What is logged, by the name of the level. Whoever owns the log changes it.
+    LogLevel(String),
+}
+
+/// What can be changed, as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Bytes a second, 0 for no limit.
+    pub upload_limit: u64,
+    /// Bytes a second, 0 for no limit.
+    pub download_limit: u64,
+    /// `None` without a cache.
+    pub cache_bytes_max: Option<u64>,
+    /// `None` for a mount that only reads.
+    pub commit_interval_ms: Option<u64>,
+    /// The name of the level.
+    pub log_level: String,
+}
+
 /// A running mount, as the control socket sees it. `stack` implements it.
 pub trait Control: Send + Sync + 'static {
     /// What `sealfs status` shows. Never waits.
     fn status(&self) -> Status;
+    /// Changes a setting. Blocks while files of the cache are removed. The error is a sentence.
+    fn set(&self, setting: &Setting) -> Result<(), String>;
+    /// What can be changed, as it is now.
+    fn settings(&self) -> Settings;
     /// What is counted. Never waits.
     fn numbers(&self) -> Numbers;
     /// How far the bucket is behind. Never waits; called a few times a second.

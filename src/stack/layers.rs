@@ -12,8 +12,8 @@ use super::{Attended, StackError, StoreOptions};
 use crate::seal::VolumeKeys;
 use crate::store::s3::{self, S3Options, S3Store};
 use crate::store::{
-    CacheOptions, Cached, FileStore, Invalidate, Location, RequestStats, Retry, RetryOptions,
-    Sealed,
+    CacheOptions, Cached, FileStore, Invalidate, Limits, Location, RequestStats, Retry,
+    RetryOptions, Sealed,
 };
 
 /// The store below sealing: what the bucket really holds.
@@ -24,6 +24,8 @@ pub struct Layers {
     pub stats: Arc<RequestStats>,
     /// The S3 adapter, if it is one.
     pub s3: Option<Arc<S3Store>>,
+    /// How fast bytes may go to the store and come from it.
+    pub limits: Arc<Limits>,
     /// Who is told what is waited for.
     pub attended: Attended,
     read_timeout: Duration,
@@ -63,6 +65,7 @@ impl Layers {
                     sse: options.sse.mode.clone().unwrap_or_default(),
                     read_keys: options.sse.keys(),
                     object_tags: options.sse.tags.clone().unwrap_or_default(),
+                    limits: options.limits.clone(),
                     ..S3Options::new(bucket, prefix)
                 })
                 .await
@@ -79,6 +82,7 @@ impl Layers {
             read_timeout,
             read_attempt_timeout: read_timeout.min(Duration::from_secs(15)),
             list_ordered: s3_store.is_some(),
+            limits: options.limits.clone(),
             ..RetryOptions::default()
         };
         let mut retry = Retry::new(bare, retry_options, stats.clone());
@@ -88,7 +92,17 @@ impl Layers {
         let retry = Arc::new(retry);
         attended.follows(retry.health());
         let opened = OnceLock::new();
-        Ok(Layers { retry, stats, s3: s3_store, attended, read_timeout, cache: None, opened })
+        let limits = options.limits.clone();
+        Ok(Layers {
+            retry,
+            stats,
+            s3: s3_store,
+            limits,
+            attended,
+            read_timeout,
+            cache: None,
+            opened,
+        })
     }
 
     /// Puts a disk cache of at most `bytes_max` in `dir` between sealing and the store; 0
@@ -157,6 +171,16 @@ impl Layers {
     pub fn cache_failure(&self) -> Option<(PathBuf, String)> {
         let why = self.opened.get()?.write_failed()?;
         Some((self.cache.as_ref()?.0.clone(), why))
+    }
+
+    /// The most bytes that the disk cache may take; `None` without one.
+    pub fn cache_bytes_max(&self) -> Option<u64> {
+        Some(self.opened.get()?.bytes_max())
+    }
+
+    /// Changes that; false without a cache. Blocks while files are removed.
+    pub fn set_cache_bytes_max(&self, bytes_max: u64) -> bool {
+        self.opened.get().map(|cached| cached.set_bytes_max(bytes_max)).is_some()
     }
 
     /// Bytes that the disk cache takes.

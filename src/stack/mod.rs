@@ -72,7 +72,9 @@ mod unlock;
 mod volume;
 
 pub use attended::{Attended, Wait};
-pub use control::{Connection, Control, Numbers, Progress, Requests, Status, resident_bytes};
+pub use control::{
+    Connection, Control, Numbers, Progress, Requests, Setting, Settings, Status, resident_bytes,
+};
 pub use departure::{announce_end, is_running};
 pub use error::{StackError, StackErrorKind};
 pub use fsck::{FsckOptions, FsckProgress, FsckReport, Problem, READING_DATA, fsck};

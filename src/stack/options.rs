@@ -12,7 +12,7 @@ use crate::journal::disk::{DiskIo, RealDisk};
 use crate::seal::{KdfParams, Secret};
 use crate::store::kv::COLLECT_AGE;
 use crate::store::s3::SseAsk;
-use crate::store::{Compression, Location};
+use crate::store::{Compression, Limits, Location};
 
 /// Where the store is and how it is reached.
 #[derive(Clone, Debug)]
@@ -29,6 +29,8 @@ pub struct StoreOptions {
     pub allow_http: bool,
     /// Server-side encryption of every object, as far as it was asked for.
     pub sse: SseAsk,
+    /// How fast bytes may go to the store and come from it.
+    pub limits: Arc<Limits>,
     /// Shows what is waited for, and takes the wish to stop.
     pub attended: Attended,
     /// A store of the caller's own in place of what `location` names (tests).
@@ -45,6 +47,7 @@ impl StoreOptions {
             profile: None,
             allow_http: false,
             sse: SseAsk::default(),
+            limits: Arc::default(),
             attended: Attended::default(),
             custom: None,
         }

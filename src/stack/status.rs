@@ -8,7 +8,9 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::config_use::VolumeSse;
-use super::control::{Connection, Control, Numbers, Progress, Requests, Status, resident_bytes};
+use super::control::{
+    Connection, Control, Numbers, Progress, Requests, Setting, Settings, Status, resident_bytes,
+};
 use super::disks::{cache_note, journal_warning, space_of};
 use super::key_watch::KeyWatch;
 use super::layers::Layers;
@@ -262,7 +264,7 @@ impl Control for Shared {
             journal_bytes: self.journal.as_ref().map_or(0, |j| j.used_bytes()),
             journal_bytes_max: self.journal_bytes_max,
             cache_bytes: self.layers.cache_bytes(),
-            cache_bytes_max: self.cache_bytes_max,
+            cache_bytes_max: self.layers.cache_bytes_max().unwrap_or(self.cache_bytes_max),
             cache_hit_ratio: (reads > 0).then(|| hits as f64 / reads as f64),
             requests: Requests {
                 get: requests.get,
@@ -292,6 +294,35 @@ impl Control for Shared {
                 .as_ref()
                 .and_then(|_| space_of(&self.journal_dir).ok())
                 .map(|space| space.free_bytes),
+        }
+    }
+
+    fn set(&self, setting: &Setting) -> Result<(), String> {
+        match *setting {
+            Setting::UploadLimit(rate) => self.layers.limits.up.set(rate),
+            Setting::DownloadLimit(rate) => self.layers.limits.down.set(rate),
+            Setting::CacheSize(bytes) => {
+                if !self.layers.set_cache_bytes_max(bytes) {
+                    return Err("this mount has no cache".into());
+                }
+            }
+            Setting::CommitIntervalMs(ms) => match &self.committer {
+                Some(committer) => committer.set_interval(Duration::from_millis(ms)),
+                None => return Err("this mount only reads: it commits nothing".into()),
+            },
+            Setting::LogLevel(_) => {} // of who owns the log
+        }
+        Ok(())
+    }
+
+    fn settings(&self) -> Settings {
+        let interval = self.committer.as_ref().map(|committer| committer.interval());
+        Settings {
+            upload_limit: self.layers.limits.up.get(),
+            download_limit: self.layers.limits.down.get(),
+            cache_bytes_max: self.layers.cache_bytes_max(),
+            commit_interval_ms: interval.map(|interval| interval.as_millis() as u64),
+            log_level: log::max_level().to_string(),
         }
     }
 

@@ -25,6 +25,7 @@ use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
 
 /// Objects kept at most, whatever their size: bounds the index in memory (about 200 bytes each).
@@ -48,7 +49,7 @@ pub(super) type Found = (Arc<ObjectMeta>, Vec<(u64, Bytes)>);
 /// The directory and its index.
 pub(super) struct Disk {
     dir: PathBuf,
-    bytes_max: u64,
+    bytes_max: AtomicU64,
     index: Mutex<Index>,
     /// Held while a file is changed or removed, so that a removal is not undone by a write.
     changing: Mutex<DirectWriter>,
@@ -133,7 +134,7 @@ impl Disk {
         }
         let disk = Disk {
             dir,
-            bytes_max,
+            bytes_max: AtomicU64::new(bytes_max),
             index: Mutex::new(index),
             changing: Mutex::new(DirectWriter::default()),
             stats,
@@ -141,6 +142,17 @@ impl Disk {
         };
         disk.evict_to(bytes_max);
         Ok(disk)
+    }
+
+    /// The most ciphertext bytes that are kept.
+    pub(super) fn bytes_max(&self) -> u64 {
+        self.bytes_max.load(Ordering::Relaxed)
+    }
+
+    /// Changes that, and removes at once what is too much.
+    pub(super) fn set_bytes_max(&self, bytes_max: u64) {
+        self.bytes_max.store(bytes_max, Ordering::Relaxed);
+        self.evict_to(bytes_max);
     }
 
     /// Ciphertext bytes on disk, and objects.
@@ -344,7 +356,7 @@ impl Disk {
         }
         index.bytes += added;
         drop(index);
-        self.evict_to(self.bytes_max);
+        self.evict_to(self.bytes_max());
         Ok(())
     }
 

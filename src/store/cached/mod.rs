@@ -183,6 +183,16 @@ impl Cached {
         self.0.stage.flush(timeout)
     }
 
+    /// The most ciphertext bytes that are kept.
+    pub fn bytes_max(&self) -> u64 {
+        self.0.disk.bytes_max()
+    }
+
+    /// Changes that. Blocks while files are removed.
+    pub fn set_bytes_max(&self, bytes_max: u64) {
+        self.0.disk.set_bytes_max(bytes_max);
+    }
+
     /// Ciphertext bytes on disk, and objects.
     pub fn usage(&self) -> (u64, u64) {
         self.0.disk.usage()

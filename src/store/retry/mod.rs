@@ -15,6 +15,7 @@ mod upload;
 pub use refused::Refusals;
 
 use super::error::{ErrorClass, StoreError, class};
+use super::limits::{Limits, SMALL_BODY, paced};
 use super::rope::Rope;
 use super::stats::{RequestKind, RequestStats};
 use crate::base::one_line;
@@ -33,7 +34,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::watch;
+use tokio::sync::{SemaphorePermit, watch};
+use tokio::time::Instant;
 
 /// Largest body collected in memory by one request; longer ones are fetched in pieces of
 /// [`PIECE`] bytes.
@@ -75,6 +77,8 @@ pub struct RetryOptions {
     /// Whether listings come in ascending order of names, so that one cut off can go on after
     /// the last name seen (S3: yes; directories: no).
     pub list_ordered: bool,
+    /// How fast bytes may go and come. Bodies that go to S3 are paced by its adapter.
+    pub limits: Arc<Limits>,
 }
 
 impl Default for RetryOptions {
@@ -91,6 +95,7 @@ impl Default for RetryOptions {
             backoff_max: Duration::from_secs(5),
             jitter_seed: u64::from_le_bytes(seed),
             list_ordered: true,
+            limits: Arc::default(),
         }
     }
 }
@@ -121,6 +126,22 @@ impl Retry {
         self
     }
 
+    fn limits(&self) -> &Limits {
+        &self.attempts.options().limits
+    }
+
+    /// Waits for the turn of a body of `len` bytes to be sent.
+    async fn turn_to_send(&self, len: u64) -> Option<SemaphorePermit<'_>> {
+        let limit = &self.limits().up;
+        let turn = limit.turn(len).await;
+        if len <= SMALL_BODY {
+            limit.take(len, Instant::now());
+        } else if self.parts.is_none() {
+            limit.pace(len).await; // nobody below does it while the body moves
+        }
+        turn
+    }
+
     /// Follows whether the store is reachable. Changes on the first failure of transport and
     /// on the first answer after it.
     pub fn health(&self) -> watch::Receiver<Health> {
@@ -134,6 +155,10 @@ impl Retry {
 
     /// One GET or HEAD within `budget`, its body collected.
     async fn fetch(&self, location: &Path, options: GetOptions, what: &str) -> Result<Answer> {
+        let _turn = match options.head {
+            true => None,
+            false => self.limits().down.turn(asked_for(&options)).await,
+        };
         let budget = self.attempts.read_budget();
         self.attempts
             .run(budget, what, location, |_| self.fetch_once(location, options.clone(), budget))
@@ -164,6 +189,7 @@ impl Retry {
         if head || len > BUFFER_MAX {
             return Ok(answer);
         }
+        let result = paced(&self.limits().down, result);
         let body = budget.limit(len, "receiving the body", Rope::collect(result)).await?;
         RequestStats::add(&stats.bytes_down, body.len());
         if body.len() != len {
@@ -244,6 +270,7 @@ impl ObjectStore for Retry {
         opts: PutOptions,
     ) -> Result<PutResult> {
         let len = payload.content_length() as u64;
+        let _turn = self.turn_to_send(len).await;
         let budget = self.attempts.write_budget(len);
         let stats = self.attempts.stats();
         let conditional = !matches!(opts.mode, PutMode::Overwrite);
@@ -386,6 +413,15 @@ impl ObjectStore for Retry {
                 self.attempts.stats().timed(RequestKind::Put, copy)
             })
             .await
+    }
+}
+
+/// Bytes that a read asks for, as far as it says so.
+fn asked_for(options: &GetOptions) -> u64 {
+    match &options.range {
+        Some(GetRange::Bounded(range)) => range.end.saturating_sub(range.start),
+        Some(GetRange::Suffix(len)) => *len,
+        _ => u64::MAX,
     }
 }
 

@@ -126,6 +126,7 @@ fn quick() -> (Arc<Flaky>, Retry) {
         backoff_max: Duration::from_millis(10),
         jitter_seed: 1,
         list_ordered: true,
+        limits: Arc::default(),
     };
     (flaky.clone(), Retry::new(flaky, options, Arc::default()))
 }

@@ -60,6 +60,7 @@ impl MultipartUpload for PartsUpload {
         let (parts, attempts, done) =
             (self.parts.clone(), self.attempts.clone(), self.done.clone());
         async move {
+            let _turn = attempts.options().limits.up.turn(len).await;
             let budget = attempts.write_budget(len);
             let part = attempts
                 .run(budget, "put a part of", &location, |_| {

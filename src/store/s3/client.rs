@@ -11,6 +11,7 @@ use super::input::{self, InputError};
 use super::meter::Meter;
 use super::sse::{SecretKey32, SseMode};
 use super::{Inner, S3Store, tls};
+use crate::store::limits::Limits;
 use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::identity::IdentityCache;
 use aws_config::meta::region::RegionProviderChain;
@@ -78,6 +79,8 @@ pub struct S3Options {
     pub is_aws: Option<bool>,
     /// Time for one attempt of one request, [`ATTEMPT_TIMEOUT`] by default.
     pub attempt_timeout: Duration,
+    /// How fast bytes may be sent; what is received is paced by who reads it.
+    pub limits: Arc<Limits>,
 }
 
 impl S3Options {
@@ -96,6 +99,7 @@ impl S3Options {
             credentials: None,
             is_aws: None,
             attempt_timeout: ATTEMPT_TIMEOUT,
+            limits: Arc::default(),
         }
     }
 }
@@ -212,7 +216,7 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
         input::region(region.as_ref())?;
     }
     let endpoint = endpoint(&options, &shared)?;
-    let meter = Meter::default();
+    let meter = Meter::new(options.limits.clone());
     let mut config =
         aws_sdk_s3::config::Builder::from(&shared).interceptor(meter.clone()).interceptor(Answers);
     config = match &options.credentials {

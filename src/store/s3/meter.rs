@@ -5,7 +5,10 @@
 //! [`FRAME`], each counted when the connection takes it; when a request ends, answered or not,
 //! its bytes are taken out again. What connections and the kernel buffer is counted as well, some
 //! megabytes at most.
+//!
+//! Here is also where bodies are paced: a frame waits until the limit of what is sent lets it through.
 
+use crate::store::limits::{Limits, SMALL_BODY};
 use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::BoxError;
@@ -17,18 +20,27 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
+use tokio::time::{Instant, Sleep, sleep};
 
 /// Bytes that a connection is handed at a time. Smaller bodies are not counted.
-const FRAME: usize = 64 << 10;
+const FRAME: usize = SMALL_BODY as usize;
 
 /// Counts the bodies of all requests of a client in one number. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Meter(Arc<AtomicU64>);
+pub(super) struct Meter {
+    bytes: Arc<AtomicU64>,
+    limits: Arc<Limits>,
+}
 
 impl Meter {
+    /// Counts from nothing, and paces by `limits`.
+    pub(super) fn new(limits: Arc<Limits>) -> Meter {
+        Meter { bytes: Arc::default(), limits }
+    }
+
     /// Bytes of requests under way that have been taken.
     pub(super) fn bytes(&self) -> u64 {
-        self.0.load(Relaxed)
+        self.bytes.load(Relaxed)
     }
 }
 
@@ -47,11 +59,11 @@ impl Intercept for Meter {
         if body.content_length().is_none_or(|bytes| bytes <= FRAME as u64) {
             return Ok(());
         }
-        let share = Arc::new(Share { all: self.0.clone(), bytes: AtomicU64::new(0) });
+        let share = Arc::new(Share { all: self.bytes.clone(), bytes: AtomicU64::new(0) });
         // Lives as long as the request does, also where its future is dropped.
         config.interceptor_state().store_put(Held(share.clone()));
         let whole = std::mem::replace(body, SdkBody::taken());
-        *body = SdkBody::from_body_1_x(Counted { rest: whole, ready: Bytes::new(), share });
+        *body = SdkBody::from_body_1_x(Counted::new(whole, share, self.limits.clone()));
         Ok(())
     }
 }
@@ -81,6 +93,31 @@ struct Counted {
     rest: SdkBody,
     ready: Bytes,
     share: Arc<Share>,
+    limits: Arc<Limits>,
+    /// Until when the frame that comes next has to wait; `None` before that is known.
+    wait: Option<Pin<Box<Sleep>>>,
+}
+
+impl Counted {
+    fn new(rest: SdkBody, share: Arc<Share>, limits: Arc<Limits>) -> Counted {
+        Counted { rest, ready: Bytes::new(), share, limits, wait: None }
+    }
+
+    /// Ready when the next `len` bytes may go.
+    fn poll_limit(&mut self, len: usize, cx: &mut Context<'_>) -> Poll<()> {
+        if self.wait.is_none() {
+            let wait = self.limits.up.take(len as u64, Instant::now());
+            if wait.is_zero() {
+                return Poll::Ready(());
+            }
+            self.wait = Some(Box::pin(sleep(wait)));
+        }
+        if let Some(wait) = &mut self.wait {
+            ready!(wait.as_mut().poll(cx));
+            self.wait = None;
+        }
+        Poll::Ready(())
+    }
 }
 
 impl Body for Counted {
@@ -101,7 +138,9 @@ impl Body for Counted {
                 end => return Poll::Ready(end),
             }
         }
-        let frame = this.ready.split_to(this.ready.len().min(FRAME));
+        let len = this.ready.len().min(FRAME);
+        ready!(this.poll_limit(len, cx));
+        let frame = this.ready.split_to(len);
         this.share.bytes.fetch_add(frame.len() as u64, Relaxed);
         this.share.all.fetch_add(frame.len() as u64, Relaxed);
         Poll::Ready(Some(Ok(Frame::data(frame))))
@@ -130,9 +169,9 @@ mod tests {
         // that failed counting for ever.
         let meter = Meter::default();
         let bytes: Vec<u8> = (0..FRAME * 2 + 77).map(|i| i as u8).collect();
-        let share = Arc::new(Share { all: meter.0.clone(), bytes: AtomicU64::new(0) });
+        let share = Arc::new(Share { all: meter.bytes.clone(), bytes: AtomicU64::new(0) });
         let rest = SdkBody::from(bytes.clone());
-        let mut body = Counted { rest, ready: Bytes::new(), share };
+        let mut body = Counted::new(rest, share, Arc::default());
         let mut got = Vec::new();
         while let Some(frame) = body.frame().await {
             let left = (bytes.len() - got.len()) as u64;
