@@ -433,6 +433,7 @@ impl BlockCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::segments::Owned;
     use object_store::memory::InMemory;
     use object_store::throttle::{ThrottleConfig, ThrottledStore};
 
@@ -492,10 +493,12 @@ mod tests {
         let config = ThrottleConfig { wait_get_per_call, ..ThrottleConfig::default() };
         let slow = ThrottledStore::new(InMemory::new(), config);
         let segments = Arc::new(SegmentStore::new(Arc::new(slow)));
-        let ids: Vec<_> = (1..=6).map(|n| SegmentId([n; 16])).collect();
-        let data = Bytes::from(vec![7; 4 * FETCH_BYTES_MAX as usize]);
+        let ids: Vec<_> = (0..6).map(|_| segments.new_id()).collect();
+        let len = 4 * FETCH_BYTES_MAX;
+        let data = Bytes::from(vec![7; len as usize]);
+        let owned = [Owned { ino: Ino(2), generation: 0, offset: 0, len }];
         for id in &ids {
-            segments.put(*id, vec![data.clone()], &[]).await.expect("put");
+            segments.put(*id, vec![data.clone()], &owned).await.expect("put");
         }
         let cache = BlockCache::new(segments, BlockCacheOptions::default());
         for id in &ids[..5] {
