@@ -12,8 +12,10 @@ use sealfs::meta::{
     CommitRow, DeadRow, Dirent, ExtentRow, Inode, SegmentRow, Stats, VolumeRow, keys,
 };
 use sealfs::seal::{
-    self, HEADER, InputKey, KEY, Keyring, Opener, RootKey, Secret, VolumeKeys, offsets,
+    self, AgeSlot, HEADER, InputKey, KEY, Keyring, KmsSlot, Opener, RecoveryKey, RootKey, Secret,
+    VolumeKeys, offsets,
 };
+use sealfs::stack::age_reads;
 use sealfs::store::segments::{
     FOOTER, Footer, Frames, Layout, decode_summary, encode_summary, has_frames,
 };
@@ -90,6 +92,38 @@ pub fn keyring(data: &[u8]) {
     if keyring.unlock(&keyring_secret()).is_ok() {
         assert!(KEYRINGS.contains(&data), "a keyring that nobody made opens");
     }
+}
+
+/// What slots store for AWS KMS and for age: read back exactly, and an age file only if looking at it
+/// costs next to nothing.
+pub fn slots(data: &[u8]) {
+    if let Ok(slot) = KmsSlot::parse(data) {
+        assert_eq!(slot.to_bytes(), data);
+        assert!(!slot.ciphertext().is_empty() && !slot.key_arn().is_empty());
+    }
+    if let Ok(slot) = AgeSlot::parse(data) {
+        assert_eq!(slot.to_bytes(), data);
+        let file = slot.file();
+        assert!(!file.windows(10).any(|w| w == b"\n-> scrypt"), "work that somebody else chose");
+        let stanzas = file.windows(4).filter(|w| w == b"\n-> ").count();
+        assert!(stanzas <= 64 && file.len() < 1 << 14);
+        let _ = (slot.needs_hardware(), age_reads(file));
+    }
+}
+
+/// Recovery keys as they are typed: what is taken is one key, however it was typed.
+pub fn recovery(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(key) = RecoveryKey::from_text(text) else { return };
+    let printed = key.to_text();
+    let again = RecoveryKey::from_text(&printed).expect("what is printed can be typed");
+    assert_eq!(*again.to_text(), *printed);
+    let plain = |text: &str| {
+        let kept = text.chars().filter(|c| !c.is_ascii_whitespace() && *c != '-');
+        let upper = kept.collect::<String>().to_ascii_uppercase();
+        upper.replace(['I', 'L'], "1").replace('O', "0")
+    };
+    assert_eq!(plain(text), plain(&printed), "it was typed otherwise");
 }
 
 /// Metadata rows and keys: what decodes encodes to the same bytes.

@@ -170,6 +170,19 @@ fn no_bytes_of_a_keyring_make_it_panic_or_read_back_as_another() {
 }
 
 #[test]
+fn no_bytes_of_a_slot_read_back_as_another_or_cost_anything() {
+    // Guards against what an attacker puts where KMS and age have theirs: a panic, a header of
+    // age with work for hours.
+    replay("slots", checks::slots);
+}
+
+#[test]
+fn no_text_is_taken_for_another_recovery_key() {
+    // Guards against a typing error that is some other key, and a panic on what is no text.
+    replay("recovery", checks::recovery);
+}
+
+#[test]
 fn no_row_reads_back_as_another() {
     // Guards against rows that decode to one thing and are written again as another.
     replay("rows", checks::rows);

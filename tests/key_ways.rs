@@ -8,8 +8,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use mounts::Volume;
 use ways::kms::{Answer, KEY, Kms, OTHER};
+use ways::{core_of, holds};
 
 /// Runs `sealfs` with no AWS settings but these.
 fn run(v: &Volume, env: &[(&str, &str)], args: &[&str]) -> Output {
@@ -416,6 +419,13 @@ fn a_mount_opens_with_every_kind_and_nothing_secret_stays_in_sight() {
     }
     let sealed = kms.seen().pop().expect("it was asked").1;
     let seed = sealed["Plaintext"].as_str().expect("base64").to_owned();
+    let pem = fs::read(&identity).expect("reads");
+    let secrets = [
+        ("passphrase", b"correct horse battery staple".to_vec()),
+        ("seed that KMS gave", STANDARD.decode(&seed).expect("base64")),
+        ("answer of KMS", seed.clone().into_bytes()),
+        ("private key", pem[100..160].to_vec()),
+    ];
     let command = format!("cat {pass}");
     let (vault, cache, log) = (v.text("vault"), v.text("cache"), v.text("log"));
     for how in [
@@ -436,11 +446,54 @@ fn a_mount_opens_with_every_kind_and_nothing_secret_stays_in_sight() {
                 assert!(!seen.contains(secret), "{how:?}: {file}");
             }
         }
+        if let Some(core) = core_of(&v, pid) {
+            assert!(core.len() > 1 << 20 && holds(&core, b"sealfs"), "{} bytes", core.len());
+            for (what, secret) in &secrets {
+                assert!(!holds(&core, secret), "{how:?}: the {what} is in the core");
+            }
+        }
         v.umount();
         for secret in ["correct horse", &seed, "OPENSSH"] {
             assert!(!v.log().contains(secret), "{how:?}: log");
         }
     }
+}
+
+#[test]
+fn a_slot_of_a_kind_of_tomorrow_is_kept_and_told_of() {
+    // Guards against a way in that nobody knows of any more after a rotation, and against one that
+    // is lost because an older sealfs did not know it. The keyring is that of the known answers.
+    let v = Volume::bare();
+    let (url, state) = (v.url(), v.text("state"));
+    let vectors: serde_json::Value =
+        serde_json::from_str(include_str!("vectors/format_v2.json")).expect("JSON");
+    let bytes = |name: &str| -> Vec<u8> {
+        let text = vectors["keyring"][name].as_str().expect("hex");
+        let byte = |i| u8::from_str_radix(&text[i..i + 2], 16).expect("hex");
+        (0..text.len()).step_by(2).map(byte).collect()
+    };
+    fs::write(v.path("store").join("keyring"), bytes("bytes")).expect("writes");
+    let key_file = private(&v, "key", bytes("key_file"));
+    let with = ["--key-file", &*key_file];
+    let list = || ok(&v, &[], &key("list", &url, &state, &[]));
+    let listed = list();
+    for kind in ["passphrase", "key file", "AWS KMS", "recovery key", "age", "kind 200"] {
+        assert!(listed.contains(&format!("  {kind:<12}  2027-01-15")), "{listed}");
+    }
+    assert!(
+        listed.contains("later") && listed.contains("age1") && listed.contains(":key/1234abcd")
+    );
+    for (verb, more) in [("rotate", &[][..]), ("remove", &["paper"])] {
+        let done = run(&v, &[], &key(verb, &url, &state, &[&with[..], more].concat()));
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{said}");
+        assert!(said.contains("slot 7 (later, kind 200)") && said.contains("key remove"), "{said}");
+        assert!(list().contains("kind 200"));
+    }
+    ok(&v, &[], &key("remove", &url, &state, &[&with[..], &["later"]].concat()));
+    assert!(!list().contains("kind 200"));
+    let done = run(&v, &[], &key("rotate", &url, &state, &with));
+    assert!(done.status.success() && done.stderr.is_empty(), "{done:?}");
 }
 
 #[test]

@@ -186,3 +186,56 @@ fn a_bucket_is_made_safe_and_the_doctor_says_so() {
     let stderr = v.fails(&["sse", "audit", &url, "--passphrase-file", &pass], 4);
     assert!(stderr.contains("403"), "{stderr}");
 }
+
+#[test]
+fn a_slot_that_kms_keeps_opens_on_moto() {
+    // Guards against a KMS of ours: a key by alias, id and ARN, the context, an alias that moves, a
+    // key of another region, and a key that is gone, on the KMS of somebody else.
+    let Some(moto) = Moto::start() else { return };
+    moto.make_bucket();
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    let config = aws_sdk_kms::Config::builder()
+        .behavior_version(aws_sdk_kms::config::BehaviorVersion::latest())
+        .region(aws_sdk_kms::config::Region::new("us-east-1"))
+        .credentials_provider(Credentials::new("moto", "moto", None, None, "test"))
+        .endpoint_url(&moto.endpoint)
+        .build();
+    let kms = aws_sdk_kms::Client::from_conf(config);
+    let new_key = || {
+        let made = runtime.block_on(kms.create_key().send()).expect("a key");
+        let made = made.key_metadata.expect("its metadata");
+        (made.key_id.clone(), made.arn.expect("an ARN"))
+    };
+    let ((id, arn), (other, _)) = (new_key(), new_key());
+    let alias = "alias/sealfs";
+    runtime
+        .block_on(kms.create_alias().alias_name(alias).target_key_id(&id).send())
+        .expect("an alias");
+    let v = Volume::create_on(Some(moto.remote()));
+    let (url, state, pass) = (v.url(), v.text("state"), v.text("passphrase"));
+    let at = ["--state-dir", &state, "--kms-endpoint-url", &moto.endpoint];
+    for (label, key) in [("alias", alias), ("id", &id), ("arn", &arn)] {
+        let add =
+            ["key", "add", &url, "--passphrase-file", &pass, "--label", label, "--kms-key", key];
+        v.ok(&[&add[..], &at].concat());
+    }
+    let list = v.ok(&["key", "list", &url, "--state-dir", &state]);
+    assert_eq!(list.matches(&*arn).count(), 3, "{list}");
+    // By itself: the slot says where, which is this machine.
+    let test = ["key", "test", &url, "--state-dir", &state];
+    assert_eq!(v.ok(&test), "it opens slot 2 (alias, AWS KMS)\n");
+    runtime
+        .block_on(kms.update_alias().alias_name(alias).target_key_id(&other).send())
+        .expect("it moves");
+    assert_eq!(v.ok(&test), "it opens slot 2 (alias, AWS KMS)\n");
+    // moto believes whoever asks; the seed of another context it does not give.
+    let elsewhere = v.fails(&[&test[..], &["--kms", "--kms-region", "eu-west-1"]].concat(), 3);
+    assert!(elsewhere.contains("has no key") && elsewhere.contains("--kms-region"), "{elsewhere}");
+    let unknown = ["key", "add", &url, "--passphrase-file", &pass, "--label", "x"];
+    let unknown = v.fails(&[&unknown[..], &["--kms-key", "alias/none"], &at].concat(), 3);
+    assert!(unknown.contains("alias/none") && unknown.contains("list-aliases"), "{unknown}");
+    runtime
+        .block_on(kms.schedule_key_deletion().key_id(&id).pending_window_in_days(7).send())
+        .expect("scheduled");
+    v.ok(&["key", "test", &url, "--state-dir", &state, "--passphrase-file", &pass]);
+}

@@ -10,12 +10,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
+use base64::Engine as _;
 use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
 use sealfs::base::{Ino, hex};
 use sealfs::seal::{
-    InputKey, KdfParams, Keyring, RecoveryKey, RootKey, Secret, VolumeKeys, offsets, open, seal,
+    InputKey, KdfParams, Kept, Keyring, KmsSlot, RecoveryKey, RootKey, Secret, VolumeKeys, offsets,
+    open, seal,
 };
+use sealfs::stack::{Ask, keep_age};
 use sealfs::store::segments::Owned;
 use sealfs::store::{Compression, SegmentStore};
 use serde_json::json;
@@ -175,6 +178,32 @@ fn segment(name: &str, data: Vec<u8>) -> Vec<u8> {
     })
 }
 
+/// Keys of nobody, made for this test.
+const AGE_IDENTITY: &str =
+    "AGE-SECRET-KEY-1GPQ5YS6YG4RYWJZFFF95CN2WFAG9Z5JN2324V46CT9D9KHZATE0S5FAZ64";
+const AGE_RECIPIENT: &str = "age10xnrrmk7r0uunrcjqvkdatwsu7s8jwv0c7rt3rxggmkgntu955dq25yyzj";
+const SSH_RECIPIENT: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAOhB7/zzhC+HXDdGOdLwJln5NYwm6UNXx3chmQSVTG4";
+
+/// Nobody sits there.
+struct Nobody;
+
+impl Ask for Nobody {
+    fn say(&self, _: &str) {}
+
+    fn confirm(&self, _: &str, _: &str, _: Option<&str>) -> Option<bool> {
+        None
+    }
+
+    fn line(&self, _: &str) -> Option<String> {
+        None
+    }
+
+    fn secret(&self, _: &str) -> Option<Zeroizing<String>> {
+        None
+    }
+}
+
 /// A volume on disk as `scripts/open-object` gets it: keyring, secrets, keys, one object.
 struct Volume {
     dir: tempfile::TempDir,
@@ -195,6 +224,16 @@ impl Volume {
         let recovery = RecoveryKey::random();
         write("paper.txt", recovery.to_text().to_lowercase().as_bytes());
         ring.add_slot(&keys, &Secret::Recovery(recovery), "", KdfParams::FLOOR, 0).unwrap();
+        let seed = Kept::random_seed();
+        write("answer", base64::engine::general_purpose::STANDARD.encode(&seed[..]).as_bytes());
+        let kms = KmsSlot::new("arn:aws:kms:eu-west-1:1:key/k", "eu-west-1", "", vec![7; 99]);
+        let kms = Secret::Kept(Kept::kms(seed, &kms.unwrap()));
+        ring.add_slot(&keys, &kms, "", KdfParams::FLOOR, 0).unwrap();
+        // The second of two recipients, beside an ssh key.
+        write("age.txt", format!("# created\n{AGE_IDENTITY}\n").as_bytes());
+        let recipients = [AGE_RECIPIENT, SSH_RECIPIENT].map(str::to_owned);
+        let age = Secret::Kept(keep_age(&recipients, Arc::new(Nobody)).unwrap());
+        ring.add_slot(&keys, &age, "", KdfParams::FLOOR, 0).unwrap();
         let old = keys.object(NAME).seal(&segment(NAME, bytes(1_001)));
         write("old", &old);
         let keys = ring.rotate(&keys).unwrap();
@@ -226,10 +265,12 @@ fn open_object_reads_an_object_with_any_of_its_keys() {
     // Guards against a recovery script that does not work on the day it is needed.
     let volume = Volume::new();
     let id = volume.keys.volume_id().to_string();
-    let ways: [&[&str]; 5] = [
+    let ways: [&[&str]; 7] = [
         &["--keyring", "keyring", "--passphrase-file", "pass.txt"],
         &["--keyring", "keyring", "--key-file", "key.bin"],
         &["--keyring", "keyring", "--recovery-file", "paper.txt"],
+        &["--keyring", "keyring", "--kms-answer-file", "answer"],
+        &["--keyring", "keyring", "--age-identity", "age.txt"],
         &["--root-key-file", "root.hex", "--epoch", "2", "--volume", &id],
         &["--object-key-file", "one.bin", "--epoch", "2", "--volume", &id],
     ];
@@ -239,6 +280,12 @@ fn open_object_reads_an_object_with_any_of_its_keys() {
         assert!(output.status.success(), "{way:?}: {stderr}");
         assert!(output.stdout == bytes(40_000), "{way:?}");
     }
+    // What to ask AWS KMS.
+    let output = volume.open_object(&["--keyring", "keyring", "--kms"]);
+    let command = String::from_utf8_lossy(&output.stdout).into_owned();
+    let asked = format!(r#"'{{"sealfs:volume": "{id}", "sealfs:slot": "4"}}'"#);
+    assert!(command.starts_with("aws kms decrypt --key-id arn:aws:kms:eu"), "{output:?}");
+    assert!(command.contains(&asked) && command.lines().count() == 1, "{command}");
     // Sealed before the keys were rotated.
     let output = volume.open_object(&[ways[1], &[NAME, "old"]].concat());
     assert!(output.stdout == bytes(1_001), "{}", String::from_utf8_lossy(&output.stderr));

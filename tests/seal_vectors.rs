@@ -7,9 +7,10 @@ use object_store::path::Path;
 use sealfs::base::{ChainValue, Ino, JournalId, SegmentId, Timestamp, VolumeId};
 use sealfs::meta::{Inode, InodeExtent, Kind, NameHash, keys::dirent};
 use sealfs::seal::{
-    Backend, CHUNK_CIPHER, HEADER, InputKey, KdfParams, Keyring, OpenError, Opener, RecoveryKey,
-    RootKey, Secret, VolumeKeys, offsets, open_with, seal_with_salt,
+    Backend, CHUNK_CIPHER, HEADER, InputKey, KdfParams, Keyring, KmsSlot, OpenError, Opener,
+    RecoveryKey, RootKey, Secret, Seed, SlotKind, VolumeKeys, offsets, open_with, seal_with_salt,
 };
+use sealfs::stack::{Ask, open_age};
 use sealfs::store::SegmentStore;
 use sealfs::store::segments::{Layout, Owned, has_frames};
 use serde_json::Value;
@@ -260,15 +261,47 @@ fn a_keyring_of_format_version_2_opens() {
     let typed = v["keyring"]["recovery_key"].as_str().expect("text");
     let recovery = RecoveryKey::from_text(typed).expect("no typing error");
     assert_eq!(&recovery.to_text()[..], typed);
+    let bytes32 = |name: &str| hex(&v["keyring"][name]).try_into().expect("32 bytes");
     let secrets = [
         Secret::Passphrase(Zeroizing::new(passphrase)),
         Secret::KeyFile(Zeroizing::new(hex(&v["keyring"]["key_file"]))),
         Secret::Recovery(recovery),
     ];
-    for secret in secrets {
-        let keys = ring.unlock(&secret).expect("it unlocks");
+    let mut opened: Vec<_> =
+        secrets.iter().map(|secret| ring.unlock(secret).expect("it unlocks")).collect();
+    // What keeps the seeds of the others is asked: here its answers are written down.
+    let kms = ring.slots().into_iter().find(|slot| slot.kind == SlotKind::Kms).expect("one");
+    let stored = KmsSlot::parse(&kms.params).expect("it parses");
+    assert_eq!((stored.region(), stored.endpoint()), ("eu-west-1", None));
+    assert!(stored.key_arn().ends_with("key/1234abcd-12ab-34cd-56ef-1234567890ab"));
+    assert_eq!(stored.ciphertext(), (0x80..0xc0).collect::<Vec<u8>>());
+    let seed = Seed::from_bytes(&bytes32("kms_answer"));
+    opened.push(ring.open(kms.id, &seed).expect("it opens"));
+    let identity = v["keyring"]["age_identity"].as_str().expect("text").as_bytes().to_vec();
+    let found = open_age(&ring, identity.into(), "the vector", Arc::new(Nobody)).expect("opens");
+    opened.push(ring.open(found.slot, &found.seed).expect("it opens"));
+    for keys in opened {
         assert_eq!(&keys.root().expose()[..], hex(&v["root_keys"][2]));
         assert_eq!(keys.epochs(), [3, 2]);
+    }
+}
+
+/// Nobody sits there.
+struct Nobody;
+
+impl Ask for Nobody {
+    fn say(&self, _: &str) {}
+
+    fn confirm(&self, _: &str, _: &str, _: Option<&str>) -> Option<bool> {
+        None
+    }
+
+    fn line(&self, _: &str) -> Option<String> {
+        None
+    }
+
+    fn secret(&self, _: &str) -> Option<Zeroizing<String>> {
+        None
     }
 }
 

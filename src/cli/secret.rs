@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::base::one_line;
 use crate::seal::{
-    KEY_FILE_MAX, KEYRING_MAX, Keyring, KeyringError, RecoveryKey, Secret, SlotKind,
+    KEY, KEY_FILE_MAX, KEYRING_MAX, Keyring, KeyringError, RecoveryKey, Secret, Seed, SlotKind,
 };
 use crate::stack::{
     self, Follow, Found, Key, KmsSource, Layers, StackError, StoreOptions, load_keyring, open_age,
@@ -104,22 +104,21 @@ impl SecretArgs {
         if let Some(secret) = args.direct()? {
             return Ok(secret.into());
         }
-        if args.kms {
-            return Ok(args.kms_source(at.profile(), Follow::Any).into());
-        }
-        if let Some(path) = &args.age_identity {
-            return args.by_age(path, &at.load()?);
-        }
         let keyring = at.load()?;
-        let mut refused = None;
-        if keyring.slots().iter().any(|slot| slot.kind == SlotKind::Kms) {
-            let source = args.kms_source(at.profile(), Follow::Aws);
-            match tried(&keyring, &source) {
-                Ok(()) => return Ok(source.into()),
-                Err(failure) => refused = Some(failure),
+        if let Some(path) = &args.age_identity {
+            return by_age(path, &keyring);
+        }
+        let has_slot = keyring.slots().iter().any(|slot| slot.kind == SlotKind::Kms);
+        if args.kms || has_slot {
+            let follow = if args.kms { Follow::Any } else { Follow::Aws };
+            match by_kms(&args.kms_source(at.profile(), follow), &keyring) {
+                Err(refused) if !args.kms => {
+                    return prompt_for(&keyring, Some(refused)).map(Key::from);
+                }
+                outcome => return outcome,
             }
         }
-        prompt_for(&keyring, refused).map(Key::from)
+        prompt_for(&keyring, None).map(Key::from)
     }
 
     /// Reads the secret of a volume to be made at `store`; a prompt comes after a look at the store.
@@ -173,23 +172,38 @@ impl SecretArgs {
             follow,
         }
     }
+}
 
-    /// In a process of its own: plugins take threads, and this process may still have to fork.
-    fn by_age(&self, path: &Path, keyring: &Keyring) -> Outcome<Key> {
-        let content = read_file(path, IDENTITY_MAX)?;
-        let name = one_line(&path.display().to_string());
-        let found = aside_bytes(|| {
-            let found = open_age(keyring, content.clone(), &name, Arc::new(Terminal))?;
-            let mut bytes = Zeroizing::new(Vec::with_capacity(4 + found.seed.len()));
-            bytes.extend_from_slice(&found.slot.to_be_bytes());
-            bytes.extend_from_slice(&found.seed[..]);
-            Ok(bytes)
-        })?;
-        let broken = || Failure::new(Exit::General, "the process that opened the slot died");
-        let (slot, seed) = found.split_first_chunk().ok_or_else(broken)?;
-        let seed = Zeroizing::new(seed.try_into().map_err(|_| broken())?);
-        Ok(Found { slot: u32::from_be_bytes(*slot), seed }.into())
-    }
+/// What an age identity opens.
+fn by_age(path: &Path, keyring: &Keyring) -> Outcome<Key> {
+    let content = read_file(path, IDENTITY_MAX)?;
+    let name = one_line(&path.display().to_string());
+    found_aside(|| Ok(open_age(keyring, content.clone(), &name, Arc::new(Terminal))?))
+}
+
+/// What AWS KMS opens, with what there is on this machine.
+fn by_kms(source: &KmsSource, keyring: &Keyring) -> Outcome<Key> {
+    found_aside(|| {
+        let key = Key::from(source.clone());
+        let opened = super::runtime()?.block_on(unlock(keyring.clone(), &key))?;
+        Ok(Found { slot: opened.slot, seed: opened.seed })
+    })
+}
+
+/// Finds a seed in a process of its own: what asks for it takes threads, and this process may still
+/// have to fork; and what it leaves in memory (answers, private keys) ends with that process.
+fn found_aside(find: impl FnOnce() -> Outcome<Found>) -> Outcome<Key> {
+    let found = aside_bytes(|| {
+        let found = find()?;
+        let mut bytes = Zeroizing::new(Vec::with_capacity(4 + KEY));
+        bytes.extend_from_slice(&found.slot.to_be_bytes());
+        bytes.extend_from_slice(found.seed.expose());
+        Ok(bytes)
+    })?;
+    let broken = || Failure::new(Exit::General, "the process that opened the slot died");
+    let (slot, seed) = found.split_first_chunk().ok_or_else(broken)?;
+    let seed = Seed::from_bytes(seed.try_into().map_err(|_| broken())?);
+    Ok(Found { slot: u32::from_be_bytes(*slot), seed }.into())
 }
 
 impl KeyringAt<'_> {
@@ -215,15 +229,6 @@ impl KeyringAt<'_> {
         };
         Keyring::parse(&bytes).map_err(|e| StackError::from(e).into())
     }
-}
-
-/// Whether KMS opens a slot, with what there is on this machine.
-fn tried(keyring: &Keyring, source: &KmsSource) -> Outcome {
-    aside(|| {
-        let key = Key::from(source.clone());
-        let opened = super::runtime()?.block_on(unlock(keyring.clone(), &key));
-        Ok(opened.map(drop)?)
-    })
 }
 
 /// Asks for a passphrase of `keyring`, once it is clear that there is somebody to ask, and one to ask

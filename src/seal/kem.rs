@@ -31,6 +31,11 @@ impl Seed {
         Seed(InputKey::from_bytes(bytes))
     }
 
+    /// Its bytes, for another process of this program.
+    pub fn expose(&self) -> &[u8; KEY] {
+        self.0.expose()
+    }
+
     /// Its bytes, for tests that look for them where they must not be.
     #[doc(hidden)]
     pub fn expose_for_tests(&self) -> &[u8; KEY] {

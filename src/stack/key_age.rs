@@ -205,7 +205,7 @@ fn open_now(
             .map_err(|why| KeyringError::Kept { slot: slot.id, why }.into())
             .and_then(|stored| decrypt(&stored, &identities, slot.id));
         match outcome {
-            Ok(Some(seed)) if keyring.fits(slot.id, &Seed::from_bytes(&seed)) => {
+            Ok(Some(seed)) if keyring.fits(slot.id, &seed) => {
                 return Ok(Found { slot: slot.id, seed });
             }
             Ok(Some(_)) => refused = refused.or(Some(KeyringError::Altered.into())),
@@ -222,12 +222,18 @@ fn open_now(
     }))
 }
 
+/// Whether age reads the header of a file that [`AgeSlot`] takes; for fuzzing.
+#[doc(hidden)]
+pub fn reads(file: &[u8]) -> bool {
+    age::Decryptor::new(file).is_ok()
+}
+
 /// The seed in the age file of a slot; `None`: it is for others.
 fn decrypt(
     stored: &AgeSlot,
     identities: &[Box<dyn age::Identity>],
     slot: u32,
-) -> Result<Option<Zeroizing<[u8; KEY]>>, StackError> {
+) -> Result<Option<Seed>, StackError> {
     let opened = age::Decryptor::new(stored.file())
         .and_then(|file| file.decrypt(identities.iter().map(|identity| &**identity)));
     let mut reader = match opened {
@@ -245,7 +251,7 @@ fn decrypt(
     let mut seed = Zeroizing::new([0u8; KEY]);
     let read = reader.read_exact(&mut seed[..]).and_then(|()| reader.read(&mut [0; 1]));
     match read {
-        Ok(0) => Ok(Some(seed)),
+        Ok(0) => Ok(Some(Seed::from_bytes(&seed))),
         _ => Err(KeyringError::Altered.into()),
     }
 }
@@ -405,7 +411,7 @@ mod tests {
         let (ring, keys) = made.expect("made");
         for (secret, _) in [&one, &two] {
             let found = opened(&ring, secret).expect("opens");
-            let open = ring.open(found.slot, &Seed::from_bytes(&found.seed)).expect("its seed");
+            let open = ring.open(found.slot, &found.seed).expect("its seed");
             assert_eq!(open.volume_id(), keys.volume_id());
         }
         let e = opened(&ring, &other.0).expect_err("a stranger");

@@ -7,10 +7,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use zeroize::Zeroizing;
 
 use super::{Layers, StackError, load_keyring};
-use crate::seal::{KEY, Keyring, KeyringError, Secret, Seed, VolumeKeys};
+use crate::seal::{Keyring, KeyringError, Secret, Seed, VolumeKeys};
 
 /// Something that opens slots of a keyring.
 #[async_trait]
@@ -34,25 +33,19 @@ impl KeySource for Secret {
 }
 
 /// The seed of a slot that was opened before, while somebody could still be asked.
+#[derive(Debug)]
 pub struct Found {
     /// The slot.
     pub slot: u32,
     /// Its seed.
-    pub seed: Zeroizing<[u8; KEY]>,
-}
-
-impl fmt::Debug for Found {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Found(slot {}, {KEY} bytes)", self.slot)
-    }
+    pub seed: Seed,
 }
 
 #[async_trait]
 impl KeySource for Found {
     async fn seed(&self, keyring: &Keyring) -> Result<(u32, Seed), StackError> {
-        let seed = Seed::from_bytes(&self.seed);
-        match keyring.fits(self.slot, &seed) {
-            true => Ok((self.slot, seed)),
+        match keyring.fits(self.slot, &self.seed) {
+            true => Ok((self.slot, self.seed.clone())),
             false => Err(KeyringError::NoSuchSlot(self.slot).into()), // removed meanwhile
         }
     }

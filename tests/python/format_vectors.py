@@ -7,6 +7,7 @@ encapsulations of the keyring are random, so every run gives another, equally go
   python tests/python/format_vectors.py > tests/vectors/format_v2.json
 """
 
+import base64
 import hashlib
 import hmac
 import importlib.machinery
@@ -17,7 +18,7 @@ import struct
 import sys
 
 from cryptography.hazmat.primitives.asymmetric import mlkem, x25519
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -76,11 +77,51 @@ def encapsulate(public):
     return shared, share_m + share_x
 
 
-def slot(volume, epoch, root, number, kind, made_epoch, made_root, label, secret):
+def field(data):
+    return struct.pack(">H", len(data)) + data
+
+
+def base64_unpadded(data):
+    return base64.b64encode(data).rstrip(b"=")
+
+
+def bech32(prefix, data):
+    """Bytes as bech32 (BIP 173), in lower case."""
+    alphabet = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+    bits = "".join(f"{byte:08b}" for byte in data)
+    bits += "0" * (-len(bits) % 5)
+    values = [int(bits[i : i + 5], 2) for i in range(0, len(bits), 5)]
+    total = 1
+    ends = [ord(c) >> 5 for c in prefix] + [0] + [ord(c) & 31 for c in prefix]
+    for value in ends + values + [0] * 6:
+        top, total = total >> 25, (total & 0x1FFFFFF) << 5 ^ value
+        for i, generator in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):
+            total ^= generator if top >> i & 1 else 0
+    check = [(total ^ 1) >> 5 * (5 - i) & 31 for i in range(6)]
+    return prefix + "1" + "".join(alphabet[value] for value in values + check)
+
+
+def age_file(seed, public, ephemeral, file_key, nonce):
+    """An age file of a seed for one X25519 recipient (age-encryption.org/v1)."""
+    secret = x25519.X25519PrivateKey.from_private_bytes(ephemeral)
+    share = secret.public_key().public_bytes_raw()
+    shared = secret.exchange(x25519.X25519PublicKey.from_public_bytes(public))
+    wrap = reader.hkdf_sha256(shared, share + public, reader.AGE_X25519)
+    body = ChaCha20Poly1305(wrap).encrypt(bytes(12), file_key, None)
+    head = b"age-encryption.org/v1\n-> X25519 " + base64_unpadded(share) + b"\n"
+    head += base64_unpadded(body) + b"\n---"
+    mac = hmac.digest(reader.hkdf_sha256(file_key, b"", b"header"), head, "sha256")
+    payload = ChaCha20Poly1305(reader.hkdf_sha256(file_key, nonce, b"payload"))
+    sealed = payload.encrypt(bytes(11) + b"\x01", seed, None)
+    return head + b" " + base64_unpadded(mac) + b"\n" + nonce + sealed
+
+
+def slot(volume, epoch, root, number, kind, made_epoch, made_root, label, secret, params=None):
     salt = bytes([number]) * 32
-    params = {1: b"\x01" + salt + struct.pack(">III", 19 << 10, 2, 1), 2: salt, 4: b""}[kind]
-    secrets = {1: (secret, None, None), 2: (None, secret, None), 4: (None, None, secret)}[kind]
-    seed = reader.slot_seed(kind, params, *secrets)
+    if params is None:
+        params = {1: b"\x01" + salt + struct.pack(">III", 19 << 10, 2, 1), 2: salt, 4: b""}[kind]
+    given = (secret if n == kind else None for n in (1, 2, 4, 3, 5))
+    seed = reader.slot_seed(kind, params, *given) or secret
     head = struct.pack(">IBQIB", number, kind, 1_800_000_000 + number, made_epoch, len(label)) + label
     head += struct.pack(">H", len(params)) + params + reader.XWing(seed).public
     anchor_key = reader.expand(seed, b"sealfs slot anchor", 32)
@@ -107,15 +148,24 @@ def recovery_text(key):
     return "-".join(groups)
 
 
-def keyring(roots, passphrase, key_file, recovery):
-    """In epoch 3: the root of epoch 1 has left it, that of epoch 2 has not."""
+def keyring(roots, passphrase, key_file, recovery, kms_answer, age_key):
+    """In epoch 3: the root of epoch 1 has left it, that of epoch 2 has not. A slot of each kind."""
     volume, root = reader.volume_id(reader.local_key(roots[1])), roots[3]
     body = b"SEALFSKR\x02\x01\0\0" + struct.pack(">QQQQ", 0, 0, 0, 5) + volume
-    body += struct.pack(">IIHH", 3, 5, 3, 2)
+    body += struct.pack(">IIHH", 3, 8, 6, 2)
     body += slot(volume, 3, root, 1, 1, 1, roots[1], b"passphrase", passphrase)
     label = "kleiner Schlüssel".encode()
     body += slot(volume, 3, root, 3, 2, 2, roots[2], label, key_file)
     body += slot(volume, 3, root, 4, 4, 3, roots[3], b"paper", recovery)
+    arn = b"arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    params = field(arn) + field(b"eu-west-1") + field(b"") + field(bytes(range(0x80, 0xC0)))
+    body += slot(volume, 3, root, 5, 3, 3, roots[3], b"server", kms_answer, params)
+    public = x25519.X25519PrivateKey.from_private_bytes(age_key).public_key().public_bytes_raw()
+    file = age_file(bytes(range(0xE0, 0x100)), public, bytes([0x31]) * 32, bytes([0x32]) * 16, bytes([0x33]) * 16)
+    params = field(bech32("age", public).encode()) + field(file)
+    body += slot(volume, 3, root, 6, 5, 3, roots[3], b"age", age_key, params)
+    # Of a kind that a later version may have: kept, and never opened.
+    body += slot(volume, 3, root, 7, 200, 3, roots[3], b"later", bytes([0x34]) * 32, b"anything")
     old_key = reader.expand(root, b"sealfs old epochs", 32)
     for number, content, key in ((1, 2, reader.local_key(roots[1])), (2, 1, roots[2])):
         place = struct.pack(">I", 3), struct.pack(">I", number), bytes([content])
@@ -126,8 +176,10 @@ def keyring(roots, passphrase, key_file, recovery):
     signed = body + hmac.digest(mac_key, body, "sha512")[:32]
     whole = signed + hashlib.sha256(signed).digest()
     assert reader.recovery_key(recovery_text(recovery)) == recovery
-    for secret in ((passphrase, None), (None, key_file), (None, None, recovery)):
-        assert reader.unlock(whole, *secret) == (volume, {3: roots[3], 2: roots[2]})
+    secrets = passphrase, key_file, recovery, kms_answer, age_key
+    for at in range(len(secrets)):
+        one = (secret if i == at else None for i, secret in enumerate(secrets))
+        assert reader.unlock(whole, *one) == (volume, {3: roots[3], 2: roots[2]})
     return whole
 
 
@@ -299,7 +351,8 @@ def main():
     state_key = reader.expand(local, b"sealfs state", 32)
     name = "seg/4f/" + "4f" * 16
     passphrase, key_file = "correct horse battery staple".encode(), bytes(range(100))
-    recovery = bytes(range(0x80, 0xA0))
+    recovery, kms_answer = bytes(range(0x80, 0xA0)), bytes(range(0xC0, 0xE0))
+    age_key = bytes(range(0x10, 0x30))
     objects = []
     for epoch, length in ((1, 0), (1, 1), (1, 16383), (1, 16384), (1, 16385), (2, 40000), (3, 9)):
         context = reader.object_context(volume, epoch, name)
@@ -352,7 +405,9 @@ def main():
             "passphrase": passphrase.decode(),
             "key_file": key_file.hex(),
             "recovery_key": recovery_text(recovery),
-            "bytes": keyring(roots, passphrase, key_file, recovery).hex(),
+            "kms_answer": kms_answer.hex(),
+            "age_identity": bech32("age-secret-key-", age_key).upper(),
+            "bytes": keyring(roots, passphrase, key_file, recovery, kms_answer, age_key).hex(),
         },
     }
     json.dump(document, sys.stdout, indent=1)

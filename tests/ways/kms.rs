@@ -118,11 +118,13 @@ fn answer(action: &str, body: &Value, alias: &str) -> Result<Value, &'static str
     };
     if action.ends_with("Encrypt") {
         let held = json!([arn, body["EncryptionContext"], body["Plaintext"]]);
-        let blob = STANDARD.encode(held.to_string());
+        // Not to be mistaken for the plaintext.
+        let blob = STANDARD.encode(turned(held.to_string().as_bytes()));
         return Ok(json!({"KeyId": arn, "CiphertextBlob": blob}));
     }
     let blob = STANDARD.decode(body["CiphertextBlob"].as_str().unwrap_or_default());
-    let held: Value = serde_json::from_slice(&blob.unwrap_or_default()).unwrap_or_default();
+    let held: Value =
+        serde_json::from_slice(&turned(&blob.unwrap_or_default())).unwrap_or_default();
     if held[0] != arn {
         return Err("IncorrectKeyException");
     }
@@ -130,6 +132,10 @@ fn answer(action: &str, body: &Value, alias: &str) -> Result<Value, &'static str
         return Err("InvalidCiphertextException");
     }
     Ok(json!({"KeyId": arn, "Plaintext": held[2]}))
+}
+
+fn turned(bytes: &[u8]) -> Vec<u8> {
+    bytes.iter().map(|byte| !byte).collect()
 }
 
 /// The action and body of the next request.

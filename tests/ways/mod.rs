@@ -1,3 +1,40 @@
 //! What the tests of the ways into a volume share.
 
 pub mod kms;
+
+use std::fs;
+use std::process::Command;
+
+use crate::mounts::Volume;
+
+/// All memory of a process as a core dump would have it; `None`, said loudly, where that cannot be
+/// had.
+pub fn core_of(v: &Volume, pid: i32) -> Option<Vec<u8>> {
+    if Command::new("gcore").arg("--help").output().is_err() {
+        eprintln!("skipped: gcore is missing (apt install gdb)");
+        return None;
+    }
+    fs::write(format!("/proc/{pid}/coredump_filter"), "0x33").ok()?;
+    let dumped = Command::new("gcore").arg("-o").arg(v.path("core")).arg(pid.to_string()).output();
+    let file = v.path(&format!("core.{pid}"));
+    if !file.exists() {
+        eprintln!("skipped: gcore may not read the process: {dumped:?}");
+        return None;
+    }
+    let core = fs::read(&file).expect("reads");
+    fs::remove_file(file).expect("own file");
+    Some(core)
+}
+
+/// Whether `needle` is in `bytes`.
+pub fn holds(bytes: &[u8], needle: &[u8]) -> bool {
+    let Some((&first, rest)) = needle.split_first() else { return true };
+    let mut from = 0;
+    while let Some(at) = bytes[from..].iter().position(|&b| b == first) {
+        from += at + 1;
+        if bytes[from..].starts_with(rest) {
+            return true;
+        }
+    }
+    false
+}

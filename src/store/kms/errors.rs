@@ -67,7 +67,10 @@ impl Asked<'_> {
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
     {
         log::debug!("{} {}: {}", self.action, self.key, Causes(&error));
-        let failure = facts(&error);
+        let mut failure = facts(&error);
+        if let SdkError::ServiceError(answer) = &error {
+            failure = failure.answered(answer.err());
+        }
         self.verdict(&failure, &failure.what(&error))
     }
 

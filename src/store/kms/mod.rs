@@ -9,9 +9,7 @@ mod errors;
 
 pub use errors::{KmsError, KmsTrouble};
 
-use super::s3::{
-    Answers, CONNECT_TIMEOUT, ConnectError, Session, SessionAsk, input, is_this_machine,
-};
+use super::s3::{CONNECT_TIMEOUT, ConnectError, Session, SessionAsk, input, is_this_machine};
 use aws_sdk_kms::Client;
 use aws_sdk_kms::config::retry::RetryConfig;
 use aws_sdk_kms::config::timeout::TimeoutConfig;
@@ -110,8 +108,7 @@ impl Kms {
             .region(Region::new(region.clone()))
             .credentials_provider(session.credentials)
             .retry_config(retries)
-            .timeout_config(timeouts)
-            .interceptor(Answers);
+            .timeout_config(timeouts);
         if let Some(url) = &endpoint {
             config = config.endpoint_url(shown(url));
         }

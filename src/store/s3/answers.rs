@@ -20,7 +20,7 @@ pub(super) const PAGE_HINT: &str =
 /// Refuses successes that are pages, and gives requests without a body a length of none, which
 /// some servers insist on (411).
 #[derive(Debug)]
-pub(in crate::store) struct Answers;
+pub(super) struct Answers;
 
 impl Intercept for Answers {
     fn name(&self) -> &'static str {

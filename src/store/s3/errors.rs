@@ -420,6 +420,16 @@ impl Failure {
         Failure { status: Some(status), code: Some(code.into()), ..Failure::default() }
     }
 
+    /// With the code and message of an answer that can be read, however it is labelled: a service
+    /// that speaks JSON has no pages with a code.
+    pub(in crate::store) fn answered(mut self, answer: &dyn ProvideErrorMetadata) -> Failure {
+        if let Some(code) = answer.code() {
+            (self.code, self.page) = (Some(one_line(code)), false);
+            self.message = answer.message().map(said);
+        }
+        self
+    }
+
     /// The server's code.
     pub(in crate::store) fn code(&self) -> Option<&str> {
         self.code.as_deref()

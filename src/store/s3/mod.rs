@@ -27,7 +27,6 @@ mod tls;
 mod upload;
 mod write;
 
-pub(in crate::store) use answers::Answers;
 pub use bucket::{DefaultEncryption, Diagnosis, Ping, Setting, Versioning};
 pub(in crate::store) use causes::Causes;
 pub use client::{
