@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
-use sealfs::base::{Ino, JournalId, JournalPos, SegmentId, Timestamp};
+use sealfs::base::{ChainValue, Ino, JournalId, JournalPos, SegmentId, Timestamp};
 use sealfs::journal::disk_sim::SplitMix;
 use sealfs::meta::{
     CommitRow, DeadRow, Dirent, ExtentRow, Inode, InodeExtent, Kind, SegmentRow, keys,
@@ -125,8 +125,15 @@ fn make_the_seeds_of_the_rows() {
     write("dead", &DeadRow { birth: 7, death: 9 }.encode());
     write("key-owner", &keys::owner(segment, Ino(9), 1));
     let (journal, position) = (JournalId([3; 16]), JournalPos(8));
-    let commit = CommitRow { journal, position, sequence: 9, time_secs: 10, writer_epoch: 11 };
-    write("commit", &commit.encode());
+    let row = CommitRow {
+        journal,
+        position,
+        sequence: 9,
+        time_secs: 10,
+        writer_epoch: 11,
+        chain: ChainValue([12; 32]),
+    };
+    write("commit", &row.encode());
 }
 
 /// Makes the seeds of segments again, after a change of the format.
