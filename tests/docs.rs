@@ -25,6 +25,9 @@ const PAGES: &[&str] = &[
     "docs/KEYS.md",
     "docs/OPERATIONS.md",
     "docs/RELIABILITY.md",
+    "docs/USING.md",
+    "docs/COMPARISON.md",
+    "docs/TROUBLESHOOTING.md",
     "packaging/README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -200,6 +203,41 @@ fn every_constant_that_the_architecture_names_exists() {
     for name in named {
         assert!(code.contains(&format!("const {name}: ")), "{name} is nowhere in src/");
     }
+}
+
+#[test]
+fn the_readme_is_short_and_every_message_that_troubleshooting_explains_exists() {
+    // Guards against an explanation of a message that was reworded: whoever looks for it finds nothing.
+    // Messages are the code in the first column; `…` is what differs.
+    assert!(page("README.md").lines().count() <= 150, "the README is a first page");
+    let mut code = String::new();
+    for entry in walkdir::WalkDir::new(root().join("src")) {
+        let entry = entry.expect("the source tree can be listed");
+        if entry.path().extension().is_some_and(|e| e == "rs") {
+            code += &fs::read_to_string(entry.path()).expect("a source file");
+        }
+    }
+    // A string that goes on in the next line is one.
+    let mut joined = String::new();
+    let mut lines = code.split("\\\n");
+    joined += lines.next().unwrap_or_default();
+    lines.for_each(|line| joined += line.trim_start());
+    let (mut seen, mut unknown) = (0, Vec::new());
+    for line in page("docs/TROUBLESHOOTING.md").lines() {
+        let Some(cell) = line.strip_prefix("| ").and_then(|row| row.split(" | ").next()) else {
+            continue;
+        };
+        for message in cell.split('`').skip(1).step_by(2) {
+            seen += 1;
+            for part in message.split('…').map(str::trim).filter(|part| part.len() > 3) {
+                if !joined.contains(part) {
+                    unknown.push(part.to_owned());
+                }
+            }
+        }
+    }
+    assert!(seen > 40, "only {seen} messages are explained");
+    assert!(unknown.is_empty(), "nowhere in src/: {unknown:#?}");
 }
 
 /// The name that a heading can be linked by.
