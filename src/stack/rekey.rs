@@ -42,7 +42,7 @@ use crate::store::{Resealed, Sealed, sentence};
 /// Objects at a time, unless asked otherwise.
 pub const REKEY_PARALLEL: usize = 8;
 /// Megabytes of objects held at a time, as they are stored; in memory each counts three times.
-const ROOM_MIB: u32 = 96;
+const ROOM_MIB: u32 = 64;
 /// How long after its heartbeat a mount has certainly followed.
 const FOLLOW_GRACE: Duration = Duration::from_secs(30);
 /// Where the metadata's log lies below the STORE prefix.
