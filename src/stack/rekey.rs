@@ -10,7 +10,7 @@
 //! can arrive in an earlier epoch any more, and after a pass over all objects that began later and
 //! found none left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
@@ -258,6 +258,8 @@ struct Run<'a> {
     /// Objects of the log from this number on are sealed in `least` or later, those before it are
     /// left behind; 0 while that is not known.
     log_from: AtomicU64,
+    /// Objects of the log before that number which are sealed in `least` or later all the same.
+    new_log: Mutex<BTreeSet<u64>>,
     _sse: VolumeSse,
 }
 
@@ -284,6 +286,7 @@ impl<'a> Run<'a> {
             room: Semaphore::new(ROOM_MIB as usize),
             pace: options.rate.map(pace),
             log_from: AtomicU64::new(0),
+            new_log: Mutex::default(),
             _sse: sse,
         })
     }
@@ -515,12 +518,30 @@ impl<'a> Run<'a> {
     /// Objects of the log that are of an earlier epoch.
     async fn old_log_objects(&self) -> Result<u64, StackError> {
         let listing = |e| self.listing(e);
-        let (mut old, from) = (0, self.log_from.load(Relaxed));
+        let mut old = 0;
         let mut listed = self.layers.retry.list(Some(&LOG.into()));
         while let Some(meta) = listed.try_next().await.map_err(listing)? {
-            old += u64::from(log_number(&meta).is_some_and(|number| number < from));
+            old += u64::from(self.is_old_log(&meta).await);
         }
         Ok(old)
+    }
+
+    /// Whether an object of the log may be of an earlier epoch. From `log_from` on none is. One before
+    /// that was written since the epoch began if its header says so, which can be seen only as long as
+    /// the one before it is there, and is remembered.
+    async fn is_old_log(&self, meta: &ObjectMeta) -> bool {
+        let Some(number) = log_number(meta) else { return false }; // nobody reads it
+        if number >= self.log_from.load(Relaxed) || self.new_log.lock().contains(&number) {
+            return false;
+        }
+        match patiently(|| self.sealed.epoch_of(&meta.location)).await {
+            Ok(Some((epoch, _))) if epoch >= self.least => {
+                self.new_log.lock().insert(number);
+                false
+            }
+            // Also what cannot be told: it is left behind, and collected when it is old enough.
+            _ => true,
+        }
     }
 
     fn listing(&self, e: object_store::Error) -> StackError {
@@ -560,8 +581,7 @@ impl<'a> Run<'a> {
     async fn enter(&self, meta: &ObjectMeta, reseals: bool, pass: &Mutex<Pass>) {
         let role = role(meta);
         if role == Role::Log && reseals {
-            // Which epoch it is of its place says: it opens only behind the one before it.
-            let is_old = log_number(meta).is_some_and(|n| n < self.log_from.load(Relaxed));
+            let is_old = self.is_old_log(meta).await;
             let mut pass = pass.lock();
             if is_old {
                 pass.old_log_objects += 1;
