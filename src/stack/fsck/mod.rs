@@ -48,6 +48,8 @@ pub(super) use paths::printable;
 
 /// The state that is checked stays as it is for this long: readers refresh no earlier.
 const FROZEN: Duration = Duration::from_secs(24 * 3600);
+/// How often the metadata are opened because somebody has committed meanwhile.
+const FROZEN_TRIES: u32 = 5;
 /// How long a repair may take to reach the bucket.
 const SYNC_MAX: Duration = Duration::from_secs(600);
 /// The same when it was stopped.
@@ -145,10 +147,21 @@ struct Volume {
 }
 
 impl Volume {
-    /// The metadata as they are now; later commits do not show in it.
+    /// The metadata as they are now; later commits do not show in it. A commit that comes in while
+    /// they are opened has it begin again.
     async fn frozen(&self) -> Result<Kv, StackError> {
-        let options = self.kv_options.clone();
-        Ok(Kv::open_reader(self.store.clone(), options, OPEN_TIMEOUT).await?)
+        for _ in 1..FROZEN_TRIES {
+            let apart = Arc::new(self.sealed.apart());
+            let opened = self.frozen_from(apart.clone()).await;
+            if opened.is_ok() || !apart.is_behind() {
+                return opened;
+            }
+        }
+        self.frozen_from(Arc::new(self.sealed.apart())).await
+    }
+
+    async fn frozen_from(&self, apart: Arc<Sealed>) -> Result<Kv, StackError> {
+        Ok(Kv::open_to_check(apart, self.kv_options.clone(), OPEN_TIMEOUT).await?)
     }
 }
 
