@@ -410,3 +410,97 @@ fn a_daemon_that_is_killed_while_it_cleans_loses_nothing() {
     assert!(std::fs::read(v.at("db")).expect("reads") == wanted, "on another machine");
     v.umount();
 }
+
+/// Segments by their rows, and how many `b` rows there are.
+async fn shares(m: &Mounted) -> (Vec<SegmentRow>, usize) {
+    let (from, to) = keys::all_with_tag(b'b');
+    let owners = m.view().kv().scan(&from, &to, 100_000, 1 << 16).await.expect("scans");
+    (rows(m).await, owners.len())
+}
+
+async fn copy(m: &Mounted, from: Ino, at: u64, to: Ino, to_at: u64, len: u64) {
+    let copied = m.fs.copy_file_range(volume::CALLER, from, at, to, to_at, len).await;
+    assert_eq!(copied, Ok(len));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_files_share_is_moved_once_and_stays_shared() {
+    // Guards against cleaning that makes two of what was one, loses who else has it, or takes
+    // for dead what only a copy has: of 8 MiB, a few ranges are shared in every way, and the rest goes.
+    let bench = Bench::new().await;
+    let idle = |o: &mut MountOptions| {
+        eager(0, 100)(o);
+        o.commit_interval = Duration::from_secs(3600);
+    };
+    let m = bench.mount_with(idle).await.expect("mounts");
+    let data = noise(8 * MIB as usize, 3);
+    let a = write_file(&m.fs, Ino::ROOT, "a", &data).await;
+    let own = write_file(&m.fs, Ino::ROOT, "own", &noise(100_000, 8)).await;
+    assert!(m.sync(LONG).await);
+    let (b, c) = (
+        write_file(&m.fs, Ino::ROOT, "b", b"").await,
+        write_file(&m.fs, Ino::ROOT, "c", b"").await,
+    );
+    // The same twice, overlapping ones, and twice in one file.
+    copy(&m, a, MIB, b, 0, 300_000).await;
+    copy(&m, a, MIB + 200_000, c, 77, 300_000).await;
+    copy(&m, a, 3 * MIB, c, 500_000, 10_000).await;
+    copy(&m, a, 3 * MIB + 5_000, c, 600_000, 10_000).await;
+    copy(&m, c, 500_000, a, 9 * MIB, 10_000).await;
+    assert!(m.sync(LONG).await);
+    assert!(m.shutdown(LONG).await);
+    let m = bench.mount_with(idle).await.expect("mounts");
+    // What is left of the first: the beginning, which nobody shares, and what is at its end.
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    m.fs.fallocate(volume::CALLER, a, 50_000, 9 * MIB - 50_000, mode).await.expect("punches");
+    assert!(m.sync(LONG).await);
+    let mut wanted: Vec<Vec<u8>> =
+        vec![vec![0; 9 * MIB as usize], data[MIB as usize..][..300_000].to_vec(), vec![0; 610_000]];
+    wanted[0][..50_000].copy_from_slice(&data[..50_000]);
+    wanted[0].extend(&data[3 * MIB as usize..][..10_000]);
+    wanted[2][77..300_077].copy_from_slice(&data[MIB as usize + 200_000..][..300_000]);
+    wanted[2][500_000..510_000].copy_from_slice(&data[3 * MIB as usize..][..10_000]);
+    wanted[2][600_000..].copy_from_slice(&data[3 * MIB as usize + 5_000..][..10_000]);
+    let look = async |m: &Mounted| {
+        for (name, wanted) in ["a", "b", "c"].iter().zip(&wanted) {
+            assert!(read_file(&m.fs, name).await == *wanted, "{name}");
+        }
+    };
+    look(&m).await;
+    let (before, owners) = shares(&m).await;
+    let live: u64 = before.iter().map(|row| row.live).sum();
+    assert_eq!(live, 50_000 + 10_000 + 300_000 + 300_000 + 20_000 + 100_000, "each reference");
+    assert_eq!(owners, 3, "a, which shares with itself, b and c");
+    assert!(m.shutdown(LONG).await);
+    assert_sound(&bench).await;
+
+    let m = bench.mount_with(eager(1, 100)).await.expect("mounts");
+    until("moved", async || m.control.status().cleaned_bytes >= 680_000).await;
+    until("settled", async || rows(&m).await.iter().all(|row| row.live > row.size / 2)).await;
+    look(&m).await;
+    let (after, owners) = shares(&m).await;
+    let size: u64 = after.iter().map(|row| row.size).sum();
+    assert_eq!(size, 50_000 + 500_000 + 15_000 + 100_000, "each byte once: {after:?}");
+    assert_eq!(after.iter().map(|row| row.live).sum::<u64>(), live);
+    assert!((1..=4).contains(&owners), "{owners}");
+    assert_eq!(read_file(&m.fs, "own").await, noise(100_000, 8));
+    // And once more, found by the new summary and the new rows.
+    m.fs.unlink(Ino::ROOT, "own".into()).await.expect("unlinks");
+    m.fs.forget(own, 2);
+    let more = write_file(&m.fs, Ino::ROOT, "more", &noise(1000, 1)).await;
+    assert!(m.sync(LONG).await);
+    copy(&m, c, 0, more, 1000, 610_000).await;
+    let mut grown = noise(1000, 1);
+    grown.extend(&wanted[2]);
+    assert!(m.sync(LONG).await);
+    assert_eq!(read_file(&m.fs, "more").await, grown);
+    assert!(m.shutdown(LONG).await);
+    let m = bench.mount_with(eager(1, 2)).await.expect("mounts");
+    until("one segment", async || rows(&m).await.len() == 1).await;
+    look(&m).await;
+    assert_eq!(read_file(&m.fs, "more").await, grown);
+    let size: u64 = rows(&m).await.iter().map(|row| row.size).sum();
+    assert_eq!(size, 50_000 + 500_000 + 15_000 + 1000);
+    assert!(m.shutdown(LONG).await);
+    assert_sound(&bench).await;
+}

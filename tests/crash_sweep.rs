@@ -68,6 +68,8 @@ enum Step {
     Truncate(&'static str, u64),
     Rename(&'static str, &'static str),
     Link(&'static str, &'static str),
+    /// From a file at an offset to the other at an offset, so many bytes: `copy_file_range`.
+    Share(&'static str, u64, &'static str, u64, usize),
     Unlink(&'static str),
     /// `fsync`: durable on this machine from here on.
     Fsync,
@@ -75,9 +77,9 @@ enum Step {
     Sync,
 }
 
-use Step::{Fsync, Link, Mkdir, Rename, Sync, Truncate, Unlink, Write};
+use Step::{Fsync, Link, Mkdir, Rename, Share, Sync, Truncate, Unlink, Write};
 
-const WORK: [Step; 26] = [
+const WORK: [Step; 33] = [
     Mkdir("d"),
     Write("a", 0, 30_000),
     Write("d/b", 0, 5),
@@ -86,22 +88,32 @@ const WORK: [Step; 26] = [
     Write("a", 10_000, 50),
     Rename("d/b", "c"),
     Write("new", 0, 100),
+    // Shares what is in the bucket and what is not.
+    Write("copy", 0, 4),
+    Share("a", 5_000, "copy", 100, 20_000),
     Fsync,
     Rename("new", "a"),
     Mkdir("d/e"),
     Write("d/e/f", 100_000, 40_000),
+    Share("d/e/f", 99_000, "copy", 300, 2_000),
     Sync,
     Link("d/e/f", "hard"),
+    // The last who have it are those who share it.
+    Share("copy", 100, "copy", 30_000, 20_000),
     Truncate("d/e/f", 110_000),
     Unlink("c"),
     Fsync,
     Write("hard", 120_000, 9),
+    Share("hard", 105_000, "a", 7, 16_000),
     Truncate("a", 0),
     Write("a", 0, 77),
     Sync,
     Unlink("hard"),
     Rename("d/e", "moved"),
+    Share("copy", 0, "moved/f", 50, 60_000),
     Fsync,
+    // What pending files share is not moved: from here on it may be.
+    Sync,
     Unlink("moved/f"),
     Write("last", 0, 1_000),
 ];
@@ -121,6 +133,14 @@ fn apply(tree: &mut Tree, links: &mut BTreeMap<String, String>, n: usize, step: 
             let (at, end) = (at as usize, at as usize + len);
             bytes.resize(bytes.len().max(end), 0);
             bytes[at..end].copy_from_slice(&pattern(n, len));
+        }
+        Share(from, at, to, offset, len) => {
+            let from = tree[&real(links, from)].clone().expect("a file");
+            let piece = &from[(at as usize).min(from.len())..(at as usize + len).min(from.len())];
+            let bytes = tree.get_mut(&real(links, to)).and_then(|b| b.as_mut()).expect("a file");
+            let (offset, end) = (offset as usize, offset as usize + piece.len());
+            bytes.resize(bytes.len().max(end), 0);
+            bytes[offset..end].copy_from_slice(piece);
         }
         Truncate(path, len) => {
             let path = real(links, path);
@@ -207,6 +227,12 @@ async fn perform(m: &Mounted, n: usize, step: Step) -> std::result::Result<(), F
             };
             let data = Bytes::from(pattern(n, len));
             fs.write(ino, offset, data, WriteFlags::default()).await?;
+        }
+        Share(from, offset, to, to_offset, len) => {
+            let ((dir, name), (to_dir, to)) = (at(fs, from).await?, at(fs, to).await?);
+            let from = fs.lookup(dir, name).await?.ino;
+            let to = fs.lookup(to_dir, to).await?.ino;
+            fs.copy_file_range(CALLER, from, offset, to, to_offset, len as u64).await?;
         }
         Truncate(path, size) => {
             let (dir, name) = at(fs, path).await?;
@@ -363,7 +389,7 @@ async fn sweep(clean: CleanOptions) {
     let whole = Gated::new(bucket.clone(), Mortal::new(u64::MAX, true));
     let bench = Bench { store: whole.clone(), ..bench };
     let m = mounted(&bench, None, clean).await.expect("mounts");
-    assert_eq!(work(&m).await.bucket, 21, "without a fault everything is synced");
+    assert_eq!(work(&m).await.bucket, 31, "without a fault everything is synced");
     // A round moves on a task of its own, perhaps after the last commit.
     let cleaned = || m.control.status().cleaned_bytes;
     let deadline = Instant::now() + LONG;

@@ -10,6 +10,7 @@ use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use sealfs::base::Ino;
 use sealfs::fs::{Caller, Fs, FsError, RenameFlags, SetAttr, WriteFlags};
+use sealfs::meta::{Inode, keys};
 use sealfs::seal::{KdfParams, Secret};
 use sealfs::stack::{InitOptions, MountOptions, Mounted, StackError, StoreOptions, init, mount};
 use sealfs::store::Location;
@@ -206,6 +207,233 @@ async fn ten_thousand_small_files_make_few_objects() {
         assert_eq!(&data[..], &[i as u8; 4096]);
     }
     eprintln!("cold reads in {:?} {:?}", t.elapsed(), m.requests());
+    m.shutdown(Duration::from_secs(20)).await;
+}
+
+/// Where the rows say that a file's data is: its only extent (start, length), and how many `e` rows.
+async fn shape(m: &Mounted, ino: Ino) -> (Option<(u64, u64)>, usize) {
+    assert!(m.sync(Duration::from_secs(20)).await, "synced");
+    let row = m.view().kv().get(&keys::inode(ino)).await.expect("reads").expect("there");
+    let (inode, extent) = Inode::decode_with(&row).expect("decodes");
+    let (from, to) = keys::extents_above(ino, inode.generation, 0);
+    let rows = m.view().kv().scan(&from, &to, 1000, 1 << 16).await.expect("scans");
+    (extent.map(|e| (e.start, e.len)), rows.len())
+}
+
+async fn change(m: &Mounted, ino: Ino, set: SetAttr) {
+    m.fs.setattr(ROOT, ino, set).await.expect("changes");
+}
+
+async fn resize(m: &Mounted, ino: Ino, size: u64) {
+    change(m, ino, SetAttr { size: Some(size), ..SetAttr::default() }).await;
+}
+
+async fn punch(m: &Mounted, ino: Ino, at: u64, len: u64) {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    m.fs.fallocate(ROOT, ino, at, len, mode).await.expect("punches");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_of_one_extent_has_it_in_its_inode_row_whatever_happens_to_it() {
+    // Guards against an extent in both places, or in none, when a file comes to have one or several:
+    // after each change the rows are looked at, and what is read by a mount that knows nothing.
+    let (bucket, local) = (new_volume().await, tempfile::tempdir().expect("tempdir"));
+    let m = open(&bucket, local.path()).await.expect("mounts");
+    let made = m.fs.create(ROOT, Ino::ROOT, "f".into(), 0o644, 0).await.expect("creates");
+    let ino = made.ino;
+    let mut wanted: Vec<u8> = Vec::new();
+    let mut step = 0u8;
+    macro_rules! expect {
+        ($change:expr, $shape:expr) => {{
+            $change;
+            step += 1;
+            assert_eq!(shape(&m, ino).await, $shape, "step {step}");
+            assert!(read(&m.fs, ino).await == wanted, "step {step}");
+            m.view().invalidate();
+            assert!(read(&m.fs, ino).await == wanted, "step {step}, cold");
+        }};
+    }
+    let put = async |wanted: &mut Vec<u8>, at: usize, len: usize, fill: u8| {
+        write(&m.fs, ino, at as u64, &vec![fill; len]).await;
+        wanted.resize(wanted.len().max(at + len), 0);
+        wanted[at..at + len].fill(fill);
+    };
+    expect!((), (None, 0));
+    expect!(put(&mut wanted, 0, 100, 1).await, (Some((0, 100)), 0));
+    // Attributes alone: the place stays.
+    let perm = SetAttr { perm: Some(0o600), ..SetAttr::default() };
+    expect!(change(&m, ino, perm).await, (Some((0, 100)), 0));
+    expect!(put(&mut wanted, 0, 100, 2).await, (Some((0, 100)), 0));
+    expect!(put(&mut wanted, 100, 50, 3).await, (None, 2));
+    expect!(put(&mut wanted, 500, 50, 4).await, (None, 3));
+    expect!(
+        {
+            punch(&m, ino, 0, 100).await;
+            wanted[..100].fill(0);
+        },
+        (None, 2)
+    );
+    // The first of two goes, and what stays was not touched.
+    expect!(
+        {
+            punch(&m, ino, 0, 400).await;
+            wanted[..400].fill(0);
+        },
+        (Some((500, 50)), 0)
+    );
+    expect!(put(&mut wanted, 510, 10, 5).await, (None, 3));
+    expect!(put(&mut wanted, 490, 100, 6).await, (Some((490, 100)), 0));
+    expect!(
+        {
+            resize(&m, ino, 520).await;
+            wanted.truncate(520);
+        },
+        (Some((490, 30)), 0)
+    );
+    expect!(
+        {
+            resize(&m, ino, 9000).await;
+            wanted.resize(9000, 0);
+        },
+        (Some((490, 30)), 0)
+    );
+    expect!(put(&mut wanted, 8000, 10, 7).await, (None, 2));
+    expect!(
+        {
+            resize(&m, ino, 600).await;
+            wanted.truncate(600);
+        },
+        (Some((490, 30)), 0)
+    );
+    expect!(
+        {
+            punch(&m, ino, 0, 600).await;
+            wanted.fill(0);
+        },
+        (None, 0)
+    );
+    expect!(put(&mut wanted, 5, 5, 8).await, (Some((5, 5)), 0));
+    // A new data generation, with and without something in it.
+    expect!(
+        {
+            resize(&m, ino, 0).await;
+            wanted.clear();
+        },
+        (None, 0)
+    );
+    expect!(put(&mut wanted, 0, 9, 9).await, (Some((0, 9)), 0));
+    expect!(
+        {
+            resize(&m, ino, 0).await;
+            wanted.clear();
+            put(&mut wanted, 0, 4, 10).await;
+        },
+        (Some((0, 4)), 0)
+    );
+    let rows = async |tag| {
+        let (from, to) = keys::all_with_tag(tag);
+        m.view().kv().scan(&from, &to, 100, 1 << 16).await.expect("scans").len()
+    };
+    assert_eq!(rows(b's').await, 1, "all but the last are dead");
+    m.fs.unlink(Ino::ROOT, "f".into()).await.expect("unlinks");
+    m.fs.forget(ino, 1);
+    assert!(m.sync(Duration::from_secs(20)).await);
+    assert_eq!((rows(b's').await, rows(b'e').await), (0, 0));
+    let report = sealfs::commit::check::check(m.view().kv(), Default::default(), &0.into()).await;
+    assert_eq!(report.expect("checks").0.problems(), [""; 0]);
+    m.shutdown(Duration::from_secs(20)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_moves_no_data_and_outlives_what_it_was_copied_from() {
+    // Guards against a copy that reads and uploads what is there already, of what is in the bucket
+    // and of what is only in the journal; against one that goes with its source, or follows it; and
+    // against accounts that a copy, or its end, puts wrong.
+    const MIB: usize = 1 << 20;
+    let (bucket, local) = (new_volume().await, tempfile::tempdir().expect("tempdir"));
+    let m = open(&bucket, local.path()).await.expect("mounts");
+    let make = async |name: &str| {
+        let made = m.fs.create(ROOT, Ino::ROOT, name.into(), 0o644, 0).await.expect("creates");
+        made.ino
+    };
+    let copy =
+        async |from, at, to, to_at, len| m.fs.copy_file_range(ROOT, from, at, to, to_at, len).await;
+    let old: Vec<u8> = (0..20 * MIB).map(|n| (n * 31 + n / 251) as u8).collect();
+    let a = make("a").await;
+    for (n, piece) in old.chunks(MIB).enumerate() {
+        write(&m.fs, a, (n * MIB) as u64, piece).await;
+    }
+    assert!(m.sync(Duration::from_secs(60)).await);
+    let uploaded = async || {
+        let segments: Vec<_> = bucket.list(Some(&"seg".into())).try_collect().await.expect("lists");
+        segments.iter().map(|segment| segment.size).sum::<u64>()
+    };
+    let journalled = || m.view().pending_bytes().1;
+    let before = uploaded().await;
+    let b = make("b").await;
+    assert_eq!(copy(a, 0, b, 0, u64::MAX).await, Ok(old.len() as u64), "in one go");
+    assert_eq!(journalled(), 0);
+    assert!(m.sync(Duration::from_secs(60)).await);
+    assert_eq!(uploaded().await, before, "what the bucket has");
+    // The source goes on to change, and goes.
+    write(&m.fs, a, 5, b"changed").await;
+    // What is pending is shared as well, and what is not beside it; then the source is written again.
+    let new = vec![7; 3 * MIB];
+    for n in 0..3 {
+        write(&m.fs, b, ((30 + n) * MIB) as u64, &new[..MIB]).await;
+    }
+    let c = make("c").await;
+    let from = (19 * MIB + 5) as u64;
+    assert_eq!(copy(b, from, c, 11, 100 * MIB as u64).await, Ok(33 * MIB as u64 - from));
+    assert_eq!(journalled(), 3 * MIB as u64 + 7, "the copy adds nothing");
+    write(&m.fs, b, (31 * MIB) as u64, &[9; 100]).await;
+    m.fs.unlink(Ino::ROOT, "a".into()).await.expect("unlinks");
+    m.fs.forget(a, 1);
+    assert!(m.sync(Duration::from_secs(60)).await);
+    let more = uploaded().await - before;
+    assert!((3 * MIB as u64..3 * MIB as u64 + 10_000).contains(&more), "{more} more");
+    // Within one file, and as the man page says it of the edges.
+    assert_eq!(copy(c, 0, c, 10, 20).await, Err(FsError::Invalid), "they overlap");
+    assert_eq!(copy(c, 0, c, 20, 20).await, Ok(20));
+    assert_eq!(copy(c, 40 * MIB as u64, c, 0, 20).await, Ok(0), "behind its end");
+    assert_eq!(copy(c, 0, c, i64::MAX as u64, 1).await, Err(FsError::FileTooBig));
+    let mut c_wanted = vec![0; 11];
+    c_wanted.extend(&old[from as usize..]);
+    c_wanted.resize(11 + 30 * MIB - from as usize, 0);
+    c_wanted.extend(&new);
+    c_wanted.copy_within(0..20, 20);
+    let mut b_wanted = old.clone();
+    b_wanted.resize(30 * MIB, 0);
+    b_wanted.extend(&new);
+    b_wanted[31 * MIB..31 * MIB + 100].fill(9);
+    assert!(read(&m.fs, c).await == c_wanted && read(&m.fs, b).await == b_wanted);
+    // Not in the bucket yet: the journal alone has it.
+    assert_eq!(copy(b, 0, make("d").await, 0, 50).await, Ok(50));
+    assert!(!m.shutdown(Duration::ZERO).await);
+    let m = open(&bucket, local.path()).await.expect("mounts again");
+    let d = m.fs.lookup(Ino::ROOT, "d".into()).await.expect("there").ino;
+    assert_eq!(read(&m.fs, d).await, old[..50]);
+    assert!(m.shutdown(Duration::from_secs(60)).await);
+    let elsewhere = tempfile::tempdir().expect("tempdir");
+    let m = open(&bucket, elsewhere.path()).await.expect("mounts elsewhere");
+    assert!(read(&m.fs, c).await == c_wanted && read(&m.fs, b).await == b_wanted);
+    let check = async || {
+        let report =
+            sealfs::commit::check::check(m.view().kv(), Default::default(), &0.into()).await;
+        assert_eq!(report.expect("checks").0.problems(), [""; 0]);
+    };
+    check().await;
+    for name in ["b", "c", "d"] {
+        m.fs.unlink(Ino::ROOT, name.into()).await.expect("unlinks");
+    }
+    [b, c, d].iter().for_each(|ino| m.fs.forget(*ino, 2));
+    assert!(m.sync(Duration::from_secs(60)).await);
+    check().await;
+    for tag in [b's', b'b', b'e'] {
+        let (from, to) = keys::all_with_tag(tag);
+        let rows = m.view().kv().scan(&from, &to, 100, 1 << 16).await.expect("scans");
+        assert_eq!(rows, [], "nothing is left of {}", char::from(tag));
+    }
     m.shutdown(Duration::from_secs(20)).await;
 }
 

@@ -1,5 +1,11 @@
 //! What a commit writes besides the rows of its batches, and the accounts of segments: how many
 //! bytes of each are referred to, since when there is one, and since when it is dead.
+//!
+//! Files may share bytes of a segment. Each reference counts, so `live` is the sum of all extents'
+//! lengths, and a segment is dead when it is 0. Who refers to a segment in places that its summary
+//! does not name has a `b` row, so that cleaning finds every reference: one that it did not find would
+//! keep the old segment, and the bytes would be there twice. A row that has become needless does no
+//! harm; those of a segment go with it at the latest.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,7 +15,7 @@ use super::pending::FileKey;
 use super::view::{View, ViewError};
 use crate::base::SegmentId;
 use crate::data::Extent;
-use crate::meta::{DeadRow, DecodeError, ExtentRow, Key, SegmentRow, keys};
+use crate::meta::{DeadRow, DecodeError, ExtentRow, Key, OrphanData, SegmentRow, keys};
 use crate::store::segments::Layout;
 
 /// Rows that a commit writes besides those of its batches.
@@ -19,6 +25,9 @@ pub struct Changes {
     pub rows: BTreeMap<Key, Option<Bytes>>,
     /// Change of live bytes by segment.
     live: HashMap<SegmentId, i64>,
+    /// By segment, the files of which a `b` row says that they share it (`true`), or that it need
+    /// not say so any more.
+    owners: BTreeMap<SegmentId, BTreeMap<FileKey, bool>>,
 }
 
 /// A segment that was just uploaded.
@@ -74,6 +83,16 @@ impl Changes {
         self.rows.insert(keys::dead_segment(since_secs, id), Some(row.encode()));
     }
 
+    /// The file refers to the segment in other places than the segment itself says.
+    pub fn share(&mut self, id: SegmentId, file: FileKey) {
+        self.owners.entry(id).or_default().insert(file, true);
+    }
+
+    /// The file does not refer to the segment any more.
+    pub(super) fn disown(&mut self, id: SegmentId, file: FileKey) {
+        self.owners.entry(id).or_default().entry(file).or_insert(false);
+    }
+
     /// Counts an extent that there is now.
     pub(super) fn gain(&mut self, extent: &Extent) {
         *self.live.entry(extent.segment).or_default() += (extent.end - extent.start) as i64;
@@ -115,7 +134,9 @@ pub async fn settle_segments(
     let mut freed = 0;
     let mut totals = std::mem::take(&mut out.live);
     totals.retain(|_, delta| *delta != 0);
-    for id in new.keys() {
+    let owners = std::mem::take(&mut out.owners);
+    let shared = owners.iter().filter(|(_, files)| files.values().any(|shares| *shares));
+    for id in new.keys().chain(shared.map(|(id, _)| id)) {
         totals.entry(*id).or_insert(0);
     }
     for (id, delta) in totals {
@@ -140,6 +161,14 @@ pub async fn settle_segments(
             log::error!("segment {id} would have {} {delta:+} live bytes", row.live);
             0
         });
+        if row.live > 0 {
+            let files = owners.get(&id).into_iter().flatten();
+            settle_owners(view, out, id, &mut row, files).await?;
+        } else if row.owners > 0 {
+            let (from, to) = keys::owners(id);
+            let rows = view.kv().scan(&from, &to, usize::MAX, 1 << 16).await?;
+            rows.iter().for_each(|(key, _)| drop(out.rows.insert(key[..].into(), None)));
+        }
         if row.live == 0 {
             out.rows.insert(key, None);
             out.bury(id, now.secs, DeadRow { birth: row.birth, death: now.death });
@@ -148,4 +177,32 @@ pub async fn settle_segments(
         }
     }
     Ok(freed)
+}
+
+/// Writes and deletes `b` rows of a segment, and counts them in its `row`.
+async fn settle_owners(
+    view: &View,
+    out: &mut Changes,
+    id: SegmentId,
+    row: &mut SegmentRow,
+    files: impl Iterator<Item = (&FileKey, &bool)>,
+) -> Result<(), ViewError> {
+    for (&(ino, generation), &shares) in files {
+        if !shares && row.owners == 0 {
+            continue;
+        }
+        let key = keys::owner(id, ino, generation);
+        match (view.kv().get(&key).await?.is_some(), shares) {
+            (false, true) => {
+                row.owners += 1;
+                out.rows.insert(key, Some(OrphanData::encode()));
+            }
+            (true, false) => {
+                row.owners = row.owners.saturating_sub(1);
+                out.rows.insert(key, None);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }

@@ -55,7 +55,7 @@ impl Committer {
             }
         };
         *self.sending.lock() = Sending::default();
-        self.view.retire(generation, stats, work.inodes.as_deref());
+        self.view.retire(generation, stats, work.inodes.as_deref(), &work.plan);
         self.journal.release(row.position);
         if !generation.dropped.is_empty() || work.has_abandoned() {
             self.reclaim.lock().wake();
@@ -186,6 +186,7 @@ impl Committer {
         for (ino, touched) in resolve::touched(generation, plan) {
             resolve::apply_inode(&self.view, &mut changes, ino, &touched).await?;
         }
+        plan.shares.iter().for_each(|&(id, file)| changes.share(id, file));
         let before = *self.committed.borrow();
         let sequence = before.sequence + 1;
         let chain = self.history.next(before.chain, sequence, &self.options.instance);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::base::Ino;
 use crate::meta::{DecodeError, Key};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Version byte, then the length of the head.
 const PRELUDE: usize = 5;
 
@@ -63,6 +63,38 @@ pub enum DataOp {
         /// The data generation that begins.
         generation: u32,
     },
+    /// From `offset` on, the file has what another (or itself, elsewhere) has now: the same bytes
+    /// in the same places, and the same holes. At most one in a batch, and the last operation.
+    Clone {
+        /// File.
+        ino: Ino,
+        /// Its data generation.
+        generation: u32,
+        /// First byte in the file.
+        offset: u64,
+        /// Where the bytes are.
+        from: CloneSource,
+    },
+}
+
+/// What a [`DataOp::Clone`] shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CloneSource {
+    /// File.
+    pub ino: Ino,
+    /// Its data generation.
+    pub generation: u32,
+    /// First byte in it.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+impl CloneSource {
+    /// End in the source (exclusive).
+    pub fn end(&self) -> u64 {
+        self.offset.saturating_add(self.len)
+    }
 }
 
 /// One atomic mutation. `data` is not part of it: it is passed along to the journal, so that
@@ -102,6 +134,14 @@ impl Batch {
     /// Whether it changes nothing.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty() && self.data.is_empty()
+    }
+
+    /// What it shares, if it does.
+    pub fn clone_source(&self) -> Option<CloneSource> {
+        self.data.iter().find_map(|op| match op {
+            DataOp::Clone { from, .. } => Some(*from),
+            _ => None,
+        })
     }
 
     /// Bytes of file data that the record carries behind the head.
@@ -144,13 +184,21 @@ impl Batch {
                 DataOp::Hole { ino, generation, start, end } => (1, ino, generation, start, end),
                 DataOp::Drop { ino, generation } => (2, ino, generation, 0, 0),
                 DataOp::Begin { ino, generation } => (3, ino, generation, 0, 0),
+                DataOp::Clone { ino, generation, offset, from } => {
+                    (4, ino, generation, offset, from.len)
+                }
             };
             out.push(tag);
             out.extend_from_slice(&ino.0.to_le_bytes());
             out.extend_from_slice(&generation.to_le_bytes());
-            if tag < 2 {
+            if matches!(tag, 0 | 1 | 4) {
                 out.extend_from_slice(&a.to_le_bytes());
                 out.extend_from_slice(&b.to_le_bytes());
+            }
+            if let DataOp::Clone { from, .. } = op {
+                out.extend_from_slice(&from.ino.0.to_le_bytes());
+                out.extend_from_slice(&from.generation.to_le_bytes());
+                out.extend_from_slice(&from.offset.to_le_bytes());
             }
         }
         let head = (out.len() - PRELUDE) as u32;
@@ -215,6 +263,21 @@ impl Batch {
                 }
                 2 => DataOp::Drop { ino, generation },
                 3 => DataOp::Begin { ino, generation },
+                4 => {
+                    let offset = u64::from_le_bytes(r.array()?);
+                    let len = u64::from_le_bytes(r.array()?);
+                    let from = CloneSource {
+                        ino: Ino(u64::from_le_bytes(r.array()?)),
+                        generation: r.u32()?,
+                        offset: u64::from_le_bytes(r.array()?),
+                        len,
+                    };
+                    let ends = offset.checked_add(len).and(from.offset.checked_add(len));
+                    if ends.is_none() || batch.clone_source().is_some() {
+                        return Err(DecodeError("impossible clone"));
+                    }
+                    DataOp::Clone { ino, generation, offset, from }
+                }
                 _ => return Err(DecodeError("unknown data operation")),
             });
         }
@@ -256,6 +319,8 @@ mod tests {
         batch.data.push(DataOp::Write { ino, generation, offset: 5, len: 6 });
         batch.data.push(DataOp::Hole { ino, generation, start: 7, end: u64::MAX });
         batch.data.push(DataOp::Drop { ino, generation });
+        let from = CloneSource { ino: Ino(8), generation: 3, offset: 1 << 40, len: 1 << 33 };
+        batch.data.push(DataOp::Clone { ino, generation, offset: 7, from });
         batch
     }
 

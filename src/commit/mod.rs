@@ -6,6 +6,7 @@
 //! | `batch` | one mutation and its bytes in a journal record |
 //! | `pending` | the pending generations: what is in the journal and not yet in the bucket |
 //! | `caches` | the committed rows and extents that a view keeps |
+//! | `page` | rows of a range, pending ones over committed ones |
 //! | `view` | reads: pending generations over cached rows over the metadata store |
 //! | `pack` | which byte goes into which segment (pure) |
 //! | `resolve` | new extents over old ones, in inode rows and `e` rows |
@@ -29,6 +30,7 @@ mod clean;
 pub mod committer;
 pub mod layouts;
 pub mod pack;
+pub mod page;
 pub mod pending;
 pub mod reclaim;
 pub mod replay;
@@ -37,7 +39,7 @@ pub mod scan;
 pub mod view;
 mod work;
 
-pub use batch::{Batch, DataOp, RowOp};
+pub use batch::{Batch, CloneSource, DataOp, RowOp};
 pub use clean::CleanOptions;
 pub use committer::{CommitError, CommitOptions, Committer, Gates, Progress, WriterState};
 pub use pending::{FileKey, Generation};

@@ -1,6 +1,9 @@
 //! Which pending byte goes into which segment. Pure.
 
-use crate::base::SegmentId;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+
+use crate::base::{JournalPos, SegmentId};
 use crate::data::Source;
 use crate::journal::RecordLoc;
 use crate::store::segments::{BYTES_PER_RANGE, Owned, RANGES_MAX};
@@ -76,6 +79,46 @@ pub struct Plan {
     /// For each file with pending contents, its changes in file order, and whether nothing of
     /// it is committed.
     pub files: Vec<(FileKey, Vec<Change>, bool)>,
+    /// What files share: each with a segment that has ranges of it written for others, or for
+    /// another place of it.
+    pub shares: BTreeSet<(SegmentId, FileKey)>,
+}
+
+/// Where ranges of records lie in segments, as far as they were placed.
+#[derive(Debug, Default)]
+pub struct Placed(HashMap<JournalPos, BTreeMap<u32, (u32, SegmentId, u64)>>);
+
+impl Placed {
+    /// All that a plan has placed.
+    pub fn of(plan: &Plan) -> Placed {
+        let mut placed = Placed::default();
+        for segment in &plan.segments {
+            let mut offset = 0;
+            for item in &segment.items {
+                placed.add(item, (segment.id, offset));
+                offset += u64::from(item.len);
+            }
+        }
+        placed
+    }
+
+    fn add(&mut self, item: &Item, (id, offset): (SegmentId, u64)) {
+        let of_record = self.0.entry(item.record.pos()).or_default();
+        of_record.insert(item.skip, (item.skip + item.len, id, offset));
+    }
+
+    /// How many bytes from `skip` of a record lie together, and where.
+    pub fn find(&self, record: RecordLoc, skip: u32) -> Option<(u32, (SegmentId, u64))> {
+        let of_record = self.0.get(&record.pos())?;
+        let (first, (end, id, offset)) = of_record.range(..=skip).next_back()?;
+        (skip < *end).then(|| (end - skip, (*id, offset + u64::from(skip - first))))
+    }
+
+    /// How many bytes from `skip` of a record lie nowhere yet, of at most `len`.
+    fn gap(&self, record: RecordLoc, skip: u32, len: u64) -> u64 {
+        let next = self.0.get(&record.pos()).and_then(|r| r.range(skip..).next());
+        next.map_or(len, |(first, _)| len.min(u64::from(first - skip)))
+    }
 }
 
 impl Plan {
@@ -91,6 +134,8 @@ impl Plan {
                 *id = new;
             }
         }
+        let renamed = |&(id, file)| (if id == old { new } else { id }, file);
+        self.shares = self.shares.iter().map(renamed).collect();
     }
 }
 
@@ -104,50 +149,83 @@ pub fn pack(
     let mut files: Vec<_> = generation.files.iter().filter(|(_, f)| !f.ranges.is_empty()).collect();
     files.sort_unstable_by_key(|(key, _)| **key);
     let bytes_max = bytes_max.min(SEGMENT_BYTES_MAX);
-    let mut plan = Plan::default();
+    // What is shared is placed once; without clones, nothing is.
+    let placed = (!generation.clones.is_empty()).then(Placed::default);
+    let mut packing = Packing { plan: Plan::default(), bytes_max, new_id: &mut new_id, placed };
     for (key, file) in files {
         let mut changes: Vec<Change> = Vec::new();
         for (start, end, source) in file.ranges.iter() {
             match source {
                 Source::Record { record, skip } => {
-                    let to = (&mut plan.segments, bytes_max);
-                    let (ino, generation) = *key;
-                    let range = Owned { ino, generation, offset: start, len: end - start };
-                    place(to, &mut changes, &mut new_id, range, record, skip)
+                    packing.place(*key, &mut changes, start..end, record, skip);
                 }
                 Source::Hole => changes.push(Change { start, end, to: None }),
-                Source::Segment { .. } => unreachable!("pending ranges are in the journal"),
+                Source::Segment { id, offset } => {
+                    packing.plan.shares.insert((id, *key));
+                    Change::add(&mut changes, start, end, (id, offset));
+                }
             }
         }
-        plan.files.push((*key, changes, file.fresh));
+        packing.plan.files.push((*key, changes, file.fresh));
     }
-    plan
+    packing.plan
 }
 
-fn place(
-    (segments, bytes_max): (&mut Vec<SegmentPlan>, u64),
-    changes: &mut Vec<Change>,
-    new_id: &mut impl FnMut() -> SegmentId,
-    mut range: Owned,
-    record: RecordLoc,
-    mut skip: u32,
-) {
-    while range.len > 0 {
-        if segments.last().is_none_or(|s| s.is_full(bytes_max)) {
+struct Packing<'a, F> {
+    plan: Plan,
+    bytes_max: u64,
+    new_id: &'a mut F,
+    placed: Option<Placed>,
+}
+
+impl<F: FnMut() -> SegmentId> Packing<'_, F> {
+    /// Places `range` of a file, which is in `record` from byte `skip` on.
+    fn place(
+        &mut self,
+        file: FileKey,
+        changes: &mut Vec<Change>,
+        Range { mut start, end }: Range<u64>,
+        record: RecordLoc,
+        mut skip: u32,
+    ) {
+        while start < end {
+            let found = self.placed.as_ref().and_then(|placed| placed.find(record, skip));
+            let (len, at) = match found {
+                Some((len, at)) => {
+                    self.plan.shares.insert((at.0, file));
+                    ((end - start).min(u64::from(len)) as u32, at)
+                }
+                None => {
+                    let placed = self.placed.as_ref();
+                    let most = placed.map_or(end - start, |p| p.gap(record, skip, end - start));
+                    let (ino, generation) = file;
+                    self.append(record, skip, Owned { ino, generation, offset: start, len: most })
+                }
+            };
+            // Written in order: the extent of the former piece goes on.
+            Change::add(changes, start, start + u64::from(len), at);
+            start += u64::from(len);
+            skip += len;
+        }
+    }
+
+    /// Adds as much of `range` as there is room for to the last segment, or begins one.
+    fn append(&mut self, record: RecordLoc, skip: u32, range: Owned) -> (u32, (SegmentId, u64)) {
+        let segments = &mut self.plan.segments;
+        if segments.last().is_none_or(|s| s.is_full(self.bytes_max)) {
             let (items, ranges) = (Vec::new(), Vec::new());
-            segments.push(SegmentPlan { id: new_id(), items, ranges, len: 0 });
+            segments.push(SegmentPlan { id: (self.new_id)(), items, ranges, len: 0 });
         }
         let segment = segments.last_mut().expect("one was just pushed");
-        let len = range.len.min(bytes_max - segment.len) as u32;
-        let at = (segment.id, segment.len);
-        segment.items.push(Item { record, skip, len });
-        Owned::add(&mut segment.ranges, Owned { len: len as u64, ..range });
-        segment.len += len as u64;
-        // Written in order: the extent of the former piece goes on.
-        Change::add(changes, range.offset, range.offset + len as u64, at);
-        range.offset += len as u64;
-        range.len -= len as u64;
-        skip += len;
+        let len = range.len.min(self.bytes_max - segment.len) as u32;
+        let (item, at) = (Item { record, skip, len }, (segment.id, segment.len));
+        segment.items.push(item);
+        Owned::add(&mut segment.ranges, Owned { len: u64::from(len), ..range });
+        segment.len += u64::from(len);
+        if let Some(placed) = &mut self.placed {
+            placed.add(&item, at);
+        }
+        (len, at)
     }
 }
 
@@ -155,12 +233,13 @@ fn place(
 mod tests {
     use super::*;
     use crate::base::{Ino, JournalPos};
-    use crate::commit::batch::{Batch, DataOp};
+    use crate::commit::batch::{Batch, CloneSource, DataOp};
+    use crate::data::Part;
 
     fn write(g: &mut Generation, ino: u64, offset: u64, len: u32) {
         let mut batch = Batch::default();
         batch.data.push(DataOp::Write { ino: Ino(ino), generation: 0, offset, len });
-        g.apply(batch, RecordLoc::for_tests(1), 40);
+        g.apply(batch, RecordLoc::for_tests(1), 40, &[]);
     }
 
     #[test]
@@ -220,5 +299,62 @@ mod tests {
         let order: Vec<_> = plan.files.iter().map(|((ino, _), c, _)| (ino.0, c[0].to)).collect();
         let at = |offset| Some((SegmentId([1; 16]), offset));
         assert_eq!(order, [(3, at(0)), (5, at(100)), (9, at(200))]);
+    }
+
+    #[test]
+    fn what_files_share_is_uploaded_once_however_it_overlaps() {
+        // Guards against a copy of what is pending being uploaded again, and against a place that is
+        // off by what was cut: every byte of every file is looked up in the segments.
+        let (record, later) = (RecordLoc::for_tests(1), RecordLoc::for_tests(2));
+        let part = |start, end, skip| Part { start, end, source: Source::Record { record, skip } };
+        let mut g = Generation::new(JournalPos(0));
+        write(&mut g, 9, 0, 100);
+        let mut clone = |ino, generation, offset, parts: &[Part]| {
+            let (first, last) = (parts[0].start, parts[parts.len() - 1].end);
+            let from = CloneSource { ino: Ino(9), generation: 0, offset: first, len: last - first };
+            let op = DataOp::Clone { ino: Ino(ino), generation, offset, from };
+            let batch = Batch { data: vec![op], ..Batch::default() };
+            g.apply(batch, later, 40, parts);
+        };
+        // Before the source in the order of inodes, and behind it; twice in one file.
+        clone(3, 0, 0, &[part(50, 70, 90)]);
+        clone(12, 4, 1000, &[part(0, 100, 40)]);
+        clone(12, 4, 60, &[part(30, 60, 70)]);
+        let mut next = 0;
+        let plan = pack(&g, 30, || {
+            next += 1;
+            SegmentId([next; 16])
+        });
+        assert_eq!(plan.segments.iter().map(|s| s.len).sum::<u64>(), 100, "each byte once");
+        let byte_at = |id: SegmentId, mut offset: u64| {
+            let segment = plan.segments.iter().find(|s| s.id == id).expect("in the plan");
+            for item in &segment.items {
+                if offset < u64::from(item.len) {
+                    return u64::from(item.skip) + offset;
+                }
+                offset -= u64::from(item.len);
+            }
+            panic!("behind the end of a segment");
+        };
+        let placed = Placed::of(&plan);
+        for (key, file) in &g.files {
+            let (_, changes, _) = plan.files.iter().find(|f| f.0 == *key).expect("planned");
+            for (start, end, source) in file.ranges.iter() {
+                let Source::Record { skip, .. } = source else { panic!("{source:?}") };
+                for at in start..end {
+                    let c = changes.iter().find(|c| (c.start..c.end).contains(&at)).expect("there");
+                    let (id, offset) = c.to.expect("data");
+                    let wanted = u64::from(skip) + (at - start);
+                    assert_eq!(byte_at(id, offset + (at - c.start)), wanted, "{key:?} at {at}");
+                    assert_eq!(
+                        placed.find(record, wanted as u32).expect("placed").1,
+                        (id, offset + (at - c.start))
+                    );
+                }
+            }
+        }
+        let sharing: BTreeSet<_> = plan.shares.iter().map(|(_, file)| file.0.0).collect();
+        assert!(sharing.contains(&12), "{:?}", plan.shares);
+        assert!(!plan.shares.iter().any(|(_, file)| file.0.0 == 3), "the first is no share");
     }
 }

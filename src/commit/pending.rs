@@ -4,15 +4,16 @@
 //! one. Coalescing is thereby free: a row keeps its last value, a temporary file that comes
 //! and goes within one generation leaves nothing, overwritten bytes are never uploaded.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hasher};
 use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::batch::{Batch, DataOp, RowOp};
-use crate::base::{Ino, JournalPos};
-use crate::data::{Overlay, Source};
+use super::pack::Placed;
+use crate::base::{Ino, JournalPos, SegmentId};
+use crate::data::{Overlay, Part, Source};
 use crate::journal::RecordLoc;
 use crate::meta::Key;
 use crate::meta::keys::{self, RECLAIM_INODE};
@@ -71,6 +72,10 @@ pub struct Generation {
     filter: Option<Filter>,
     /// When the first batch was applied.
     pub since: Option<Instant>,
+    /// Segments of which files share ranges, and perhaps some of which they do not any more.
+    pub shared: HashSet<SegmentId>,
+    /// Files that share ranges of records which were written for others.
+    pub clones: HashSet<FileKey>,
 }
 
 /// What a row costs in memory besides key and value: map node, two allocations, flags.
@@ -139,6 +144,8 @@ impl Generation {
             log_bytes: 0,
             filter: None,
             since: None,
+            shared: HashSet::new(),
+            clones: HashSet::new(),
         }
     }
 
@@ -159,8 +166,8 @@ impl Generation {
     }
 
     /// Applies `batch`, which is the record at `record` with its data starting at plaintext
-    /// byte `data_start`.
-    pub fn apply(&mut self, batch: Batch, record: RecordLoc, data_start: u32) {
+    /// byte `data_start`. `cloned` is what its clone shares, as parts of the source.
+    pub fn apply(&mut self, batch: Batch, record: RecordLoc, data_start: u32, cloned: &[Part]) {
         self.since.get_or_insert_with(Instant::now);
         self.last = record.pos();
         self.inodes += batch.inodes;
@@ -170,7 +177,8 @@ impl Generation {
             let (DataOp::Begin { ino, generation }
             | DataOp::Write { ino, generation, .. }
             | DataOp::Hole { ino, generation, .. }
-            | DataOp::Drop { ino, generation }) = op;
+            | DataOp::Drop { ino, generation }
+            | DataOp::Clone { ino, generation, .. }) = op;
             let touched = (ino, generation);
             let before = self.file_bytes(&touched);
             let (dropped, ranges) = (self.dropped.len() as u64, self.ranges_of(&touched));
@@ -193,6 +201,9 @@ impl Generation {
                     } else {
                         file.ranges.insert(start, end, Source::Hole);
                     }
+                }
+                DataOp::Clone { ino, generation, offset, from } => {
+                    self.share((ino, generation), offset, from.offset, cloned);
                 }
                 DataOp::Drop { ino, generation: RECLAIM_INODE } => {
                     self.forget_xattrs(ino);
@@ -217,6 +228,48 @@ impl Generation {
 
     fn ranges_of(&self, file: &FileKey) -> u64 {
         self.files.get(file).map_or(0, |f| f.ranges.len() as u64)
+    }
+
+    /// Puts `parts` of a source, from its byte `from` on, at `offset` of `file`.
+    fn share(&mut self, file: FileKey, offset: u64, from: u64, parts: &[Part]) {
+        let to = self.files.entry(file).or_default();
+        for part in parts {
+            let (start, end) = (offset + (part.start - from), offset + (part.end - from));
+            match part.source {
+                Source::Hole if to.fresh => to.ranges.cut(start, end),
+                source => to.ranges.insert(start, end, source),
+            }
+            match part.source {
+                Source::Hole => {}
+                Source::Record { .. } => drop(self.clones.insert(file)),
+                Source::Segment { id, .. } => drop(self.shared.insert(id)),
+            }
+        }
+    }
+
+    /// Records up to `last` are in the bucket, where `placed` says: what shares them shares the
+    /// segments from now on.
+    pub fn rebase(&mut self, last: JournalPos, placed: &Placed) {
+        for key in &self.clones {
+            let Some(file) = self.files.get_mut(key) else { continue };
+            let old = |source: &Source| matches!(source, Source::Record { record, .. } if record.pos() <= last);
+            let moved: Vec<_> = file.ranges.iter().filter(|(.., source)| old(source)).collect();
+            for (start, end, source) in moved {
+                let Source::Record { record, skip } = source else { continue };
+                let mut at = start;
+                while at < end {
+                    let skip = skip + (at - start) as u32;
+                    let found = placed.find(record, skip);
+                    let (len, to) =
+                        found.expect("what is pending was packed before it was committed");
+                    let stop = end.min(at + u64::from(len));
+                    let (id, offset) = to;
+                    file.ranges.insert(at, stop, Source::Segment { id, offset });
+                    self.shared.insert(id);
+                    at = stop;
+                }
+            }
+        }
     }
 
     /// Memory that the pending contents of `file` take: many small writes must count as much
@@ -282,7 +335,7 @@ mod tests {
     fn apply(generation: &mut Generation, build: impl FnOnce(&mut Batch)) {
         let mut batch = Batch::default();
         build(&mut batch);
-        generation.apply(batch, RecordLoc::for_tests(1), 10);
+        generation.apply(batch, RecordLoc::for_tests(1), 10, &[]);
     }
 
     #[test]

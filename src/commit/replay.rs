@@ -1,16 +1,20 @@
 //! Replaying the journal at mount: its records become pending changes again.
 
-use super::batch::Batch;
+use super::batch::{Batch, CloneSource};
 use super::committer::CommitError;
-use super::view::{View, ViewError};
+use super::view::{Lookup, View, ViewError};
+use crate::data::Part;
 use crate::journal::Journal;
+
+/// Tries to bring the extents of what a record shares into memory; nothing else is wanted there yet.
+const LOADS_MAX: u32 = 4;
 
 /// Applies the records of a journal to `view`, in order. Used at mount, before anything else
 /// touches it.
 ///
 /// # Errors
 /// A record that cannot be read or is not in the format: the mount must not go on without it.
-pub fn replay(
+pub async fn replay(
     view: &View,
     journal: &Journal,
     records: impl IntoIterator<Item = crate::journal::RecordLoc>,
@@ -18,10 +22,27 @@ pub fn replay(
     let mut count = 0;
     for record in records {
         let (batch, data_start) = batch_of(journal, record)?;
-        view.apply(batch, record, data_start);
+        let cloned = match batch.clone_source() {
+            Some(from) => parts_of(view, from).await?,
+            None => Vec::new(),
+        };
+        view.apply(batch, record, data_start, &cloned);
         count += 1;
     }
     Ok(count)
+}
+
+/// What a clone shares: the source as it is once all before is applied.
+async fn parts_of(view: &View, from: CloneSource) -> Result<Vec<Part>, CommitError> {
+    let file = (from.ino, from.generation);
+    for _ in 0..LOADS_MAX {
+        if let Lookup::Hit(parts) = view.parts_now(file, from.offset, from.end()) {
+            return Ok(parts);
+        }
+        view.load_extents(file, from.offset, from.end()).await?;
+    }
+    let why = format!("the extents of inode {} do not stay in memory", from.ino);
+    Err(CommitError::Internal(why))
 }
 
 /// The batch of a record, and where in the record its data begins.

@@ -4,7 +4,7 @@
 //! carry no extent: what operations change of an inode and where its data lies come together here,
 //! and only here, when the row is committed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 
@@ -144,7 +144,10 @@ pub async fn apply_inode(
     let mut carried = was;
     for &generation in &touched.dropped {
         match carried.take_if(|(of, _)| *of == generation) {
-            Some((_, extent)) => out.lose(&extent),
+            Some((_, extent)) => {
+                out.lose(&extent);
+                out.disown(extent.segment, (ino, generation));
+            }
             None => drop_rows(view, out, (ino, generation)).await?,
         }
     }
@@ -172,8 +175,21 @@ pub async fn apply_inode(
     Ok(())
 }
 
-/// Applies to the committed extents of one file what `changes` makes of those that touch `ranges`,
-/// which are in order, and some beside them (by end). Returns the bytes that changes name.
+/// The committed extents of one file that touch `ranges`, which are in order, and some beside them,
+/// by end.
+pub async fn extents_at(
+    view: &View,
+    file: FileKey,
+    ranges: impl Iterator<Item = (u64, u64)>,
+) -> Result<BTreeMap<u64, Extent>, ViewError> {
+    let before = view.committed_inode(file.0).await?;
+    let only = before.as_ref().and_then(|b| b.of(file.1));
+    Ok(Places::of(view, file, only, false, ranges).await?.all())
+}
+
+/// Moves committed extents of one file: applies what `changes` makes of those that touch `ranges`,
+/// which are in order, and some beside them (by end). Nobody may come to share them meanwhile
+/// ([`View::begin_moving`]). Returns the bytes that move.
 pub async fn move_extents(
     view: &View,
     out: &mut Changes,
@@ -240,6 +256,11 @@ impl Places {
         let mut new = changed(&old, changes);
         old.values().for_each(|e| out.lose(e));
         new.values().for_each(|e| out.gain(e));
+        if self.complete {
+            let kept: HashSet<_> = new.values().map(|e| e.segment).collect();
+            let gone = old.values().map(|e| e.segment).filter(|id| !kept.contains(id));
+            gone.for_each(|id| out.disown(id, self.file));
+        }
         let mut only = None;
         if may_carry && new.len() <= 1 {
             let other = match self.complete {
@@ -316,7 +337,10 @@ async fn drop_rows(view: &View, out: &mut Changes, file: FileKey) -> Result<(), 
     if file.1 != keys::RECLAIM_INODE {
         let (extents, complete_to) = view.scan_extents(file, 0, INLINE_DROP_EXTENTS + 1).await?;
         if complete_to == u64::MAX {
-            extents.iter().for_each(|e| out.delete_extent(file, e));
+            for extent in &extents {
+                out.delete_extent(file, extent);
+                out.disown(extent.segment, file);
+            }
             return Ok(());
         }
     }

@@ -5,24 +5,25 @@
 //! it may be called under a lock. `load_*` fetches what was missing and fills the caches; no
 //! lock is held while it waits.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::ops::Bound;
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::{Bytes, BytesMut};
-use parking_lot::{Mutex, RwLock};
+use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::batch::Batch;
 use super::caches::{ExtentCache, KnownExtents, RowCache};
+use super::pack::{Placed, Plan};
+use super::page::{Page, PendingRows, Scanned};
 use super::pending::{FileKey, Generation, key_hash};
 use super::resolve::{Committed, extent_of};
-use crate::base::{Ino, JournalPos};
+use crate::base::{Ino, JournalPos, SegmentId};
 use crate::data::plan::Pending;
 use crate::data::{Extent, Part};
 use crate::journal::RecordLoc;
 use crate::meta::{CommitRow, DecodeError, Inode, Key, Stats, keys};
-use crate::store::kv::{Kv, KvError, Row};
+use crate::store::kv::{Kv, KvError};
 
 /// Memory that pending rows take before commits do not wait for their interval.
 const BURST_ROW_BYTES_MAX: u64 = 16 << 20;
@@ -71,6 +72,21 @@ struct Layers {
 }
 
 impl Layers {
+    fn all(&mut self) -> impl Iterator<Item = &mut Generation> {
+        let frozen = self.frozen.iter_mut().map(|generation| {
+            Arc::get_mut(generation).expect("only the oldest is given out, until it retires")
+        });
+        std::iter::once(&mut self.active).chain(frozen)
+    }
+
+    /// What shares records up to `last`, which `plan` has placed, shares segments from now on.
+    fn rebase(&mut self, last: JournalPos, plan: &Plan) {
+        if self.newest_first().any(|g| !g.clones.is_empty()) {
+            let placed = Placed::of(plan);
+            self.all().for_each(|g| g.rebase(last, &placed));
+        }
+    }
+
     fn newest_first(&self) -> impl Iterator<Item = &Generation> {
         std::iter::once(&self.active).chain(self.frozen.iter().rev().map(|g| &**g))
     }
@@ -102,13 +118,16 @@ impl Default for ViewOptions {
     }
 }
 
-/// The volume's metadata as this mount sees it. Locks, in order: `layers`, then a cache.
+/// The volume's metadata as this mount sees it. Locks, in order: `moving`, `layers`, then a cache.
 pub struct View {
     kv: Arc<Kv>,
     layers: RwLock<Layers>,
     /// Committed rows; `None`: known to be absent.
     rows: Mutex<RowCache>,
     extents: Mutex<ExtentCache>,
+    /// Segments whose live bytes are just being moved. Locked while a file comes to share what
+    /// another has, so that meanwhile nothing moves and no record is released.
+    moving: Arc<Mutex<HashSet<SegmentId>>>,
     /// Raised when a generation retires, when extents are moved and when caches are dropped: a
     /// row fetched before must not enter a cache after, nor be shown.
     retired: AtomicU64,
@@ -119,124 +138,6 @@ pub struct View {
     burst_bytes_max: u64,
 }
 
-/// Rows of a range, and where to go on if there may be more.
-pub struct Page {
-    /// Rows in key order.
-    pub rows: Vec<(Key, Bytes)>,
-    /// The first key not looked at, unless the range is done.
-    pub next: Option<Key>,
-}
-
-/// Rows of the metadata store as they were when they were fetched, without what was pending.
-pub struct Scanned {
-    start: Key,
-    end: Key,
-    rows: Vec<Row>,
-    /// The first key not looked at, unless the range is done.
-    next: Option<Key>,
-    /// The view's count when the scan began.
-    retired: u64,
-}
-
-impl Scanned {
-    /// The first key looked at.
-    pub fn start(&self) -> &Key {
-        &self.start
-    }
-
-    /// The first key not looked at, unless the range is done.
-    pub fn next(&self) -> Option<&Key> {
-        self.next.as_ref()
-    }
-
-    /// Whether the rows from `start` on are among these, or would be.
-    pub fn covers(&self, start: &[u8]) -> bool {
-        *self.start <= *start && self.next.as_deref().is_none_or(|next| start < next)
-    }
-
-    /// The rows, in key order.
-    pub fn rows(&self) -> &[Row] {
-        &self.rows
-    }
-
-    /// The same in memory of its own: rows of the store are slices of all that was fetched with
-    /// them.
-    pub fn to_keep(mut self) -> Scanned {
-        let len = self.rows.iter().map(|(key, value)| key.len() + value.len()).sum();
-        let mut all = BytesMut::with_capacity(len);
-        self.rows.iter().for_each(|(key, value)| {
-            all.extend_from_slice(key);
-            all.extend_from_slice(value);
-        });
-        let mut all = all.freeze();
-        for (key, value) in &mut self.rows {
-            *key = all.split_to(key.len());
-            *value = all.split_to(value.len());
-        }
-        self
-    }
-
-    /// The first `limit` rows from `start`, and the first key not among them unless the range
-    /// is done.
-    fn from(&self, start: &[u8], limit: usize) -> (&[Row], Option<Key>) {
-        let rows = &self.rows[self.rows.partition_point(|(key, _)| **key < *start)..];
-        let taken = &rows[..rows.len().min(limit)];
-        match taken.last() {
-            Some((last, _)) if taken.len() < rows.len() => (taken, Some(keys::after(last))),
-            _ => (taken, self.next.clone()),
-        }
-    }
-}
-
-/// Pending rows of a range, and up to where they are all there.
-struct PendingRows {
-    rows: BTreeMap<Key, Option<Bytes>>,
-    bound: Option<Key>,
-}
-
-impl PendingRows {
-    /// At most `limit` of each layer.
-    fn of(layers: &Layers, start: &[u8], end: &[u8], limit: usize) -> PendingRows {
-        let mut pending = PendingRows { rows: BTreeMap::new(), bound: None };
-        let range = (Bound::Included(Key::from(start)), Bound::Excluded(Key::from(end)));
-        for g in layers.newest_first() {
-            for (n, (key, row)) in g.rows.range::<Key, _>(range.clone()).enumerate() {
-                if n == limit {
-                    pending.lower(key);
-                    break;
-                }
-                pending.rows.entry(key.clone()).or_insert_with(|| row.value.clone());
-            }
-        }
-        pending
-    }
-
-    fn lower(&mut self, key: &[u8]) {
-        if self.bound.as_deref().is_none_or(|bound| key < bound) {
-            self.bound = Some(key.into());
-        }
-    }
-
-    /// These over `rows` of the store, which are all there are below `next`.
-    fn over(mut self, rows: &[Row], next: Option<&[u8]>) -> Page {
-        if let Some(next) = next {
-            self.lower(next);
-        }
-        let below = |key: &[u8]| self.bound.as_deref().is_none_or(|bound| key < bound);
-        let stored = rows.iter().filter(|(key, _)| below(key));
-        let stored = stored.map(|(key, value)| (Key::from(&key[..]), value.clone()));
-        let rows = if self.rows.is_empty() {
-            stored.collect()
-        } else {
-            let mut merged: BTreeMap<Key, Option<Bytes>> =
-                stored.map(|(key, value)| (key, Some(value))).collect();
-            merged.extend(self.rows.into_iter().filter(|(key, _)| below(key)));
-            merged.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
-        };
-        Page { rows, next: self.bound }
-    }
-}
-
 impl View {
     /// A view of what `kv` holds, with records up to `last` committed and `stats` in use.
     pub fn new(kv: Arc<Kv>, last: JournalPos, stats: Stats, options: ViewOptions) -> View {
@@ -245,6 +146,7 @@ impl View {
             layers: RwLock::new(Layers { active: Generation::new(last), frozen: VecDeque::new() }),
             rows: Mutex::new(RowCache::new(options.rows_max)),
             extents: Mutex::new(ExtentCache::new(options.files_max)),
+            moving: Arc::default(),
             retired: AtomicU64::new(0),
             stats: Mutex::new(stats),
             pending_row_bytes: AtomicU64::new(0),
@@ -261,11 +163,13 @@ impl View {
 
     /// Makes `batch` visible. The caller has journalled it at `record` and calls this in
     /// journal order. True if so much is pending that the committer should not wait.
-    pub fn apply(&self, batch: Batch, record: RecordLoc, data_start: u32) -> bool {
+    /// `cloned`: what its clone shares, as [`View::parts_now`] had it under [`View::sharing`], which
+    /// is still held.
+    pub fn apply(&self, batch: Batch, record: RecordLoc, data_start: u32, cloned: &[Part]) -> bool {
         let data = batch.data_len() as u64;
         let mut layers = self.layers.write();
         let before = layers.active.row_bytes;
-        layers.active.apply(batch, record, data_start);
+        layers.active.apply(batch, record, data_start, cloned);
         let after = layers.active.row_bytes;
         self.pending_row_bytes.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
         self.pending_data_bytes.fetch_add(data, Ordering::Relaxed);
@@ -312,13 +216,17 @@ impl View {
         generation: &Arc<Generation>,
         stats: Stats,
         inodes: Option<&[(Key, Bytes)]>,
+        plan: &Plan,
     ) {
+        let _sharing = self.moving.lock();
         let mut layers = self.layers.write();
         let front = layers.frozen.pop_front();
         assert!(
             front.is_some_and(|front| Arc::ptr_eq(&front, generation)),
             "generations retire in the order in which they were frozen"
         );
+        // Its records are about to be released.
+        layers.rebase(generation.last, plan);
         self.forget_extents(generation.files.keys().chain(&generation.dropped));
         let mut rows = self.rows.lock();
         for (key, row) in &generation.rows {
@@ -334,6 +242,24 @@ impl View {
         *self.stats.lock() = stats;
         self.pending_row_bytes.fetch_sub(generation.row_bytes, Ordering::Relaxed);
         self.pending_data_bytes.fetch_sub(generation.data_bytes, Ordering::Relaxed);
+    }
+
+    /// What [`View::parts_now`] names stays where it is while this is held, but for the segments in
+    /// it. Held for the time of one append, never across a round trip.
+    pub fn sharing(&self) -> MutexGuard<'_, HashSet<SegmentId>> {
+        self.moving.lock()
+    }
+
+    /// Which of `segments` may be emptied now: those of which no pending file shares anything. Nobody
+    /// comes to share them as long as what this returns is held; it must be held until
+    /// [`View::forget_extents`] has seen to it that what was moved is found where it is by then.
+    pub(super) fn begin_moving(&self, segments: BTreeSet<SegmentId>) -> Moving {
+        let mut moving = self.moving.lock();
+        let layers = self.layers.read();
+        let shared = |id: &SegmentId| layers.newest_first().any(|g| g.shared.contains(id));
+        let free: HashSet<_> = segments.into_iter().filter(|id| !shared(id)).collect();
+        moving.extend(&free);
+        Moving { all: self.moving.clone(), segments: free }
     }
 
     /// Drops the cached extents of `files`, those in inode rows too: their rows have changed.
@@ -496,7 +422,7 @@ impl View {
         cache: bool,
     ) -> Result<(Page, Scanned), ViewError> {
         // Before the store: what is committed meanwhile is then in one of the two.
-        let pending = PendingRows::of(&self.layers.read(), start, end, limit);
+        let pending = PendingRows::of(self.layers.read().newest_first(), start, end, limit);
         let scanned = self.scan(start, end, limit, cache).await?;
         Ok((pending.over(&scanned.rows, scanned.next.as_deref()), scanned))
     }
@@ -542,7 +468,7 @@ impl View {
             if self.retired.load(Ordering::Acquire) != scanned.retired {
                 return None;
             }
-            PendingRows::of(&layers, start, &scanned.end, limit)
+            PendingRows::of(layers.newest_first(), start, &scanned.end, limit)
         };
         let (rows, next) = scanned.from(start, limit);
         Some(pending.over(rows, next.as_deref()))
@@ -676,6 +602,27 @@ impl View {
             _ => u64::MAX,
         };
         Ok((extents, complete_to))
+    }
+}
+
+/// Segments that are being emptied: nobody comes to share anything of them.
+#[derive(Default)]
+pub(super) struct Moving {
+    all: Arc<Mutex<HashSet<SegmentId>>>,
+    pub(super) segments: HashSet<SegmentId>,
+}
+
+impl Moving {
+    /// The segment stays after all.
+    pub(super) fn release(&mut self, id: &SegmentId) {
+        self.segments.remove(id);
+        self.all.lock().remove(id);
+    }
+}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        self.all.lock().retain(|id| !self.segments.contains(id));
     }
 }
 

@@ -168,7 +168,7 @@ mod tests {
             let mut batch = Batch::default();
             let (ino, offset, len) = (Ino(7), i << 20, 1 << 20);
             batch.data.push(DataOp::Write { ino, generation: 0, offset, len });
-            generation.apply(batch, RecordLoc::for_tests(1), 40);
+            generation.apply(batch, RecordLoc::for_tests(1), 40, &[]);
         }
         let mut next = 0;
         let mut new_id = || {

@@ -11,7 +11,7 @@ use super::place::Start;
 use super::{Fs, FsError};
 use crate::base::{Ino, Underway};
 use crate::commit::ViewError;
-use crate::commit::view::{Page, Scanned};
+use crate::commit::page::{Page, Scanned};
 use crate::meta::{Dirent, Key, keys};
 use crate::store::kv::KvError;
 

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use super::copy::moved;
 use super::{Attempt, Fs, Step};
 use crate::commit::{FileKey, Lookup};
 use crate::data::{Part, Source};
@@ -112,6 +113,36 @@ impl Fs {
         };
         let most = whole_blocks(inode.size.max(written.end));
         inode.allocated = (inode.allocated + (blocks.end - blocks.start) - had).min(most);
+        Ok(())
+    }
+
+    /// Changes the count of `inode` to what it is once `written` has what `parts` of a source are
+    /// made of. Before its size changes.
+    pub(super) fn count_cloned(
+        &self,
+        file: FileKey,
+        inode: &mut Inode,
+        written: Range<u64>,
+        parts: &[Part],
+    ) -> Attempt<()> {
+        let blocks = around(&written);
+        let new = moved(parts, &written);
+        let inside = blocks.start..blocks.end.min(inode.size).max(blocks.start);
+        let (nothing, all_new) = (0..0, in_blocks(&new, &(0..0)));
+        inode.allocated = match self.counted_parts(file, &inside)? {
+            Some(old) => {
+                let had = in_blocks(&old, &nothing);
+                let before = old.iter().filter(|p| p.start < written.start);
+                let before = before.map(|p| Part { end: p.end.min(written.start), ..*p });
+                let behind = old.iter().filter(|p| p.end > written.end);
+                let behind = behind.map(|p| Part { start: p.start.max(written.end), ..*p });
+                let now: Vec<Part> = before.chain(new).chain(behind).collect();
+                (inode.allocated + in_blocks(&now, &nothing)).saturating_sub(had)
+            }
+            None => inode.allocated + all_new,
+        };
+        let most = whole_blocks(inode.size.max(written.end));
+        inode.allocated = inode.allocated.min(most);
         Ok(())
     }
 

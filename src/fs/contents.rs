@@ -1,10 +1,10 @@
-//! Changing contents: write, fallocate, copy; and finding data and holes.
+//! Changing contents: write and fallocate; and finding data and holes.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::inode::{SetIdChange, clear_set_id, keeps_set_id, now_into};
+use super::inode::{SetIdChange, clear_set_id, now_into};
 use super::{Attempt, Caller, Fs, FsError, State, Step, Whence, WriteFlags};
 use crate::base::{Ino, JournalPos};
 use crate::commit::{Batch, DataOp, Lookup};
@@ -12,9 +12,7 @@ use crate::data::Source;
 use crate::meta::{FILE_SIZE_MAX, Inode, Kind, keys};
 
 /// The most that one journal record carries of file data.
-const WRITE_BYTES_MAX: usize = 1 << 20;
-/// The most that one `copy_file_range` copies; the caller asks again for the rest.
-const COPY_BYTES_MAX: u64 = 16 << 20;
+pub(super) const WRITE_BYTES_MAX: usize = 1 << 20;
 /// How much of a file `lseek` looks at first; it grows over holes.
 const SEEK_WINDOW: u64 = 64 << 20;
 /// Tries of one window.
@@ -71,7 +69,7 @@ impl Fs {
         match written {
             Ok(pos) => Some(self.settle(pos, flags).map(|()| data.len() as u32)),
             Err(Step::Fail(e)) => Some(Err(e)),
-            Err(Step::Row(_) | Step::Extents(_) | Step::Full) => None,
+            Err(_) => None,
         }
     }
 
@@ -83,7 +81,7 @@ impl Fs {
     }
 
     /// The inode of a regular file, to change its contents.
-    fn file(&self, ino: Ino) -> Attempt<Inode> {
+    pub(super) fn file(&self, ino: Ino) -> Attempt<Inode> {
         let inode = self.inode(ino)?;
         match inode.kind {
             Kind::File => Ok(inode),
@@ -232,49 +230,6 @@ impl Fs {
                 Whence::Hole => Ok(inode.size),
                 Whence::Data => Err(FsError::NoSuchOffset),
             }
-        }
-    }
-
-    /// `copy_file_range(2)`: copies up to `len` bytes and returns how many, 0 at the end of
-    /// the source.
-    ///
-    /// # Errors
-    /// [`FsError::Invalid`] if the ranges overlap in one file.
-    pub fn copy_file_range(
-        self: &Arc<Self>,
-        caller: Caller,
-        ino_in: Ino,
-        offset_in: u64,
-        ino_out: Ino,
-        offset_out: u64,
-        len: u64,
-    ) -> impl Future<Output = Result<u64, FsError>> + Send + 'static {
-        let fs = self.clone();
-        async move {
-            // What the source holds now: a copy within one file must not follow its own end.
-            let size = fs.clone().consult(move |fs| Ok(fs.file(ino_in)?.size)).await?;
-            let len = len.min(COPY_BYTES_MAX).min(size.saturating_sub(offset_in));
-            let overlaps = offset_in < offset_out.saturating_add(len)
-                && offset_out < offset_in.saturating_add(len);
-            if ino_in == ino_out && overlaps {
-                return Err(FsError::Invalid);
-            }
-            let keeps_bits = move |fs: &Fs| Ok(keeps_set_id(&fs.inode(ino_out)?, caller));
-            let keeps_bits = len == 0 || fs.clone().consult(keeps_bits).await?;
-            let kill_suidgid = (!keeps_bits).then_some(caller);
-            let flags = WriteFlags { kill_suidgid, ..WriteFlags::default() };
-            let mut copied = 0;
-            while copied < len {
-                let piece = (len - copied).min(WRITE_BYTES_MAX as u64) as u32;
-                let data = fs.read(ino_in, offset_in + copied, piece).await?;
-                if data.is_empty() {
-                    break;
-                }
-                let got = data.len() as u64;
-                fs.write(ino_out, offset_out + copied, data, flags).await?;
-                copied += got;
-            }
-            Ok(copied)
         }
     }
 }

@@ -124,6 +124,8 @@ pub(super) enum Step {
     /// The extents of a file are not in memory, of which it is to be known where it has holes:
     /// load them, try again.
     Extents(crate::commit::FileKey),
+    /// The extents of a range of a file are not in memory: load them, try again.
+    Range(crate::commit::FileKey, u64, u64),
     /// The journal or the pending rows are at their limit: wait for a commit, try again.
     Full,
     /// The operation fails.

@@ -144,7 +144,7 @@ impl Fs {
         if let Err(step) = now {
             match step {
                 Step::Fail(e) => log::warn!("inode {ino} stays until the next mount: {e}"),
-                Step::Row(_) | Step::Extents(_) | Step::Full => {
+                _ => {
                     let fs = self.clone();
                     tokio::spawn(async move {
                         let reaped = fs.transact(move |fs, state| fs.reap(state, ino)).await;

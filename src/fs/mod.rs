@@ -8,6 +8,7 @@
 mod ahead;
 mod blocks;
 mod contents;
+mod copy;
 mod dir;
 mod error;
 mod inode;
@@ -27,7 +28,7 @@ use parking_lot::Mutex;
 
 use crate::base::{Clock, Ino, JournalPos};
 use crate::commit::{Batch, Committer, Lookup, View, WriterState};
-use crate::data::BlockCache;
+use crate::data::{BlockCache, Part};
 use crate::journal::{Journal, RecordLoc};
 use crate::meta::{Dirent, Inode, NAME_MAX, NameHash, keys};
 
@@ -189,6 +190,7 @@ impl Fs {
                     loads += 1;
                     self.load_to_count(file, loads == blocks::LOADS_MAX).await;
                 }
+                Step::Range(file, start, end) => self.view.load_extents(file, start, end).await?,
                 Step::Full => {
                     let since = *full_since.get_or_insert_with(Instant::now);
                     if since.elapsed() >= self.options.full_timeout {
@@ -219,6 +221,27 @@ impl Fs {
 
     /// Journals `batch` with `data` and makes it visible. The caller holds the mutation lock.
     fn submit(&self, state: &mut State, batch: Batch, data: &[&[u8]]) -> Attempt<JournalPos> {
+        self.submit_all(state, batch, data, &[])
+    }
+
+    /// The same for a batch with a clone, which shares `parts` of its source. The caller holds
+    /// [`View::sharing`] as well.
+    fn submit_cloned(
+        &self,
+        state: &mut State,
+        batch: Batch,
+        parts: &[Part],
+    ) -> Attempt<JournalPos> {
+        self.submit_all(state, batch, &[], parts)
+    }
+
+    fn submit_all(
+        &self,
+        state: &mut State,
+        batch: Batch,
+        data: &[&[u8]],
+        cloned: &[Part],
+    ) -> Attempt<JournalPos> {
         let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
         if self.view.pending_bytes().0 >= self.options.pending_rows_bytes_max {
             return Err(Step::Full);
@@ -235,7 +258,7 @@ impl Fs {
                 journal.append(&parts)?
             }
         };
-        if self.view.apply(batch, record, head_len)
+        if self.view.apply(batch, record, head_len, cloned)
             && let Some(committer) = &self.committer
         {
             committer.nudge();
@@ -284,7 +307,9 @@ impl Fs {
                 Err(Step::Row(key)) => {
                     self.view.load(&key).await?;
                 }
-                Err(Step::Full | Step::Extents(_)) => unreachable!("reads change nothing"),
+                Err(Step::Full | Step::Extents(_) | Step::Range(..)) => {
+                    unreachable!("reads change nothing")
+                }
             }
         }
         Err(FsError::Io("an operation could not get its rows into memory".into()))

@@ -201,7 +201,9 @@ impl Fs {
             Ok(inode) => inode,
             Err(Step::Row(key)) => return Ok(Plan::Row(key)),
             Err(Step::Fail(e)) => return Err(e),
-            Err(Step::Full | Step::Extents(_)) => unreachable!("reads change nothing"),
+            Err(Step::Full | Step::Extents(_) | Step::Range(..)) => {
+                unreachable!("reads change nothing")
+            }
         };
         match inode.kind {
             Kind::File => {}

@@ -347,7 +347,7 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
     let (mut journal, mut committer) = (None, None);
     if let Some((opened, base, todo)) = parts {
         opened.release(base);
-        let replayed = replay(&view, &opened, todo)?;
+        let replayed = replay(&view, &opened, todo).await?;
         if replayed > 0 {
             log::info!("replayed {} of the local journal", counted(replayed, "record"));
         }

@@ -21,8 +21,9 @@ use super::state::{Remembered, StateFile};
 use super::{Key, Layers, StackError, StoreOptions, load_keyring, unlock};
 use crate::base::{Ino, JournalPos, Timestamp, counted};
 use crate::commit::replay::batch_of;
-use crate::commit::{Generation, ViewError};
-use crate::data::Source;
+use crate::commit::{Batch, Generation, ViewError};
+use crate::data::plan::Pending;
+use crate::data::{Part, Source};
 use crate::journal::{Journal, RecordLoc};
 use crate::meta::{DecodeError, Dirent, Inode, Kind, NAME_MAX, keys};
 use crate::seal::{KEYRING_MAX, Keyring, VolumeKeys};
@@ -126,7 +127,8 @@ fn export(journal_dir: &Path, out_dir: &Path, keys: VolumeKeys) -> Result<Recove
     for (pos, record) in todo {
         match batch_of(&journal, *record) {
             Ok((batch, data_start)) => {
-                net.apply(batch, *record, data_start);
+                let cloned = cloned(&net, &batch, &mut done.remarks);
+                net.apply(batch, *record, data_start, &cloned);
                 done.records += 1;
             }
             Err(e) => done.remarks.push(format!("damaged: record {pos}: {e}")),
@@ -138,6 +140,23 @@ fn export(journal_dir: &Path, out_dir: &Path, keys: VolumeKeys) -> Result<Recove
     export.all()?;
     export.list()?;
     Ok(export.done)
+}
+
+/// What a batch shares of other files, as far as the journal has it; the rest goes to the remarks.
+fn cloned(net: &Generation, batch: &Batch, remarks: &mut Vec<String>) -> Vec<Part> {
+    let Some(from) = batch.clone_source() else { return Vec::new() };
+    let file = net.files.get(&(from.ino, from.generation));
+    let found = Pending::resolve(from.offset, from.end(), file.map(|f| &f.ranges));
+    if !file.is_some_and(|f| f.fresh) {
+        for (start, end) in found.gaps() {
+            let (ino, bytes) = (from.ino, counted(end - start, "byte"));
+            remarks.push(format!(
+                "{bytes} were copied from inode {ino}, whose contents at {start} are in the bucket; \
+                 the copy has zeros there"
+            ));
+        }
+    }
+    found.over(&[])
 }
 
 /// The last record that this machine knows to be in the bucket. Where what it remembers cannot be

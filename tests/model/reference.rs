@@ -305,14 +305,19 @@ impl Reference {
         (to, to_at): (Ino, u64),
         len: u64,
     ) -> Result<u64, FsError> {
-        let bytes = self.nodes[&from].bytes.clone();
+        let source = &self.nodes[&from];
+        let (bytes, data) = (source.bytes.clone(), source.data.clone());
         let len = len.min((bytes.len() as u64).saturating_sub(at));
         if from == to && at < to_at + len && to_at < at + len {
             return Err(FsError::Invalid);
         }
         if len > 0 {
             let node = self.node(to);
-            node.write(to_at, &bytes[at as usize..(at + len) as usize]);
+            let (range, target) = (at as usize..(at + len) as usize, to_at as usize);
+            node.write(to_at, &bytes[range.clone()]);
+            // Holes are copied as holes.
+            let copied = target..target + range.len();
+            Arc::make_mut(&mut node.data)[copied].copy_from_slice(&data[range]);
             node.contents_changed();
         }
         Ok(len)

@@ -56,8 +56,10 @@ pub enum Finding {
     Blocks { ino: Ino, said: u64, bytes: u64 },
     /// Live bytes of a segment are not what extents refer to, or reach behind its end.
     SegmentAccounting { id: SegmentId, size: u64, said: u64, found: u64, end: u64 },
-    /// Two extents refer to the same bytes of a segment.
+    /// Two extents refer to the same bytes of a segment, and no `b` row says so of either.
     SegmentShared { id: SegmentId },
+    /// The number of `b` rows of a segment is not what its `s` row says (0 if it has none).
+    OwnerCount { id: SegmentId, said: u32, found: u64 },
     /// Extents refer to a segment that has no `s` row.
     SegmentWithoutRow { id: SegmentId, found: u64, end: u64 },
     /// A segment is waiting for its deletion and in use.
@@ -170,7 +172,13 @@ impl fmt::Display for Finding {
                 let size = counted(*size, "byte");
                 write!(f, "segment {id}: {size}, {said} said live, {found} found")
             }
-            SegmentShared { id } => write!(f, "segment {id}: two extents share bytes"),
+            SegmentShared { id } => {
+                write!(f, "segment {id}: two extents share bytes, and no row says so")
+            }
+            OwnerCount { id, said, found } => {
+                let said = counted((*said).into(), "file");
+                write!(f, "segment {id}: {said} said to share it, {found} found")
+            }
             SegmentWithoutRow { id, .. } => {
                 write!(f, "segment {id} has extents and no accounting row")
             }

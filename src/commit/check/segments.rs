@@ -1,10 +1,11 @@
-//! Extents against segments: how much of each is referred to, and nothing twice.
+//! Extents against segments: how much of each is referred to, and nothing twice but what is shared.
 
 use std::collections::BTreeMap;
 
 use super::{Check, Finding};
 use crate::base::SegmentId;
 use crate::commit::layouts::layout_in;
+use crate::commit::pending::FileKey;
 use crate::commit::resolve::extent_in;
 use crate::commit::scan::Cursor;
 use crate::commit::view::ViewError;
@@ -26,6 +27,8 @@ pub struct SegmentSum {
     pub live: u64,
     /// Where the last of them ends in it.
     pub end: u64,
+    /// Its `b` rows.
+    pub owners: u64,
 }
 
 /// Every segment that a row knows.
@@ -54,6 +57,13 @@ impl Check<'_> {
                 (sum.row, sum.object_len) = (Some(row), layout.object_len());
             }
         }
+        let mut cursor = Cursor::new(kv, b'b').counting(rows);
+        while let Some((key, _)) = cursor.next().await? {
+            let owner = keys::owner_of(&key).ok_or(DecodeError("owner key"));
+            if let Some((id, ..)) = self.decoded(&key, owner) {
+                self.segments.0.entry(id).or_default().owners += 1;
+            }
+        }
         let mut cursor = Cursor::new(kv, b'z').counting(rows);
         while let Some((key, value)) = cursor.next().await? {
             let dead = keys::dead_segment_of(&key).ok_or(DecodeError("dead segment key"));
@@ -68,7 +78,11 @@ impl Check<'_> {
 
     pub(super) async fn settle_segments(&mut self) -> Result<(), ViewError> {
         for (&id, sum) in &self.segments.0 {
-            let SegmentSum { row, dead_since, live: found, end, .. } = *sum;
+            let SegmentSum { row, dead_since, live: found, end, owners, .. } = *sum;
+            let said = row.map_or(0, |row| row.owners);
+            if u64::from(said) != owners {
+                self.report.note(Finding::OwnerCount { id, said, found: owners });
+            }
             self.report.segments += u64::from(row.is_some());
             match row {
                 Some(row) if found == row.live && found > 0 && end <= row.size => {}
@@ -88,8 +102,8 @@ impl Check<'_> {
         self.shared().await
     }
 
-    /// Looks for bytes that two extents refer to, in groups of segments whose extents fit into
-    /// memory together.
+    /// Looks for bytes that two extents refer to although no `b` row says so of either, in groups of
+    /// segments whose extents fit into memory together.
     async fn shared(&mut self) -> Result<(), ViewError> {
         let mut groups: Vec<(SegmentId, SegmentId, u64)> = Vec::new();
         let most = self.options.extents_per_pass as u64;
@@ -107,8 +121,10 @@ impl Check<'_> {
                 let mut cursor = Cursor::new(self.kv, tag).counting(self.rows);
                 while let Some((key, value)) = cursor.next().await? {
                     // What is not in the format was found before.
-                    let Ok(Some((_, e))) = extent_in(&key, &value) else { continue };
-                    if (from..=to).contains(&e.segment) {
+                    let Ok(Some((file, e))) = extent_in(&key, &value) else { continue };
+                    if (from..=to).contains(&e.segment)
+                        && !self.says_that_it_shares(file, &e).await?
+                    {
                         pieces.push((e.segment, e.offset, e.end - e.start));
                     }
                 }
@@ -121,5 +137,11 @@ impl Check<'_> {
             shared.into_iter().for_each(|id| self.report.note(Finding::SegmentShared { id }));
         }
         Ok(())
+    }
+
+    /// Whether there is a `b` row of the file for the segment of its extent.
+    async fn says_that_it_shares(&self, file: FileKey, e: &Extent) -> Result<bool, ViewError> {
+        let any = self.segments.0.get(&e.segment).is_some_and(|sum| sum.owners > 0);
+        Ok(any && self.kv.get(&keys::owner(e.segment, file.0, file.1)).await?.is_some())
     }
 }

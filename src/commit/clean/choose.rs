@@ -75,7 +75,7 @@ impl Chooser {
         self.segments += 1;
         self.bytes = self.bytes.saturating_add(row.size);
         let SegmentRow { size, live, .. } = row;
-        if live == 0 || live > size || live > SEGMENT_BYTES_MAX {
+        if live == 0 || row.owners == 0 && live > size || live > SEGMENT_BYTES_MAX {
             return; // not ours to judge: `fsck` says what is wrong
         }
         if size < TINY_BYTES {

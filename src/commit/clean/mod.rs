@@ -215,7 +215,8 @@ impl Committer {
             match round.moved.try_recv() {
                 Ok(moved) => {
                     round.unused.retain(|id| *id != moved.id);
-                    round.switch = Some(Switch::new(moved, round.reserved, round.epoch));
+                    let switch = self.begin_switch(moved, round.reserved, round.epoch).await?;
+                    round.switch = Some(switch);
                 }
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => {

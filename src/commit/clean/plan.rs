@@ -62,6 +62,8 @@ impl Run {
 pub(super) struct Placed {
     pub(super) piece: Piece,
     pub(super) at: u64,
+    /// Others before it refer to some of the same bytes: the summary does not name it there.
+    pub(super) shares: bool,
 }
 
 /// A new segment: its runs one after the other.
@@ -80,7 +82,7 @@ impl Output {
     pub(super) fn owned(&self) -> Vec<Owned> {
         let mut owned = Vec::with_capacity(self.pieces.len());
         let mut known = 0;
-        for Placed { piece, at } in &self.pieces {
+        for Placed { piece, at, .. } in &self.pieces {
             let end = at + piece.len();
             let from = known.max(*at);
             if from < end {
@@ -97,8 +99,10 @@ impl Output {
     fn take(&mut self, group: Vec<Piece>) {
         for piece in group {
             let (segment, range) = (piece.extent.segment, piece.extent.offset..piece.offset_end());
+            let mut shares = false;
             match self.runs.last_mut() {
                 Some(run) if run.segment == segment && range.start <= run.range.end => {
+                    shares = range.start < run.range.end;
                     let longer = range.end.saturating_sub(run.range.end);
                     run.range.end += longer;
                     self.len += longer;
@@ -110,7 +114,7 @@ impl Output {
             }
             let run = self.runs.last().expect("one was just pushed");
             let at = self.len - (run.range.end - range.start);
-            self.pieces.push(Placed { piece, at });
+            self.pieces.push(Placed { piece, at, shares });
         }
     }
 }
@@ -172,6 +176,12 @@ pub(super) fn arrange(
         let len = distinct(&group);
         if len > row.live || !group.iter().all(|piece| piece.offset_end() <= row.size) {
             arranged.odd.push(segment);
+            continue;
+        }
+        let all = group.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.len()));
+        if row.owners > 0 && all != row.live {
+            // Who shares what has changed since it was chosen, or is not known: moved without all
+            // who refer to it, it would be there twice.
             continue;
         }
         if row.size < TINY_BYTES && group.len() > TINY_PIECES_MAX {

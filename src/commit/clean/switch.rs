@@ -13,8 +13,9 @@ use crate::commit::accounts::{self, Changes, NewSegment};
 use crate::commit::committer::{CommitError, Committer, unix_secs};
 use crate::commit::pending::FileKey;
 use crate::commit::resolve;
+use crate::commit::view::{Moving, ViewError};
 use crate::data::Extent;
-use crate::meta::{DeadRow, keys};
+use crate::meta::{DeadRow, SegmentRow, keys};
 use crate::store::segments::Layout;
 
 /// Committed extents that one batch replaces: of each at most a row goes and three come, about 260
@@ -38,14 +39,23 @@ pub(super) struct Switch {
     reserved: u64,
     /// The key epoch that it is sealed in, or an earlier one.
     epoch: u32,
+    /// What it was moved out of.
+    moving: Moving,
 }
 
 impl Switch {
-    pub(super) fn new(moved: Moved, reserved: u64, epoch: u32) -> Switch {
+    fn new(moved: Moved, moving: Moving, reserved: u64, epoch: u32) -> Switch {
         let Moved { id, output, layout } = moved;
         let mut pieces = output.pieces;
+        pieces.retain(|p| moving.segments.contains(&p.piece.extent.segment));
         pieces.sort_unstable_by_key(|p| (p.piece.file, p.piece.extent.start));
-        Switch { id, layout, pieces, done: 0, begun: false, reserved, epoch }
+        Switch { id, layout, pieces, done: 0, begun: false, reserved, epoch, moving }
+    }
+
+    /// The segment stays as it is.
+    fn leave(&mut self, id: SegmentId) {
+        self.pieces.retain(|p| p.piece.extent.segment != id);
+        self.moving.release(&id);
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -100,6 +110,46 @@ fn cut_off(
 }
 
 impl Committer {
+    /// Sets out to make files use a new segment. What is shared with pending files stays where it
+    /// is, and so does what is shared by others than were found: moved without them, it would be
+    /// there twice.
+    pub(super) async fn begin_switch(
+        &self,
+        moved: Moved,
+        reserved: u64,
+        epoch: u32,
+    ) -> Result<Switch, CommitError> {
+        let sources = moved.output.pieces.iter().map(|p| p.piece.extent.segment).collect();
+        let moving = self.view.begin_moving(sources);
+        let mut switch = Switch::new(moved, moving, reserved, epoch);
+        for id in switch.sources() {
+            let row = self.view.kv().get(&keys::segment(id)).await?;
+            let row =
+                row.as_deref().map(SegmentRow::decode).transpose().map_err(ViewError::from)?;
+            let Some(row) = row.filter(|row| row.owners > 0) else { continue };
+            if self.still_referred(&switch, id).await? != row.live {
+                log::debug!("segment {id} is shared by others by now: it stays");
+                switch.leave(id);
+            }
+        }
+        Ok(switch)
+    }
+
+    /// Bytes of all extents that still refer to `source` where they did when it was read.
+    async fn still_referred(&self, switch: &Switch, source: SegmentId) -> Result<u64, ViewError> {
+        let of = |p: &&Placed| p.piece.extent.segment == source;
+        let pieces: Vec<_> = switch.pieces.iter().filter(of).collect();
+        let mut bytes = 0;
+        for pieces in pieces.chunk_by(|a, b| a.piece.file == b.piece.file) {
+            let ranges = pieces.iter().map(|p| (p.piece.extent.start, p.piece.extent.end));
+            let now = resolve::extents_at(&self.view, pieces[0].piece.file, ranges).await?;
+            let pieces: Vec<_> = pieces.iter().map(|p| (p.piece.extent, p.at)).collect();
+            let changes = plan::changes(&now, &pieces, switch.id);
+            bytes += changes.iter().map(|c| c.end - c.start).sum::<u64>();
+        }
+        Ok(bytes)
+    }
+
     /// Makes files use the new segment, as far as they still have what was moved and one batch
     /// goes; returns how many of its bytes that are.
     pub(super) async fn switch_some(&self, switch: &mut Switch) -> Result<u64, CommitError> {
@@ -143,7 +193,12 @@ impl Committer {
                 plan::changes(now, &pieces, switch.id)
             };
             let ranges = ranges.into_iter();
-            bytes += resolve::move_extents(&self.view, &mut out, file, ranges, changes).await?;
+            let moved = resolve::move_extents(&self.view, &mut out, file, ranges, changes).await?;
+            let pieces_done = &switch.pieces[switch.done..][..pieces.len()];
+            if moved > 0 && pieces_done.iter().any(|p| p.shares) {
+                out.share(switch.id, file);
+            }
+            bytes += moved;
             replaced += extents.max(1);
             sources.extend(pieces.iter().map(|(extent, _)| extent.segment));
             files.push(file);
@@ -183,12 +238,15 @@ mod tests {
         let piece =
             |start, end, offset| Piece { file: (Ino(5), 0), extent: extent(start, end, offset) };
         let pieces = vec![
-            Placed { piece: piece(0, 1000, 300), at: 0 },
-            Placed { piece: piece(1000, 1100, 5000), at: 1000 },
+            Placed { piece: piece(0, 1000, 300), at: 0, shares: false },
+            Placed { piece: piece(1000, 1100, 5000), at: 1000, shares: false },
         ];
         let output = Output { runs: Vec::new(), pieces, len: 1100 };
         let layout = Arc::new(Layout { data_len: 1100, tail_len: 50, frames: None });
-        let mut switch = Switch::new(Moved { id: SegmentId([9; 16]), output, layout }, 0, 1);
+        let mut moving = Moving::default();
+        moving.segments.insert(segment);
+        let moved = Moved { id: SegmentId([9; 16]), output, layout };
+        let mut switch = Switch::new(moved, moving, 0, 1);
         // Of every 20 bytes the first 10 are still where they were.
         let mut now: BTreeMap<u64, Extent> = BTreeMap::new();
         for n in 0..50 {

@@ -215,7 +215,9 @@ impl Repair<'_> {
             Finding::DeadAndAlive { id, since_secs } => {
                 batch.delete(keys::dead_segment(*since_secs, *id));
             }
-            Finding::SegmentAccounting { id, .. } | Finding::SegmentWithoutRow { id, .. } => {
+            Finding::SegmentAccounting { id, .. }
+            | Finding::OwnerCount { id, .. }
+            | Finding::SegmentWithoutRow { id, .. } => {
                 self.settle(&mut batch, *id, segments, objects).await?;
             }
             Finding::Totals { said, found } => {
@@ -246,6 +248,14 @@ impl Repair<'_> {
         objects: &Objects,
     ) -> Result<(), StackError> {
         let Some(sum) = segments.0.get(&id) else { return Ok(()) };
+        if sum.live == 0 {
+            let (from, to) = keys::owners(id);
+            let owners = self.kv.scan(&from, &to, MOVE_ROWS, 1 << 16).await?;
+            owners.iter().for_each(|(key, _)| batch.delete(key[..].into()));
+            if owners.len() == MOVE_ROWS {
+                return Ok(()); // the rest in the next round
+            }
+        }
         let value = self.view.get(&keys::segment(id)).await?;
         let known = value.as_deref().and_then(|value| layout_in(id, value).ok());
         let (row, layout) = match (known, objects.unaccounted.get(&id)) {
@@ -258,7 +268,8 @@ impl Repair<'_> {
             }
             (None, None) => return Ok(()),
         };
-        let right = SegmentRow { live: sum.live, ..row };
+        let owners = u32::try_from(sum.owners).unwrap_or(u32::MAX);
+        let right = SegmentRow { live: sum.live, owners, ..row };
         if sum.live == 0 {
             // Nothing refers to it: it goes like every other such segment.
             let last = last_commit(self.kv).await?.map_or(0, |commit| commit.sequence);
