@@ -1,4 +1,4 @@
-//! Cleaning of segments: the bucket keeps about what the volume holds, files stay what they are,
+//! How segments are stored, and their cleaning: the bucket keeps about what the volume holds, files stay what they are,
 //! and a round that is cut off leaves nothing behind.
 
 mod mounts;
@@ -16,13 +16,17 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
-use sealfs::base::Ino;
+use sealfs::base::{Ino, Timestamp};
+use sealfs::commit::scan::Cursor;
 use sealfs::commit::{CleanOptions, Lookup};
 use sealfs::data::Source;
 use sealfs::fs::{Fs, WriteFlags};
-use sealfs::meta::{Inode, SegmentRow, keys};
+use sealfs::meta::{Inode, InodeExtent, Kind, SegmentRow, keys};
+use sealfs::seal::{Keyring, RootKey, VolumeKeys};
 use sealfs::stack::{MountOptions, Mounted};
-use sealfs::store::SegmentStore;
+use sealfs::store::kv::{Kv, KvOptions};
+use sealfs::store::segments::{Owned, RANGES_MAX};
+use sealfs::store::{Sealed, SegmentStore};
 use volume::{Bench, LONG, find, read_file, write_file};
 
 const KIB: u64 = 1 << 10;
@@ -364,6 +368,316 @@ async fn a_round_that_is_cut_off_is_announced_and_its_segments_are_known() {
         m.shutdown(LONG).await;
     }
     assert!(cut > 0, "no round had uploaded anything");
+}
+
+/// Words that compress to about a third.
+fn text(len: usize, salt: u64) -> Vec<u8> {
+    let mut out = Vec::with_capacity(len + 16);
+    let mut n = salt;
+    while out.len() < len {
+        n = n.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        out.extend_from_slice(format!("word{} ", n >> 53).as_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compressed_volume_is_small_and_reads_as_it_was_written_whatever_a_mount_asks_for() {
+    // Guards against bytes that come from the wrong place of a frame: text, what does not
+    // compress, both in one file, small files side by side, holes and overwrites are read cold,
+    // in pieces, by mounts that compress and by one that does not, before and after cleaning.
+    let bench = Bench::new().await;
+    let zstd = Some("zstd".parse().expect("known"));
+    let compressing = |dead| {
+        move |o: &mut MountOptions| {
+            eager(dead, 6)(o);
+            o.compress = zstd;
+        }
+    };
+    let m = bench.mount_with(compressing(0)).await.expect("mounts");
+    let random = |len| {
+        let mut data = vec![0; len];
+        getrandom::fill(&mut data).expect("random bytes");
+        data
+    };
+    let mut wanted = vec![
+        ("text".to_owned(), text(3_000_000, 1)),
+        ("random".to_owned(), random(1_000_000)),
+        ("both".to_owned(), [random(300_000), text(500_000, 2), random(100_001)].concat()),
+    ];
+    wanted.extend((0..400).map(|n| (format!("small{n}"), text(500 + n, 3))));
+    for (name, data) in &wanted {
+        write_file(&m.fs, Ino::ROOT, name, data).await;
+    }
+    assert!(m.sync(LONG).await);
+    let status = m.control.status();
+    assert_eq!(status.compress, "zstd:3");
+    let (data, stored) = (status.segment_data_bytes, status.segment_stored_bytes);
+    assert!(stored < data - 2_000_000, "{data} bytes take {stored}");
+    let there: u64 = objects(&bench.store).await.iter().map(|o| o.size).sum();
+    assert!(there < stored + 30_000, "{there} bytes of objects for {stored}");
+    assert!(m.shutdown(LONG).await);
+    assert_sound(&bench).await;
+    let plain = Some("none".parse().expect("known"));
+    for (round, compress) in [zstd, plain, None, zstd].into_iter().enumerate() {
+        let cold = Bench { store: bench.store.clone(), local: tempfile::tempdir().expect("dir") };
+        let dead = if round == 2 { 1 } else { 0 };
+        let m = cold.mount_with(|o| {
+            eager(dead, 2)(o);
+            o.compress = compress;
+        });
+        let m = m.await.expect("mounts");
+        for (name, data) in &wanted {
+            let ino = find(&m.fs, name).await;
+            let some = data.len() as u64 / 3;
+            let got = m.fs.read(ino, some, 1000).await.expect("reads");
+            assert_eq!(got, data[some as usize..(some as usize + 1000).min(data.len())], "{name}");
+            assert!(read_file(&m.fs, name).await == *data, "{name} in round {round}");
+        }
+        // Every other 64 KiB of one file.
+        let (name, data) = &mut wanted[round % 3];
+        let ino = find(&m.fs, name).await;
+        for at in (0..data.len() - 64 * 1024).step_by(128 * 1024) {
+            let new = text(64 * 1024, (round * 100 + at) as u64);
+            write(&m, ino, at as u64, &new).await;
+            data[at..at + new.len()].copy_from_slice(&new);
+        }
+        assert!(m.sync(LONG).await);
+        if round == 2 {
+            until("cleaned", async || m.control.status().cleaned_bytes > 0).await;
+        }
+        assert!(m.shutdown(LONG).await);
+        assert_sound(&cold).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_in_a_compressed_segment_loses_the_files_of_its_frames_only() {
+    // Guards against a flipped bit that takes a whole segment along, and against fsck naming the
+    // wrong files: of three files in one compressed segment the middle one is hit.
+    let bench = Bench::new().await;
+    let m = bench.mount_with(|o| o.compress = Some("zstd".parse().expect("known")));
+    let m = m.await.expect("mounts");
+    let random = |len| {
+        let mut data = vec![0; len];
+        getrandom::fill(&mut data).expect("random bytes");
+        data
+    };
+    let files = [text(512 << 10, 1), random(512 << 10), text(512 << 10, 2)];
+    for (n, data) in files.iter().enumerate() {
+        write_file(&m.fs, Ino::ROOT, &format!("f{n}"), data).await;
+    }
+    assert!(m.shutdown(LONG).await);
+    let there = objects(&bench.store).await;
+    assert_eq!(there.len(), 1);
+    let name = &there[0].location;
+    let bytes = bench.store.get(name).await.expect("there").bytes().await.expect("read");
+    let mut bytes = bytes.to_vec();
+    // The text takes less than half: this is well within the random file.
+    bytes[512 << 10] ^= 1;
+    bench.store.put(name, bytes.into()).await.expect("put");
+    let report = bench.fsck(|o| o.data = true).await;
+    let [problem] = &report.problems[..] else { panic!("{:?}", report.problems) };
+    assert_eq!(problem.files.len(), 1, "{problem:?}");
+    assert!(problem.files[0].to_string().contains("f1"), "{problem:?}");
+    let m = bench.mount().await;
+    assert!(read_file(&m.fs, "f0").await == files[0] && read_file(&m.fs, "f2").await == files[2]);
+    let ino = find(&m.fs, "f1").await;
+    let mut lost = 0;
+    for at in (0..512u64 << 10).step_by(16 << 10) {
+        match m.fs.read(ino, at, 16 << 10).await {
+            Ok(got) => assert!(got == files[1][at as usize..at as usize + (16 << 10)]),
+            Err(_) => lost += 16 << 10,
+        }
+    }
+    assert!(lost > 0 && lost <= 256 << 10, "{lost} bytes of one file are lost");
+    assert!(!m.control.status().warnings.is_empty());
+    m.shutdown(LONG).await;
+}
+
+/// Tables of the metadata store.
+async fn tables(bench: &Bench) -> BTreeSet<Path> {
+    let tables = bench.store.list(Some(&Path::from("meta/compacted")));
+    tables.map_ok(|o| o.location).try_collect().await.expect("lists")
+}
+
+/// A volume of `count` files of 100 bytes, made by writing its rows; all but two of its segments are
+/// whole, of those less than half is referred to.
+async fn many_files(bench: &Bench, count: u64) {
+    let keyring = bench.store.get(&Path::from("keyring")).await.expect("there");
+    let keyring = Keyring::parse(&keyring.bytes().await.expect("reads")).expect("parses");
+    let keys_of = keyring.unlock(&volume::secret()).expect("unlocks");
+    let sealed = Arc::new(Sealed::new(bench.store.clone(), keys_of));
+    let segments = SegmentStore::new(sealed.clone());
+    let kv = Arc::new(Kv::open(sealed, KvOptions::default(), LONG).await.expect("opens"));
+    let (len, now) = (100u64, Timestamp { secs: 1_800_000_000, nanos: 0 });
+    let mut at = 0;
+    while at < count {
+        let files = (count - at).min(RANGES_MAX as u64);
+        let owned = |n| Owned { ino: Ino(1000 + at + n), generation: 0, offset: 0, len };
+        let ranges: Vec<_> = (0..files).map(owned).collect();
+        let id = segments.new_id();
+        let data = Bytes::from(noise((files * len) as usize, at as u8));
+        let layout = segments.put(id, vec![data], &ranges).await.expect("puts");
+        let is_left = |n: &u64| at >= 2 * RANGES_MAX as u64 || n % 5 < 2;
+        let mut rows: Vec<(Bytes, Option<Bytes>)> = Vec::new();
+        let mut live = 0;
+        for n in (0..files).filter(is_left) {
+            let mut inode = Inode::new(Kind::File, 0o644, 0, 0, now);
+            (inode.size, inode.allocated) = (len, 4096);
+            let extent = InodeExtent { start: 0, len, segment: id, segment_offset: n * len };
+            let key = keys::inode(Ino(1000 + at + n));
+            rows.push((Bytes::from(key.into_vec()), Some(inode.encode_with(Some(&extent)))));
+            live += len;
+        }
+        let row = SegmentRow { size: files * len, live, birth: 1, epoch: 1, owners: 0 };
+        let row = row.encode_with(&layout.to_row());
+        rows.push((Bytes::from(keys::segment(id).into_vec()), Some(row)));
+        for batch in rows.chunks(8192) {
+            kv.compact_if_needed(false);
+            kv.commit(batch.to_vec()).await.expect("commits");
+        }
+        at += files;
+    }
+    // So that no compaction falls into what is measured: until tables stay as they are.
+    kv.close(true).await.expect("closes");
+    let local = tempfile::tempdir().expect("tempdir");
+    let settled = Bench { store: bench.store.clone(), local };
+    let m = settled.mount_with(|o| o.clean.dead_bytes_min = 0).await.expect("mounts");
+    let mut before = tables(bench).await;
+    for still in 0.. {
+        m.view().kv().compact_if_needed(false);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = tables(bench).await;
+        if still > 5 && now == before {
+            break;
+        }
+        before = now;
+    }
+    assert!(m.shutdown(LONG).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures, for docs/PERFORMANCE.md: cargo test --release --test clean a_round_costs -- --ignored --nocapture"]
+async fn what_a_round_costs_in_a_volume_of_a_million_files() {
+    // Guards against a round that reads the whole volume: it is compared with reading every row
+    // that may have an extent, which is how owners were found before segments named them.
+    let count = std::env::var("FILES").map_or(1_000_000, |n| n.parse().expect("a number"));
+    let bench = Bench::new().await;
+    many_files(&bench, count).await;
+    let cold = || async {
+        let local = tempfile::tempdir().expect("tempdir");
+        Bench { store: bench.store.clone(), local }
+    };
+    let reader = cold().await;
+    let m = reader.mount_with(|o| o.read_only = true).await.expect("mounts");
+    let (before, begun) = (m.requests(), Instant::now());
+    let mut looked_at = 0;
+    for tag in [b'e', b'i'] {
+        let mut cursor = Cursor::new(m.view().kv(), tag);
+        while cursor.next().await.expect("reads").is_some() {
+            looked_at += 1;
+        }
+    }
+    let (all, scan) = (m.requests(), begun.elapsed());
+    let all = (all.get - before.get, all.bytes_down - before.bytes_down);
+    m.shutdown(LONG).await;
+    let writer = cold().await;
+    let m = writer.mount_with(|o| {
+        eager(6 * MIB, 1000)(o);
+        o.clean.look_every = Duration::from_secs(12);
+    });
+    let m = m.await.expect("mounts");
+    let tables_before = tables(&bench).await;
+    let (before, begun) = (m.requests(), Instant::now());
+    until("cleaned", async || {
+        let segments = rows(&m).await;
+        segments.iter().all(|row| row.live * 2 > row.size)
+    })
+    .await;
+    let (round, took) = (m.requests(), begun.elapsed());
+    assert_eq!(tables(&bench).await, tables_before, "a compaction is in these figures");
+    let moved = m.control.status().cleaned_bytes;
+    let round =
+        (round.get - before.get, round.bytes_down - before.bytes_down, round.put - before.put);
+    println!(
+        "{looked_at} rows that may have an extent: {} GET, {:.1} MiB, {:.1} s",
+        all.0,
+        all.1 as f64 / MIB as f64,
+        scan.as_secs_f64()
+    );
+    println!(
+        "a round that moves {:.1} MiB: {} GET, {:.1} MiB, {} PUT, within {:.1} s of the mount",
+        moved as f64 / MIB as f64,
+        round.0,
+        round.1 as f64 / MIB as f64,
+        round.2,
+        took.as_secs_f64()
+    );
+    assert!(m.shutdown(LONG).await);
+}
+
+/// Processor seconds of this process so far.
+fn processor_secs() -> f64 {
+    // SAFETY: all zeros is a value of this structure; the call only fills it.
+    let used: libc::rusage = unsafe {
+        let mut used = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut used);
+        used
+    };
+    let secs = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
+    secs(used.ru_utime) + secs(used.ru_stime)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures, for docs/PERFORMANCE.md: cargo test --release --test clean compression_costs -- --ignored --nocapture"]
+async fn what_compression_costs() {
+    // Guards against photographs that are stored more slowly for nothing: full segments of random
+    // bytes and of text are put and read back, as they are and compressed, in turns.
+    let keys = VolumeKeys::from_root(RootKey::random());
+    let len = 16 * MIB as usize;
+    let mut random = vec![0; len];
+    getrandom::fill(&mut random).expect("random bytes");
+    let inputs = [("random", Bytes::from(random)), ("text", Bytes::from(text(len, 1)))];
+    let ways = ["none", "zstd:1", "zstd:3", "zstd:9"];
+    for (name, data) in inputs {
+        // Of each way: seconds and processor seconds of writing, of reading; stored bytes.
+        let mut spent = [[0f64; 5]; 4];
+        let rounds = 24;
+        for round in 0..rounds * ways.len() {
+            let way = round % ways.len();
+            let store = Arc::new(Sealed::new(Arc::new(InMemory::new()), keys.clone()));
+            let compression = ways[way].parse().expect("known");
+            let segments = SegmentStore::compressing(store, compression);
+            let id = segments.new_id();
+            let owned = [Owned { ino: Ino(2), generation: 0, offset: 0, len: len as u64 }];
+            let (begun, used) = (Instant::now(), processor_secs());
+            let layout = segments.put(id, vec![data.clone()], &owned).await.expect("puts");
+            spent[way][0] += begun.elapsed().as_secs_f64();
+            spent[way][1] += processor_secs() - used;
+            let (begun, used) = (Instant::now(), processor_secs());
+            for at in (0..len as u64).step_by(4 * MIB as usize) {
+                segments.get_range(id, at..at + 4 * MIB).await.expect("reads");
+            }
+            spent[way][2] += begun.elapsed().as_secs_f64();
+            spent[way][3] += processor_secs() - used;
+            spent[way][4] = layout.stored_len() as f64;
+        }
+        let gib = (rounds * len) as f64 / (1u64 << 30) as f64;
+        for (way, [put, put_used, get, get_used, stored]) in ways.iter().zip(spent) {
+            println!(
+                "{name} {way}: stored {:.3}, put {:.0} MiB/s ({:.2} of none) with {:.2} s of processor \
+                 for 1 GiB, read {:.0} MiB/s with {:.2} s",
+                stored / len as f64,
+                gib * 1024.0 / put,
+                spent[0][0] / put,
+                put_used / gib,
+                gib * 1024.0 / get,
+                get_used / gib,
+            );
+        }
+    }
 }
 
 #[test]

@@ -8,8 +8,9 @@ use bytes::Bytes;
 
 use crate::base::SegmentId;
 use crate::meta::{DecodeError, SegmentRow, keys};
-use crate::store::kv::Kv;
+use crate::store::kv::{Kv, KvError};
 use crate::store::segments::{Layout, LayoutRows};
+use crate::store::{ErrorClass, StoreError};
 
 /// What a segment's row says of its layout.
 pub fn layout_in(id: SegmentId, row: &[u8]) -> Result<(SegmentRow, Layout), DecodeError> {
@@ -23,11 +24,21 @@ pub struct SegmentRows(pub Arc<Kv>);
 
 #[async_trait]
 impl LayoutRows for SegmentRows {
-    async fn layout_row(&self, id: SegmentId) -> Option<(u64, Bytes)> {
-        let value = self.0.get(&keys::segment(id)).await;
-        // Without it the footer says the same.
-        let value = value.inspect_err(|e| log::debug!("the row of segment {id}: {e}")).ok()??;
-        let (row, frames) = SegmentRow::decode_with(&value).ok()?;
-        (!frames.is_empty()).then(|| (row.size, value.slice_ref(frames)))
+    async fn layout_row(&self, id: SegmentId) -> object_store::Result<Option<(u64, Bytes)>> {
+        let value = match self.0.get(&keys::segment(id)).await {
+            Ok(Some(value)) => value,
+            Ok(None) => return Ok(None),
+            Err(KvError::Unavailable(why)) => {
+                let message = format!("the row of segment {id}: {why}");
+                return Err(StoreError::new(ErrorClass::Transport, message).into_store("segments"));
+            }
+            // The footer says the same.
+            Err(e) => {
+                log::debug!("the row of segment {id}: {e}");
+                return Ok(None);
+            }
+        };
+        let row = SegmentRow::decode_with(&value).ok().filter(|(_, frames)| !frames.is_empty());
+        Ok(row.map(|(row, frames)| (row.size, value.slice_ref(frames))))
     }
 }

@@ -31,7 +31,7 @@ const READS_PARALLEL: usize = 8;
 const ROWS_MIN: usize = 8;
 const ROWS_MAX: usize = 4096;
 /// What one request of a scan reads, by the rows that are asked for.
-const BYTES_PER_ROW: usize = 256;
+const BYTES_PER_ROW: usize = 64;
 
 /// What a round has found.
 #[derive(Debug, Default)]

@@ -57,9 +57,12 @@ pub struct SegmentMeta {
 /// Something that knows how segments are laid out without reading them: their rows.
 #[async_trait]
 pub trait LayoutRows: Send + Sync + 'static {
-    /// What the row of a segment keeps of its layout, with the bytes of its data; `None` if that
-    /// cannot be had now, in which case its footer is read.
-    async fn layout_row(&self, id: SegmentId) -> Option<(u64, Bytes)>;
+    /// What the row of a segment keeps of its layout, with the bytes of its data; `None` if there
+    /// is nothing, in which case its footer is read.
+    ///
+    /// # Errors
+    /// The store cannot be reached: then its footer would not be there either.
+    async fn layout_row(&self, id: SegmentId) -> Result<Option<(u64, Bytes)>>;
 }
 
 /// Segments in a (sealed) store; cloning shares it.
@@ -268,7 +271,7 @@ impl SegmentStore {
             return Ok(layout);
         }
         let row = match self.0.rows.get() {
-            Some(rows) => rows.layout_row(id).await,
+            Some(rows) => rows.layout_row(id).await?,
             None => None,
         };
         let layout = match row.map(|(data_len, row)| Layout::from_row(id, data_len, &row)) {
