@@ -460,6 +460,33 @@ fn a_mount_opens_with_every_kind_and_nothing_secret_stays_in_sight() {
 }
 
 #[test]
+fn another_volume_in_the_place_of_one_is_noticed_where_anybody_can_make_it() {
+    // Guards against somebody who can write to the bucket, and puts a volume of his own there whose
+    // slot is for your age key: recipients are public. With a passphrase he could not.
+    let v = Volume::create();
+    let (url, state, pass) = (v.url(), v.text("state"), v.text("passphrase"));
+    let made = Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-f", &v.text("ed")])
+        .status();
+    assert!(made.expect("ssh-keygen runs").success());
+    let (recipients, identity) = (v.text("ed.pub"), v.text("ed"));
+    let add = ["--passphrase-file", &pass, "--label", "x", "--age-recipients-file", &recipients];
+    let test = key("test", &url, &state, &["--age-identity", &identity]);
+    ok(&v, &[], &key("add", &url, &state, &add));
+    ok(&v, &[], &test);
+    fs::remove_dir_all(v.path("store")).expect("removes");
+    fs::create_dir(v.path("store")).expect("makes");
+    ok(&v, &[], &["init", &url, "--passphrase-file", &pass]);
+    let theirs = v.text("their-state");
+    ok(&v, &[], &key("add", &url, &theirs, &add));
+    let said = fails(&v, &[], &test, 7);
+    assert!(said.contains("and holds") && said.contains("rm "), "{said}");
+    // Whoever opens it with the passphrase knows it, and so does this machine then.
+    ok(&v, &[], &key("test", &url, &state, &["--passphrase-file", &pass]));
+    ok(&v, &[], &test);
+}
+
+#[test]
 fn a_slot_of_a_kind_of_tomorrow_is_kept_and_told_of() {
     // Guards against a way in that nobody knows of any more after a rotation, and against one that
     // is lost because an older sealfs did not know it. The keyring is that of the known answers.
@@ -507,6 +534,7 @@ fn whoever_is_asked_sees_which_slots_there_are() {
         let mut child = Command::new("script")
             .args(["-qec", &command, "/dev/null"])
             .env("HOME", v.path("home"))
+            .env("AWS_EC2_METADATA_DISABLED", "true")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -528,8 +556,19 @@ fn whoever_is_asked_sees_which_slots_there_are() {
     let (status, said) = typed(&format!("key rotate {} --state-dir {state}", empty.url()), "x\n");
     assert_eq!(status, Some(5), "{said}");
     assert!(!said.contains("passphrase: "), "{said}");
+    // What KMS said is told, and then somebody may type.
+    let (kms, pass) = (Kms::start(), v.text("passphrase"));
+    let add = ["--passphrase-file", &pass, "--label", "s", "--kms-key", "alias/sealfs"];
+    let at = ["--kms-region", "eu-west-1", "--kms-endpoint-url", &kms.endpoint];
+    ok(&v, &CREDENTIALS, &key("add", &url, &state, &[&add[..], &at].concat()));
+    kms.always(Some(Answer::Refuse("DisabledException", "x")));
+    let (status, said) =
+        typed(&format!("key test {url} --state-dir {state}"), &format!("{right}\n"));
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("note: ") && said.contains("2 AWS KMS (s)"), "{said}");
+    ok(&v, &[], &key("remove", &url, &state, &["s", "--passphrase-file", &pass]));
     // Not a passphrase where there is none to give.
-    let (key_file, pass) = (private(&v, "key", [7; 40]), v.text("passphrase"));
+    let key_file = private(&v, "key", [7; 40]);
     let more = ["--passphrase-file", &pass, "--label", "file", "--new-key-file", &key_file];
     ok(&v, &[], &key("add", &url, &state, &more));
     ok(&v, &[], &key("remove", &url, &state, &["first", "--key-file", &key_file]));

@@ -184,11 +184,6 @@ impl Where {
         self.options(secret.read_for(&store)?)
     }
 
-    /// The profile that is named for the store.
-    pub(super) fn profile(&self) -> Outcome<Option<String>> {
-        Ok(self.access.resolve(&self.store)?.profile)
-    }
-
     /// Where the keyring is, and what opens it.
     pub(super) fn options(&self, key: impl Into<Key>) -> Outcome<KeyOptions> {
         let store = self.access.resolve(&self.store)?;

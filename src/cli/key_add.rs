@@ -7,7 +7,9 @@ use std::sync::Arc;
 use clap::Args;
 
 use crate::seal::{KdfParams, Keyring, KeyringError, LABEL_MAX, Secret};
-use crate::stack::{Follow, KeyOptions, StackError, age_recipients, keep_age, open_keyring};
+use crate::stack::{
+    Follow, KeyOptions, KmsSource, StackError, age_recipients, keep_age, open_keyring,
+};
 
 use super::args::SecretArgs;
 use super::ask::Terminal;
@@ -148,8 +150,11 @@ pub(super) fn run(args: &AddArgs) -> Outcome {
 /// Adds a slot that AWS KMS opens. The number of the slot is part of what KMS encrypts, so who comes
 /// second asks KMS again.
 fn add_kms(args: &AddArgs, options: &KeyOptions, key: &str, keyring: Keyring) -> Outcome {
-    let profile = args.at.profile()?;
-    let source = args.secret.kms_source(profile.as_deref(), Follow::Any);
+    let store = &options.store;
+    let source = args.secret.kms_source(store.profile.as_deref(), Follow::Any);
+    // Of another server than AWS the region is no region of KMS.
+    let region_of_store = store.region.clone().filter(|_| store.endpoint_url.is_none());
+    let source = KmsSource { region_of_store, ..source };
     let mut keyring = keyring;
     for _ in 0..TRIES_MAX {
         let (id, taken) = (keyring.next_slot(), Cell::new(false));

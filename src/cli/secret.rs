@@ -17,15 +17,15 @@ use crate::seal::{
     KEY, KEY_FILE_MAX, KEYRING_MAX, Keyring, KeyringError, RecoveryKey, Secret, Seed, SlotKind,
 };
 use crate::stack::{
-    self, Follow, Found, Key, KmsSource, Layers, StackError, StoreOptions, load_keyring, open_age,
-    unlock,
+    self, Attended, Follow, Found, KMS_MAX, Key, KmsSource, Layers, StackError, StoreOptions,
+    load_keyring, open_age, unlock,
 };
 
 use super::args::SecretArgs;
 use super::ask::{Terminal, has_terminal};
 use super::daemon::{aside, aside_bytes};
 use super::exit::{Exit, Failure, Outcome};
-use super::secret_command;
+use super::{secret_command, signals};
 
 /// How often a passphrase may be typed.
 const ATTEMPTS_MAX: u32 = 3;
@@ -170,6 +170,7 @@ impl SecretArgs {
             endpoint_url: at.kms_endpoint_url.clone(),
             profile: at.kms_profile.clone().or(profile.map(str::to_owned)),
             follow,
+            region_of_store: None,
         }
     }
 }
@@ -185,7 +186,9 @@ fn by_age(path: &Path, keyring: &Keyring) -> Outcome<Key> {
 fn by_kms(source: &KmsSource, keyring: &Keyring) -> Outcome<Key> {
     found_aside(|| {
         let key = Key::from(source.clone());
-        let opened = super::runtime()?.block_on(unlock(keyring.clone(), &key))?;
+        let attended = Attended::default();
+        attended.waits_for("AWS KMS to answer", KMS_MAX);
+        let opened = signals::run(&attended, Duration::ZERO, unlock(keyring.clone(), &key))?;
         Ok(Found { slot: opened.slot, seed: opened.seed })
     })
 }

@@ -4,6 +4,7 @@ use super::super::kem::ENCAPSULATION;
 use super::super::recovery::RecoveryKey;
 use super::super::slots::Wrap;
 use super::*;
+use crate::seal::{Kept, KmsSlot};
 use proptest::prelude::*;
 use zeroize::Zeroizing;
 
@@ -280,13 +281,13 @@ fn many_slots_that_cost_too_much_together_are_refused_before_the_first_is_tried(
 
 #[test]
 fn a_slot_of_a_newer_sealfs_is_kept_and_named() {
-    // Guards against dropping or tripping over a slot kind (AWS KMS) that comes later; a rotation
+    // Guards against dropping or tripping over a slot kind that comes later; a rotation
     // gives it the new root, since its public key is all that takes.
     let (mut ring, keys) = cheap();
     let seed = Seed::from_bytes(&[3; 32]);
     let kms = Slot {
         id: 2,
-        kind: SlotKind::Unknown(3),
+        kind: SlotKind::Unknown(200),
         made_secs: 5,
         made_epoch: 1,
         label: "kms".into(),
@@ -302,7 +303,7 @@ fn a_slot_of_a_newer_sealfs_is_kept_and_named() {
     assert_eq!(ring.slots[1], kms);
     assert_eq!(opens(&ring, 1), None);
     let error = ring.unlock(&passphrase("x")).unwrap_err();
-    assert_eq!(error.to_string(), "the keyring has no passphrase slot, only: key file, AWS KMS");
+    assert_eq!(error.to_string(), "the keyring has no passphrase slot, only: key file, kind 200");
     add(&mut ring, &keys, 2).unwrap();
     assert_eq!(ring.slots[1], kms, "byte for byte");
     let newer = ring.rotate(&keys).unwrap();
@@ -314,6 +315,23 @@ fn a_slot_of_a_newer_sealfs_is_kept_and_named() {
     let newer = ring.remove_slot(&newer, 3).unwrap();
     assert_eq!(ring.remove_slot(&newer, 1).err(), Some(KeyringError::LastSlot(1)));
     assert!(ring.remove_slot(&newer, 2).is_ok());
+}
+
+#[test]
+fn the_last_slot_that_opens_alone_goes_only_when_told() {
+    // Guards against a volume that only AWS or a token opens, because somebody tidied up; and
+    // against a refusal where something else opens alone.
+    let (mut ring, keys) = cheap();
+    let arn = "arn:aws:kms:eu-1:1:key/k";
+    let kms = KmsSlot::new(arn, "eu-1", "", vec![1]).expect("fits");
+    let kept = Secret::Kept(Kept::kms(Kept::random_seed(), &kms));
+    ring.add_slot(&keys, &kept, "kms", KdfParams::FLOOR, 0).unwrap();
+    assert_eq!(ring.remove_dispensable_slot(&keys, 1).err(), Some(KeyringError::LastOwnSlot(1)));
+    assert_eq!(ring.remove_dispensable_slot(&keys, 9).err(), Some(KeyringError::NoSuchSlot(9)));
+    add(&mut ring, &keys, 2).unwrap();
+    let keys = ring.remove_dispensable_slot(&keys, 1).unwrap();
+    let keys = ring.remove_dispensable_slot(&keys, 2).expect("that of KMS is not the last");
+    assert_eq!(ring.remove_dispensable_slot(&keys, 3).err(), Some(KeyringError::LastSlot(3)));
 }
 
 #[test]

@@ -53,7 +53,7 @@ impl std::fmt::Debug for Attended {
 
 impl Attended {
     /// From now on `what` is waited for, in place of what was before, for at most `limit`.
-    pub(super) fn waits_for(&self, what: impl Into<String>, limit: impl Into<Option<Duration>>) {
+    pub fn waits_for(&self, what: impl Into<String>, limit: impl Into<Option<Duration>>) {
         self.now.lock().wait = Some((what.into(), Instant::now(), limit.into()));
     }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use object_store::path::Path;
 use object_store::{ObjectStore, PutMode, UpdateVersion};
 
-use super::key_use::note_use;
+use super::key_use::{check_place, note_use};
 use super::keyring_object::{KEYRING_NAME, read_version};
 use super::open::READ_TIMEOUT;
 use super::state::{Remembered, StateFile};
@@ -74,10 +74,11 @@ async fn open_once(
     let unlocked = unlock(keyring, &options.key).await;
     layers.attended.goes_on();
     let unlocked = unlocked?;
+    check_place(&options.state_dir, &options.store, &unlocked.keyring, unlocked.slot, false)?;
     let state_dir = options.state_dir.join(unlocked.keys.volume_id().to_string());
     let state = StateFile::<Remembered>::new(&state_dir, unlocked.keys.clone()).load()?;
     state.unwrap_or_default().check_keyring(unlocked.keyring.generation())?;
-    note_use(&options.state_dir, &unlocked.keyring, unlocked.slot);
+    note_use(&options.state_dir, &options.store, &unlocked.keyring, unlocked.slot);
     Ok((unlocked, version))
 }
 

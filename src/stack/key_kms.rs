@@ -18,7 +18,7 @@ use crate::store::kms::{
 };
 
 /// Time for all KMS slots of a keyring together.
-const ALL_MAX: Duration = Duration::from_secs(90);
+pub const KMS_MAX: Duration = Duration::from_secs(90);
 
 /// Names of the encryption context. They are in the log of KMS; nothing of the volume's content is.
 pub const CONTEXT_VOLUME: &str = "sealfs:volume";
@@ -46,16 +46,18 @@ pub struct KmsSource {
     pub profile: Option<String>,
     /// Which servers the keyring may name.
     pub follow: Follow,
+    /// The region of a new key that nobody names one for: that of the store.
+    pub region_of_store: Option<String>,
 }
 
 #[async_trait]
 impl KeySource for KmsSource {
     async fn seed(&self, keyring: &Keyring) -> Result<(u32, Seed), StackError> {
-        match timeout(ALL_MAX, self.first(keyring)).await {
+        match timeout(KMS_MAX, self.first(keyring)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(StackError::Keeper {
                 kind: StackErrorKind::Unreachable,
-                message: format!("AWS KMS has opened no slot within {} s", ALL_MAX.as_secs()),
+                message: format!("AWS KMS has opened no slot within {} s", KMS_MAX.as_secs()),
                 hint: "check the network, or open the volume with another slot".into(),
             }),
         }
@@ -130,7 +132,8 @@ impl KmsSource {
                 hint: format!("leave it out, or: --kms-region {of_key}"),
             });
         }
-        let region = self.region.as_deref().or(region_of(key)).unwrap_or_default();
+        let region = self.region.as_deref().or(region_of(key)).or(self.region_of_store.as_deref());
+        let region = region.unwrap_or_default();
         let kms = self.connect(region, None).await?;
         let seed = Kept::random_seed();
         let sealed = kms.encrypt(key, &seed[..], &context(volume, slot)).await?;

@@ -1,7 +1,10 @@
-//! When this machine last used which slot of a volume: for people who want to know which of their
-//! ways in still work. Nobody relies on it; a failure to write it down is no failure.
+//! When this machine last used which slot of a volume, and which volume was at which store.
 //!
-//! In clear, since it says no more than the log does, and since `sealfs key list` needs no key.
+//! The first is for people who want to know which of their ways in still work; nobody relies on it.
+//! The second is for slots of KMS and age: what they are sealed to is public, so whoever can write
+//! to the bucket can put another volume there that opens all the same. A machine that was there
+//! before notices. In clear, since it says no more than the log does, and since `sealfs key list`
+//! needs no key. A failure to write it down is no failure.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,8 +12,11 @@ use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use crate::base::{Clock, SystemClock, VolumeId};
-use crate::seal::Keyring;
+use sha2::{Digest, Sha256};
+
+use super::{StackError, StackErrorKind, StoreOptions};
+use crate::base::{Clock, SystemClock, VolumeId, hex, shell_word};
+use crate::seal::{Keyring, SlotKind};
 
 /// Name of the file beside the rest of what this machine remembers of the volume.
 const FILE_NAME: &str = "slots-used.json";
@@ -40,20 +46,74 @@ pub fn remember_use(
     used.retain(|slot, _| exists(*slot));
     used.insert(slot, now_secs);
     let path = path(state_dir, volume);
-    let dir = path.parent().expect("a file in a directory");
-    let write = || -> std::io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        file.write_all(&serde_json::to_vec(&used)?)?;
-        file.persist(&path).map(drop).map_err(|e| e.error)
-    };
-    if let Err(e) = write() {
+    let written = serde_json::to_vec(&used).map_err(std::io::Error::from);
+    if let Err(e) = written.and_then(|bytes| write_private(&path, &bytes)) {
         log::debug!("{} was not written: {e}", path.display());
     }
 }
 
-/// [`remember_use`], of a keyring that has just been opened.
-pub(super) fn note_use(state_dir: &Path, keyring: &Keyring, slot: u32) {
+/// Refuses a keyring that KMS or an age key has opened, if this machine has seen another volume at
+/// its store; unless that is `accepted`.
+///
+/// # Errors
+/// [`StackError::Keeper`] names both, and the file that says so.
+pub(super) fn check_place(
+    state_dir: &Path,
+    store: &StoreOptions,
+    keyring: &Keyring,
+    slot: u32,
+    accepted: bool,
+) -> Result<(), StackError> {
+    let (file, found) = (place(state_dir, store), keyring.volume_id().to_string());
+    let by_keeper = keyring
+        .slots()
+        .iter()
+        .any(|s| s.id == slot && matches!(s.kind, SlotKind::Kms | SlotKind::Age));
+    let seen = match fs::metadata(&file) {
+        Ok(of) if by_keeper && !accepted && of.len() <= BYTES_MAX => fs::read_to_string(&file),
+        _ => return Ok(()),
+    };
+    match seen.ok().as_deref().map(str::trim) {
+        Some(seen) if seen != found && !seen.is_empty() => Err(StackError::Keeper {
+            kind: StackErrorKind::Corrupt,
+            message: format!(
+                "{} held volume {seen} when this machine last opened it, and holds {found} now: \
+                 who can write there can make one that AWS KMS or your age key opens",
+                store.location
+            ),
+            hint: format!(
+                "put the object `keyring` back from a copy; or, if you made the volume anew: rm {}",
+                shell_word(&file.display().to_string())
+            ),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// What holds the volume that was last opened at a store.
+fn place(state_dir: &Path, store: &StoreOptions) -> PathBuf {
+    let endpoint = store.endpoint_url.as_deref().unwrap_or_default().trim_end_matches('/');
+    let name = format!("{endpoint} {}", store.location);
+    state_dir.join("stores").join(hex(&Sha256::digest(name)[..16]))
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let dir = path.parent().expect("a file in a directory");
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    file.write_all(bytes)?;
+    file.persist(path).map(drop).map_err(|e| e.error)
+}
+
+/// [`remember_use`], of a keyring that has just been opened, and that it is at this store.
+pub(super) fn note_use(state_dir: &Path, store: &StoreOptions, keyring: &Keyring, slot: u32) {
+    let file = place(state_dir, store);
+    let id = keyring.volume_id().to_string();
+    if fs::read_to_string(&file).ok().as_deref() != Some(&*id)
+        && let Err(e) = write_private(&file, id.as_bytes())
+    {
+        log::debug!("{} was not written: {e}", file.display());
+    }
     let now = u64::try_from(SystemClock.now().secs).unwrap_or(0);
     let exists = |id| keyring.slots().iter().any(|slot| slot.id == id);
     remember_use(state_dir, keyring.volume_id(), slot, now, exists);

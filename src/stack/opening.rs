@@ -19,7 +19,7 @@ use super::departure::Departure;
 use super::disks::{human, make_dir, room_for, space_of};
 use super::gates::{SharedLease, gates};
 use super::history::{refuse_discord, remember};
-use super::key_use::note_use;
+use super::key_use::{check_place, note_use};
 use super::key_watch::KeyWatch;
 use super::lease::{Beat, Lease};
 use super::lineage::{Lineage, copied_elsewhere, go_on_beside, lineage};
@@ -262,9 +262,11 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
     }
     let state_dir = options.state_dir.join(volume.to_string());
     let cache_dir = options.cache_dir.join(volume.to_string());
+    let accepted = options.accept_rollback.keyring;
+    check_place(&options.state_dir, &options.store, &keyring, slot, accepted)?;
     make_dir(&state_dir)?;
     make_dir(&cache_dir)?;
-    note_use(&options.state_dir, &keyring, slot);
+    note_use(&options.state_dir, &options.store, &keyring, slot);
     let layers = layers.with_cache(cache_dir, options.cache_bytes_max);
     let state = Arc::new(StateFile::new(&state_dir, keys.clone()));
     let accept = options.accept_rollback;

@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use super::config;
 use super::config_use::VolumeSse;
 use super::history::refuse_discord;
-use super::key_use::note_use;
+use super::key_use::{check_place, note_use};
 use super::key_watch::KeyWatch;
 use super::lease::held_by;
 use super::options::OPEN_TIMEOUT;
@@ -186,7 +186,8 @@ pub async fn fsck(
     };
     let (layers, unlocked, watch, loaded) = attended.unless_stopped(open).await?;
     let Unlocked { keyring, keys, slot, .. } = unlocked;
-    note_use(&options.state_dir, &keyring, slot);
+    check_place(&options.state_dir, &options.store, &keyring, slot, false)?;
+    note_use(&options.state_dir, &options.store, &keyring, slot);
     let id = keys.volume_id();
     // The encryption that the volume remembers is needed to read objects under it.
     let _sse = VolumeSse::begin(layers.s3.clone(), options.store.sse.clone(), loaded.config)?;
