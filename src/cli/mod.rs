@@ -192,6 +192,7 @@ mod tests {
             | "age-recipient"
             | "age-recipients-file" => "New key",
             "kms-key" if command == "add" => "New key",
+            "recovery-kit" | "no-recovery" if command == "init" => "Recovery",
             "upload-limit" | "download-limit" => "Store",
             "log-file" | "log-level" | "log-format" => "Log",
             "metrics" | "metrics-remote" => "Metrics",
