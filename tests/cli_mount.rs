@@ -555,7 +555,7 @@ fn a_service_counts_as_started_when_the_mount_works() {
     for line in ["Type=notify", "Environment=HOME=/root"] {
         assert!(unit.lines().any(|l| l == line), "{line}");
     }
-    assert!(unit.contains("${STORE} ${DIR}"), "a path with a space would come apart");
+    assert!(unit.contains("ExecStart=/usr/bin/sealfs mount --foreground %i\n"), "{unit}");
 }
 
 /// The answer of the HTTP server behind a socket: head and body.
@@ -928,4 +928,70 @@ fn a_live_mount_takes_other_settings() {
     assert!(refused.contains("upload-limit, download-limit, cache-size"), "{refused}");
     assert!(v.log().contains("changed by sealfs set"), "{}", v.log());
     v.umount();
+}
+
+#[test]
+fn a_mount_that_is_described_in_a_file_needs_only_its_name() {
+    // Guards against three places (a script, fstab, a unit) that describe one mount differently, and
+    // against a file that somebody else can change: it says what is run.
+    needs_fuse!();
+    let v = Volume::create();
+    fs::create_dir_all(v.path("config/sealfs")).expect("makes");
+    let file = v.path("config/sealfs/box.conf");
+    let text = format!(
+        "store = {}\ndir = {}\npassphrase-file = {}\ncache-dir = {}\nstate-dir = {}\n\
+         log-file = {}\nupload-limit = 3M\n",
+        v.url(),
+        v.text("vault"),
+        v.text("passphrase"),
+        v.text("cache"),
+        v.text("state"),
+        v.text("log")
+    );
+    fs::write(&file, &text).expect("writes");
+    let run = |args: &[&str]| {
+        let mut command = v.command(args);
+        let output = command.env("XDG_CONFIG_HOME", v.path("config")).output().expect("runs");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let (code, said) = run(&["config", "check"]);
+    assert!(code == Some(0) && said.contains("box.conf: fine"), "{said}");
+    let (_, said) = run(&["config", "show", "box"]);
+    assert!(said.contains("sealfs mount ") && said.contains("--upload-limit=3M"), "{said}");
+    // The command line goes before the file, and another key in place of the one there.
+    let (code, said) = run(&["mount", "box", "--upload-limit", "5M"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(v.ok(&["set", &v.text("vault")]).contains("upload-limit=5242880"));
+    // What can change without unmounting does.
+    fs::write(&file, text.replace("3M", "4M") + "log-level = debug\n").expect("writes");
+    let (code, said) = run(&["config", "apply", "box"]);
+    assert_eq!(code, Some(0), "{said}");
+    let shown = v.ok(&["set", &v.text("vault")]);
+    assert!(shown.contains("upload-limit=4194304") && shown.contains("log-level=debug"), "{shown}");
+    v.umount();
+    let (code, said) = run(&["mount", "box", "--key-file", &v.text("nothing")]);
+    assert!(code == Some(1) && said.contains("nothing"), "{code:?}: {said}");
+    for (text, part) in [
+        (
+            text.replace("upload-limit", "upload-limits"),
+            "box.conf:7: there is no setting upload-limits",
+        ),
+        (text.replace("3M", "3"), "64K a second"),
+        (text.clone() + "passphrase = x\n", "no secret stands in this file"),
+        (text.replace("store", "# store"), "has no line store"),
+    ] {
+        fs::write(&file, text).expect("writes");
+        for command in ["check", "show"] {
+            let (code, said) = run(&["config", command, "box"]);
+            assert!(code == Some(2) && said.contains(part), "{command}: {part} in {said}");
+        }
+    }
+    fs::write(&file, &text).expect("writes");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).expect("own file");
+    let (code, said) = run(&["mount", "box"]);
+    assert!(code == Some(2) && said.contains("others can change it"), "{said}");
+    let (code, said) = run(&["mount", "bix"]);
+    assert!(code == Some(2) && said.contains("there is no configuration bix"), "{said}");
+    assert!(!v.is_mounted());
 }

@@ -135,6 +135,7 @@ fn every_command_and_flag_that_is_named_exists() {
     .into();
     for (group, commands) in [
         ("sse", &["audit", "migrate"][..]),
+        ("config", &["check", "show", "apply"]),
         (
             "key",
             &[

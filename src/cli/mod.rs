@@ -10,6 +10,7 @@ mod args;
 mod ask;
 mod busy;
 mod client;
+mod conf;
 mod daemon;
 mod demo;
 mod dirs;
@@ -85,6 +86,8 @@ enum Command {
     Top(stats::TopArgs),
     /// Change what a live mount was started with
     Set(set::SetArgs),
+    /// Check and show the files that describe mounts
+    Config(conf::ConfigArgs),
     /// Check whether a bucket and this machine are fit for a volume
     Doctor(Box<doctor::DoctorArgs>),
     /// Check a volume, and repair it
@@ -142,6 +145,10 @@ fn runtime() -> exit::Outcome<tokio::runtime::Runtime> {
 pub fn main() -> ExitCode {
     user::ensure_home();
     let args = fstab::expand(std::env::args_os().collect(), &Cli::command());
+    let args = match conf::expand(args, &Cli::command()) {
+        Ok(args) => args,
+        Err(failure) => return out::end(Err(failure)),
+    };
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(e) if e.use_stderr() => e.exit(),
@@ -159,6 +166,7 @@ pub fn main() -> ExitCode {
         Command::Stats(args) => stats::run(args),
         Command::Top(args) => stats::top(args),
         Command::Set(args) => set::run(args),
+        Command::Config(args) => conf::run(args, &Cli::command()),
         Command::Doctor(args) => doctor::run(*args),
         Command::Fsck(args) => fsck::run(*args),
         Command::Recover(args) => recover::run(*args),

@@ -28,16 +28,18 @@ use super::socket::Starting;
 #[command(after_help = "\
 Examples:
   sealfs mount s3://my-bucket/data ~/vault --passphrase-file ~/.sealfs.pass
+  sealfs mount vault
   sealfs mount s3://my-bucket/data ~/vault --sse aws:kms --sse-kms-key-id alias/vault
   sealfs mount file:///srv/store /mnt/vault --read-only --foreground
   sealfs mount s3://my-bucket/data /mnt/vault -o allow_other,fsync=remote
 
 It returns when the mount works. `sealfs umount DIR` ends it.")]
 pub struct MountArgs {
-    /// s3://BUCKET[/PREFIX] or file:///ABSOLUTE/DIRECTORY
+    /// s3://BUCKET[/PREFIX] or file:///ABSOLUTE/DIRECTORY; or the NAME of a file NAME.conf in
+    /// ~/.config/sealfs or /etc/sealfs that says everything
     #[arg(value_name = "STORE")]
     store: String,
-    /// The directory to mount on
+    /// The directory to mount on; with a NAME it may be left out
     #[arg(value_name = "DIR")]
     dir: PathBuf,
     #[command(flatten)]

@@ -1,6 +1,6 @@
 //! `sealfs set`: changes what a live mount was started with, or shows it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -39,6 +39,10 @@ pub struct SetArgs {
     settings: Vec<Setting>,
 }
 
+/// The names of settings.
+const NAMES: [&str; 5] =
+    ["upload-limit", "download-limit", "cache-size", "commit-interval", "log-level"];
+
 /// Reads `name=value`.
 fn setting(text: &str) -> Result<Setting, String> {
     let Some((name, value)) = text.split_once('=') else {
@@ -72,6 +76,21 @@ fn interval(text: &str) -> Result<u64, String> {
     match duration(text)? {
         time if time < Duration::from_millis(10) => Err("at least 10ms".into()),
         time => Ok(time.as_millis() as u64),
+    }
+}
+
+/// Changes of the mount on `dir` what of `settings` (names of flags, and values) can be changed.
+pub fn apply(dir: &Path, settings: impl Iterator<Item = (String, String)>) -> Outcome {
+    let can = |name: &str| NAMES.contains(&name);
+    let settings: Result<Vec<_>, String> = settings
+        .filter(|(name, _)| can(name))
+        .map(|(name, value)| setting(&format!("{name}={value}")))
+        .collect();
+    let settings = settings.map_err(|e| Failure::new(Exit::Usage, e))?;
+    let ask = Ask::Set { settings };
+    match Client::connect(dir, false)?.ask(&ask, |_| {})? {
+        Say::Settings(_) => Ok(()),
+        _ => Err(Failure::new(Exit::General, "the mount process answered something else")),
     }
 }
 
