@@ -4,6 +4,8 @@
 
 #[path = "attack/history.rs"]
 mod history;
+#[path = "attack/random.rs"]
+mod random;
 mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
