@@ -11,8 +11,8 @@ use std::process::Command;
 use sealfs::base::{Ino, SegmentId};
 use sealfs::meta::keys::{self, NameHash};
 use sealfs::meta::{
-    CommitRow, DeadRow, Dirent, ExtentRow, HistoryRow, Kind, OrphanData, SegmentRow, Stats,
-    VolumeRow,
+    BesideRow, CommitRow, DeadRow, Dirent, ExtentRow, HistoryRow, Kind, OrphanData, SegmentRow,
+    Stats, VolumeRow,
 };
 
 const PAGES: &[&str] = &[
@@ -307,6 +307,7 @@ fn the_format_page_gives_the_sizes_of_rows_that_the_code_writes() {
         ("`h`", keys::history(1).len().to_string(), HistoryRow(Default::default()).encode().len()),
         ("`g` \"volume\"", "7".into(), VolumeRow { created_secs: 0 }.encode().len()),
         ("`g` \"commit\"", keys::commit().len().to_string(), commit.encode().len()),
+        ("`g` \"beside\"", keys::beside().len().to_string(), BesideRow::default().encode().len()),
         ("`g` \"stats\"", keys::stats().len().to_string(), Stats::default().encode().len()),
     ];
     let format = page("docs/FORMAT.md");

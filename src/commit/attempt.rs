@@ -209,7 +209,7 @@ impl Committer {
         stats.inodes = stats.inodes.saturating_add_signed(generation.inodes);
         stats.bytes = stats.bytes.saturating_add_signed(generation.bytes);
         let mut rows: Vec<RowChange> =
-            Vec::with_capacity(generation.rows.len() + changes.rows.len() + 5);
+            Vec::with_capacity(generation.rows.len() + changes.rows.len() + 6);
         // Those that become other rows than they were pending are written once.
         let as_pending = generation.rows.iter().filter(|(key, _)| !changes.rows.contains_key(*key));
         for (key, pending) in as_pending {
@@ -217,6 +217,8 @@ impl Committer {
         }
         rows.extend(changes.into_rows());
         rows.push((commit_key(), Some(row.encode())));
+        let beside = (self.gates.beside)().encode();
+        rows.push((Bytes::from(keys::beside().into_vec()), Some(beside)));
         let history = |number| Bytes::from(keys::history(number).into_vec());
         rows.push((history(sequence), Some(HistoryRow(chain).encode())));
         rows.extend(HistoryRow::leaves(sequence).map(|old| (history(old), None)));

@@ -20,7 +20,7 @@ use super::view::{View, ViewError, last_commit};
 use super::work::Work;
 use crate::base::{JournalPos, SegmentId};
 use crate::journal::{Journal, JournalError};
-use crate::meta::{CommitRow, DecodeError};
+use crate::meta::{BesideRow, CommitRow, DecodeError};
 use crate::seal::HistoryKey;
 use crate::store::error::{ErrorClass, class, in_one_line};
 use crate::store::kv::{KvError, as_opener};
@@ -174,11 +174,13 @@ pub struct Committer {
     pub(super) clean: Mutex<clean::State>,
     pub(super) clean_counts: clean::Counts,
     stop: watch::Sender<bool>,
-    gates: Gates,
+    pub(super) gates: Gates,
 }
 
 /// What the committer asks of those above it.
 pub struct Gates {
+    /// How far what stands beside the metadata has come, for the next commit.
+    pub beside: Box<dyn Fn() -> BesideRow + Send + Sync>,
     /// Whether anything may be deleted from the bucket now: not while something in it is
     /// damaged.
     pub may_delete: Box<dyn Fn() -> bool + Send + Sync>,

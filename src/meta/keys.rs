@@ -208,6 +208,11 @@ pub fn commit() -> Key {
     tagged(b'g', &[b"commit"])
 }
 
+/// `g beside`: how far what stands beside the metadata had come.
+pub fn beside() -> Key {
+    tagged(b'g', &[b"beside"])
+}
+
 /// `g writer`: which mount made the last commit (sixteen random bytes).
 pub fn writer() -> Key {
     tagged(b'g', &[b"writer"])

@@ -12,7 +12,8 @@ pub use codec::DecodeError;
 pub use inode::{Inode, InodeExtent, Kind};
 pub use keys::{Key, NameHash};
 pub use rows::{
-    CommitRow, DeadRow, Dirent, ExtentRow, HistoryRow, OrphanData, SegmentRow, Stats, VolumeRow,
+    BesideRow, CommitRow, DeadRow, Dirent, ExtentRow, HistoryRow, OrphanData, SegmentRow, Stats,
+    VolumeRow,
 };
 
 /// The longest file name, in bytes (`NAME_MAX`).

@@ -268,6 +268,36 @@ impl HistoryRow {
     }
 }
 
+/// `g beside` row: how far the objects beside the metadata had come at the last commit, so that an
+/// older one is noticed by whoever has never seen them. 17 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BesideRow {
+    /// The generation of `config`.
+    pub config: u64,
+    /// How often the `lease` had been taken.
+    pub lease: u64,
+}
+
+impl BesideRow {
+    /// Encodes the row.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Vec::with_capacity(17);
+        out.u8(VERSION);
+        out.u64(self.config);
+        out.u64(self.lease);
+        out.into()
+    }
+
+    /// Decodes a row.
+    pub fn decode(bytes: &[u8]) -> Result<BesideRow, DecodeError> {
+        let mut r = Reader::new(bytes);
+        version(&mut r)?;
+        let row = BesideRow { config: r.u64()?, lease: r.u64()? };
+        r.end()?;
+        Ok(row)
+    }
+}
+
 /// `g volume` row: written once by `init`. 9 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VolumeRow {

@@ -159,15 +159,24 @@ pub enum StackError {
         /// Where it remembers that.
         state: PathBuf,
     },
+    /// The lease is older than the last commit.
+    #[error(
+        "the record of who holds the volume {}, so that somebody may hold it",
+        if *.is_there { "is older than the last commit" } else { "is gone" }
+    )]
+    LeaseRollback {
+        /// False: there is none.
+        is_there: bool,
+    },
     /// The configuration of the volume is older than what this machine has seen.
     #[error(
-        "the configuration of the volume is older than what this machine has seen: generation \
+        "the configuration of the volume is older than what has been seen: generation \
          {found} instead of {seen}"
     )]
     ConfigRollback {
         /// The generation in the bucket, 0 if there is none.
         found: u64,
-        /// The highest that this machine remembers.
+        /// The highest that this machine remembers, or the last commit names.
         seen: u64,
     },
     /// Server-side encryption cannot be done as asked.
@@ -296,6 +305,7 @@ impl StackError {
             | StackError::OtherHistory { .. }
             | StackError::TooOld { .. }
             | StackError::ConfigRollback { .. }
+            | StackError::LeaseRollback { .. }
             | StackError::KeyringRollback { .. }
             | StackError::KeyringForeign { .. }
             | StackError::State(_)
@@ -352,6 +362,11 @@ impl StackError {
                  it; if it was you: sealfs mount --accept-rollback=history, which gives up what \
                  this machine has seen"
                 .into(),
+            StackError::LeaseRollback { .. } => {
+                "somebody put back an old one, or deleted it; if no \
+                 other machine has the volume: sealfs mount --takeover"
+                    .into()
+            }
             StackError::ConfigRollback { .. } => {
                 "somebody put back an old configuration; if it was \
                  you: sealfs mount --accept-rollback=config, which writes in the mode that it says"

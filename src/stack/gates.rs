@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 
+use super::config_use::VolumeSse;
 use super::lease::{Beat, Lease};
 use crate::commit::Gates;
+use crate::meta::BesideRow;
 use crate::seal::VolumeKeys;
 use crate::store::{Sealed, SegmentStore};
 
@@ -16,9 +18,11 @@ pub(super) type SharedLease = Arc<tokio::sync::Mutex<Lease>>;
 pub(super) fn gates(
     sealed: Arc<Sealed>,
     segments: Arc<SegmentStore>,
-    lease: Option<SharedLease>,
+    (lease, sse): (Option<SharedLease>, Arc<VolumeSse>),
     keys: VolumeKeys,
 ) -> Gates {
+    let term = lease.as_ref().and_then(|lease| Some(lease.try_lock().ok()?.term()));
+    let term = term.unwrap_or_default();
     let still_ours = move || {
         let lease = lease.clone();
         let held = async move {
@@ -30,6 +34,7 @@ pub(super) fn gates(
         held.boxed()
     };
     Gates {
+        beside: Box::new(move || BesideRow { config: sse.generation(), lease: term }),
         may_delete: Box::new(move || {
             sealed.damaged().is_empty() && segments.malformed().is_empty()
         }),

@@ -4,6 +4,7 @@
 //! mount refuse, with a name, before it would fence the first. An object rather than a row
 //! (DESIGN §8), because reading a row freshly takes opening the database.
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,12 @@ struct Row {
     since_secs: u64,
     heartbeat_secs: u64,
     released: bool,
+    /// How often the lease has been taken, this time included.
+    #[serde(default)]
+    term: u64,
+    /// The namespace in which `pid` means something; 0: not known.
+    #[serde(default)]
+    pid_space: u64,
     /// Nothing that the holder writes can arrive sealed in an epoch before this one; 0 until its
     /// first heartbeat, when it began in the epoch that this object is sealed in.
     #[serde(default)]
@@ -48,6 +55,19 @@ struct Row {
     log_epoch: u32,
     #[serde(default)]
     log_from: u64,
+}
+
+/// How a mount asks for the lease.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LeaseAsk {
+    /// Names the mount.
+    pub(super) mount: [u8; 16],
+    /// The mount that this state directory, whose journal is locked, served last; in hex.
+    pub(super) before: String,
+    /// How often the lease has been taken for certain.
+    pub(super) least: u64,
+    /// Take it from whoever holds it.
+    pub(super) takeover: bool,
 }
 
 /// The lease of this mount.
@@ -85,18 +105,21 @@ pub(super) enum Beat {
     Unknown(String),
 }
 
+/// Names the process ids that this process sees: those of a container are its own.
+fn pid_space() -> u64 {
+    std::fs::metadata("/proc/self/ns/pid").map_or(0, |meta| meta.ino())
+}
+
 fn machine_boot() -> String {
     let machine = read_line("/etc/machine-id");
     format!("{machine}/{}", read_line("/proc/sys/kernel/random/boot_id"))
 }
 
 impl Row {
-    fn new() -> Row {
-        let mut id = [0u8; 16];
-        getrandom::fill(&mut id).expect("the operating system gives random bytes");
+    fn new(mount: &[u8; 16]) -> Row {
         let pid = std::process::id();
         Row {
-            mount: hex(&id),
+            mount: hex(mount),
             host: read_line("/proc/sys/kernel/hostname"),
             boot: machine_boot(),
             pid,
@@ -104,6 +127,8 @@ impl Row {
             since_secs: unix_secs(),
             heartbeat_secs: unix_secs(),
             released: false,
+            term: 1,
+            pid_space: pid_space(),
             epoch: 0,
             log_epoch: 0,
             log_from: 0,
@@ -111,14 +136,21 @@ impl Row {
     }
 
     /// Whether the holder certainly does not run any more: released, or a process of this very
-    /// boot of this machine that is gone.
+    /// boot of this machine, and in this container, that is gone.
     fn is_over(&self) -> bool {
         self.released || self.is_local() && start_of(self.pid) != self.pid_start
     }
 
+    /// Whether it is the lease of the mount that this state directory served last, on this boot: its
+    /// journal is not locked any more, so it is over.
+    fn is_of(&self, mount: &str) -> bool {
+        self.boot == machine_boot() && self.boot.len() > 1 && self.mount == mount
+    }
+
     /// Whether the holder is, or was, a process of this boot of this machine.
     fn is_local(&self) -> bool {
-        self.boot == machine_boot() && self.boot.len() > 1
+        let space = pid_space();
+        self.boot == machine_boot() && self.boot.len() > 1 && space > 0 && self.pid_space == space
     }
 
     fn holder(&self) -> String {
@@ -230,11 +262,13 @@ impl Lease {
     /// unless `takeover`; [`StackError::Store`].
     pub(super) async fn acquire(
         store: Arc<dyn ObjectStore>,
-        takeover: bool,
+        ask: LeaseAsk,
         attended: &Attended,
     ) -> Result<Lease, StackError> {
+        let takeover = ask.takeover;
         let fail = |e| StackError::store("reading who holds the volume", e);
-        let row = Row::new();
+        let mut row = Row::new(&ask.mount);
+        row.term = ask.least + 1;
         let (mut was_free, mut was_held) = (true, false);
         let mut departure = Departure::new(attended);
         let mut held = match read(&store).await {
@@ -250,6 +284,11 @@ impl Lease {
             }
             other => other.map_err(fail)?,
         };
+        let term = held.as_ref().map_or(0, |(row, _)| row.term);
+        if term < ask.least && !takeover {
+            return Err(StackError::LeaseRollback { is_there: held.is_some() });
+        }
+        row.term = row.term.max(term + 1);
         if let Some((row, _)) = &held
             && !takeover
             && row.is_local()
@@ -261,9 +300,9 @@ impl Lease {
         }
         let mode = match held {
             None => PutMode::Create,
-            Some((held, version)) if held.is_over() || takeover => {
+            Some((held, version)) if held.is_over() || held.is_of(&ask.before) || takeover => {
                 was_free = held.released;
-                if !held.is_over() {
+                if takeover && !held.is_over() {
                     log::warn!("taking the volume over from {}", held.holder());
                     was_held = true;
                 }
@@ -290,6 +329,11 @@ impl Lease {
             }
             Err(e) => Err(StackError::store("recording who holds the volume", e)),
         }
+    }
+
+    /// How often the lease has been taken.
+    pub(super) fn term(&self) -> u64 {
+        self.row.term
     }
 
     /// Whether nobody held it before: not a mount of this machine that died, whose journal may
@@ -359,15 +403,19 @@ mod tests {
     async fn a_second_holder_is_refused_by_name_until_the_first_releases() {
         // Guards against two mounts of one volume fencing each other back and forth.
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        let mut first =
-            Lease::acquire(store.clone(), false, &Attended::default()).await.expect("free");
-        let refused =
-            Lease::acquire(store.clone(), false, &Attended::default()).await.err().expect("held");
+        let mut first = Lease::acquire(store.clone(), LeaseAsk::default(), &Attended::default())
+            .await
+            .expect("free");
+        let refused = Lease::acquire(store.clone(), LeaseAsk::default(), &Attended::default())
+            .await
+            .err()
+            .expect("held");
         assert!(matches!(&refused, StackError::InUse { holder } if holder.contains("process")));
         assert!(matches!(first.beat().await, Beat::Held));
         assert!(matches!(first.release().await, Beat::Held));
-        let second =
-            Lease::acquire(store.clone(), false, &Attended::default()).await.expect("released");
+        let second = Lease::acquire(store.clone(), LeaseAsk::default(), &Attended::default())
+            .await
+            .expect("released");
         assert!(matches!(first.beat().await, Beat::Lost(_)));
         drop(second);
     }
@@ -377,8 +425,9 @@ mod tests {
         // Guards against a migration of the encryption, which gives the object another ETag,
         // leaving the volume "held" after an orderly unmount.
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        let mut lease =
-            Lease::acquire(store.clone(), false, &Attended::default()).await.expect("free");
+        let mut lease = Lease::acquire(store.clone(), LeaseAsk::default(), &Attended::default())
+            .await
+            .expect("free");
         let bytes = store.get(&path()).await.expect("there").bytes().await.expect("whole");
         store.put(&path(), bytes.into()).await.expect("replaced");
         assert!(matches!(lease.release().await, Beat::Held));
@@ -390,8 +439,56 @@ mod tests {
     async fn a_holder_that_died_on_this_machine_does_not_block_the_next_mount() {
         // Guards against a kill -9 needing --takeover on the same machine.
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        let dead = Row { pid_start: 1, ..Row::new() };
+        let dead = Row { pid_start: 1, ..Row::new(&[1; 16]) };
         write(&store, &dead, PutMode::Create).await.expect("written");
-        Lease::acquire(store, false, &Attended::default()).await.expect("the holder is gone");
+        Lease::acquire(store, LeaseAsk::default(), &Attended::default())
+            .await
+            .expect("the holder is gone");
+    }
+
+    #[tokio::test]
+    async fn a_process_of_another_container_is_not_taken_for_dead() {
+        // Guards against two containers of one host: the process id of the holder means nothing in
+        // the other one. The state directory of the holder tells, whose journal is not locked.
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let mount = [3; 16];
+        let elsewhere = Row { pid_start: 1, pid_space: pid_space() + 1, ..Row::new(&mount) };
+        write(&store, &elsewhere, PutMode::Create).await.expect("written");
+        let ask = LeaseAsk::default();
+        let refused = Lease::acquire(store.clone(), ask, &Attended::default()).await.err();
+        assert!(matches!(refused, Some(StackError::InUse { .. })), "{refused:?}");
+        let ask = LeaseAsk { before: hex(&mount), ..LeaseAsk::default() };
+        Lease::acquire(store, ask, &Attended::default()).await.expect("its own");
+    }
+
+    #[tokio::test]
+    async fn an_old_released_lease_that_is_put_back_frees_nothing() {
+        // Guards against an old object in the place of one that is held: a commit says how often the
+        // lease had been taken by then. So does its absence.
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let ask = LeaseAsk::default();
+        let mut first =
+            Lease::acquire(store.clone(), ask, &Attended::default()).await.expect("free");
+        assert!(matches!(first.release().await, Beat::Held));
+        let old = store.get(&path()).await.expect("there").bytes().await.expect("whole");
+        let ask = LeaseAsk { least: first.term(), ..LeaseAsk::default() };
+        let second = Lease::acquire(store.clone(), ask, &Attended::default()).await.expect("free");
+        assert_eq!(second.term(), 2);
+        for put_back in [true, false] {
+            match put_back {
+                true => drop(store.put(&path(), old.clone().into()).await.expect("put back")),
+                false => store.delete(&path()).await.expect("deleted"),
+            }
+            let ask = LeaseAsk { least: second.term(), ..LeaseAsk::default() };
+            let refused =
+                Lease::acquire(store.clone(), ask.clone(), &Attended::default()).await.err();
+            let Some(StackError::LeaseRollback { is_there }) = refused else {
+                panic!("{refused:?}");
+            };
+            assert_eq!(is_there, put_back);
+            let ask = LeaseAsk { takeover: true, ..ask };
+            let taken = Lease::acquire(store.clone(), ask, &Attended::default()).await;
+            assert_eq!(taken.expect("taken over").term(), 3);
+        }
     }
 }

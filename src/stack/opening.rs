@@ -21,7 +21,7 @@ use super::gates::{SharedLease, gates};
 use super::history::{refuse_discord, remember};
 use super::key_use::{check_place, note_use};
 use super::key_watch::KeyWatch;
-use super::lease::{Beat, Lease};
+use super::lease::{Beat, Lease, LeaseAsk};
 use super::lineage::{Lineage, copied_elsewhere, go_on_beside, lineage};
 use super::mount::{Mounted, Writer};
 use super::state::{Remembered, StateFile};
@@ -35,7 +35,7 @@ use crate::commit::{CommitOptions, Committer, View, ViewError, last_commit};
 use crate::data::{BlockCache, BlockCacheOptions};
 use crate::fs::{Fs, FsOptions, FsParts};
 use crate::journal::{Journal, JournalError, JournalOptions, RecordLoc, Recovery};
-use crate::meta::{CommitRow, DecodeError, Stats, keys};
+use crate::meta::{BesideRow, CommitRow, DecodeError, Stats, keys};
 use crate::seal::VolumeKeys;
 use crate::store::kv::{Kv, KvError, KvOptions};
 use crate::store::{Sealed, SegmentStore};
@@ -79,10 +79,10 @@ impl Held {
     async fn acquire(
         &mut self,
         store: Arc<dyn ObjectStore>,
-        takeover: bool,
+        ask: LeaseAsk,
         attended: Attended,
     ) -> Result<(), StackError> {
-        let acquire = async move { Lease::acquire(store, takeover, &attended).await };
+        let acquire = async move { Lease::acquire(store, ask, &attended).await };
         let acquired = self.acquiring.insert(tokio::spawn(acquire)).await;
         self.acquiring = None;
         let lease = acquired.map_err(|e| StackError::store_broke("taking the lease", e))??;
@@ -119,6 +119,7 @@ struct Found {
     stats: Stats,
     /// The mount that made the last commit, in hex.
     writer: Option<String>,
+    beside: BesideRow,
 }
 
 impl Found {
@@ -128,8 +129,11 @@ impl Found {
         let stats = kv.get(&keys::stats()).await?.ok_or_else(|| lacks("no statistics"))?;
         kv.get(&keys::next_ino()).await?.ok_or_else(|| lacks("no inode number"))?;
         let writer = kv.get(&keys::writer()).await?.map(|id| hex(&id));
+        let beside = kv.get(&keys::beside()).await?;
+        let beside = beside.as_deref().map(BesideRow::decode).transpose();
+        let beside = beside.map_err(ViewError::from)?.unwrap_or_default();
         let stats = Stats::decode(&stats).map_err(ViewError::from)?;
-        Ok(Found { commit, stats, writer })
+        Ok(Found { commit, stats, writer, beside })
     }
 
     fn sequence(&self) -> u64 {
@@ -158,6 +162,8 @@ struct Look<'a> {
     before: &'a Remembered,
     attended: Attended,
     kv_options: KvOptions,
+    /// The generation of the configuration.
+    config: u64,
 }
 
 impl Look<'_> {
@@ -183,6 +189,10 @@ impl Look<'_> {
         let found = Found::read(kv).await?;
         let (at_least, accept) = (self.options.at_least, self.options.accept_rollback);
         refuse_discord(kv, found.commit, self.before, at_least, accept).await?;
+        let (config, seen) = (self.config, found.beside.config);
+        if config < seen && !accept.config {
+            return Err(StackError::ConfigRollback { found: config, seen });
+        }
         if let Some(recovery) = local {
             found.lineage(recovery, self.before, self.options)?;
         }
@@ -299,7 +309,10 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
         before: &before,
         attended: attended.clone(),
         kv_options,
+        config: config_generation,
     };
+    let mut instance = [0; 16];
+    getrandom::fill(&mut instance).expect("the operating system gives random bytes");
     let recovery = local.as_ref().map(|(_, recovery)| recovery);
     let mut log_store = sealed.clone();
     let (mut kv, mut found) = look.open(store.clone(), recovery).await?;
@@ -307,7 +320,13 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
         kv.follow();
     } else {
         probe_store(&layers).await?;
-        held.acquire(store.clone(), options.takeover, attended.clone()).await?;
+        let ask = LeaseAsk {
+            mount: instance,
+            before: before.instance.clone(),
+            least: found.beside.lease,
+            takeover: options.takeover,
+        };
+        held.acquire(store.clone(), ask, attended.clone()).await?;
         // Whoever had it until now may have gone on since.
         let mut is_old = held.was_held().await;
         for tries_left in (0..LOOKS_MAX).rev() {
@@ -353,8 +372,6 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
         if replayed > 0 {
             log::info!("replayed {} of the local journal", counted(replayed, "record"));
         }
-        let mut instance = [0; 16];
-        getrandom::fill(&mut instance).expect("the operating system gives random bytes");
         remembered.journal = opened.id().to_string();
         remembered.journal_committed = base.0;
         remembered.lineage = found.sequence();
@@ -375,7 +392,12 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
             instance,
             clean: options.clean,
         };
-        let gates = gates(sealed.clone(), segments.clone(), held.lease.clone(), keys.clone());
+        let gates = gates(
+            sealed.clone(),
+            segments.clone(),
+            (held.lease.clone(), sse.clone()),
+            keys.clone(),
+        );
         let history = keys.history_key();
         let (view, journal_of, to) = (view.clone(), opened.clone(), segments.clone());
         committer = Some(Committer::new(view, journal_of, to, row, commit, history, gates));

@@ -413,3 +413,95 @@ async fn a_commit_costs_one_put_and_few_bytes_more() {
     assert!(bytes / 20 < 1_000, "{}", bytes / 20);
     m.shutdown(LONG).await;
 }
+
+/// What is done to one segment: what a GET of it says, and whether it is listed.
+struct Lies {
+    at: Path,
+    says: Option<fn(&Path) -> object_store::Error>,
+    is_listed: bool,
+}
+
+impl Gate for Lies {
+    fn step(&self, what: &str, at: &Path) -> (bool, bool) {
+        (true, !(what == "GET" && *at == self.at && self.says.is_some()))
+    }
+
+    fn instead(&self, at: &Path) -> object_store::Error {
+        self.says.expect("something")(at)
+    }
+
+    fn hides(&self, at: &Path) -> bool {
+        !self.is_listed && *at == self.at
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_rows_name_and_the_bucket_does_not_give_is_damage_for_fsck() {
+    // Guards against "nothing is wrong" for a segment that is listed and not there, that is not
+    // listed and refused, or that is not listed and altered.
+    let gone =
+        |at: &Path| object_store::Error::NotFound { path: at.to_string(), source: "".into() };
+    let denied = |at: &Path| object_store::Error::PermissionDenied {
+        path: at.to_string(),
+        source: "not yours".into(),
+    };
+    type Says = Option<fn(&Path) -> object_store::Error>;
+    let cases: [(&str, Says, bool, bool, &str); 4] = [
+        ("listed, not there", Some(gone), true, false, "though it is listed"),
+        ("not listed, not there", Some(gone), false, false, "is not in the bucket"),
+        ("not listed, refused", Some(denied), false, false, "is not listed, and cannot be"),
+        ("not listed, altered", None, false, true, "is damaged"),
+    ];
+    for (what, says, is_listed, altered, expected) in cases {
+        let bucket = Arc::new(InMemory::new());
+        let a = Bench::over(bucket.clone()).await;
+        let m = a.mount().await;
+        commit(&m, "a1").await;
+        assert!(m.shutdown(LONG).await);
+        let all = objects(&*bucket).await;
+        let at = all.keys().find(|at| at.as_ref().starts_with("seg/")).expect("one").clone();
+        if altered {
+            let mut bytes = all[&at].to_vec();
+            bytes[60] ^= 1;
+            bucket.put(&at, bytes.into()).await.expect("puts");
+        }
+        let seen = machine(Gated::new(bucket, Lies { at, says, is_listed }));
+        let report = seen.fsck(|o| o.data = true).await;
+        let found = report.problems.iter().find(|p| p.what.contains(expected));
+        let found = found.unwrap_or_else(|| panic!("{what}: {:?}", report.problems));
+        assert!(found.files.iter().any(|f| f.starts_with("/a1")), "{what}: {found:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_configuration_or_an_old_lease_is_told_on_a_machine_that_saw_nothing() {
+    // Guards against objects beside the metadata that are deleted or put back: the mode of encryption
+    // that everything is written in from then on, and a volume that counts as free.
+    let bucket = Arc::new(InMemory::new());
+    let a = Bench::over(bucket.clone()).await;
+    let m = a.mount().await;
+    commit(&m, "a1").await;
+    assert!(m.shutdown(LONG).await);
+    let released = objects(&*bucket).await[&Path::from("lease")].clone();
+    let m = a.mount().await;
+    commit(&m, "a2").await;
+    let mut all = objects(&*bucket).await;
+    all.insert(Path::from("lease"), released);
+    let refused = machine(bucket_of(&all).await).mount_with(|_| {}).await.err().expect("refused");
+    assert!(matches!(refused, StackError::LeaseRollback { is_there: true }), "{refused}");
+    all.remove(&Path::from("lease"));
+    let refused = machine(bucket_of(&all).await).mount_with(|_| {}).await.err().expect("refused");
+    assert!(matches!(refused, StackError::LeaseRollback { is_there: false }), "{refused}");
+    assert!(m.shutdown(LONG).await);
+    let mut all = objects(&*bucket).await;
+    all.remove(&Path::from("config"));
+    for read_only in [true, false] {
+        let fresh = machine(bucket_of(&all).await);
+        let refused = fresh.mount_with(|o| o.read_only = read_only).await.err().expect("refused");
+        assert!(matches!(refused, StackError::ConfigRollback { found: 0, .. }), "{refused}");
+        assert_eq!(refused.kind(), StackErrorKind::Corrupt);
+        assert!(objects(&*fresh.store).await == all, "something was written");
+        let report = fresh.fsck(|_| {}).await;
+        assert!(report.problems.iter().any(|p| p.what.contains("object config")), "{report:?}");
+    }
+}

@@ -5,8 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
@@ -17,6 +17,11 @@ use object_store::{
 pub trait Gate: Send + Sync + 'static {
     /// A request comes: whether it acts, and whether its answer arrives.
     fn step(&self, what: &str, at: &Path) -> (bool, bool);
+
+    /// Whether an object is left out of listings.
+    fn hides(&self, _at: &Path) -> bool {
+        false
+    }
 
     /// What is said where the answer does not arrive.
     fn instead(&self, _at: &Path) -> Error {
@@ -98,7 +103,14 @@ impl<G: Gate> ObjectStore for Gated<G> {
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         match self.gate.step("LIST", &Path::default()) {
-            (_, true) => self.inner.list(prefix),
+            (_, true) => {
+                let all: Vec<_> =
+                    self.inner.list(prefix).collect().now_or_never().expect("at once");
+                let shown = |one: &Result<ObjectMeta>| {
+                    !one.as_ref().is_ok_and(|meta| self.gate.hides(&meta.location))
+                };
+                futures::stream::iter(all.into_iter().filter(shown).collect::<Vec<_>>()).boxed()
+            }
             _ => futures::stream::once(async { refusal() }).boxed(),
         }
     }

@@ -14,7 +14,7 @@ use futures::StreamExt;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
-use super::objects::{Listing, damaged_ranges, read_whole};
+use super::objects::{Listing, Objects, damaged_ranges, read_whole, still_known};
 use super::{Run, Volume};
 use crate::base::{SegmentId, counted};
 use crate::commit::check::Segments;
@@ -82,6 +82,10 @@ impl Damage {
     /// Sentences, and the segment they are about.
     pub(super) fn problems(&self) -> impl Iterator<Item = (String, Option<SegmentId>)> + '_ {
         self.0.iter().map(|(name, ranges)| {
+            if ranges.iter().all(|r| r.end == u64::MAX) {
+                let what = format!("object {name} is not in the bucket, though it is listed");
+                return (what, Self::segment(name));
+            }
             let bytes: u64 = ranges.iter().map(|r| r.end - r.start).sum();
             let do_not = if bytes == 1 { "does not" } else { "do not" };
             let what =
@@ -96,7 +100,7 @@ impl Damage {
 pub(super) async fn read_all(
     run: &Run<'_>,
     listing: &Listing,
-    rows: Option<(&Kv, &Segments)>,
+    rows: Option<(&Kv, &Segments, &Objects)>,
 ) -> Result<Read, StackError> {
     let file =
         StateFile::<Position>::named(&run.volume.state_dir, POSITION_NAME, run.volume.keys.clone());
@@ -105,14 +109,23 @@ pub(super) async fn read_all(
         false => Position::default(),
     };
     let referred = |id: &SegmentId| {
-        rows.is_none_or(|(_, segments)| {
+        rows.is_none_or(|(_, segments, _)| {
             segments.0.get(id).is_some_and(|sum| sum.row.is_some() || sum.live > 0)
         })
     };
     let plain = |bytes: u64| plain_len(bytes).unwrap_or(0);
     let meta = listing.meta.iter().map(|(name, bytes)| (name.clone(), plain(*bytes)));
     let data = listing.segments.iter().filter(|(id, _)| referred(id));
-    let data = data.map(|(id, listed)| (SegmentStore::name(*id), plain(listed.bytes)));
+    let mut data: BTreeMap<SegmentId, u64> =
+        data.map(|(id, listed)| (*id, plain(listed.bytes))).collect();
+    if let Some((_, segments, objects)) = rows {
+        // What is not listed may be there all the same, and altered.
+        let known = segments.0.iter().filter(|(id, _)| referred(id) && !objects.lacks(**id));
+        for (id, sum) in known {
+            data.entry(*id).or_insert(sum.object_len);
+        }
+    }
+    let data = data.into_iter().map(|(id, size)| (SegmentStore::name(id), size));
     // "meta/…" before "seg/…", each in order: the order of names.
     let after = position.after.clone();
     let todo: Vec<(Path, u64)> =
@@ -133,7 +146,7 @@ pub(super) async fn read_all(
             done.fetch_add(bytes.min(size - before), Ordering::Relaxed);
         };
         let one = match SegmentStore::id(&name) {
-            Some(id) => read_segment(run.volume, rows.map(|(kv, _)| kv), id, size, on_read).await,
+            Some(id) => read_segment(run.volume, rows.map(|(kv, ..)| kv), id, size, on_read).await,
             None => read_one(run.volume, &name, size, on_read).await,
         };
         // Damaged or gone: it is done all the same.
@@ -153,10 +166,17 @@ pub(super) async fn read_all(
             }
             Ok(One::Left) => {}
             // The writer may have collected it; nobody else may.
-            Ok(One::Gone) if run.writer => {}
-            Ok(One::Gone) if SegmentStore::id(&name).is_some() => {} // found as missing
             Ok(One::Gone) => {
-                position.damage.0.insert(name.to_string(), Vec::new());
+                let segment = SegmentStore::id(&name);
+                let is_collected = match segment {
+                    Some(id) if rows.is_some() => !still_known(run.volume, id).await?,
+                    Some(_) => false,
+                    None => true,
+                };
+                if !(run.writer && is_collected) {
+                    let all = segment.map(|_| 0..u64::MAX);
+                    position.damage.0.insert(name.to_string(), all.into_iter().collect());
+                }
             }
             Err(e) => {
                 file.save(&position, true)?;

@@ -39,7 +39,7 @@ use super::{
 use crate::base::VolumeId;
 use crate::commit::check::{CheckOptions, Finding, Report, Segments, check};
 use crate::commit::last_commit;
-use crate::meta::CommitRow;
+use crate::meta::{BesideRow, CommitRow, keys};
 use crate::seal::VolumeKeys;
 use crate::store::Sealed;
 use crate::store::kv::{Kv, KvError, KvOptions};
@@ -190,6 +190,7 @@ pub async fn fsck(
     note_use(&options.state_dir, &options.store, &keyring, slot);
     let id = keys.volume_id();
     // The encryption that the volume remembers is needed to read objects under it.
+    let config_generation = loaded.config.generation;
     let _sse = VolumeSse::begin(layers.s3.clone(), options.store.sse.clone(), loaded.config)?;
     let sealed = layers.sealed(&keys)?;
     // Somebody may rotate the keys while it looks.
@@ -216,6 +217,7 @@ pub async fn fsck(
         options: &options,
         remembered,
         keyring_generation: keyring.generation(),
+        config_generation,
     };
     let mut repaired = Vec::new();
     let outcome = match &mended {
@@ -279,6 +281,7 @@ struct Run<'a> {
     options: &'a FsckOptions,
     remembered: Remembered,
     keyring_generation: u64,
+    config_generation: u64,
     /// Somebody writes while this looks.
     writer: bool,
 }
@@ -287,6 +290,7 @@ struct Run<'a> {
 #[derive(Default)]
 struct Look {
     commit: Option<CommitRow>,
+    beside: BesideRow,
     report: Report,
     segments: Segments,
     objects: Objects,
@@ -375,6 +379,9 @@ impl Run<'_> {
     async fn look_at(&mut self, kv: &Kv, data: bool) -> Result<Look, StackError> {
         let mut notes = Vec::new();
         let commit = last_commit(kv).await?;
+        let beside = kv.get(&keys::beside()).await?;
+        let beside = beside.as_deref().and_then(|row| BesideRow::decode(row).ok());
+        let beside = beside.unwrap_or_default();
         self.progress.begin("metadata");
         let rows = &self.progress.rows;
         let (report, segments) = check(kv, CheckOptions::default(), rows).await?;
@@ -383,10 +390,12 @@ impl Run<'_> {
         let listing = Listing::read(&*self.volume.layers.retry).await?;
         let objects =
             objects::compare(self.volume, &listing, &segments, self.writer, &mut notes).await?;
-        let mut look = Look { commit, report, segments, objects, notes, ..Look::default() };
+        let mut look = Look { commit, beside, report, segments, objects, notes, ..Look::default() };
         if data {
             self.progress.begin(READING_DATA);
-            look.take(data::read_all(self, &listing, Some((kv, &look.segments))).await?);
+            look.take(
+                data::read_all(self, &listing, Some((kv, &look.segments, &look.objects))).await?,
+            );
         }
         Ok(look)
     }
@@ -403,6 +412,15 @@ impl Run<'_> {
             }
             Err(e @ StackError::OtherHistory { .. }) => problems.push(plain(e.to_string())),
             outcome => outcome?,
+        }
+        let (found, seen) = (self.config_generation, look.beside.config);
+        let seen = seen.max(self.remembered.config_generation);
+        match found {
+            0 => problems.push(plain("object config is not in the bucket".into())),
+            _ if found < seen => {
+                problems.push(plain(StackError::ConfigRollback { found, seen }.to_string()));
+            }
+            _ => {}
         }
         if let Err(e) = self.remembered.check_keyring(self.keyring_generation) {
             problems.push(plain(e.to_string()));

@@ -18,7 +18,7 @@ use crate::stack::lease::LEASE_NAME;
 use crate::stack::{KEYRING_NAME, StackError};
 use crate::store::kv::META_PREFIX;
 use crate::store::segments::{Layout, has_frames};
-use crate::store::{ErrorClass, SegmentStore, class, is_probe};
+use crate::store::{ErrorClass, SegmentStore, class, is_probe, sentence};
 
 /// Segments that rows do not know are looked into this many at a time.
 const LOOKS_PARALLEL: usize = 8;
@@ -88,6 +88,8 @@ pub(super) struct Objects {
     pub(super) bytes: u64,
     /// Segments that rows refer to and that are not there.
     missing: Vec<SegmentId>,
+    /// Segments that rows refer to, that are not listed and cannot be looked at: why.
+    unreadable: Vec<(SegmentId, String)>,
     /// Segments whose objects have another size than their row says: id, said, listed (plaintext).
     sizes: Vec<(SegmentId, u64, Option<u64>)>,
     /// Segments that no row knows, sealed by this volume.
@@ -118,10 +120,11 @@ pub(super) async fn compare(
             (None, _) => {
                 // A listing may be older than the object, and the writer may have deleted it
                 // since: what counts is whether it is there, and still referred to.
-                let there = volume.store.head(&SegmentStore::name(id)).await;
-                let gone = there.is_err_and(|e| class(&e) == ErrorClass::NotFound);
-                if gone && (!writer || still_known(volume, id).await?) {
-                    found.missing.push(id);
+                match volume.store.head(&SegmentStore::name(id)).await {
+                    Ok(_) => {}
+                    Err(_) if writer && !still_known(volume, id).await? => {}
+                    Err(e) if class(&e) == ErrorClass::NotFound => found.missing.push(id),
+                    Err(e) => found.unreadable.push((id, sentence(&e))),
                 }
             }
             (Some(plain), Some(_)) if plain != Some(sum.object_len) => {
@@ -183,7 +186,7 @@ pub(super) async fn compare(
 }
 
 /// Whether the rows as they are by now still refer to a segment.
-async fn still_known(volume: &Volume, id: SegmentId) -> Result<bool, StackError> {
+pub(super) async fn still_known(volume: &Volume, id: SegmentId) -> Result<bool, StackError> {
     let kv = volume.frozen().await?;
     let row = kv.get(&crate::meta::keys::segment(id)).await;
     let _ = kv.close(false).await; // a reader: there is nothing to lose
@@ -191,6 +194,11 @@ async fn still_known(volume: &Volume, id: SegmentId) -> Result<bool, StackError>
 }
 
 impl Objects {
+    /// Whether the bucket does not have it, or does not give it.
+    pub(super) fn lacks(&self, id: SegmentId) -> bool {
+        self.missing.contains(&id) || self.unreadable.iter().any(|(other, _)| *other == id)
+    }
+
     /// What the listing alone says.
     pub(super) fn of(listing: &Listing) -> Objects {
         let strangers = listing.strangers.clone();
@@ -202,12 +210,13 @@ impl Objects {
     pub(super) fn lost(&self) -> impl Iterator<Item = (SegmentId, Vec<Range<u64>>)> + '_ {
         let from = |start: u64| std::iter::once(start..u64::MAX).collect();
         let whole = move |id: &SegmentId| (*id, from(0));
+        let unreadable = self.unreadable.iter().map(move |(id, _)| (*id, from(0)));
         let sizes = self.sizes.iter().map(move |(id, said, listed)| {
             let there = listed.unwrap_or(0).min(*said);
             // What is stored as frames ends somewhere within the data.
             (*id, from(if has_frames(*id) { 0 } else { there }))
         });
-        self.missing.iter().map(whole).chain(sizes)
+        self.missing.iter().map(whole).chain(unreadable).chain(sizes)
     }
 
     /// Sentences, and the segment they are about.
@@ -224,7 +233,11 @@ impl Objects {
         let more = self.strangers.len().saturating_sub(STRANGERS_MAX);
         let more = (more > 0)
             .then(|| (format!("{more} more such {}", plural(more as u64, "object")), None));
-        missing.chain(sizes).chain(strangers).chain(more)
+        let unreadable = self.unreadable.iter();
+        let unreadable = unreadable.map(|(id, why)| {
+            (format!("segment {id} is not listed, and cannot be looked at: {why}"), Some(*id))
+        });
+        missing.chain(unreadable).chain(sizes).chain(strangers).chain(more)
     }
 }
 
