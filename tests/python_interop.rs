@@ -318,6 +318,36 @@ fn open_object_shows_the_data_of_segments_and_whose_they_are() {
 }
 
 #[test]
+fn open_object_reads_the_objects_of_a_frozen_volume() {
+    // Guards against a script that follows the newest format and has forgotten the one of a volume
+    // that somebody has: every segment and the configuration of the fixture, by its passphrase.
+    let bucket = root().join("tests/fixtures/format-2/bucket");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let passphrase = dir.path().join("passphrase");
+    fs::write(&passphrase, "frozen volume\n").expect("writes");
+    let mut names = vec![PathBuf::from("config")];
+    for shard in fs::read_dir(bucket.join("seg")).expect("segments") {
+        let shard = shard.expect("an entry").path();
+        let objects = fs::read_dir(&shard).expect("a shard").map(|e| e.expect("an entry").path());
+        names.extend(objects.map(|o| o.strip_prefix(&bucket).expect("below").to_owned()));
+    }
+    assert_eq!(names.len(), 3, "two segments: {names:?}");
+    for name in names {
+        let mut command = Command::new(python());
+        command.arg(root().join("scripts/open-object"));
+        command.args(["--keyring".as_ref(), bucket.join("keyring").as_os_str()]);
+        command.args(["--passphrase-file".as_ref(), passphrase.as_os_str()]);
+        if name.starts_with("seg") {
+            command.arg("--as-sealed"); // decompressing takes a module
+        }
+        command.arg(&name).arg(bucket.join(&name));
+        let output = run(&mut command, 120);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !output.stdout.is_empty(), "{name:?}: {said}");
+    }
+}
+
+#[test]
 fn open_object_says_what_is_wrong_and_prints_no_contents() {
     // Guards against a script that prints unauthenticated bytes or a Python traceback.
     let volume = Volume::new();
