@@ -33,8 +33,9 @@ use super::rekey_duty::bounded;
 use super::{
     KEYRING_NAME, KeyOptions, Layers, MountOptions, StackError, change_keyring, mount, open_keyring,
 };
-use crate::base::VolumeId;
+use crate::base::{VolumeId, one_line};
 use crate::meta::keys;
+use crate::seal::{SlotInfo, SlotKind};
 use crate::store::kv::COLLECT_AGE;
 use crate::store::s3::{Setting, Versioning};
 use crate::store::{Resealed, Sealed, sentence};
@@ -166,6 +167,15 @@ pub async fn rekey(
         tell(run.sealed_volume);
     }
     Ok(report)
+}
+
+/// What is to be said of a slot of another version's kind, which has got the new root as well.
+fn stays_unknown(slot: &SlotInfo) -> Option<String> {
+    let SlotInfo { id, label, kind, .. } = slot;
+    matches!(kind, SlotKind::Unknown(_)).then(|| {
+        let label = one_line(label);
+        format!("slot {id} ({label}, {kind}) stays: it opens the new keys, and this sealfs cannot open it")
+    })
 }
 
 /// What is sealed in which epoch, and what opens in none. Changes nothing.
@@ -317,7 +327,9 @@ impl<'a> Run<'a> {
                 true => Ok(((), ring.rotate(keys)?)),
                 false => Ok(((), keys.clone())),
             });
-            report.notes.extend(changed.await?.notes);
+            let changed = changed.await?;
+            report.notes.extend(changed.notes);
+            report.notes.extend(changed.keyring.slots().iter().filter_map(stays_unknown));
         }
         // Its keys are those of the new epoch.
         let run = Run::open(options, walked).await?;
