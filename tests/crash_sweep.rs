@@ -346,6 +346,7 @@ async fn mounted(
         o.clean = clean;
         if clean.dead_bytes_min > 0 {
             o.dead_grace = Duration::ZERO; // nobody reads what they clean
+            o.compress = Some("zstd".parse().expect("known"));
         }
         o.read_timeout = Duration::from_secs(2);
         o.open_timeout = Duration::from_secs(3); // SlateDB goes on asking a store that is dead

@@ -105,6 +105,7 @@ async fn open(
             let look_every = Duration::ZERO;
             options.clean = CleanOptions { dead_bytes_min: 1, tiny_min: 2, look_every };
             options.dead_grace = Duration::from_secs(1);
+            options.compress = Some("zstd:1".parse().expect("known"));
         }
         match mount(options).await {
             Ok(mounted) => return Ok(mounted),
@@ -118,7 +119,7 @@ async fn open(
 
 impl World {
     /// A new volume, mounted; `slow`: on a store that takes its time, `clean`: with segments
-    /// cleaned whenever two could be merged or half of one is dead.
+    /// compressed, and cleaned whenever two could be merged or half of one is dead.
     pub async fn new(slow: bool, clean: bool) -> World {
         let (bucket, local) = (new_volume().await, local());
         let mounted = open(&bucket, slow, clean, &local).await.expect("mounts");
