@@ -995,3 +995,61 @@ fn a_mount_that_is_described_in_a_file_needs_only_its_name() {
     assert!(code == Some(2) && said.contains("there is no configuration bix"), "{said}");
     assert!(!v.is_mounted());
 }
+
+#[test]
+fn info_says_where_bytes_are_and_warm_brings_them_here() {
+    // Guards against "in the bucket" of what only the journal has, and against a train ride with a cache
+    // that has nothing of what was asked for.
+    needs_fuse!();
+    let v = Volume::create();
+    v.mount(&["--commit-interval", "1h"]);
+    let mut noise = vec![0; 700_000];
+    getrandom::fill(&mut noise).expect("random bytes");
+    fs::create_dir(v.at("dir")).expect("makes a directory");
+    fs::write(v.at("dir/file"), &noise).expect("writes");
+    let file = v.at("dir/file").display().to_string();
+    let info = || {
+        let json = v.ok(&["info", "--json", &file]);
+        serde_json::from_str::<serde_json::Value>(&json).expect("JSON")
+    };
+    let before = info();
+    assert_eq!((&before["journal_bytes"], &before["bucket_bytes"]), (&700_000.into(), &0.into()));
+    v.ok(&["sync", &v.text("vault")]);
+    let after = info();
+    assert_eq!((&after["journal_bytes"], &after["bucket_bytes"]), (&0.into(), &700_000.into()));
+    let segment = &after["segments"][0];
+    assert!(segment["object"].as_str().is_some_and(|name| name.starts_with("seg/")), "{after}");
+    assert_eq!(segment["key_epoch"], 1);
+    // A hole, a directory, and another machine.
+    File::options().write(true).open(&file).expect("opens").set_len(1_000_000).expect("grows");
+    assert_eq!(info()["hole_bytes"], 300_000);
+    let text = v.ok(&["info", &v.at("dir").display().to_string(), &file]);
+    assert!(text.contains("dir, 0 attributes") && text.contains("key epoch 1"), "{text}");
+    v.umount();
+    v.forget_local_state();
+    v.mount(&[]);
+    assert_eq!(info()["segments"][0]["cached_bytes"], 0);
+    let warmed = v.ok(&["warm", &v.at("dir").display().to_string()]);
+    assert!(warmed.contains("in 1 file; "), "{warmed}");
+    wait_until("the cache has it", || {
+        info()["segments"][0]["cached_bytes"].as_u64().is_some_and(|n| n >= 700_000)
+    });
+    v.fails(&["warm", &v.text("store")], 9);
+    v.fails(&["info", &v.text("passphrase")], 9);
+    v.umount();
+}
+
+#[test]
+fn bench_measures_and_leaves_nothing_behind() {
+    // Guards against a measurement that fills the volume of whoever tries it.
+    needs_fuse!();
+    let v = Volume::mounted();
+    let said = v.ok(&["bench", "--size", "3M", &v.text("vault")]);
+    for part in ["files of 4 KiB made", "made and synced", "until all is in the bucket", "requests"]
+    {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    assert_eq!(fs::read_dir(v.vault()).expect("lists").count(), 0);
+    v.fails(&["bench", &v.text("run")], 9);
+    v.umount();
+}

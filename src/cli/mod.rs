@@ -8,6 +8,7 @@ mod out;
 
 mod args;
 mod ask;
+mod bench;
 mod busy;
 mod client;
 mod conf;
@@ -18,6 +19,7 @@ mod doctor;
 mod exit;
 mod fsck;
 mod fstab;
+mod info;
 mod init;
 mod key;
 mod key_add;
@@ -53,6 +55,7 @@ mod strength;
 mod sync;
 mod umount;
 mod user;
+mod warm;
 
 use std::process::ExitCode;
 
@@ -84,6 +87,12 @@ enum Command {
     Stats(stats::StatsArgs),
     /// Show what a mount is doing, as a page
     Top(stats::TopArgs),
+    /// Show where each byte of a file is
+    Info(info::InfoArgs),
+    /// Bring files into the cache of this machine
+    Warm(warm::WarmArgs),
+    /// Measure a mount on this machine and this line, in a minute
+    Bench(bench::BenchArgs),
     /// Change what a live mount was started with
     Set(set::SetArgs),
     /// Check and show the files that describe mounts
@@ -165,6 +174,9 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Top(args) => stats::top(args),
+        Command::Info(args) => info::run(args),
+        Command::Warm(args) => warm::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Set(args) => set::run(args),
         Command::Config(args) => conf::run(args, &Cli::command()),
         Command::Doctor(args) => doctor::run(*args),

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::fuse::Counted;
-use crate::stack::{Numbers, Progress, Setting, Settings, Status};
+use crate::stack::{Numbers, Places, Progress, Setting, Settings, Status};
 
 use super::exit::Failure;
 
@@ -16,6 +16,11 @@ pub enum Ask {
     Status,
     /// Answered with [`Say::Sample`].
     Sample,
+    /// Answered with [`Say::Places`].
+    Places {
+        /// The inode.
+        ino: u64,
+    },
     /// Changes these, all or, if one of them is refused, those before it; answered with
     /// [`Say::Settings`].
     Set {
@@ -52,6 +57,8 @@ pub enum Say {
     Status(Box<Status>),
     /// Everything that is counted.
     Sample(Box<Sample>),
+    /// Where the bytes of a file are.
+    Places(Box<Places>),
     /// What can be changed, as it is now.
     Settings(Settings),
     /// How far the bucket is behind; a few times a second.

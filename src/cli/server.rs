@@ -31,6 +31,9 @@ pub const ASKED_MAX: usize = 16;
 /// How long a client may take to send its request, or to take an answer.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long looking where a file is may take; below the patience of the command.
+const LOOK_MAX: Duration = Duration::from_secs(50);
+
 /// A request to unmount, for the owner of the mount.
 pub struct UmountAsked {
     /// Give up after this long without any progress.
@@ -106,6 +109,18 @@ async fn client(
         Ask::Sample => {
             let sample = Say::Sample(Box::new(watched.sample()));
             return send(&mut write, &sample).await;
+        }
+        Ask::Places { ino } => {
+            let looked = timeout(LOOK_MAX, control.places(ino)).await;
+            let answer = match looked {
+                Ok(Ok(Some(places))) => Say::Places(Box::new(places)),
+                Ok(Ok(None)) => {
+                    Say::Failed(Failure::new(Exit::General, "there is no such file any more"))
+                }
+                Ok(Err(why)) => Say::Failed(Failure::new(Exit::General, why)),
+                Err(_) => Say::Failed(Failure::new(Exit::Unreachable, "the store does not answer")),
+            };
+            return send(&mut write, &answer).await;
         }
         Ask::Set { settings } => {
             // Files of a cache that shrinks are removed.

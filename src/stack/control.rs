@@ -7,6 +7,7 @@
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use super::Places;
 use crate::base::Spread;
 use crate::store::RequestSnapshot;
 
@@ -199,6 +200,9 @@ pub trait Control: Send + Sync + 'static {
     fn set(&self, setting: &Setting) -> Result<(), String>;
     /// What can be changed, as it is now.
     fn settings(&self) -> Settings;
+    /// Where the bytes of an inode are; `None` if there is no such one. Reads rows of the bucket where
+    /// memory does not have them. The error is a sentence.
+    fn places(&self, ino: u64) -> BoxFuture<'static, Result<Option<Places>, String>>;
     /// What is counted. Never waits.
     fn numbers(&self) -> Numbers;
     /// How far the bucket is behind. Never waits; called a few times a second.

@@ -183,6 +183,11 @@ impl Layers {
         self.opened.get().map(|cached| cached.set_bytes_max(bytes_max)).is_some()
     }
 
+    /// The disk cache, if there is one.
+    pub(super) fn cache(&self) -> Option<Arc<Cached>> {
+        self.opened.get().cloned()
+    }
+
     /// Bytes that the disk cache takes.
     pub fn cache_bytes(&self) -> u64 {
         self.opened.get().map_or(0, |cached| cached.usage().0)

@@ -15,9 +15,10 @@ use super::disks::{cache_note, journal_warning, space_of};
 use super::key_watch::KeyWatch;
 use super::layers::Layers;
 use super::lease::Renewed;
+use super::places::{Places, places};
 use super::rekey_duty::RekeyDuty;
 use super::state::{Remembered, StateFile};
-use crate::base::{VolumeId, counted};
+use crate::base::{Ino, VolumeId, counted};
 use crate::commit::{Committer, View, WriterState};
 use crate::data::BlockCache;
 use crate::journal::Journal;
@@ -324,6 +325,17 @@ impl Control for Shared {
             commit_interval_ms: interval.map(|interval| interval.as_millis() as u64),
             log_level: log::max_level().to_string(),
         }
+    }
+
+    fn places(&self, ino: u64) -> BoxFuture<'static, Result<Option<Places>, String>> {
+        let (view, cache) = (self.view.clone(), self.layers.cache());
+        let s3 = self.layers.s3.as_ref();
+        let sse_applied = s3.and_then(|s3| Some(s3.shown(&s3.sse_applied()?)));
+        Box::pin(async move {
+            let found = places(&view, cache.as_deref(), Ino(ino)).await;
+            let found = found.map_err(|e| e.to_string())?;
+            Ok(found.map(|places| Places { sse_applied, ..places }))
+        })
     }
 
     fn numbers(&self) -> Numbers {

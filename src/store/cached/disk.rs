@@ -144,6 +144,11 @@ impl Disk {
         Ok(disk)
     }
 
+    /// Bytes of an object; no I/O.
+    pub(super) fn bytes_of(&self, location: &Path) -> u64 {
+        self.index.lock().entries.peek(&key(location)).map_or(0, |entry| entry.bytes)
+    }
+
     /// The most ciphertext bytes that are kept.
     pub(super) fn bytes_max(&self) -> u64 {
         self.bytes_max.load(Ordering::Relaxed)

@@ -183,6 +183,11 @@ impl Cached {
         self.0.stage.flush(timeout)
     }
 
+    /// Bytes of an object on disk.
+    pub fn bytes_of(&self, location: &Path) -> u64 {
+        self.0.disk.bytes_of(location)
+    }
+
     /// The most ciphertext bytes that are kept.
     pub fn bytes_max(&self) -> u64 {
         self.0.disk.bytes_max()
