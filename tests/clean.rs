@@ -184,13 +184,14 @@ async fn the_commits_of_an_appended_log_become_one_segment_and_one_extent() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_round_that_is_overtaken_by_writes_undoes_none_of_them() {
     // Guards against cleaning putting back what it read: while each of its uploads takes 30 ms,
-    // files that it moves are written, cut off, and deleted.
+    // files that it moves are written, copied, cut off, and deleted.
     let inner: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let bench = Bench::over(inner.clone()).await;
     let bench = Bench { store: slowly(&inner, 30), ..bench };
     let m = bench.mount_with(eager(MIB, 4)).await.expect("mounts");
     let mut wanted = noise(4 * MIB as usize, 0);
     let ino = write_file(&m.fs, Ino::ROOT, "a", &wanted).await;
+    let (copied, mut copy_wanted) = (write_file(&m.fs, Ino::ROOT, "copy", b"").await, Vec::new());
     let mut n = 0u64;
     let begun = Instant::now();
     while m.control.status().cleaned_bytes < 24 * MIB {
@@ -209,6 +210,13 @@ async fn a_round_that_is_overtaken_by_writes_undoes_none_of_them() {
             let set = sealfs::fs::SetAttr { size: Some(4 * MIB), ..Default::default() };
             m.fs.setattr(volume::CALLER, ino, set).await.expect("grows");
         }
+        // A copy shares what is being moved, or about to be, or not in the bucket yet.
+        let (from, to) = ((n * 7919) % (3 * MIB), (n * 104_729) % MIB);
+        let len = 200_000.min(wanted.len() as u64 - from);
+        copy(&m, ino, from, copied, to, len).await;
+        let piece = wanted[from as usize..(from + len) as usize].to_vec();
+        copy_wanted.resize(copy_wanted.len().max((to + len) as usize), 0);
+        copy_wanted[to as usize..(to + len) as usize].copy_from_slice(&piece);
         let name = format!("short{}", n % 3);
         if n > 3 {
             m.fs.unlink(Ino::ROOT, name.clone().into()).await.expect("unlinks");
@@ -219,6 +227,7 @@ async fn a_round_that_is_overtaken_by_writes_undoes_none_of_them() {
             assert!(m.sync(LONG).await);
         }
     }
+    assert!(read_file(&m.fs, "copy").await == copy_wanted);
     assert_eq!(read_file(&m.fs, "a").await, wanted);
     assert!(m.shutdown(LONG).await);
     let elsewhere = Bench { store: inner, local: tempfile::tempdir().expect("tempdir") };

@@ -83,7 +83,7 @@ impl Break<'_> {
 
 /// Names of all the ways in which rows are broken below, what the check must say of each, and
 /// where the file that was touched is after the repair (`#` stands for its inode number).
-const BREAKS: [(&str, &str, &str); 19] = [
+const BREAKS: [(&str, &str, &str); 21] = [
     ("name removed", "has links and no name", "dir/b lost+found/#"),
     ("directory's name removed", "has links and no name", "dir/deep/c lost+found/#/c"),
     ("directory's row removed", "which is no directory", "dir/deep/c lost+found/#/c"),
@@ -101,6 +101,8 @@ const BREAKS: [(&str, &str, &str); 19] = [
     ("stale generation", "have no file", ""),
     ("segment accounting", "said live", "dir/b dir/b"),
     ("segment row removed", "no accounting row", "dir/b dir/b"),
+    ("owner of nothing", "0 files said to share it, 1 found", ""),
+    ("owners not counted", "0 files said to share it, 1 found", "dir/b dir/b"),
     ("dead and alive", "both dead and alive", "dir/b dir/b"),
     ("blocks", "shows 0 bytes in use", "dir/b dir/b"),
 ];
@@ -136,6 +138,10 @@ async fn break_it(how: &str, b: &mut Break<'_>) {
         "orphan with links" => {
             b.batch.put(keys::orphan(b.ino("a").await), OrphanData::encode());
         }
+        "owner of nothing" => {
+            let key = keys::owner(SegmentId([7; 16]), Ino(5_000), 1);
+            b.batch.put(key, OrphanData::encode());
+        }
         "attribute count" => b.change("a", |i| i.xattrs = 2).await,
         "file's row removed" => {
             b.batch.delete(keys::inode(b.ino("dir/b").await));
@@ -153,6 +159,9 @@ async fn break_it(how: &str, b: &mut Break<'_>) {
                     let (row, frames) = SegmentRow::decode_with(&row).expect("decodes");
                     let wrong = SegmentRow { live: row.live - 1, ..row };
                     b.batch.put(keys::segment(id), wrong.encode_with(frames));
+                }
+                "owners not counted" => {
+                    b.batch.put(keys::owner(id, b.ino("a").await, 0), OrphanData::encode());
                 }
                 "segment row removed" => b.batch.delete(keys::segment(id)),
                 "dead and alive" => {
@@ -225,6 +234,30 @@ async fn every_broken_rule_is_found_and_repaired_without_losing_contents() {
         }
         assert!(mounted.shutdown(LONG).await, "{how}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_files_share_is_no_fault_and_what_nobody_says_is_shared_is_one() {
+    // Guards against a check that cries over every copy, and against one that no longer sees two
+    // files claim the same bytes.
+    let bench = filled().await;
+    let mounted = bench.mount().await;
+    let b = find(&mounted.fs, "dir/b").await;
+    let copy = write_file(&mounted.fs, Ino::ROOT, "copy", b"").await;
+    let copied = mounted.fs.copy_file_range(volume::CALLER, b, 1000, copy, 0, 200_000).await;
+    assert_eq!(copied, Ok(200_000));
+    assert!(mounted.sync(LONG).await);
+    let broken = Break { mounted: &mounted, hash: [0; 16], batch: Batch::default() };
+    let id = broken.extent("copy").await.segment;
+    let mut batch = broken.batch;
+    assert_eq!(bench.fsck(|o| o.data = true).await.problems, []);
+    batch.delete(keys::owner(id, copy, 0));
+    mounted.fs.mend(batch).await.expect("breaks");
+    assert!(mounted.shutdown(LONG).await);
+    let found = bench.fsck(|_| {}).await;
+    let says = |what: &str| words(&found).iter().any(|w| w.contains(what));
+    assert!(says("two extents share bytes, and no row says so"), "{:?}", found.problems);
+    assert!(says("1 file said to share it, 0 found"), "{:?}", found.problems);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
