@@ -64,7 +64,7 @@ pub(super) struct CheckArgs {
     #[command(flatten)]
     access: StoreArgs,
     /// Read the recovery key from a file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = "Key", value_name = "FILE")]
     recovery_file: Option<PathBuf>,
     /// Where this machine remembers what it has seen of the volume
     #[arg(long, value_name = "DIR")]
