@@ -157,12 +157,14 @@ impl Frames {
     /// them one after the other. Takes as long as compressing does: for a thread that may block.
     ///
     /// Data that do not compress cost little: after a frame that was not worth it a sample of
-    /// 16 KiB decides whether the next is tried at all, and after ten one for four.
-    pub fn compress(data: &Bytes, level: i32) -> (Frames, Vec<Bytes>) {
+    /// 16 KiB decides whether the next is tried at all, and after ten one for four. With `doubt` a
+    /// sample decides about the first one as well.
+    pub fn compress(data: &Bytes, level: i32, doubt: bool) -> (Frames, Vec<Bytes>) {
         let mut frames = Frames { data_len: data.len() as u64, ends: Box::default() };
         let count = frame_count(frames.data_len) as usize;
         let (mut ends, mut parts) = (Vec::with_capacity(count), Vec::new());
         let mut zstd = Compressors::new(level);
+        zstd.vain = if doubt { DOUBT_AFTER } else { 0 };
         let mut end = 0u64;
         // Frames as they are, side by side, are one part.
         let mut raw: Range<usize> = 0..0;
@@ -276,7 +278,7 @@ mod tests {
         // Guards against frames that are found at the wrong place behind a compressed one, and
         // against data that grow.
         let data = mixed(10 * FRAME as usize + 1000);
-        let (frames, parts) = Frames::compress(&data, 3);
+        let (frames, parts) = Frames::compress(&data, 3, false);
         let stored = stored_of(&parts);
         let lens: Vec<_> = (0..11).map(|n| frames.stored(n).end - frames.stored(n).start).collect();
         for (n, len) in lens.iter().enumerate() {
@@ -337,9 +339,12 @@ mod tests {
         // most.
         let mut data = random(65 * FRAME as usize);
         data.extend(vec![b'x'; 10 * FRAME as usize]);
-        let (frames, parts) = Frames::compress(&data.into(), 3);
-        assert!((8..=11).contains(&parts.len()), "one slice of what was given, then frames");
-        assert!(frames.stored_len() < 68 * FRAME + 1000, "{}", frames.stored_len());
+        let data = data.into();
+        for doubt in [false, true] {
+            let (frames, parts) = Frames::compress(&data, 3, doubt);
+            assert!((8..=11).contains(&parts.len()), "one slice of what was given, then frames");
+            assert!(frames.stored_len() < 68 * FRAME + 1000, "{}", frames.stored_len());
+        }
     }
 
     proptest! {

@@ -29,7 +29,7 @@ use object_store::{
 };
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -78,12 +78,17 @@ struct Inner {
     found: Found,
     put_data: AtomicU64,
     put_stored: AtomicU64,
+    /// The last segment that was to be compressed did not become smaller: the next is likely to be
+    /// of the same kind.
+    in_vain: AtomicBool,
 }
 
 /// The smallest segments that a limit on uploads leads to, in bytes of data.
 pub const UPLOAD_LEAST: u64 = 64 << 10;
 /// What is read of the end of a segment of which nothing is known: the tail of most.
 const TAIL_GUESS: u64 = 64 << 10;
+/// Data of a segment that tell something about the next.
+const IN_VAIN_MIN: u64 = 1 << 20;
 /// Decompressing more than this moves to a blocking thread.
 const INLINE_MAX: u64 = 512 << 10;
 
@@ -108,6 +113,7 @@ impl SegmentStore {
             found: Found::default(),
             put_data: AtomicU64::new(0),
             put_stored: AtomicU64::new(0),
+            in_vain: AtomicBool::new(false),
         }))
     }
 
@@ -181,7 +187,13 @@ impl SegmentStore {
             (Compression::Zstd { level }, true) => {
                 let level = i32::from(level);
                 let ranges = ranges.to_vec();
-                tokio::task::spawn_blocking(move || with_tail(data, &ranges, Some(level))).await?
+                let how = Some((level, self.0.in_vain.load(Ordering::Relaxed)));
+                let (parts, layout) =
+                    tokio::task::spawn_blocking(move || with_tail(data, &ranges, how)).await?;
+                let in_vain =
+                    layout.stored_len() == layout.data_len && layout.data_len > IN_VAIN_MIN;
+                self.0.in_vain.store(in_vain, Ordering::Relaxed);
+                (parts, layout)
             }
             _ => with_tail(data, ranges, None),
         };
@@ -378,20 +390,20 @@ struct Tail {
     bytes: Bytes,
 }
 
-/// The plaintext of a segment, in parts, and how it is laid out; compressed at `level` if it is to
-/// have frames.
-fn with_tail(data: Vec<Bytes>, ranges: &[Owned], level: Option<i32>) -> (Vec<Bytes>, Layout) {
+/// The plaintext of a segment, in parts, and how it is laid out. If it is to have frames, at which
+/// level they are compressed, and whether that is likely to be in vain.
+fn with_tail(data: Vec<Bytes>, ranges: &[Owned], how: Option<(i32, bool)>) -> (Vec<Bytes>, Layout) {
     let data_len = data.iter().map(|part| part.len() as u64).sum();
     let owned: u64 = ranges.iter().map(|range| range.len).sum();
     assert_eq!(owned, data_len, "a summary is of all data");
-    let (frames, mut parts) = match level {
+    let (frames, mut parts) = match how {
         None => (None, data),
-        Some(level) => {
+        Some((level, doubt)) => {
             let whole = match &data[..] {
                 [one] => one.clone(),
                 parts => Bytes::from(parts.concat()),
             };
-            let (frames, parts) = Frames::compress(&whole, level);
+            let (frames, parts) = Frames::compress(&whole, level, doubt);
             (Some(frames), parts)
         }
     };
