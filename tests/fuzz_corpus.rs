@@ -11,6 +11,7 @@ use std::sync::Arc;
 use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
 use sealfs::base::{ChainValue, Ino, JournalId, JournalPos, SegmentId, Timestamp};
+use sealfs::commit::{Batch, CloneSource, DataOp};
 use sealfs::journal::disk_sim::SplitMix;
 use sealfs::meta::{
     CommitRow, DeadRow, Dirent, ExtentRow, Inode, InodeExtent, Kind, SegmentRow, keys,
@@ -124,6 +125,19 @@ fn make_the_seeds_of_the_rows() {
     write("segment-frames", &row.encode_with(b"frames"));
     write("dead", &DeadRow { birth: 7, death: 9 }.encode());
     write("key-owner", &keys::owner(segment, Ino(9), 1));
+    let (ino, generation) = (Ino(9), 4);
+    let from = CloneSource { ino: Ino(8), generation: 3, offset: 1 << 40, len: 1 << 33 };
+    let mut batch = Batch { inodes: 1, bytes: -4096, ..Batch::default() };
+    batch.put_fresh(keys::inode(ino), inode.encode());
+    batch.delete(keys::orphan(ino));
+    batch.data.push(DataOp::Begin { ino, generation });
+    batch.data.push(DataOp::Write { ino, generation, offset: 5, len: 6 });
+    batch.data.push(DataOp::Hole { ino, generation, start: 7, end: u64::MAX });
+    batch.data.push(DataOp::Drop { ino, generation });
+    batch.data.push(DataOp::Clone { ino, generation, offset: 7, from });
+    let mut head = Vec::new();
+    batch.encode_head(&mut head);
+    fs::write(dir.with_file_name("journal").join("batch-head"), head).expect("writes");
     let (journal, position) = (JournalId([3; 16]), JournalPos(8));
     let row = CommitRow {
         journal,

@@ -89,6 +89,8 @@ const FILE_BYTES: u64 = 96;
 const LOG_ROW: u64 = 40;
 /// What a range of a file costs there: its extent's row, and its part of a segment's.
 const LOG_RANGE: u64 = 120;
+/// What a shared range costs there besides: a `b` row, and the row of another segment.
+const LOG_SHARE: u64 = 180;
 /// What the end of a data generation costs there.
 const LOG_DROP: u64 = 80;
 
@@ -204,6 +206,8 @@ impl Generation {
                 }
                 DataOp::Clone { ino, generation, offset, from } => {
                     self.share((ino, generation), offset, from.offset, cloned);
+                    let data = cloned.iter().filter(|p| !matches!(p.source, Source::Hole));
+                    self.log_bytes += LOG_SHARE * data.count() as u64;
                 }
                 DataOp::Drop { ino, generation: RECLAIM_INODE } => {
                     self.forget_xattrs(ino);
