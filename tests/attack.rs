@@ -457,8 +457,9 @@ async fn altered_exchanged_and_foreign_local_files_are_refused_with_a_reason() {
     // older one, or by another volume's, must not be replayed into this volume.
     let (t, other) = (target().await, target().await);
     let dir = |t: &Target| {
-        let mut found = std::fs::read_dir(t.bench.state()).expect("lists");
-        found.next().expect("the volume's").expect("an entry").path()
+        let found = std::fs::read_dir(t.bench.state()).expect("lists");
+        let mut found = found.map(|entry| entry.expect("an entry").path());
+        found.find(|at| at.join("state").exists()).expect("the volume's")
     };
     let (mine, theirs) = (dir(&t), dir(&other));
     let m = t

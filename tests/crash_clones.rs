@@ -76,7 +76,9 @@ async fn recovered(bench: &Bench, journal: &Path, out: &Path) -> Recovered {
 }
 
 fn one_below(dir: &Path) -> PathBuf {
-    fs::read_dir(dir).expect("lists").next().expect("the volume's").expect("an entry").path()
+    let entries = fs::read_dir(dir).expect("lists").map(|e| e.expect("entry").path());
+    let mut directories = entries.filter(|path| path.join("state").exists());
+    directories.next().expect("the volume's directory")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

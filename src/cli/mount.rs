@@ -71,7 +71,7 @@ pub struct MountArgs {
     #[arg(long, conflicts_with = "read_only")]
     takeover: bool,
     /// Accept that something is older, or other, than what this machine has seen: the bucket (older),
-    /// its history, its keyring, its configuration (config)
+    /// its history, its keyring, its configuration (config), the local journal
     #[arg(long, value_name = "WHAT", value_delimiter = ',', require_equals = true)]
     accept_rollback: Vec<Accepted>,
     /// Refuse a bucket that is older than this commit (`sealfs status` shows the number)
@@ -93,6 +93,7 @@ enum Accepted {
     Older,
     History,
     Keyring,
+    Journal,
     Config,
 }
 
@@ -102,6 +103,7 @@ fn accepted(what: &[Accepted]) -> Accept {
         older: has(Accepted::Older),
         history: has(Accepted::History),
         keyring: has(Accepted::Keyring),
+        journal: has(Accepted::Journal),
         config: has(Accepted::Config),
     }
 }

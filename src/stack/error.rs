@@ -159,6 +159,18 @@ pub enum StackError {
         /// Where it remembers that.
         state: PathBuf,
     },
+    /// The local journal lacks what it had.
+    #[error(
+        "the local journal {}: at least {records} of its last changes were on stable storage here \
+         and are neither there nor in the bucket",
+        if *.is_there { "is not whole" } else { "is gone" }
+    )]
+    JournalLost {
+        /// False: another one is in its place, or none.
+        is_there: bool,
+        /// Records that are missing for certain.
+        records: u64,
+    },
     /// The lease is older than the last commit.
     #[error(
         "the record of who holds the volume {}, so that somebody may hold it",
@@ -306,6 +318,7 @@ impl StackError {
             | StackError::TooOld { .. }
             | StackError::ConfigRollback { .. }
             | StackError::LeaseRollback { .. }
+            | StackError::JournalLost { .. }
             | StackError::KeyringRollback { .. }
             | StackError::KeyringForeign { .. }
             | StackError::State(_)
@@ -362,6 +375,11 @@ impl StackError {
                  it; if it was you: sealfs mount --accept-rollback=history, which gives up what \
                  this machine has seen"
                 .into(),
+            StackError::JournalLost { .. } => {
+                "put the state directory back as it was; if that is lost: \
+                 sealfs mount --accept-rollback=journal, which gives those changes up"
+                    .into()
+            }
             StackError::LeaseRollback { .. } => {
                 "somebody put back an old one, or deleted it; if no \
                  other machine has the volume: sealfs mount --takeover"

@@ -413,9 +413,9 @@ mod tests {
         assert!(matches!(&refused, StackError::InUse { holder } if holder.contains("process")));
         assert!(matches!(first.beat().await, Beat::Held));
         assert!(matches!(first.release().await, Beat::Held));
-        let second = Lease::acquire(store.clone(), LeaseAsk::default(), &Attended::default())
-            .await
-            .expect("released");
+        let ask = LeaseAsk { mount: [2; 16], ..LeaseAsk::default() };
+        let second =
+            Lease::acquire(store.clone(), ask, &Attended::default()).await.expect("released");
         assert!(matches!(first.beat().await, Beat::Lost(_)));
         drop(second);
     }

@@ -25,6 +25,24 @@ pub(super) fn copied_elsewhere(
         .then(|| JournalPos(before.journal_committed.max(recovery.released.0)))
 }
 
+/// Refuses to go on without records that had been on stable storage here and are not in the bucket:
+/// the journal was cut, emptied or taken away.
+pub(super) fn refuse_lost(
+    recovery: &Recovery,
+    row: Option<CommitRow>,
+    before: &Remembered,
+) -> Result<(), StackError> {
+    let in_bucket = row.filter(|row| row.journal.to_string() == before.journal);
+    let in_bucket = in_bucket.map_or(0, |row| row.position.0).max(before.journal_committed);
+    let is_there = recovery.id.to_string() == before.journal;
+    let found = if is_there { recovery.last.0 } else { 0 };
+    let (synced, found) = (before.journal_synced, found.max(in_bucket));
+    match synced > found {
+        true => Err(StackError::JournalLost { is_there, records: synced - found }),
+        false => Ok(()),
+    }
+}
+
 /// What becomes of a journal that a copy of its directory has overtaken: what is in it beyond
 /// `committed` belongs to a history that is no more. Without anything it goes on, behind the
 /// numbers that the copy has used.

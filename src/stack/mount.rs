@@ -190,14 +190,37 @@ impl Mounted {
         tasks.push(tokio::spawn(writer.committer.clone().run()));
         tasks.push(tokio::spawn(looks_again));
         let journal = writer.journal.clone();
+        let (state, remembered) = (self.shared.state.clone(), self.shared.remembered.clone());
+        let committed = writer.committer.commits();
         tasks.push(tokio::spawn(async move {
+            let mut noted: Option<Instant> = None;
             loop {
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                let journal = journal.clone();
-                let synced = tokio::task::spawn_blocking(move || journal.sync_tick()).await;
+                let ticking = journal.clone();
+                let synced = tokio::task::spawn_blocking(move || ticking.sync_tick()).await;
                 if let Ok(Err(e)) = synced {
                     log::error!("the journal stops: {e}");
                     return;
+                }
+                // What is only here is remembered, so that a journal that is cut is noticed.
+                let (synced, committed) = (journal.synced_pos().0, committed.borrow().position.0);
+                let is_recent = noted.is_some_and(|at| at.elapsed() < REMEMBER_EVERY);
+                if synced <= committed || is_recent {
+                    continue;
+                }
+                let now = {
+                    let mut remembered = remembered.lock();
+                    if remembered.journal_synced >= synced {
+                        continue;
+                    }
+                    remembered.journal_synced = synced;
+                    remembered.clone()
+                };
+                noted = Some(Instant::now());
+                let state = state.clone();
+                let saved = tokio::task::spawn_blocking(move || state.save(&now, true)).await;
+                if let Ok(Err(e)) = saved {
+                    log::warn!("what this machine remembers was not brought up to date: {e}");
                 }
             }
         }));

@@ -22,7 +22,7 @@ use super::history::{refuse_discord, remember};
 use super::key_use::{check_place, note_use};
 use super::key_watch::KeyWatch;
 use super::lease::{Beat, Lease, LeaseAsk};
-use super::lineage::{Lineage, copied_elsewhere, go_on_beside, lineage};
+use super::lineage::{Lineage, copied_elsewhere, go_on_beside, lineage, refuse_lost};
 use super::mount::{Mounted, Writer};
 use super::state::{Remembered, StateFile};
 use super::status::Shared;
@@ -194,6 +194,10 @@ impl Look<'_> {
             return Err(StackError::ConfigRollback { found: config, seen });
         }
         if let Some(recovery) = local {
+            match refuse_lost(recovery, found.commit, self.before) {
+                Err(e) if accept.journal => log::error!("{e}: accepted, they are given up"),
+                outcome => outcome?,
+            }
             found.lineage(recovery, self.before, self.options)?;
         }
         Ok(found)
@@ -374,6 +378,7 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
         }
         remembered.journal = opened.id().to_string();
         remembered.journal_committed = base.0;
+        remembered.journal_synced = 0;
         remembered.lineage = found.sequence();
         remembered.seen_instance = found.writer.clone().unwrap_or_default();
         remembered.instance = hex(&instance);

@@ -100,13 +100,16 @@ pub struct Accept {
     /// An older keyring, or one that does not continue the one that was seen: whoever was removed
     /// since may have made it.
     pub keyring: bool,
+    /// A local journal that lacks changes which were on stable storage here: they are given up.
+    pub journal: bool,
     /// An older configuration: another server-side encryption, perhaps.
     pub config: bool,
 }
 
 impl Accept {
     /// Everything.
-    pub const ALL: Accept = Accept { older: true, history: true, keyring: true, config: true };
+    pub const ALL: Accept =
+        Accept { older: true, history: true, keyring: true, journal: true, config: true };
 }
 
 /// What `sealfs mount` does, below the FUSE mount itself.

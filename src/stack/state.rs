@@ -48,6 +48,9 @@ pub(super) struct Remembered {
     pub journal: String,
     /// The last record of it that was committed.
     pub journal_committed: u64,
+    /// A record of it that was on stable storage here, and not in the bucket yet.
+    #[serde(default)]
+    pub journal_synced: u64,
     /// The commit number that records of the local journal apply on top of.
     pub lineage: u64,
     /// The mount that this directory served last, in hex: random, so that a copy of the
@@ -163,6 +166,7 @@ impl StateFile {
             *now = Remembered {
                 journal: own.journal,
                 journal_committed: own.journal_committed,
+                journal_synced: own.journal_synced,
                 lineage: own.lineage,
                 instance: own.instance,
                 seen_instance: own.seen_instance,

@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use futures::stream::BoxStream;
-use futures::{FutureExt, TryFutureExt};
+use futures::{FutureExt, StreamExt, TryFutureExt};
 use lru::LruCache;
 use object_store::path::Path;
 use object_store::{
@@ -31,6 +31,7 @@ use parking_lot::Mutex;
 use slatedb_common::retry::NonRetryable;
 use tokio::sync::watch;
 
+use super::bounds::refuse_endless;
 use super::error::{ErrorClass, class};
 use super::kv::answers::{Answers, refuse_gaps};
 use super::rope::Rope;
@@ -139,7 +140,8 @@ impl SlateStore {
 
     /// The objects of the log, as the store lists them.
     pub(super) async fn listed_log(&self) -> Result<Vec<ObjectMeta>> {
-        self.inner.list(Some(&Path::from("meta/wal"))).try_collect().await
+        let listing = self.inner.list(Some(&Path::from("meta/wal"))).enumerate();
+        listing.map(|(n, one)| refuse_endless(n).and(one)).try_collect().await
     }
 
     /// See [`refuse_gaps`].
@@ -290,7 +292,8 @@ impl ObjectStore for SlateStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.answers.list(self.inner.clone(), prefix)
+        let listing = self.answers.list(self.inner.clone(), prefix).enumerate();
+        listing.map(|(n, one)| refuse_endless(n).and(one)).boxed()
     }
 
     fn list_with_offset(

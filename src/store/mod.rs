@@ -5,6 +5,7 @@
 //! stack), `commit/` and `data/` (through [`SegmentStore`] and the key-value store). Never holds
 //! plaintext on disk; never names a FUSE or journal type.
 
+mod bounds;
 pub mod cached;
 pub mod error;
 pub mod file;

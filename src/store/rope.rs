@@ -87,10 +87,14 @@ impl Rope {
     /// on a blocking thread.
     pub(crate) async fn collect(result: GetResult) -> object_store::Result<Rope> {
         let mut rope = Rope::new();
+        let most = result.range.end.saturating_sub(result.range.start);
         match result.payload {
             GetResultPayload::Stream(mut body) => {
                 while let Some(part) = body.try_next().await? {
                     rope.push(part);
+                    if rope.len > most {
+                        break; // whoever asked sees that it is not what was announced
+                    }
                 }
             }
             GetResultPayload::File(..) => rope.push(result.bytes().await?),

@@ -505,3 +505,102 @@ async fn a_deleted_configuration_or_an_old_lease_is_told_on_a_machine_that_saw_n
         assert!(report.problems.iter().any(|p| p.what.contains("object config")), "{report:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_of_the_metadata_that_is_gone_while_mounted_shows_in_the_status() {
+    // Guards against EIO everywhere with a status that is online and without a warning.
+    let bucket = Arc::new(InMemory::new());
+    let a = Bench::over(bucket.clone()).await;
+    let m = a.mount().await;
+    for n in 0..400 {
+        write_file(&m.fs, Ino::ROOT, &format!("{n}-{}", "x".repeat(200)), b"x").await;
+    }
+    assert!(m.shutdown(LONG).await);
+    let m = a.mount().await;
+    let all = objects(&*bucket).await;
+    for at in all.keys().filter(|at| at.as_ref().starts_with("meta/compacted/")) {
+        bucket.delete(at).await.expect("deletes");
+    }
+    let mut failed = false;
+    for n in 0..400 {
+        let name = format!("{n}-{}", "x".repeat(200)).into_bytes();
+        failed |= m.fs.lookup(Ino::ROOT, name).await.is_err();
+        if failed {
+            break;
+        }
+    }
+    assert!(failed, "everything was in memory");
+    let warnings = m.control.status().warnings.join("; ");
+    assert!(warnings.contains("meta/compacted/"), "{warnings}");
+    m.shutdown(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_configuration_of_many_megabytes_is_refused_for_its_size() {
+    // Guards against objects that are read whole whatever their size: 12 GiB for `config` killed a
+    // daemon at its heartbeat.
+    for name in ["config", "lease"] {
+        let bucket = Arc::new(InMemory::new());
+        let a = Bench::over(bucket.clone()).await;
+        a.mount().await.shutdown(LONG).await;
+        bucket.put(&Path::from(name), vec![7; 3 << 20].into()).await.expect("puts");
+        let refused = a.mount_with(|_| {}).await.err().expect("refused");
+        assert!(refused.to_string().contains("none of its kind"), "{refused}");
+        assert_eq!(refused.kind(), StackErrorKind::Corrupt, "{refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_journal_that_is_emptied_cut_or_taken_away_is_missed() {
+    // Guards against files that were fsynced, were only here, and are gone without a word.
+    for what in ["zeroed", "cut to its header", "deleted", "untouched"] {
+        let bucket = Arc::new(InMemory::new());
+        let a = Bench::over(bucket.clone()).await;
+        let late = |o: &mut sealfs::stack::MountOptions| o.commit_interval = LONG * 100;
+        let m = a.mount_with(late).await.expect("mounts");
+        let ino = write_file(&m.fs, Ino::ROOT, "a1", b"a1").await;
+        m.fs.fsync_now(ino).expect("syncs");
+        // It is remembered a second later.
+        let entries = a.state().read_dir().expect("lists").map(|e| e.expect("entry").path());
+        let state = entries.into_iter().find(|at| at.join("state").exists()).expect("one");
+        let before = std::fs::read(state.join("state")).expect("there");
+        volume_until(|| std::fs::read(state.join("state")).expect("there") != before).await;
+        m.shutdown(std::time::Duration::ZERO).await;
+        let journal = state.join("journal");
+        let files = journal.read_dir().expect("lists").map(|e| e.expect("entry").path());
+        let logs = files
+            .filter(|f| f.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"log-")));
+        for log in logs.collect::<Vec<_>>() {
+            let len = std::fs::metadata(&log).expect("stats").len();
+            let file = std::fs::OpenOptions::new().write(true).open(&log).expect("opens");
+            match what {
+                "zeroed" => {
+                    file.set_len(0).expect("cuts");
+                    file.set_len(len).expect("grows");
+                }
+                "cut to its header" => file.set_len(4096).expect("cuts"),
+                _ => {}
+            }
+        }
+        if what == "deleted" {
+            std::fs::remove_dir_all(&journal).expect("removes");
+        }
+        let mounted = a.mount_with(|_| {}).await;
+        if what == "untouched" {
+            let m = mounted.expect("mounts");
+            assert_eq!(names(&m).await.expect("reads").len(), 1);
+            m.shutdown(LONG).await;
+            continue;
+        }
+        let refused = mounted.err().unwrap_or_else(|| panic!("{what}: mounts"));
+        assert_eq!(refused.kind(), StackErrorKind::Corrupt, "{what}: {refused}");
+        if let StackError::JournalLost { is_there, records } = refused {
+            assert_eq!((is_there, records > 0), (what != "deleted", true), "{what}");
+            let accept = sealfs::stack::Accept { journal: true, ..Default::default() };
+            let m = a.mount_with(|o| o.accept_rollback = accept).await.expect("accepted");
+            commit(&m, "a2").await;
+            m.shutdown(LONG).await;
+            a.mount().await.shutdown(LONG).await;
+        }
+    }
+}

@@ -14,6 +14,7 @@ mod upload;
 
 pub use refused::Refusals;
 
+use super::bounds::refuse_larger;
 use super::error::{ErrorClass, StoreError, class};
 use super::limits::{Limits, SMALL_BODY, paced};
 use super::rope::Rope;
@@ -179,6 +180,7 @@ impl Retry {
             .limit(0, "waiting for the answer", self.inner.get_opts(location, options))
             .await?;
         let len = result.range.end.saturating_sub(result.range.start);
+        refuse_larger(location, if head { 0 } else { len })?;
         let mut answer = Answer {
             meta: result.meta.clone(),
             range: result.range.clone(),

@@ -173,6 +173,10 @@ impl Sealed {
                 _ => GetOptions::new().with_range(Some(GetRange::Bounded(failed))),
             };
             if let Err(e) = self.get_opts(&location, options).await {
+                if is_table(&location) && class(&e) == ErrorClass::NotFound {
+                    // Replaced by a compaction, perhaps; who needs it says so again.
+                    self.0.damage.disprove(&location, 0..END);
+                }
                 log::debug!("{location} is still damaged: {e}");
             }
         }
@@ -295,6 +299,11 @@ fn listed(mut meta: ObjectMeta) -> ObjectMeta {
     meta
 }
 
+/// Whether it is a table of the metadata: the manifest names it.
+fn is_table(location: &Path) -> bool {
+    location.as_ref().starts_with("meta/compacted/")
+}
+
 /// Whether a missing object of this name is damage: others are asked for to see whether they
 /// are there.
 fn is_segment(location: &Path) -> bool {
@@ -378,7 +387,8 @@ impl ObjectStore for Sealed {
             }
             Err(Failed::Store(e)) => {
                 // Only what metadata refers to is read: a segment that is gone was deleted.
-                if is_segment(location) && class(&e) == ErrorClass::NotFound {
+                if (is_segment(location) || is_table(location)) && class(&e) == ErrorClass::NotFound
+                {
                     self.0.damage.report(location, asked(&options), "it is not there");
                 }
                 Err(e)
