@@ -228,6 +228,8 @@ impl Committer {
                     self.end_round(round).await?;
                     let round = state.round.take().expect("it was there");
                     state.note_end(&round, carried);
+                    // There may be more to do, by what was committed meanwhile.
+                    self.wake.notify_one();
                     return Ok(());
                 }
             }
