@@ -7,6 +7,7 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
 use std::os::unix::thread::JoinHandleExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -600,6 +601,48 @@ fn whatever_waits_for_a_silent_store_says_so_and_stops_at_a_signal() {
     });
     v.mount(&[]);
     v.umount();
+}
+
+/// Whether the memory that process `pid` can write holds `needle`.
+fn memory_holds(pid: i32, needle: &[u8]) -> bool {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("its maps");
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("its memory");
+    maps.lines().filter(|line| line.contains(" rw")).any(|line| {
+        let (start, end) = line.split(' ').next().and_then(|r| r.split_once('-')).expect("a range");
+        let at = |hex| u64::from_str_radix(hex, 16).expect("an address");
+        let mut bytes = vec![0; (at(end) - at(start)) as usize];
+        // Some regions cannot be read.
+        let read = memory.read_at(&mut bytes, at(start)).unwrap_or(0);
+        bytes[..read].windows(needle.len()).any(|window| window == needle)
+    })
+}
+
+#[test]
+fn who_waits_for_a_mount_to_start_has_forgotten_the_passphrase() {
+    // Guards against a passphrase that lies in the memory of a process that has no use for it, for
+    // as long as a store does not answer.
+    needs_fuse!();
+    let server = S3Server::start();
+    let v = Volume::create_on(e2e::remote(&server));
+    server.faults().set_outage(Outage::Silent);
+    let mount = v.mount_args(&["--read-timeout", "60s"]);
+    let mount: Vec<_> = mount.iter().map(String::as_str).collect();
+    let mut parent = starts(&v, &mount);
+    let pid = parent.0.id() as i32;
+    let children = || {
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        fs::read_to_string(path).ok().and_then(|all| all.trim().parse::<i32>().ok())
+    };
+    wait_until("the child is there", || children().is_some());
+    let child = children().expect("it is there");
+    let passphrase = fs::read(v.path("passphrase")).expect("reads");
+    let passphrase = passphrase.trim_ascii_end();
+    wait_until("the child alone has it", || {
+        memory_holds(child, passphrase) && !memory_holds(pid, passphrase)
+    });
+    signal(pid, libc::SIGINT);
+    ends(&mut parent.0, "it stops");
+    server.faults().set_outage(Outage::None);
 }
 
 #[test]

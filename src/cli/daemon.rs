@@ -27,9 +27,10 @@ pub enum Detached {
     Parent(Outcome),
 }
 
-/// Forks. The parent waits until the child reports or dies. Call only while the process has one
-/// thread: the child of a fork has only the calling one, and locks of the others stay locked.
-pub fn detach() -> io::Result<Detached> {
+/// Forks. The parent waits until the child reports or dies, after it has called `forget`, which wipes
+/// what only the child needs. Call only while the process has one thread: the child of a fork has
+/// only the calling one, and locks of the others stay locked.
+pub fn detach(forget: impl FnOnce()) -> io::Result<Detached> {
     let mut ends = [0; 2];
     // SAFETY: `ends` has room for the two descriptors.
     if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
@@ -51,6 +52,7 @@ pub fn detach() -> io::Result<Detached> {
         pid => {
             drop(write);
             catch_signals(pid);
+            forget();
             Ok(Detached::Parent(await_child(File::from(read), pid)))
         }
     }

@@ -8,7 +8,7 @@ use log::LevelFilter;
 
 use crate::commit::CleanOptions;
 use crate::fuse::{Options as FuseOptions, TTL_FOLLOWER};
-use crate::seal::forbid_dumps;
+use crate::seal::{Secret, forbid_dumps};
 use crate::stack::{Accept, MountOptions};
 use crate::store::s3::{local_files, pin_local_files};
 use crate::store::{Compression, Location};
@@ -211,11 +211,16 @@ pub fn run(mut args: MountArgs) -> Outcome {
     }
     let general =
         |what: &str, e: std::io::Error| Failure::new(Exit::General, format!("{what}: {e}"));
-    let plan = plan(&args)?;
+    // Before the passphrase is read: there may be no child yet that does so.
+    if let Err(e) = forbid_dumps() {
+        eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
+    }
+    let mut plan = plan(&args)?;
     let starting = if args.foreground {
         daemon::Starting::foreground()
     } else {
-        match detach().map_err(|e| general("cannot go to the background", e))? {
+        let forget = || plan.volume.key = Secret::Passphrase(Default::default()).into();
+        match detach(forget).map_err(|e| general("cannot go to the background", e))? {
             Detached::Parent(outcome) => return outcome,
             Detached::Child(starting) => starting,
         }
@@ -249,9 +254,6 @@ fn run_plan(args: &MountArgs, plan: &Plan) -> Outcome<tokio::runtime::Runtime> {
     let LogArgs { log_level, log_format, .. } = args.log;
     logging::install(target, log_format, log_level, &plan.point)
         .map_err(|e| general("cannot log", e))?;
-    if let Err(e) = forbid_dumps() {
-        log::warn!("core dumps of this process would hold keys: {e}");
-    }
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("sealfs")
