@@ -8,6 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use mounts::{Holder, Volume, is_alive, wait_until};
@@ -356,9 +357,14 @@ fn a_mount_namespace_that_holds_the_volume_is_named_at_once() {
     needs_fuse!();
     let v = Volume::mounted();
     let (vault, daemon) = (v.text("vault"), v.daemon());
+    // It must not hold the volumes of other tests, which run at the same time.
+    const ALONE: &str = "grep ' fuse.sealfs ' /proc/self/mounts | while read -r _ at _; do \
+                         [ \"$at\" = \"$0\" ] || umount -l \"$at\"; done; exec sleep 600";
     let mut apart = Command::new("unshare");
-    apart.args(["--mount", "--propagation", "private", "sleep", "600"]);
+    apart.args(["--mount", "--propagation", "private", "sh", "-c", ALONE, &vault]);
+    let others_wait = mounts::UMOUNTS.write().unwrap_or_else(PoisonError::into_inner);
     let Ok(child) = apart.spawn() else {
+        drop(others_wait);
         eprintln!("skipped: unshare is missing");
         return v.umount();
     };
@@ -368,6 +374,7 @@ fn a_mount_namespace_that_holds_the_volume_is_named_at_once() {
     wait_until("it is apart", || {
         comm() == "sleep\n" || holder.0.try_wait().is_ok_and(|s| s.is_some())
     });
+    drop(others_wait);
     if comm() != "sleep\n" {
         eprintln!("skipped: mount namespaces are refused here");
         return v.umount();

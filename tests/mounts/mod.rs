@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// Why the tests that mount are skipped, or `None` if they can run.
@@ -51,6 +52,10 @@ impl Remote {
         }
     }
 }
+
+/// Taken to write while a mount namespace is made, which holds all mounts at first: those of other
+/// tests could not be unmounted meanwhile.
+pub static UMOUNTS: RwLock<()> = RwLock::new(());
 
 /// A volume and what this machine keeps of it.
 pub struct Volume {
@@ -193,6 +198,7 @@ impl Volume {
 
     /// Unmounts; everything must be in the bucket.
     pub fn umount(&self) {
+        let _none_is_made = UMOUNTS.read().unwrap_or_else(PoisonError::into_inner);
         self.ok(&["umount", &self.text("vault")]);
     }
 
