@@ -69,7 +69,8 @@ impl Stand {
     pub fn close(self) {
         let pid = self.volume.daemon();
         let (open, resident) = (descriptors(pid), resident_kib(pid));
-        assert!(open <= self.descriptors + 40, "{open} descriptors, {} before", self.descriptors);
+        // Connections stay open for a while: as many as there were requests at once.
+        assert!(open <= self.descriptors + 90, "{open} descriptors, {} before", self.descriptors);
         assert!(resident <= RESIDENT_KIB_MAX, "{resident} KiB resident");
         self.unmount();
         self.check();
