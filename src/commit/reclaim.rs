@@ -264,6 +264,7 @@ impl Committer {
 /// Deletes segments, whose rows these are.
 async fn delete_all(segments: &SegmentStore, dead: Vec<(Bytes, SegmentId)>) -> Deleted {
     let mut deleted = Deleted::default();
+    let mut is_said = false;
     let mut left: BTreeSet<Bytes> = dead.iter().map(|(key, _)| key.clone()).collect();
     let mut deletes = futures::stream::iter(dead)
         .map(|(key, id)| async move { (key, id, segments.delete(id).await) })
@@ -274,13 +275,13 @@ async fn delete_all(segments: &SegmentStore, dead: Vec<(Bytes, SegmentId)>) -> D
         match outcome {
             Err(e) if class(&e) != ErrorClass::NotFound => {
                 // All of a batch fail for one reason, as a rule.
-                if deleted.failed == 0 {
+                if !is_said {
                     log::warn!(
                         "deleting segment {id} failed, will be tried again: {}",
                         sentence(&e)
                     );
                 }
-                deleted.failed += 1;
+                is_said = true;
             }
             _ => {
                 left.remove(&key);

@@ -171,8 +171,6 @@ pub struct Kv {
     store: RwLock<Arc<SlateStore>>,
     /// Why nothing is read any more.
     refused: OnceLock<String>,
-    /// How large the objects of the database may be.
-    limit: Arc<UploadLimit>,
     cache: Arc<SplitCache>,
     options: KvOptions,
     /// The handle is of no more use, or keeps to an older limit; see [`Kv::until_worn`].
@@ -210,12 +208,12 @@ fn settings(limit: &UploadLimit) -> Settings {
 
 async fn open_writer(
     store: Arc<SlateStore>,
-    limit: &UploadLimit,
     cache: Arc<SplitCache>,
     expected_epoch: Option<u64>,
 ) -> Result<Db, KvError> {
+    let settings = settings(&store.limit());
     let mut builder = Db::builder(META_PREFIX, store)
-        .with_settings(settings(limit))
+        .with_settings(settings)
         .with_sst_block_size(slatedb::SstBlockSize::Block8Kib)
         .with_db_cache(cache, 1);
     if let Some(epoch) = expected_epoch {
@@ -248,7 +246,6 @@ impl Kv {
     fn new(
         handle: Handle,
         store: Arc<SlateStore>,
-        limit: Arc<UploadLimit>,
         cache: Arc<SplitCache>,
         options: KvOptions,
     ) -> Kv {
@@ -257,7 +254,6 @@ impl Kv {
             handle: RwLock::new(handle),
             store: RwLock::new(store),
             refused: OnceLock::new(),
-            limit,
             cache,
             options,
             worn: watch::Sender::new(false),
@@ -281,13 +277,12 @@ impl Kv {
         open_timeout: Duration,
     ) -> Result<Kv, KvError> {
         let store = Arc::new(SlateStore::new(store));
-        let limit = store.limit();
         store.answers().hold();
         let cache = new_cache(&options);
-        let opening = open_writer(store.clone(), &limit, cache.clone(), None);
+        let opening = open_writer(store.clone(), cache.clone(), None);
         let db = bounded(open_timeout, opening).await?;
         store.answers().let_go();
-        Ok(Kv::new(Handle::Writer(Arc::new(db)), store, limit, cache, options))
+        Ok(Kv::new(Handle::Writer(Arc::new(db)), store, cache, options))
     }
 
     /// Opens the database read-only; it follows the writer every `options.refresh`.
@@ -352,17 +347,17 @@ impl Kv {
 
     /// Whether the handle should be opened again; see [`Kv::until_worn`].
     pub fn is_worn(&self) -> bool {
-        *self.worn.borrow() || self.limit.is_lowered()
+        *self.worn.borrow() || self.store().limit().is_lowered()
     }
 
     /// Waits until the handle should be opened again ([`Kv::reopen`]): a background task of its
     /// has died, or what it goes on writing is larger than the store takes.
     pub async fn until_worn(&self) {
-        let mut worn = self.worn.subscribe();
+        let (mut worn, limit) = (self.worn.subscribe(), self.store().limit());
         tokio::select! {
             // The senders are parts of `self`: they cannot be gone.
             _ = worn.wait_for(|worn| *worn) => {}
-            () = self.limit.until_lowered() => {}
+            () = limit.until_lowered() => {}
         }
     }
 
@@ -477,9 +472,8 @@ impl Kv {
         let epoch = old.manifest().writer_epoch();
         // It may wait for a task that will never end.
         let _ = close_handle(Handle::Writer(old)).await;
-        self.limit.take_up();
-        let open =
-            async |epoch| open_writer(self.store(), &self.limit, self.cache.clone(), epoch).await;
+        self.store().limit().take_up();
+        let open = async |epoch| open_writer(self.store(), self.cache.clone(), epoch).await;
         let mut opened = open(Some(epoch)).await;
         if matches!(opened, Err(KvError::Fenced))
             && self.reopen_broke_off.load(Ordering::Acquire)

@@ -61,7 +61,7 @@ impl Kv {
             worker: Some(CompactionWorkerOptions {
                 max_concurrent_compactions: 1,
                 compactions_poll_interval: tick,
-                max_sst_size: self.limit.table_bytes(),
+                max_sst_size: self.store().limit().table_bytes(),
                 max_fetch_tasks: 2,
                 bytes_to_fetch: 1 << 20,
                 max_subcompactions: 1,

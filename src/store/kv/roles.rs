@@ -56,8 +56,7 @@ impl Kv {
         let store = Arc::new(SlateStore::new(store));
         let cache = new_cache(&options);
         let db = bounded(open_timeout, look(&store, &cache, &options)).await?;
-        let limit = store.limit();
-        Ok(Kv::new(Handle::Reader(Arc::new(db)), store, limit, cache, options))
+        Ok(Kv::new(Handle::Reader(Arc::new(db)), store, cache, options))
     }
 
     /// From now on it follows the writer.
@@ -77,8 +76,8 @@ impl Kv {
     ) -> Result<Kv, KvError> {
         let store = Arc::new(SlateStore::new(store));
         let db = bounded(open_timeout, look(&store, &self.cache, &self.options)).await?;
-        let (limit, cache, options) = (store.limit(), self.cache.clone(), self.options.clone());
-        Ok(Kv::new(Handle::Reader(Arc::new(db)), store, limit, cache, options))
+        let (cache, options) = (self.cache.clone(), self.options.clone());
+        Ok(Kv::new(Handle::Reader(Arc::new(db)), store, cache, options))
     }
 
     /// Goes on, reading only, with the state of `successor`, and follows the writer from there.
@@ -116,7 +115,7 @@ impl Kv {
     /// [`KvError::Fenced`]: another has opened it meanwhile; as [`Kv::open`].
     pub async fn become_writer(&self, open_timeout: Duration) -> Result<(), KvError> {
         let (epoch, store) = (self.writer_epoch(), self.store());
-        let opening = open_writer(store.clone(), &self.limit, self.cache.clone(), Some(epoch));
+        let opening = open_writer(store.clone(), self.cache.clone(), Some(epoch));
         let db = bounded(open_timeout, opening).await?;
         store.answers().let_go();
         let old = std::mem::replace(&mut *self.handle.write(), Handle::Writer(Arc::new(db)));
