@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::TryStreamExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{Attribute, Attributes, ObjectStore, ObjectStoreExt, PutOptions};
@@ -21,30 +20,16 @@ use sealfs::base::Ino;
 use sealfs::fs::FsError;
 use sealfs::seal::{CHUNK_CIPHER, HEADER, KdfParams, Keyring, Secret, VolumeKeys};
 use sealfs::stack::{
-    Accept, InitOptions, KeyOptions, Mounted, StackError, StackErrorKind, change_keyring, fsck,
-    init,
+    Accept, KeyOptions, Mounted, StackError, StackErrorKind, change_keyring, fsck, init,
 };
-use volume::{Bench, LONG, find, options_of, secret, write_file};
+use volume::{Bench, LONG, Objects, find, init_options, objects, options_of, secret, write_file};
 
 const FILES: [&str; 4] = ["one", "two", "three", "four"];
 /// Three chunks of a segment and a bit.
 const LEN: usize = 50_000;
 
 fn contents(name: &str) -> Vec<u8> {
-    let salt = name.bytes().map(usize::from).sum::<usize>();
-    (0..LEN).map(|i| ((i * 13 + i / 251 + salt) % 253) as u8).collect()
-}
-
-type Objects = BTreeMap<Path, Bytes>;
-
-async fn objects(store: &dyn ObjectStore) -> Objects {
-    let list: Vec<_> = store.list(None).try_collect().await.expect("lists");
-    let mut all = Objects::new();
-    for meta in list {
-        let bytes = store.get(&meta.location).await.expect("there").bytes().await.expect("reads");
-        all.insert(meta.location, bytes);
-    }
-    all
+    volume::contents(name, LEN)
 }
 
 async fn put_all(store: &dyn ObjectStore, objects: &Objects) {
@@ -356,15 +341,7 @@ async fn an_exchanged_or_absurd_keyring_is_refused_and_a_deleted_one_never_made_
     let pass = || sealfs::seal::Secret::Passphrase(b"a passphrase".to_vec().into());
     let other =
         Bench { store: Arc::new(InMemory::new()), local: tempfile::tempdir().expect("tempdir") };
-    let (store, label) = (options_of(other.store.clone()), "other".into());
-    let made = InitOptions {
-        store,
-        secret: pass(),
-        label,
-        kdf: KdfParams::FLOOR,
-        owner: (0, 0),
-        compress: Default::default(),
-    };
+    let made = init_options(other.store.clone(), pass(), "other");
     init(made).await.expect("init");
     let theirs = other.store.get(&at).await.expect("there").bytes().await.expect("reads");
     let with = |offset: usize, bytes: &[u8]| {
@@ -412,15 +389,7 @@ async fn an_exchanged_or_absurd_keyring_is_refused_and_a_deleted_one_never_made_
     let before = objects(&*t.bucket).await;
     let refused = t.bench.mount_with(|_| {}).await.err().expect("no keyring");
     assert!(matches!(refused, StackError::NoVolume(_)), "{refused}");
-    let (store, label) = (options_of(t.bucket.clone()), "again".into());
-    let again = InitOptions {
-        store,
-        secret: secret(),
-        label,
-        kdf: KdfParams::FLOOR,
-        owner: (0, 0),
-        compress: Default::default(),
-    };
+    let again = init_options(t.bucket.clone(), secret(), "again");
     assert!(matches!(
         init(again).await,
         Err(StackError::NotEmpty { .. } | StackError::VolumeThere(_))

@@ -503,21 +503,38 @@ fn a_flag_names_the_profile_before_the_variables_have_a_say() {
     assert_eq!(code, Some(0), "{said}");
 }
 
-#[test]
-fn a_metadata_service_that_refuses_is_no_reason_to_wait() {
-    // Guards against half a minute of silence, then "check the address", on a machine that has no
-    // credentials and something that answers 403 on the address of the metadata service.
+/// The address of a server that answers everything with 403 and these header lines.
+fn refuses_all(headers: &'static str) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let metadata = format!("http://{}", listener.local_addr().expect("bound"));
+    let address = format!("http://{}", listener.local_addr().expect("bound"));
     std::thread::spawn(move || {
         for socket in listener.incoming() {
             let Ok(mut socket) = socket else { return };
             let _ = socket.read(&mut [0; 4096]);
-            let refusal =
-                b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-            let _ = socket.write_all(refusal);
+            let end = "content-length: 0\r\nconnection: close\r\n\r\n";
+            let refusal = format!("HTTP/1.1 403 Forbidden\r\n{headers}{end}");
+            let _ = socket.write_all(refusal.as_bytes());
         }
     });
+    address
+}
+
+/// What `init` says where its bucket cannot be used.
+fn init_is_refused<const N: usize>(env: [(&str, &str); N]) -> String {
+    let env = env.map(|(k, v)| (k, OsStr::new(v)));
+    let v = Volume::bare();
+    let pass = v.text("passphrase");
+    let args = ["init", "s3://test/data", "--passphrase-file", &pass].map(OsStr::new);
+    let (output, said) = sealfs(env, &args);
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    said
+}
+
+#[test]
+fn a_metadata_service_that_refuses_is_no_reason_to_wait() {
+    // Guards against half a minute of silence, then "check the address", on a machine that has no
+    // credentials and something that answers 403 on the address of the metadata service.
+    let metadata = refuses_all("");
     let begun = Instant::now();
     let env = [
         ("AWS_EC2_METADATA_DISABLED", "false"),
@@ -525,12 +542,7 @@ fn a_metadata_service_that_refuses_is_no_reason_to_wait() {
         ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1"),
         ("HOME", "/nonexistent"),
     ];
-    let env = env.map(|(k, v)| (k, OsStr::new(v)));
-    let v = Volume::bare();
-    let pass = v.text("passphrase");
-    let args = ["init", "s3://test/data", "--passphrase-file", &pass].map(OsStr::new);
-    let (output, said) = sealfs(env, &args);
-    assert_eq!(output.status.code(), Some(4), "{said}");
+    let said = init_is_refused(env);
     assert!(said.contains("no credentials found") && said.contains("metadata"), "{said}");
     assert!(said.contains("hint: aws configure") && said.contains("--profile"), "{said}");
     assert!(begun.elapsed() < Duration::from_secs(15), "after {:?}", begun.elapsed());
@@ -539,29 +551,14 @@ fn a_metadata_service_that_refuses_is_no_reason_to_wait() {
 #[test]
 fn a_refusal_of_the_server_names_its_request() {
     // Guards against an error that the operators of the store cannot find in their logs.
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
-    std::thread::spawn(move || {
-        for socket in listener.incoming() {
-            let Ok(mut socket) = socket else { return };
-            let _ = socket.read(&mut [0; 4096]);
-            let refusal = b"HTTP/1.1 403 Forbidden\r\nx-amz-request-id: 4442587FB7D0A2F9\r\n\
-                            content-length: 0\r\nconnection: close\r\n\r\n";
-            let _ = socket.write_all(refusal);
-        }
-    });
+    let endpoint = refuses_all("x-amz-request-id: 4442587FB7D0A2F9\r\n");
     let env = [
         ("AWS_ENDPOINT_URL_S3", endpoint.as_str()),
         ("AWS_ACCESS_KEY_ID", "key"),
         ("AWS_SECRET_ACCESS_KEY", "secret"),
         ("AWS_REGION", "us-east-1"),
     ];
-    let env = env.map(|(k, v)| (k, OsStr::new(v)));
-    let v = Volume::bare();
-    let pass = v.text("passphrase");
-    let args = ["init", "s3://test/data", "--passphrase-file", &pass].map(OsStr::new);
-    let (output, said) = sealfs(env, &args);
-    assert_eq!(output.status.code(), Some(4), "{said}");
+    let said = init_is_refused(env);
     assert!(said.contains("(request id 4442587FB7D0A2F9)"), "{said}");
 }
 

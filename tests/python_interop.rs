@@ -18,7 +18,7 @@ use sealfs::seal::{
     InputKey, KdfParams, Kept, Keyring, KmsSlot, RecoveryKey, RootKey, Secret, VolumeKeys, offsets,
     open, seal,
 };
-use sealfs::stack::{Ask, keep_age};
+use sealfs::stack::{Nobody, keep_age};
 use sealfs::store::segments::Owned;
 use sealfs::store::{Compression, SegmentStore};
 use serde_json::json;
@@ -184,25 +184,6 @@ const AGE_IDENTITY: &str =
 const AGE_RECIPIENT: &str = "age10xnrrmk7r0uunrcjqvkdatwsu7s8jwv0c7rt3rxggmkgntu955dq25yyzj";
 const SSH_RECIPIENT: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAOhB7/zzhC+HXDdGOdLwJln5NYwm6UNXx3chmQSVTG4";
-
-/// Nobody sits there.
-struct Nobody;
-
-impl Ask for Nobody {
-    fn say(&self, _: &str) {}
-
-    fn confirm(&self, _: &str, _: &str, _: Option<&str>) -> Option<bool> {
-        None
-    }
-
-    fn line(&self, _: &str) -> Option<String> {
-        None
-    }
-
-    fn secret(&self, _: &str) -> Option<Zeroizing<String>> {
-        None
-    }
-}
 
 /// A volume on disk as `scripts/open-object` gets it: keyring, secrets, keys, one object.
 struct Volume {

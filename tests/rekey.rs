@@ -3,13 +3,12 @@
 
 mod volume;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -22,26 +21,13 @@ use sealfs::stack::{
 };
 use sealfs::store::{CacheOptions, Cached, Invalidate, Renew, RequestStats, Resealed, Sealed};
 use volume::gated::{Gate, Gated};
-use volume::{Bench, LONG, options_of, secret, write_file};
+use volume::{Bench, LONG, Objects, objects, options_of, secret, write_file};
 
 const LEN: usize = 40_000;
 const FILES: [&str; 3] = ["one", "two", "three"];
 
 fn contents(name: &str) -> Vec<u8> {
-    let salt = name.bytes().map(usize::from).sum::<usize>();
-    (0..LEN).map(|i| ((i * 13 + i / 251 + salt) % 253) as u8).collect()
-}
-
-type Objects = BTreeMap<Path, Bytes>;
-
-async fn objects(store: &dyn ObjectStore) -> Objects {
-    let list: Vec<_> = store.list(None).try_collect().await.expect("lists");
-    let mut all = Objects::new();
-    for meta in list {
-        let bytes = store.get(&meta.location).await.expect("there").bytes().await.expect("reads");
-        all.insert(meta.location, bytes);
-    }
-    all
+    volume::contents(name, LEN)
 }
 
 async fn keyring(store: &dyn ObjectStore) -> Keyring {
@@ -68,6 +54,15 @@ fn rekey_options(bench: &Bench) -> RekeyOptions {
 
 async fn rekeyed(bench: &Bench) -> Result<RekeyReport, StackError> {
     rekey(&rekey_options(bench), Arc::default(), |_| {}, |_| {}).await
+}
+
+/// Adds the slot of somebody who will be removed; its number.
+async fn add_leaver(by: &KeyOptions) -> u32 {
+    let added = change_keyring(by, |ring, keys| {
+        let id = ring.add_slot(keys, &key_file(66), "leaver", KdfParams::FLOOR, 0)?;
+        Ok((id, keys.clone()))
+    });
+    added.await.expect("adds").made
 }
 
 async fn read(m: &Mounted, name: &str) -> Result<Bytes, FsError> {
@@ -232,11 +227,7 @@ async fn a_mount_that_cannot_follow_keeps_the_old_root_in_the_keyring() {
     // on in the old epoch, and what it writes must stay readable until it is gone.
     let (bench, bucket) = filled().await;
     let by = by(&bench);
-    let added = change_keyring(&by, |ring, keys| {
-        let id = ring.add_slot(keys, &key_file(66), "leaver", KdfParams::FLOOR, 0)?;
-        Ok((id, keys.clone()))
-    });
-    let id = added.await.expect("adds").made;
+    let id = add_leaver(&by).await;
     let m = bench.mount_with(|o| o.key = key_file(66).into()).await.expect("mounts");
     let removed = change_keyring(&by, |ring, keys| Ok(((), ring.remove_slot(keys, id)?)));
     removed.await.expect("removes");
@@ -357,11 +348,7 @@ async fn who_was_removed_opens_nothing_new_and_after_a_rekey_nothing_at_all() {
     // write the bucket.
     let (bench, bucket) = filled().await;
     let by = by(&bench);
-    let added = change_keyring(&by, |ring, keys| {
-        let id = ring.add_slot(keys, &key_file(66), "leaver", KdfParams::FLOOR, 0)?;
-        Ok((id, keys.clone()))
-    });
-    let id = added.await.expect("adds").made;
+    let id = add_leaver(&by).await;
     bench.mount().await.shutdown(LONG).await;
     let before = keyring(&*bucket).await;
     let his = before.unlock(&key_file(66)).expect("his copy opens");
@@ -506,12 +493,7 @@ async fn run(command: Command, bench: &Bench, new: u8) -> bool {
 /// A volume with files and somebody who may be removed.
 async fn with_a_leaver() -> Arc<InMemory> {
     let (bench, bucket) = filled().await;
-    let by = by(&bench);
-    let added = change_keyring(&by, |ring, keys| {
-        ring.add_slot(keys, &key_file(66), "leaver", KdfParams::FLOOR, 0)?;
-        Ok(((), keys.clone()))
-    });
-    added.await.expect("adds");
+    add_leaver(&by(&bench)).await;
     bucket
 }
 

@@ -10,7 +10,7 @@ use sealfs::seal::{
     Backend, CHUNK_CIPHER, HEADER, InputKey, KdfParams, Keyring, KmsSlot, OpenError, Opener,
     RecoveryKey, RootKey, Secret, Seed, SlotKind, VolumeKeys, offsets, open_with, seal_with_salt,
 };
-use sealfs::stack::{Ask, open_age};
+use sealfs::stack::{Nobody, open_age};
 use sealfs::store::SegmentStore;
 use sealfs::store::segments::{Layout, Owned, has_frames};
 use serde_json::Value;
@@ -283,25 +283,6 @@ fn a_keyring_of_format_version_2_opens() {
     for keys in opened {
         assert_eq!(&keys.root().expose()[..], hex(&v["root_keys"][2]));
         assert_eq!(keys.epochs(), [3, 2]);
-    }
-}
-
-/// Nobody sits there.
-struct Nobody;
-
-impl Ask for Nobody {
-    fn say(&self, _: &str) {}
-
-    fn confirm(&self, _: &str, _: &str, _: Option<&str>) -> Option<bool> {
-        None
-    }
-
-    fn line(&self, _: &str) -> Option<String> {
-        None
-    }
-
-    fn secret(&self, _: &str) -> Option<Zeroizing<String>> {
-        None
     }
 }
 

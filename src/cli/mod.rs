@@ -131,11 +131,16 @@ Examples:
     )
 }
 
-/// Keeps keys out of core dumps, or says on stderr that it cannot; and what this process makes
-/// its owner's alone, the objects of a `file://` store among it.
+/// [`forbid_dumps`], and makes what this process makes its owner's alone, the objects of a
+/// `file://` store among it.
 fn keep_private() {
     // SAFETY: umask cannot fail.
     unsafe { libc::umask(0o077) };
+    forbid_dumps();
+}
+
+/// Keeps keys out of core dumps, or says on stderr that it cannot.
+fn forbid_dumps() {
     if let Err(e) = crate::seal::forbid_dumps() {
         eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
     }

@@ -8,7 +8,7 @@ use log::LevelFilter;
 
 use crate::commit::CleanOptions;
 use crate::fuse::{Options as FuseOptions, TTL_FOLLOWER};
-use crate::seal::{Secret, forbid_dumps};
+use crate::seal::Secret;
 use crate::stack::{Accept, MountOptions};
 use crate::store::s3::{local_files, pin_local_files};
 use crate::store::{Compression, Location};
@@ -212,9 +212,7 @@ pub fn run(mut args: MountArgs) -> Outcome {
     let general =
         |what: &str, e: std::io::Error| Failure::new(Exit::General, format!("{what}: {e}"));
     // Before the passphrase is read: there may be no child yet that does so.
-    if let Err(e) = forbid_dumps() {
-        eprintln!("sealfs: warning: core dumps of this process would hold keys: {e}");
-    }
+    super::forbid_dumps();
     let mut plan = plan(&args)?;
     let starting = if args.foreground {
         daemon::Starting::foreground()

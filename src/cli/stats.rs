@@ -362,6 +362,20 @@ fn head(i: &Interval<'_>, out: &mut String) {
     put(out, format_args!("memory    {}", size(status.resident_bytes)));
 }
 
+/// A line of how often something was done in `secs`, and how long it took; `last` is its last column.
+fn timed(out: &mut String, name: &str, times: &Spread, secs: f64, last: u64) {
+    put(
+        out,
+        format_args!(
+            "{name:16} {:10.1} {:>7} {:>7} {:>7} {last:>7}",
+            times.count() as f64 / secs,
+            short_time(times.mean()),
+            short_time(times.quantile(0.5)),
+            short_time(times.quantile(0.99)),
+        ),
+    );
+}
+
 fn operations(i: &Interval<'_>, out: &mut String) {
     let secs = i.took.as_secs_f64().max(0.001);
     put(out, format_args!("\noperation             per s    mean     50%     99%  failed"));
@@ -369,16 +383,7 @@ fn operations(i: &Interval<'_>, out: &mut String) {
     rows.retain(|(_, times, _)| times.count() > 0);
     rows.sort_by_key(|(_, times, _)| std::cmp::Reverse(times.count()));
     for (name, times, failed) in rows {
-        put(
-            out,
-            format_args!(
-                "{name:16} {:10.1} {:>7} {:>7} {:>7} {failed:>7}",
-                times.count() as f64 / secs,
-                short_time(times.mean()),
-                short_time(times.quantile(0.5)),
-                short_time(times.quantile(0.99)),
-            ),
-        );
+        timed(out, name, &times, secs, failed);
     }
 }
 
@@ -387,17 +392,7 @@ fn requests(i: &Interval<'_>, out: &mut String) {
     put(out, format_args!("\nrequest               per s    mean     50%     99%  in all"));
     for (kind, times) in i.requests() {
         let all = i.now.numbers.request_times.iter().find(|(name, _)| name == kind);
-        put(
-            out,
-            format_args!(
-                "{kind:16} {:10.1} {:>7} {:>7} {:>7} {:>7}",
-                times.count() as f64 / secs,
-                short_time(times.mean()),
-                short_time(times.quantile(0.5)),
-                short_time(times.quantile(0.99)),
-                all.map_or(0, |(_, all)| all.count()),
-            ),
-        );
+        timed(out, kind, &times, secs, all.map_or(0, |(_, all)| all.count()));
     }
     let status = &i.now.numbers.status;
     put(

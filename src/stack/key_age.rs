@@ -37,6 +37,25 @@ pub trait Ask: Send + Sync {
     fn secret(&self, what: &str) -> Option<Zeroizing<String>>;
 }
 
+/// Where nobody sits at a terminal: nothing is shown and nobody can be asked.
+pub struct Nobody;
+
+impl Ask for Nobody {
+    fn say(&self, _: &str) {}
+
+    fn confirm(&self, _: &str, _: &str, _: Option<&str>) -> Option<bool> {
+        None
+    }
+
+    fn line(&self, _: &str) -> Option<String> {
+        None
+    }
+
+    fn secret(&self, _: &str) -> Option<Zeroizing<String>> {
+        None
+    }
+}
+
 #[derive(Clone)]
 struct Callbacks(Arc<dyn Ask>);
 
@@ -372,21 +391,6 @@ fn children() -> Vec<libc::pid_t> {
 mod tests {
     use super::*;
     use crate::seal::{KdfParams, RootKey, Secret};
-
-    struct Nobody;
-
-    impl Ask for Nobody {
-        fn say(&self, _: &str) {}
-        fn confirm(&self, _: &str, _: &str, _: Option<&str>) -> Option<bool> {
-            None
-        }
-        fn line(&self, _: &str) -> Option<String> {
-            None
-        }
-        fn secret(&self, _: &str) -> Option<Zeroizing<String>> {
-            None
-        }
-    }
 
     fn identity() -> (String, String) {
         use age::secrecy::ExposeSecret;

@@ -80,7 +80,7 @@ pub use departure::{announce_end, is_running};
 pub use error::{StackError, StackErrorKind};
 pub use fsck::{FsckOptions, FsckProgress, FsckReport, Problem, READING_DATA, fsck};
 pub use key_age::{
-    Ask, KEEPERS_MAX, keep as keep_age, open as open_age, reads as age_reads,
+    Ask, KEEPERS_MAX, Nobody, keep as keep_age, open as open_age, reads as age_reads,
     recipients as age_recipients,
 };
 pub use key_change::{Changed, KeyOptions, change_keyring, open_keyring};

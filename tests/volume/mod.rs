@@ -3,13 +3,16 @@
 
 pub mod gated;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use object_store::ObjectStore;
+use futures::TryStreamExt;
 use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
 use sealfs::base::Ino;
 use sealfs::fs::{Caller, Fs, WriteFlags};
 use sealfs::seal::{KdfParams, Secret};
@@ -32,6 +35,38 @@ pub fn options_of(store: Arc<dyn ObjectStore>) -> StoreOptions {
     StoreOptions { custom: Some(store), ..StoreOptions::new(Location::Memory) }
 }
 
+/// What makes a volume in `store`, whose first slot has this secret and label.
+pub fn init_options(store: Arc<dyn ObjectStore>, secret: Secret, label: &str) -> InitOptions {
+    InitOptions {
+        store: options_of(store),
+        secret,
+        label: label.into(),
+        kdf: KdfParams::FLOOR,
+        owner: (0, 0),
+        compress: Default::default(),
+    }
+}
+
+/// What a file of this name holds: `len` bytes, others for each name.
+pub fn contents(name: &str, len: usize) -> Vec<u8> {
+    let salt = name.bytes().map(usize::from).sum::<usize>();
+    (0..len).map(|i| ((i * 13 + i / 251 + salt) % 253) as u8).collect()
+}
+
+/// Objects by name.
+pub type Objects = BTreeMap<Path, Bytes>;
+
+/// Every object in `store`.
+pub async fn objects(store: &dyn ObjectStore) -> Objects {
+    let list: Vec<_> = store.list(None).try_collect().await.expect("lists");
+    let mut all = Objects::new();
+    for meta in list {
+        let bytes = store.get(&meta.location).await.expect("there").bytes().await.expect("reads");
+        all.insert(meta.location, bytes);
+    }
+    all
+}
+
 /// A store and what one machine keeps beside it.
 pub struct Bench {
     pub store: Arc<dyn ObjectStore>,
@@ -46,16 +81,7 @@ impl Bench {
 
     /// A new volume in `store`.
     pub async fn over(store: Arc<dyn ObjectStore>) -> Bench {
-        let (of, label, kdf) = (options_of(store.clone()), "test".into(), KdfParams::FLOOR);
-        let options = InitOptions {
-            store: of,
-            secret: secret(),
-            label,
-            kdf,
-            owner: (0, 0),
-            compress: Default::default(),
-        };
-        init(options).await.expect("init");
+        init(init_options(store.clone(), secret(), "test")).await.expect("init");
         Bench { store, local: tempfile::tempdir().expect("a temporary directory") }
     }
 
@@ -141,12 +167,7 @@ pub async fn read_file(fs: &Arc<Fs>, path: &str) -> Bytes {
 
 /// Whether a sealed object opens with these keys; `all` are the others of its bucket, one of which
 /// it may be bound to.
-pub fn opens(
-    keys: &sealfs::seal::VolumeKeys,
-    at: &object_store::path::Path,
-    bytes: &Bytes,
-    all: &std::collections::BTreeMap<object_store::path::Path, Bytes>,
-) -> bool {
+pub fn opens(keys: &sealfs::seal::VolumeKeys, at: &Path, bytes: &Bytes, all: &Objects) -> bool {
     let Some(header) = bytes.first_chunk::<{ sealfs::seal::HEADER }>() else { return false };
     let number = at.as_ref().strip_prefix("meta/wal/").and_then(|name| name.strip_suffix(".sst"));
     let Some(number) = number.and_then(|digits| digits.parse::<u64>().ok()) else {
