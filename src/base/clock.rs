@@ -35,6 +35,11 @@ impl From<SystemTime> for Timestamp {
     }
 }
 
+/// Unix time by the system clock, in seconds.
+pub fn unix_secs() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
 /// Where the current time comes from; a test passes its own.
 pub trait Clock: Send + Sync + 'static {
     /// The time now, for inode times.

@@ -8,42 +8,66 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use parking_lot::Mutex;
 
 use super::accounts::{self, Changes, Moment, NewSegment};
-use super::committer::{CommitError, Committer, Sending, unix_secs};
+use super::error::CommitError;
 use super::pack::{Plan, SegmentPlan};
 use super::pending::Generation;
 use super::resolve;
 use super::view::{ViewError, last_commit};
-use super::work::Work;
+use super::work::{Sending, Work};
+use super::writer::{RowChange, RowWriter};
+use crate::base::unix_secs;
 use crate::journal::{Journal, JournalError};
 use crate::meta::{CommitRow, HistoryRow, Stats, keys};
+use crate::seal::HistoryKey;
 use crate::store::error::{ErrorClass, class};
-use crate::store::kv::KvError;
 use crate::store::segments::{Layout, SegmentStore};
-
-/// A row to write; without a value, to delete.
-type RowChange = (Bytes, Option<Bytes>);
 
 /// Segments that are uploaded at once.
 const UPLOADS_MAX: usize = 3;
-/// How often a commit that waits looks whether level 0 is what it waits for.
-const COMPACT_LOOK: Duration = Duration::from_millis(500);
 
-impl Committer {
+/// Tries to commit, and keeps what a failed try has achieved.
+pub(super) struct Attempts {
+    rows: Arc<RowWriter>,
+    journal: Arc<Journal>,
+    history: HistoryKey,
+    uploaded: AtomicU64,
+    sending: Mutex<Sending>,
+    /// The generation whose commit failed, and what of it the bucket has.
+    work: Mutex<Option<Work>>,
+}
+
+impl Attempts {
+    /// None yet.
+    pub(super) fn new(
+        rows: Arc<RowWriter>,
+        journal: Arc<Journal>,
+        history: HistoryKey,
+    ) -> Attempts {
+        let (uploaded, sending) = (AtomicU64::new(0), Mutex::default());
+        Attempts { rows, journal, history, uploaded, sending, work: Mutex::new(None) }
+    }
+
+    /// Of the commit under way, and file bytes uploaded since the mount.
+    pub(super) fn progress(&self) -> (Sending, u64) {
+        (*self.sending.lock(), self.uploaded.load(Ordering::Relaxed))
+    }
+
     /// Commits the oldest generation, or says why not: the next try goes on where this ended.
-    pub(super) async fn commit(&self, generation: &Arc<Generation>) -> Result<(), CommitError> {
+    /// Returns whether there is something to reclaim now.
+    pub(super) async fn commit(&self, generation: &Arc<Generation>) -> Result<bool, CommitError> {
         let held = self.work.lock().take();
         let mut work = match held {
             Some(work) if Arc::ptr_eq(&work.generation, generation) => work,
             _ => {
-                let (bytes_max, epoch) = (self.segments.upload_max(), self.key_epoch());
-                Work::new(generation.clone(), bytes_max, epoch, || self.segments.new_id())
+                let (bytes_max, epoch) = (self.rows.segments.upload_max(), self.rows.key_epoch());
+                Work::new(generation.clone(), bytes_max, epoch, || self.rows.segments.new_id())
             }
         };
         *self.sending.lock() = work.sending();
@@ -55,14 +79,11 @@ impl Committer {
             }
         };
         *self.sending.lock() = Sending::default();
-        self.view.retire(generation, stats, work.inodes.as_deref(), &work.plan);
+        self.rows.view.retire(generation, stats, work.inodes.as_deref(), &work.plan);
         self.journal.release(row.position);
-        if !generation.dropped.is_empty() || work.has_abandoned() {
-            self.reclaim.lock().wake();
-        }
-        self.clean_counts.freed.fetch_add(work.freed, Ordering::Relaxed);
-        self.committed.send_replace(row);
-        Ok(())
+        self.rows.counts.freed.fetch_add(work.freed, Ordering::Relaxed);
+        self.rows.committed.send_replace(row);
+        Ok(!generation.dropped.is_empty() || work.has_abandoned())
     }
 
     async fn try_commit(&self, work: &mut Work) -> Result<(CommitRow, Stats), CommitError> {
@@ -76,24 +97,8 @@ impl Committer {
                 (rows, row, stats)
             }
         };
-        self.write_rows(rows).await?;
+        self.rows.write(rows).await?;
         Ok((row, stats))
-    }
-
-    /// Writes rows as one atomic batch; returns when the bucket has it.
-    ///
-    /// # Errors
-    /// As [`crate::store::kv::Kv::commit`]: the batch may be there all the same.
-    pub(super) async fn write_rows(&self, rows: Vec<RowChange>) -> Result<(), KvError> {
-        let commit = self.view.kv().commit(rows);
-        tokio::pin!(commit);
-        loop {
-            tokio::select! {
-                done = &mut commit => return done,
-                // It may wait for room in level 0, which only a compaction makes.
-                _ = tokio::time::sleep(COMPACT_LOOK) => self.compact_if_needed(),
-            }
-        }
     }
 
     /// The commit of `generation` if the metadata store has it already.
@@ -101,7 +106,7 @@ impl Committer {
         &self,
         generation: &Generation,
     ) -> Result<Option<(CommitRow, Stats)>, CommitError> {
-        let kv = self.view.kv();
+        let kv = self.rows.view.kv();
         let Some(row) = last_commit(kv).await? else { return Ok(None) };
         if row.journal != self.journal.id() || row.position < generation.last {
             return Ok(None);
@@ -114,10 +119,10 @@ impl Committer {
     /// into smaller segments at once; where it refuses for good, what is sent next is a byte.
     async fn upload(&self, work: &mut Work) -> Result<(), CommitError> {
         if let Some(id) = work.to_try_out() {
-            self.segments.put_least(id).await.map_err(|e| CommitError::Upload(id, e))?;
+            self.rows.segments.put_least(id).await.map_err(|e| CommitError::Upload(id, e))?;
             work.tried_out();
             // If that fails, it is deleted like what was given up.
-            if let Err(e) = self.segments.delete(id).await {
+            if let Err(e) = self.rows.segments.delete(id).await {
                 log::debug!("segment {id}, which was tried out, stays for now: {e}");
             }
         }
@@ -126,17 +131,17 @@ impl Committer {
                 Err(CommitError::Upload(id, e)) => (id, e),
                 outcome => return outcome,
             };
-            let now = self.segments.upload_max();
+            let now = self.rows.segments.upload_max();
             match class(&refusal) {
                 // Whoever found out that this is the limit: a round of cleaning, perhaps.
                 ErrorClass::TooLarge if now < work.largest() => {
-                    work.pack_again(now, || self.segments.new_id());
+                    work.pack_again(now, || self.rows.segments.new_id());
                 }
                 ErrorClass::Throttled | ErrorClass::Transport | ErrorClass::AlreadyExists => {
                     return Err(CommitError::Upload(id, refusal));
                 }
                 _ => {
-                    work.try_out_next(|| self.segments.new_id());
+                    work.try_out_next(|| self.rows.segments.new_id());
                     return Err(CommitError::Upload(id, refusal));
                 }
             }
@@ -149,7 +154,7 @@ impl Committer {
             .iter()
             .map(|&at| {
                 let plan = work.plan.segments[at].clone();
-                let one = upload_one(self.journal.clone(), self.segments.clone(), plan);
+                let one = upload_one(self.journal.clone(), self.rows.segments.clone(), plan);
                 async move { (at, one.await) }
             })
             .collect();
@@ -168,7 +173,7 @@ impl Committer {
                     drop(running);
                     // These may or may not be in the bucket, whole and rightly encrypted.
                     let started = (done + UPLOADS_MAX).min(todo.len());
-                    work.abandon(&todo[..started], || self.segments.new_id());
+                    work.abandon(&todo[..started], || self.rows.segments.new_id());
                     return Err(e);
                 }
             }
@@ -184,28 +189,28 @@ impl Committer {
         let (generation, plan): (&Generation, &Plan) = (&work.generation, &work.plan);
         let mut changes = Changes::default();
         for (ino, touched) in resolve::touched(generation, plan) {
-            resolve::apply_inode(&self.view, &mut changes, ino, &touched).await?;
+            resolve::apply_inode(&self.rows.view, &mut changes, ino, &touched).await?;
         }
         plan.shares.iter().for_each(|&(id, file)| changes.share(id, file));
-        let before = *self.committed.borrow();
+        let before = *self.rows.committed.borrow();
         let sequence = before.sequence + 1;
-        let chain = self.history.next(before.chain, sequence, &self.options.instance);
+        let chain = self.history.next(before.chain, sequence, &self.rows.options.instance);
         let row = CommitRow {
             journal: self.journal.id(),
             position: generation.last,
             sequence,
             chain,
             time_secs: unix_secs(),
-            writer_epoch: self.view.kv().writer_epoch(),
+            writer_epoch: self.rows.view.kv().writer_epoch(),
         };
         let new: HashMap<_, _> = work.landed().map(|(id, l)| (id, NewSegment::of(l))).collect();
         let now = Moment::of_commit(row.sequence, work.epoch, unix_secs());
-        work.freed = accounts::settle_segments(&self.view, &mut changes, &new, now).await?;
+        work.freed = accounts::settle_segments(&self.rows.view, &mut changes, &new, now).await?;
         work.bury_abandoned(&mut changes, now.secs);
         let inodes = changes.rows.iter().filter(|(key, _)| key.starts_with(b"i"));
         let inodes = inodes.filter_map(|(key, row)| Some((key.clone(), row.clone()?)));
         work.inodes = Some(inodes.collect());
-        let mut stats = self.view.committed_stats();
+        let mut stats = self.rows.view.committed_stats();
         stats.inodes = stats.inodes.saturating_add_signed(generation.inodes);
         stats.bytes = stats.bytes.saturating_add_signed(generation.bytes);
         let mut rows: Vec<RowChange> =
@@ -217,12 +222,12 @@ impl Committer {
         }
         rows.extend(changes.into_rows());
         rows.push((commit_key(), Some(row.encode())));
-        let beside = (self.gates.beside)().encode();
+        let beside = (self.rows.gates.beside)().encode();
         rows.push((Bytes::from(keys::beside().into_vec()), Some(beside)));
         let history = |number| Bytes::from(keys::history(number).into_vec());
         rows.push((history(sequence), Some(HistoryRow(chain).encode())));
         rows.extend(HistoryRow::leaves(sequence).map(|old| (history(old), None)));
-        let writer = Bytes::copy_from_slice(&self.options.instance);
+        let writer = Bytes::copy_from_slice(&self.rows.options.instance);
         rows.push((Bytes::from(keys::writer().into_vec()), Some(writer)));
         rows.push((Bytes::from(keys::stats().into_vec()), Some(stats.encode())));
         Ok((rows, row, stats))

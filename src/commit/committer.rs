@@ -6,54 +6,29 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
-use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
-use super::accounts::Moment;
-use super::clean::{self, CleanOptions};
-use super::reclaim;
+use super::attempt::Attempts;
+use super::clean::Cleaner;
+use super::error::CommitError;
+use super::options::CommitOptions;
+use super::reclaim::Reclaimer;
 use super::view::{View, ViewError, last_commit};
-use super::work::Work;
-use crate::base::{JournalPos, SegmentId};
-use crate::journal::{Journal, JournalError};
-use crate::meta::{BesideRow, CommitRow, DecodeError};
+use super::work::Sending;
+use super::writer::{Counts, Gates, RowWriter};
+use crate::base::JournalPos;
+use crate::journal::Journal;
+use crate::meta::CommitRow;
 use crate::seal::HistoryKey;
-use crate::store::error::{ErrorClass, class, in_one_line};
 use crate::store::kv::{KvError, as_opener};
 use crate::store::segments::SegmentStore;
 
 /// The longest pause between two tries of a failed commit.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(15);
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(250);
-
-/// How the committer works.
-#[derive(Clone, Copy, Debug)]
-pub struct CommitOptions {
-    /// How much history may be behind while the bucket is reachable (`--commit-interval`).
-    pub interval: Duration,
-    /// How long a segment without live bytes stays in the bucket for readers that still know
-    /// it.
-    pub dead_grace: Duration,
-    /// Names the mount in every commit (`g writer`).
-    pub instance: [u8; 16],
-    /// When segments are cleaned.
-    pub clean: CleanOptions,
-}
-
-impl Default for CommitOptions {
-    fn default() -> Self {
-        CommitOptions {
-            interval: Duration::from_secs(2),
-            dead_grace: Duration::from_secs(300),
-            instance: [0; 16],
-            clean: CleanOptions::default(),
-        }
-    }
-}
 
 /// Whether this mount can bring its journal to the bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,108 +67,17 @@ pub struct Progress {
     pub cleaned_bytes: u64,
 }
 
-/// File bytes of a commit under way; nothing while there is none.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Sending {
-    /// To be uploaded in all: what was overwritten meanwhile is not.
-    pub planned: u64,
-    /// Uploaded: they count once the commit is done.
-    pub landed: u64,
-}
-
-/// Why a commit did not go through.
-#[derive(Debug, thiserror::Error)]
-pub enum CommitError {
-    /// The metadata store.
-    #[error(transparent)]
-    View(#[from] ViewError),
-    /// A segment could not be uploaded.
-    #[error("uploading segment {0}: {text}", text = in_one_line(.1))]
-    Upload(SegmentId, #[source] object_store::Error),
-    /// A segment that is to be cleaned could not be read.
-    #[error("moving live data out of segment {0}: {1}")]
-    Clean(SegmentId, #[source] object_store::Error),
-    /// The task of a round of cleaning.
-    #[error("{0}")]
-    Round(String),
-    /// The local journal could not be read.
-    #[error("reading the journal: {0}")]
-    Journal(#[from] JournalError),
-    /// A task of ours died.
-    #[error("internal: {0}")]
-    Internal(String),
-}
-
-impl From<KvError> for CommitError {
-    fn from(e: KvError) -> Self {
-        CommitError::View(e.into())
-    }
-}
-
-impl From<DecodeError> for CommitError {
-    fn from(e: DecodeError) -> Self {
-        CommitError::View(e.into())
-    }
-}
-
-impl CommitError {
-    fn is_fenced(&self) -> bool {
-        matches!(self, CommitError::View(ViewError::Store(KvError::Fenced | KvError::ReadOnly)))
-    }
-
-    fn needs_reopen(&self) -> bool {
-        let CommitError::View(ViewError::Store(e)) = self else { return false };
-        // After one that was too large the database is closed.
-        matches!(e, KvError::Closed(_) | KvError::TooLarge(_))
-    }
-
-    /// Whether the encryption that the server applied is not what was asked for.
-    pub fn is_sse_mismatch(&self) -> bool {
-        matches!(self, CommitError::Upload(_, e) if class(e) == ErrorClass::SseMismatch)
-    }
-}
-
 /// The committer. Shared by its own task and by those who wait for it.
 pub struct Committer {
-    pub(super) view: Arc<View>,
-    pub(super) journal: Arc<Journal>,
-    pub(super) segments: Arc<SegmentStore>,
-    pub(super) options: CommitOptions,
-    pub(super) history: HistoryKey,
-    pub(super) wake: Arc<Notify>,
+    rows: Arc<RowWriter>,
+    attempts: Attempts,
+    reclaimer: Reclaimer,
+    cleaner: Cleaner,
     /// [`CommitOptions::interval`], which may change.
     interval_ms: AtomicU64,
     wanted: AtomicU64,
-    pub(super) committed: watch::Sender<CommitRow>,
     state: watch::Sender<WriterState>,
-    pub(super) uploaded: AtomicU64,
-    pub(super) sending: Mutex<Sending>,
-    /// The generation whose commit failed, and what of it the bucket has.
-    pub(super) work: Mutex<Option<Work>>,
-    pub(super) reclaim: Mutex<reclaim::State>,
-    pub(super) clean: Mutex<clean::State>,
-    pub(super) clean_counts: clean::Counts,
     stop: watch::Sender<bool>,
-    pub(super) gates: Gates,
-}
-
-/// What the committer asks of those above it.
-pub struct Gates {
-    /// How far what stands beside the metadata has come, for the next commit.
-    pub beside: Box<dyn Fn() -> BesideRow + Send + Sync>,
-    /// Whether anything may be deleted from the bucket now: not while something in it is
-    /// damaged.
-    pub may_delete: Box<dyn Fn() -> bool + Send + Sync>,
-    /// Asks the store whether the volume is still held by this mount; false if that is not
-    /// certain.
-    pub still_ours: Box<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>,
-    /// The key epoch in which objects are sealed now.
-    pub key_epoch: Box<dyn Fn() -> u32 + Send + Sync>,
-}
-
-/// Unix time by the system clock, in seconds.
-pub fn unix_secs() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// Commits do not wait for `what` if it cannot be done now.
@@ -219,25 +103,24 @@ impl Committer {
         gates: Gates,
     ) -> Arc<Committer> {
         let interval_ms = AtomicU64::new(options.interval.as_millis() as u64);
-        Arc::new(Committer {
+        let rows = Arc::new(RowWriter {
             view,
-            journal,
             segments,
             options,
-            history,
+            committed: watch::Sender::new(committed),
+            counts: Counts::default(),
             wake: Arc::default(),
+            gates,
+        });
+        Arc::new(Committer {
+            attempts: Attempts::new(rows.clone(), journal, history),
+            reclaimer: Reclaimer::new(rows.clone()),
+            cleaner: Cleaner::new(rows.clone()),
+            rows,
             interval_ms,
             wanted: AtomicU64::new(0),
-            committed: watch::Sender::new(committed),
             state: watch::Sender::new(WriterState::Online),
-            uploaded: AtomicU64::new(0),
-            sending: Mutex::default(),
-            work: Mutex::new(None),
-            reclaim: Mutex::default(),
-            clean: Mutex::default(),
-            clean_counts: clean::Counts::default(),
             stop: watch::Sender::new(false),
-            gates,
         })
     }
 
@@ -256,8 +139,8 @@ impl Committer {
 
     /// Ends a round of cleaning, and deletes: nobody is left to write their rows.
     pub fn give_up_cleaning(&self) {
-        std::mem::take(&mut *self.clean.lock());
-        std::mem::take(&mut *self.reclaim.lock());
+        self.cleaner.give_up();
+        self.reclaimer.give_up();
     }
 
     async fn commit_until_stopped(&self) {
@@ -293,8 +176,8 @@ impl Committer {
             };
             tokio::select! {
                 _ = tokio::time::sleep(wait) => {}
-                _ = self.wake.notified(), if !failed => {}
-                () = self.view.kv().until_worn(), if !failed => {}
+                _ = self.rows.wake.notified(), if !failed => {}
+                () = self.rows.view.kv().until_worn(), if !failed => {}
                 _ = stop.wait_for(|s| *s) => return,
             }
         }
@@ -335,11 +218,11 @@ impl Committer {
 
     /// Opens the metadata store again and makes sure that what it has is this mount's.
     async fn reopen(&self) -> Result<(), CommitError> {
-        self.view.kv().reopen((self.gates.still_ours)()).await?;
+        self.rows.view.kv().reopen((self.rows.gates.still_ours)()).await?;
         // A batch whose outcome was unknown is there now, or never will be.
-        self.view.invalidate();
+        self.rows.view.invalidate();
         let ours = self.committed();
-        match last_commit(self.view.kv()).await? {
+        match last_commit(self.rows.view.kv()).await? {
             Some(row) if row.journal != ours.journal && row.sequence > ours.sequence => {
                 Err(KvError::Fenced.into())
             }
@@ -355,27 +238,27 @@ impl Committer {
     /// Changes that, for what is pending as well.
     pub fn set_interval(&self, interval: Duration) {
         self.interval_ms.store(interval.as_millis() as u64, Ordering::Relaxed);
-        self.wake.notify_one();
+        self.rows.wake.notify_one();
     }
 
     /// Time until the oldest pending change is due. Looking costs nothing, so an idle mount
     /// looks once an interval; that bounds how late a first change is noticed.
     fn next_due(&self) -> Duration {
-        let (_, _, oldest) = self.view.pending_summary();
+        let (_, _, oldest) = self.rows.view.pending_summary();
         let interval = self.interval();
         oldest.map_or(interval, |since| interval.saturating_sub(since.elapsed()))
     }
 
     fn is_due(&self) -> bool {
-        let (last, _, oldest) = self.view.pending_summary();
-        let asked = self.wanted.load(Ordering::Acquire) > self.committed.borrow().position.0;
+        let (last, _, oldest) = self.rows.view.pending_summary();
+        let asked = self.wanted.load(Ordering::Acquire) > self.rows.committed.borrow().position.0;
         let overdue = oldest.is_some_and(|since| since.elapsed() >= self.interval());
-        (asked && last > self.committed.borrow().position) || overdue
+        (asked && last > self.rows.committed.borrow().position) || overdue
     }
 
     /// Commits what is due, then does a bounded piece of reclaiming and of cleaning.
     async fn step(&self) -> Result<(), CommitError> {
-        if self.view.kv().is_worn() {
+        if self.rows.view.kv().is_worn() {
             self.reopen().await?;
             log::info!("metadata store opened again");
         }
@@ -383,49 +266,36 @@ impl Committer {
             if *self.state.borrow() == WriterState::Fenced {
                 return Ok(());
             }
-            let Some(generation) = self.view.freeze(self.is_due()) else { break };
-            self.commit(&generation).await?;
+            let Some(generation) = self.rows.view.freeze(self.is_due()) else { break };
+            if self.attempts.commit(&generation).await? {
+                self.reclaimer.wake();
+            }
         }
-        self.compact_if_needed();
-        if !(self.gates.may_delete)() || *self.stop.borrow() {
+        self.rows.compact_if_needed();
+        if !(self.rows.gates.may_delete)() || *self.stop.borrow() {
             return Ok(());
         }
-        let reclaimed = self.reclaim_some().await;
-        if reclaimed.is_err() {
-            self.reclaim.lock().pause();
-        }
+        let reclaimed = self.reclaimer.reclaim_some(|id| self.cleaner.reads(id)).await;
         put_off("reclaiming deleted data", reclaimed)?;
-        put_off("cleaning segments", self.clean_some().await)
-    }
-
-    /// Level 0 must be compacted even while something is damaged: full, it would stop every
-    /// commit. What compaction leaves behind is then not collected.
-    pub(super) fn compact_if_needed(&self) {
-        self.view.kv().compact_if_needed((self.gates.may_delete)());
-    }
-
-    /// The key epoch in which objects are sealed now.
-    pub(super) fn key_epoch(&self) -> u32 {
-        (self.gates.key_epoch)()
-    }
-
-    /// For rows between two commits: `epoch` is that of what was uploaded for them.
-    pub(super) fn between_commits(&self, epoch: u32) -> Moment {
-        Moment::behind_commit(self.committed.borrow().sequence, epoch, unix_secs())
+        let cleaned = self.cleaner.clean_some().await;
+        if !matches!(cleaned, Ok(false)) {
+            self.reclaimer.wake();
+        }
+        put_off("cleaning segments", cleaned.map(drop))
     }
 
     /// Asks for a commit of everything applied so far and waits until the bucket has it, the
     /// mount is fenced, or `limit` has passed; true if the bucket has it. With no time at all
     /// nothing is asked for.
     pub async fn sync(&self, limit: Duration) -> bool {
-        let (target, _, _) = self.view.pending_summary();
+        let (target, _, _) = self.rows.view.pending_summary();
         if limit.is_zero() {
             // Asking for a commit and not waiting for it would leave to chance what is done.
-            return self.committed.borrow().position >= target;
+            return self.rows.committed.borrow().position >= target;
         }
         self.wanted.fetch_max(target.0, Ordering::AcqRel);
-        self.wake.notify_one();
-        let mut committed = self.committed.subscribe();
+        self.rows.wake.notify_one();
+        let mut committed = self.rows.committed.subscribe();
         let mut state = self.state.subscribe();
         let done = async {
             tokio::select! {
@@ -439,17 +309,17 @@ impl Committer {
     /// Wakes the committer because limits are near; returns when a commit has gone through or
     /// `limit` has passed.
     pub async fn make_room(&self, limit: Duration) {
-        let mut committed = self.committed.subscribe();
+        let mut committed = self.rows.committed.subscribe();
         committed.mark_unchanged();
-        let (target, _, _) = self.view.pending_summary();
+        let (target, _, _) = self.rows.view.pending_summary();
         self.wanted.fetch_max(target.0, Ordering::AcqRel);
-        self.wake.notify_one();
+        self.rows.wake.notify_one();
         let _ = tokio::time::timeout(limit, committed.changed()).await;
     }
 
     /// Something is full: the committer looks at once instead of at the next interval.
     pub fn nudge(&self) {
-        self.wake.notify_one();
+        self.rows.wake.notify_one();
     }
 
     /// Resolves when another mount has taken the volume over.
@@ -465,12 +335,12 @@ impl Committer {
 
     /// The last commit.
     pub fn committed(&self) -> CommitRow {
-        *self.committed.borrow()
+        *self.rows.committed.borrow()
     }
 
     /// Follows commits.
     pub fn commits(&self) -> watch::Receiver<CommitRow> {
-        self.committed.subscribe()
+        self.rows.committed.subscribe()
     }
 
     /// Whether commits go through.
@@ -481,22 +351,23 @@ impl Committer {
     /// Declares this mount fenced (its lease was taken).
     pub fn fence(&self) {
         self.state.send_replace(WriterState::Fenced);
-        self.wake.notify_one();
+        self.rows.wake.notify_one();
     }
 
     /// What is on its way.
     pub fn progress(&self) -> Progress {
-        let (_, pending_files, since) = self.view.pending_summary();
+        let (_, pending_files, since) = self.rows.view.pending_summary();
         let row = self.committed();
+        let (sending, uploaded_bytes) = self.attempts.progress();
         Progress {
-            pending_bytes: self.view.pending_bytes().1,
+            pending_bytes: self.rows.view.pending_bytes().1,
             pending_files,
             oldest: since.map(|s: Instant| s.elapsed()),
             committed: row.position,
             sequence: row.sequence,
-            cleaned_bytes: self.clean_counts.moved.load(Ordering::Relaxed),
-            sending: *self.sending.lock(),
-            uploaded_bytes: self.uploaded.load(Ordering::Relaxed),
+            cleaned_bytes: self.rows.counts.moved.load(Ordering::Relaxed),
+            sending,
+            uploaded_bytes,
         }
     }
 }

@@ -7,13 +7,16 @@
 //! | `pending` | the pending generations: what is in the journal and not yet in the bucket |
 //! | `caches` | the committed rows and extents that a view keeps |
 //! | `page` | rows of a range, pending ones over committed ones |
+//! | `extents` | extents in committed rows |
 //! | `view` | reads: pending generations over cached rows over the metadata store |
 //! | `pack` | which byte goes into which segment (pure) |
 //! | `resolve` | new extents over old ones, in inode rows and `e` rows |
 //! | `accounts` | what is live of each segment, and what a commit writes besides its batches |
-//! | `committer` | the background task: when to commit, and what after a failure |
+//! | `writer` | the one place that writes rows |
+//! | `committer` | the loop on top: when to commit, clean and reclaim, and what after a failure |
 //! | `attempt` | one try: pack, upload, commit, advance |
-//! | `work` | one commit on its way, kept over failed tries |
+//! | `work` | one commit on its way, kept when a try fails |
+//! | `error`, `options` | why a commit failed; how often it commits, when it cleans |
 //! | `replay` | the journal's records become pending changes again |
 //! | `layouts` | how segments are laid out, from their rows |
 //! | `scan` | committed rows of one kind, a page at a time |
@@ -27,8 +30,11 @@ pub mod batch;
 mod caches;
 pub mod check;
 mod clean;
-pub mod committer;
+mod committer;
+mod error;
+pub mod extents;
 pub mod layouts;
+mod options;
 pub mod pack;
 pub mod page;
 pub mod pending;
@@ -38,9 +44,13 @@ pub mod resolve;
 pub mod scan;
 pub mod view;
 mod work;
+mod writer;
 
 pub use batch::{Batch, CloneSource, DataOp, RowOp};
-pub use clean::CleanOptions;
-pub use committer::{CommitError, CommitOptions, Committer, Gates, Progress, WriterState};
+pub use committer::{Committer, Progress, WriterState};
+pub use error::CommitError;
+pub use options::{CleanOptions, CommitOptions};
 pub use pending::{FileKey, Generation};
 pub use view::{Lookup, View, ViewError, last_commit};
+pub use work::Sending;
+pub use writer::Gates;

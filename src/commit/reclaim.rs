@@ -5,17 +5,20 @@
 //! its own: a store that is slow to delete, or hangs, holds up no commit.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
 use super::accounts::{self, Changes};
-use super::committer::{CommitError, Committer, unix_secs};
-use super::resolve;
-use crate::base::SegmentId;
+use super::error::CommitError;
+use super::extents::extent_of;
+use super::writer::RowWriter;
+use crate::base::{SegmentId, unix_secs};
 use crate::meta::{DecodeError, keys};
 use crate::store::error::{ErrorClass, class, sentence};
 use crate::store::segments::SegmentStore;
@@ -60,7 +63,7 @@ impl Drop for Deleting {
 
 /// When to look for work next.
 #[derive(Debug, Default)]
-pub struct State {
+struct Schedule {
     data_due: bool,
     looked: Option<Instant>,
     segments_due: Option<Instant>,
@@ -86,62 +89,83 @@ impl Refused {
     }
 }
 
-impl State {
-    /// There is something to reclaim now.
-    pub fn wake(&mut self) {
-        self.data_due = true;
-    }
-
+impl Schedule {
     /// Segments are looked at again after this time at the latest, if any are waiting.
     fn look_after(&mut self, wait: Option<Duration>) {
         let due = wait.map(|wait| Instant::now() + wait);
         self.segments_due = due.into_iter().chain(self.segments_due).min();
     }
-
-    /// Something failed: not again for a while.
-    pub fn pause(&mut self) {
-        self.not_before = Some(Instant::now() + PAUSE);
-    }
 }
 
-impl Committer {
-    /// Reclaims a bounded piece.
-    pub(super) async fn reclaim_some(&self) -> Result<(), CommitError> {
-        let mut state = std::mem::take(&mut *self.reclaim.lock());
-        let outcome = self.reclaim_step(&mut state).await;
-        *self.reclaim.lock() = state;
+/// Reclaims what deleted data take up.
+pub(super) struct Reclaimer {
+    rows: Arc<RowWriter>,
+    schedule: Mutex<Schedule>,
+}
+
+impl Reclaimer {
+    /// With all still to be looked at.
+    pub(super) fn new(rows: Arc<RowWriter>) -> Reclaimer {
+        Reclaimer { rows, schedule: Mutex::default() }
+    }
+
+    /// There is something to reclaim now.
+    pub(super) fn wake(&self) {
+        self.schedule.lock().data_due = true;
+    }
+
+    /// Ends deletes: nobody is left to write their rows.
+    pub(super) fn give_up(&self) {
+        std::mem::take(&mut *self.schedule.lock());
+    }
+
+    /// Reclaims a bounded piece, but no segment that `is_read`. What fails is left for a while.
+    pub(super) async fn reclaim_some(
+        &self,
+        is_read: impl Fn(SegmentId) -> bool,
+    ) -> Result<(), CommitError> {
+        let mut schedule = std::mem::take(&mut *self.schedule.lock());
+        let outcome = self.step(&mut schedule, is_read).await;
+        if outcome.is_err() {
+            schedule.not_before = Some(Instant::now() + PAUSE);
+        }
+        *self.schedule.lock() = schedule;
         outcome
     }
 
-    async fn reclaim_step(&self, state: &mut State) -> Result<(), CommitError> {
-        if state.deleting.as_ref().is_some_and(|deleting| deleting.task.is_finished()) {
-            self.end_deleting(state).await?;
+    async fn step(
+        &self,
+        schedule: &mut Schedule,
+        is_read: impl Fn(SegmentId) -> bool,
+    ) -> Result<(), CommitError> {
+        if schedule.deleting.as_ref().is_some_and(|deleting| deleting.task.is_finished()) {
+            self.end_deleting(schedule).await?;
         }
-        if state.not_before.is_some_and(|at| at > Instant::now()) {
+        if schedule.not_before.is_some_and(|at| at > Instant::now()) {
             return Ok(());
         }
-        state.not_before = None;
-        if state.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
-            state.looked = Some(Instant::now());
-            state.data_due = true;
-            state.segments_due.get_or_insert_with(Instant::now);
+        schedule.not_before = None;
+        if schedule.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
+            schedule.looked = Some(Instant::now());
+            schedule.data_due = true;
+            schedule.segments_due.get_or_insert_with(Instant::now);
         }
-        if state.data_due {
-            state.data_due = self.reclaim_data().await?;
-            let grace = self.options.dead_grace;
-            state.segments_due.get_or_insert_with(|| Instant::now() + grace);
+        if schedule.data_due {
+            schedule.data_due = self.reclaim_data().await?;
+            let grace = self.rows.options.dead_grace;
+            schedule.segments_due.get_or_insert_with(|| Instant::now() + grace);
         }
-        let due = state.segments_due.is_some_and(|at| at <= Instant::now());
-        if due && state.deleting.is_none() {
-            state.segments_due = None;
-            self.begin_deleting(state).await?;
+        let due = schedule.segments_due.is_some_and(|at| at <= Instant::now());
+        if due && schedule.deleting.is_none() {
+            schedule.segments_due = None;
+            self.begin_deleting(schedule, is_read).await?;
         }
         Ok(())
     }
 
     /// Deletes up to [`BATCH_ROWS`] rows behind `r` rows; whether there may be more.
     async fn reclaim_data(&self) -> Result<bool, CommitError> {
-        let (view, now) = (&self.view, self.between_commits(self.key_epoch()));
+        let (view, now) = (&self.rows.view, self.rows.between_commits(self.rows.key_epoch()));
         let (from, to) = keys::all_with_tag(b'r');
         let todo = view.kv().scan(&from, &to, 64, 1 << 16).await?;
         if todo.is_empty() {
@@ -164,7 +188,7 @@ impl Committer {
                 let (from, to) = keys::extents_above(ino, generation, 0);
                 let rows = view.kv().scan(&from, &to, left, 1 << 20).await?;
                 for (k, v) in &rows {
-                    let (file, extent) = resolve::extent_of(k, v)?;
+                    let (file, extent) = extent_of(k, v)?;
                     out.delete_extent(file, &extent);
                 }
                 let done = rows.len() < left;
@@ -179,24 +203,28 @@ impl Committer {
             }
         }
         let freed = accounts::settle_segments(view, &mut out, &HashMap::new(), now).await?;
-        self.write_rows(out.into_rows().collect()).await?;
-        self.clean_counts.freed.fetch_add(freed, Ordering::Relaxed);
+        self.rows.write(out.into_rows().collect()).await?;
+        self.rows.counts.freed.fetch_add(freed, Ordering::Relaxed);
         Ok(true)
     }
 
     /// Sets out to delete segments that have been dead for the grace. Those that a round of cleaning is
     /// about to read are left: they may have died since.
-    async fn begin_deleting(&self, state: &mut State) -> Result<(), CommitError> {
-        let grace = self.options.dead_grace;
+    async fn begin_deleting(
+        &self,
+        schedule: &mut Schedule,
+        is_read: impl Fn(SegmentId) -> bool,
+    ) -> Result<(), CommitError> {
+        let grace = self.rows.options.dead_grace;
         let (first, to) = keys::all_with_tag(b'z');
-        let from = match state.refused.behind.take() {
+        let from = match schedule.refused.behind.take() {
             Some(last) => [&last[..], &[0]].concat().into(),
             None => first.clone(),
         };
-        let found = self.view.kv().scan(&from, &to, BATCH_SEGMENTS, 1 << 16).await?;
+        let found = self.rows.view.kv().scan(&from, &to, BATCH_SEGMENTS, 1 << 16).await?;
         if found.is_empty() && from != first {
-            let pause = state.refused.next_pause();
-            state.look_after(Some(pause));
+            let pause = schedule.refused.next_pause();
+            schedule.look_after(Some(pause));
             return Ok(());
         }
         let now = unix_secs();
@@ -211,7 +239,7 @@ impl Committer {
                 next = Some(Duration::from_secs((over - now).clamp(1, grace.as_secs().max(1))));
                 break;
             }
-            match self.clean.lock().reads(id) {
+            match is_read(id) {
                 true => held_back = true,
                 false => dead.push((key, value, id)),
             }
@@ -220,31 +248,31 @@ impl Committer {
             next = Some(if dead.is_empty() { PAUSE } else { Duration::ZERO });
         }
         if dead.is_empty() {
-            state.look_after(next);
+            schedule.look_after(next);
             return Ok(());
         }
         // Nothing may be deleted on the word of a row that the bucket might never have, or by a
         // mount that was overtaken: both are known only once a batch of ours is durable.
         let proof = dead.iter().map(|(k, v, _)| (k.clone(), Some(v.clone()))).collect();
-        self.write_rows(proof).await?;
-        let (segments, wake) = (self.segments.clone(), self.wake.clone());
+        self.rows.write(proof).await?;
+        let (segments, wake) = (self.rows.segments.clone(), self.rows.wake.clone());
         let dead = dead.into_iter().map(|(key, _, id)| (key, id)).collect();
         let task = tokio::spawn(async move {
             let deleted = delete_all(&segments, dead).await;
             wake.notify_one();
             deleted
         });
-        state.deleting = Some(Deleting { task, next });
+        schedule.deleting = Some(Deleting { task, next });
         Ok(())
     }
 
     /// Writes down what was deleted, and when to go on.
-    async fn end_deleting(&self, state: &mut State) -> Result<(), CommitError> {
-        let Some(mut deleting) = state.deleting.take() else { return Ok(()) };
+    async fn end_deleting(&self, schedule: &mut Schedule) -> Result<(), CommitError> {
+        let Some(mut deleting) = schedule.deleting.take() else { return Ok(()) };
         let ended = (&mut deleting.task).await;
         let deleted = ended.map_err(|e| CommitError::Internal(e.to_string()))?;
         let mut next = deleting.next;
-        let refused = &mut state.refused;
+        let refused = &mut schedule.refused;
         match (deleted.failed, deleted.rows.len()) {
             (0, 0) => {}
             (0, _) => refused.pause = Duration::ZERO,
@@ -255,8 +283,8 @@ impl Committer {
             }
             _ => (refused.behind, next) = (deleted.last, Some(refused.next_pause())),
         }
-        state.look_after(next);
-        self.write_rows(deleted.rows.into_iter().map(|key| (key, None)).collect()).await?;
+        schedule.look_after(next);
+        self.rows.write(deleted.rows.into_iter().map(|key| (key, None)).collect()).await?;
         Ok(())
     }
 }

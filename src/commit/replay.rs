@@ -1,7 +1,7 @@
 //! Replaying the journal at mount: its records become pending changes again.
 
 use super::batch::{Batch, CloneSource};
-use super::committer::CommitError;
+use super::error::CommitError;
 use super::view::{Lookup, View, ViewError};
 use crate::data::Part;
 use crate::journal::Journal;

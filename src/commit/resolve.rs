@@ -6,15 +6,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use bytes::Bytes;
-
 use super::accounts::Changes;
+use super::extents::{Committed, inode_row};
 use super::pack::{Change, Plan};
 use super::pending::{FileKey, Generation, PendingRow};
 use super::view::{View, ViewError};
 use crate::base::Ino;
 use crate::data::{Extent, Overlay, Source};
-use crate::meta::{DecodeError, ExtentRow, Inode, InodeExtent, Kind, OrphanData, keys};
+use crate::meta::{Inode, Kind, OrphanData, keys};
 
 /// Committed extents that the first scan for a range brings, and the most that a later one does:
 /// a small file has one, a long write may cover thousands, and scattered ones few each.
@@ -23,72 +22,6 @@ const SCAN_ROWS_MAX: usize = 256;
 /// A dropped file with at most this many extents is deleted with the commit; a larger one in
 /// the background, so that deleting it is a constant number of rows now.
 pub const INLINE_DROP_EXTENTS: usize = 64;
-
-/// The file and the extent that an `e` row stands for.
-pub fn extent_of(key: &[u8], value: &[u8]) -> Result<(FileKey, Extent), DecodeError> {
-    let (ino, generation, end) = keys::extent_of(key).ok_or(DecodeError("extent key"))?;
-    let row = ExtentRow::decode(value)?;
-    let start = end.checked_sub(row.len).ok_or(DecodeError("extent before 0"))?;
-    let extent = Extent { start, end, segment: row.segment, offset: row.segment_offset };
-    Ok(((ino, generation), extent))
-}
-
-/// The extent in a row: an `e` row is one, an inode row may have one.
-pub fn extent_in(key: &[u8], value: &[u8]) -> Result<Option<(FileKey, Extent)>, DecodeError> {
-    if key.first() == Some(&b'e') {
-        return extent_of(key, value).map(Some);
-    }
-    let ino = keys::inode_of(key).ok_or(DecodeError("inode key"))?;
-    Ok(Committed::decode(value)?.only_extent(ino))
-}
-
-/// An inode as the bucket has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committed {
-    /// Its attributes.
-    pub inode: Inode,
-    /// Its only extent.
-    pub extent: Option<Extent>,
-}
-
-impl Committed {
-    /// Decodes a committed inode row.
-    pub fn decode(row: &[u8]) -> Result<Committed, DecodeError> {
-        let (inode, extent) = Inode::decode_with(row)?;
-        let extent = extent.map(|e| Extent {
-            start: e.start,
-            end: e.start + e.len,
-            segment: e.segment,
-            offset: e.segment_offset,
-        });
-        Ok(Committed { inode, extent })
-    }
-
-    /// The file and its only extent, as an `e` row would say it.
-    pub fn only_extent(&self, ino: Ino) -> Option<(FileKey, Extent)> {
-        Some(((ino, self.inode.generation), self.extent?))
-    }
-
-    /// The only extent of this data generation.
-    fn of(&self, generation: u32) -> Option<Extent> {
-        self.extent.filter(|_| self.inode.generation == generation)
-    }
-
-    /// Whether the row can carry an extent of this data generation.
-    fn may_carry(inode: Option<&Inode>, generation: u32) -> bool {
-        inode.is_some_and(|i| i.kind == Kind::File && i.generation == generation)
-    }
-}
-
-fn inode_row(inode: &Inode, only: Option<&Extent>) -> Bytes {
-    let extent = only.map(|e| InodeExtent {
-        start: e.start,
-        len: e.end - e.start,
-        segment: e.segment,
-        segment_offset: e.offset,
-    });
-    inode.encode_with(extent.as_ref())
-}
 
 /// What a generation does to one inode.
 #[derive(Debug, Default)]

@@ -14,10 +14,10 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::batch::Batch;
 use super::caches::{ExtentCache, KnownExtents, RowCache};
+use super::extents::{Committed, extent_of};
 use super::pack::{Placed, Plan};
 use super::page::{Page, PendingRows, Scanned};
 use super::pending::{FileKey, Generation, key_hash};
-use super::resolve::{Committed, extent_of};
 use crate::base::{Ino, JournalPos, SegmentId};
 use crate::data::plan::Pending;
 use crate::data::{Extent, Part};

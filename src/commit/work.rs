@@ -6,7 +6,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::accounts::Changes;
-use super::committer::Sending;
 use super::pack::{Plan, pack};
 use super::pending::Generation;
 use crate::base::SegmentId;
@@ -16,6 +15,15 @@ use crate::store::segments::Layout;
 /// Names remembered of uploads that failed. Each costs a row; beyond this they are forgotten
 /// and, if they are in the bucket, stay there unused.
 const ABANDONED_MAX: usize = 4096;
+
+/// File bytes of a commit under way; nothing while there is none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sending {
+    /// To be uploaded in all: what was overwritten meanwhile is not.
+    pub planned: u64,
+    /// Uploaded: they count once the commit is done.
+    pub landed: u64,
+}
 
 /// The state of one commit.
 pub(super) struct Work {

@@ -16,8 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::departure::{Departure, read_line, start_of};
 use super::rekey_duty::LogLeft;
 use super::{Attended, StackError};
-use crate::base::hex;
-use crate::commit::committer::unix_secs;
+use crate::base::{hex, unix_secs};
 use crate::store::{ErrorClass, Sealed, class};
 
 /// Where the lease lies below the STORE prefix.

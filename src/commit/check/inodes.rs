@@ -3,7 +3,7 @@
 
 use super::{Check, Finding};
 use crate::base::Ino;
-use crate::commit::resolve::{Committed, extent_of};
+use crate::commit::extents::{Committed, extent_of};
 use crate::commit::scan::Cursor;
 use crate::commit::view::ViewError;
 use crate::data::Extent;

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::{Check, Finding};
 use crate::base::SegmentId;
+use crate::commit::extents::extent_in;
 use crate::commit::layouts::layout_in;
 use crate::commit::pending::FileKey;
-use crate::commit::resolve::extent_in;
 use crate::commit::scan::Cursor;
 use crate::commit::view::ViewError;
 use crate::data::Extent;

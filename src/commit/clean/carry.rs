@@ -10,8 +10,8 @@ use tokio::sync::{Notify, mpsc};
 
 use super::owners;
 use super::plan::{self, Arranged, Fetch, Output, Run};
-use crate::base::SegmentId;
-use crate::commit::committer::{CommitError, unix_secs};
+use crate::base::{SegmentId, unix_secs};
+use crate::commit::error::CommitError;
 use crate::meta::SegmentRow;
 use crate::store::kv::Kv;
 use crate::store::segments::{Layout, SegmentStore};

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::CleanOptions;
 use crate::base::SegmentId;
+use crate::commit::options::CleanOptions;
 use crate::commit::pack::SEGMENT_BYTES_MAX;
 use crate::meta::SegmentRow;
 

@@ -23,18 +23,22 @@ mod plan;
 mod switch;
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::task::JoinHandle;
 
 use super::accounts::{self, Changes};
-use super::committer::{CommitError, Committer, unix_secs};
+use super::error::CommitError;
+use super::options::CleanOptions;
 use super::pack::SEGMENT_BYTES_MAX;
 use super::scan::Cursor;
 use super::view::ViewError;
-use crate::base::{SegmentId, counted};
+use super::writer::RowWriter;
+use crate::base::{SegmentId, counted, unix_secs};
 use crate::meta::{DeadRow, keys};
 use carry::{Carried, Moved, Order};
 use choose::{Choice, Chooser};
@@ -57,26 +61,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(3600);
 /// (but not for less than [`CleanOptions::dead_bytes_min`]).
 const LOOK_COMMITS: u64 = 512;
 const LOOK_SHARE: u64 = 64;
-
-/// When segments are cleaned.
-#[derive(Clone, Copy, Debug)]
-pub struct CleanOptions {
-    /// Dead bytes in segments that are at least half dead, before any of them is cleaned; 0: no
-    /// segment ever is, nor a tiny one.
-    pub dead_bytes_min: u64,
-    /// Tiny segments before they are merged, at least two.
-    pub tiny_min: usize,
-    /// How often a mount that makes few commits looks for work; for the first time after a sixth
-    /// of it.
-    pub look_every: Duration,
-}
-
-impl Default for CleanOptions {
-    fn default() -> Self {
-        let look_every = Duration::from_secs(1800);
-        CleanOptions { dead_bytes_min: 64 << 20, tiny_min: 256, look_every }
-    }
-}
 
 /// A round under way.
 struct Round {
@@ -110,9 +94,9 @@ struct Mark {
     freed: u64,
 }
 
-/// What the committer keeps between two steps of cleaning.
+/// The round under way, and when the next is due.
 #[derive(Default)]
-pub struct State {
+struct Rounds {
     begun: Option<Mark>,
     /// When it last looked at all segments.
     looked: Option<Mark>,
@@ -127,7 +111,7 @@ pub struct State {
     round: Option<Round>,
 }
 
-impl State {
+impl Rounds {
     fn is_due(&mut self, options: &CleanOptions, now: Mark) -> bool {
         let begun = *self.begun.get_or_insert(now);
         if options.dead_bytes_min == 0 || self.not_before.is_some_and(|at| at > now.at) {
@@ -144,8 +128,7 @@ impl State {
             || now.freed.saturating_sub(since.freed) >= much
     }
 
-    /// Whether a round may be about to read this segment.
-    pub(super) fn reads(&self, id: SegmentId) -> bool {
+    fn reads(&self, id: SegmentId) -> bool {
         self.round.as_ref().is_some_and(|round| round.reads.contains(&id))
     }
 
@@ -166,40 +149,51 @@ impl State {
     }
 }
 
-/// Counts for `status` and for the next look. Bytes since the mount.
-#[derive(Debug, Default)]
-pub struct Counts {
-    /// Bytes of segments that came free.
-    pub freed: AtomicU64,
-    /// Live bytes that were moved.
-    pub moved: AtomicU64,
+/// Cleans segments.
+pub(super) struct Cleaner {
+    rows: Arc<RowWriter>,
+    rounds: Mutex<Rounds>,
 }
 
-impl Committer {
-    /// Goes on with a round, or looks whether one is due. Bounded: [`BATCHES_PER_STEP`].
-    pub(super) async fn clean_some(&self) -> Result<(), CommitError> {
-        let mut state = std::mem::take(&mut *self.clean.lock());
-        let outcome = self.clean_step(&mut state).await;
+impl Cleaner {
+    /// With no round yet.
+    pub(super) fn new(rows: Arc<RowWriter>) -> Cleaner {
+        Cleaner { rows, rounds: Mutex::default() }
+    }
+
+    /// Whether a round may be about to read this segment.
+    pub(super) fn reads(&self, id: SegmentId) -> bool {
+        self.rounds.lock().reads(id)
+    }
+
+    /// Ends the round under way: nobody is left to write its rows.
+    pub(super) fn give_up(&self) {
+        std::mem::take(&mut *self.rounds.lock());
+    }
+
+    /// Goes on with a round, or looks whether one is due. Bounded: [`BATCHES_PER_STEP`]. Returns
+    /// whether a round has ended: what it emptied is dead. That is so after a failure, too.
+    pub(super) async fn clean_some(&self) -> Result<bool, CommitError> {
+        let mut rounds = std::mem::take(&mut *self.rounds.lock());
+        let outcome = self.step(&mut rounds).await;
         if outcome.is_err() {
-            state.give_up();
-            // What it emptied so far is dead.
-            self.reclaim.lock().wake();
+            rounds.give_up();
         }
-        *self.clean.lock() = state;
+        *self.rounds.lock() = rounds;
         outcome
     }
 
-    async fn clean_step(&self, state: &mut State) -> Result<(), CommitError> {
-        let sequence = self.committed.borrow().sequence;
-        let freed = self.clean_counts.freed.load(Ordering::Relaxed);
+    async fn step(&self, rounds: &mut Rounds) -> Result<bool, CommitError> {
+        let sequence = self.rows.committed.borrow().sequence;
+        let freed = self.rows.counts.freed.load(Ordering::Relaxed);
         let now = Mark { at: Instant::now(), sequence, freed };
-        if state.round.is_none() && state.is_due(&self.options.clean, now) {
-            state.looked = Some(now);
-            state.again = false;
-            state.not_before = None;
-            self.begin_round(state).await?;
+        if rounds.round.is_none() && rounds.is_due(&self.rows.options.clean, now) {
+            rounds.looked = Some(now);
+            rounds.again = false;
+            rounds.not_before = None;
+            self.begin_round(rounds).await?;
         }
-        let Some(round) = &mut state.round else { return Ok(()) };
+        let Some(round) = &mut rounds.round else { return Ok(false) };
         for _ in 0..BATCHES_PER_STEP {
             if let Some(switch) = &mut round.switch {
                 round.bytes += self.switch_some(switch).await?;
@@ -218,7 +212,7 @@ impl Committer {
                     let switch = self.begin_switch(moved, round.reserved, round.epoch).await?;
                     round.switch = Some(switch);
                 }
-                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Empty) => return Ok(false),
                 Err(TryRecvError::Disconnected) => {
                     let ended = (&mut round.task).await;
                     let carried =
@@ -226,25 +220,25 @@ impl Committer {
                     // Not as it is: what the task met may be over, and is no failure of a commit.
                     let carried = carried.map_err(|e| CommitError::Round(e.to_string()))?;
                     self.end_round(round).await?;
-                    let round = state.round.take().expect("it was there");
-                    state.note_end(&round, carried);
+                    let round = rounds.round.take().expect("it was there");
+                    rounds.note_end(&round, carried);
                     // There may be more to do, by what was committed meanwhile.
-                    self.wake.notify_one();
-                    return Ok(());
+                    self.rows.wake.notify_one();
+                    return Ok(true);
                 }
             }
         }
-        self.wake.notify_one();
-        Ok(())
+        self.rows.wake.notify_one();
+        Ok(false)
     }
 
     /// Looks at all segments, and sets out if it is worth it.
-    async fn begin_round(&self, state: &mut State) -> Result<(), CommitError> {
-        let kv = self.view.kv();
-        let mut chooser = Chooser::new(self.options.clean, state.left_out);
+    async fn begin_round(&self, rounds: &mut Rounds) -> Result<(), CommitError> {
+        let kv = self.rows.view.kv();
+        let mut chooser = Chooser::new(self.rows.options.clean, rounds.left_out);
         let mut cursor = Cursor::new(kv, b's');
         // What is live of one goes into one: that must not be larger than the store takes.
-        let bytes_max = self.segments.upload_max();
+        let bytes_max = self.rows.segments.upload_max();
         while let Some((key, value)) = cursor.next().await? {
             let (id, row) = accounts::segment_row(&key, &value).map_err(ViewError::from)?;
             if row.live > bytes_max && row.live <= SEGMENT_BYTES_MAX {
@@ -253,28 +247,28 @@ impl Committer {
             chooser.see(id, row);
         }
         let Choice { segments: chosen, more, stored } = chooser.choice();
-        state.stored = stored;
+        rounds.stored = stored;
         if chosen.is_empty() {
             // It may have been deleted since.
-            state.left_out /= 2;
+            rounds.left_out /= 2;
             return Ok(());
         }
         log::info!("moving what is live out of {}", counted(chosen.len() as u64, "segment"));
-        let (reserved, epoch) = (unix_secs() + RESERVED_SECS, self.key_epoch());
-        let ids: Vec<_> = (0..OUTPUTS_MAX).map(|_| self.segments.new_id()).collect();
+        let (reserved, epoch) = (unix_secs() + RESERVED_SECS, self.rows.key_epoch());
+        let ids: Vec<_> = (0..OUTPUTS_MAX).map(|_| self.rows.segments.new_id()).collect();
         let mut announced = Changes::default();
         ids.iter().for_each(|id| announced.bury(*id, reserved, DeadRow::UNBORN));
-        self.write_rows(announced.into_rows().collect()).await?;
+        self.rows.write(announced.into_rows().collect()).await?;
         let reads = chosen.keys().copied().collect();
         let order = Order {
             kv: kv.clone(),
-            segments: self.segments.as_ref().clone(),
+            segments: self.rows.segments.as_ref().clone(),
             chosen,
             ids: ids.clone(),
             reserved,
         };
         let (send, moved) = mpsc::channel(MOVED_QUEUE);
-        let wake = self.wake.clone();
+        let wake = self.rows.wake.clone();
         let task = tokio::spawn(async move {
             let carry = carry::carry(order, send, wake.clone());
             let late = |_| CommitError::Round("it took too long".into());
@@ -283,7 +277,7 @@ impl Committer {
             outcome?
         });
         let (unused, switch, bytes) = (ids, None, 0);
-        state.round =
+        rounds.round =
             Some(Round { task, moved, switch, reads, more, reserved, epoch, unused, bytes });
         Ok(())
     }
@@ -294,9 +288,8 @@ impl Committer {
         for id in &round.unused {
             unused.rows.insert(keys::dead_segment(round.reserved, *id), None);
         }
-        self.write_rows(unused.into_rows().collect()).await?;
+        self.rows.write(unused.into_rows().collect()).await?;
         log::info!("moved {} live bytes to new segments", round.bytes);
-        self.reclaim.lock().wake();
         Ok(())
     }
 }
@@ -316,16 +309,16 @@ mod tests {
     async fn a_round_that_left_something_is_followed_and_none_is_repeated_without_gain() {
         // Guards against a mount that cleans the same crumbs for ever, and against segments behind
         // many others that are never reached.
-        let mut state = State::default();
+        let mut rounds = Rounds::default();
         let carried = |more, left_out| Carried { more, left_out };
-        state.note_end(&round(true, 0), carried(true, 2));
-        assert_eq!((state.again, state.left_out), (false, 2));
-        state.note_end(&round(true, 1), carried(false, 0));
-        assert_eq!((state.again, state.left_out), (true, 0), "there was more, and it gained");
-        state.note_end(&round(false, 1), carried(true, 0));
-        assert!(state.again);
-        state.note_end(&round(false, 1), Carried::default());
-        assert!(!state.again);
+        rounds.note_end(&round(true, 0), carried(true, 2));
+        assert_eq!((rounds.again, rounds.left_out), (false, 2));
+        rounds.note_end(&round(true, 1), carried(false, 0));
+        assert_eq!((rounds.again, rounds.left_out), (true, 0), "there was more, and it gained");
+        rounds.note_end(&round(false, 1), carried(true, 0));
+        assert!(rounds.again);
+        rounds.note_end(&round(false, 1), Carried::default());
+        assert!(!rounds.again);
     }
 
     #[test]
@@ -336,22 +329,22 @@ mod tests {
         let start = Instant::now();
         let at =
             |secs, sequence, freed| Mark { at: start + Duration::from_secs(secs), sequence, freed };
-        let mut state = State::default();
-        assert!(!state.is_due(&options, at(0, 7, 0)) && !state.is_due(&options, at(299, 8, 0)));
-        assert!(state.is_due(&options, at(300, 7, 0)), "what an earlier mount left");
-        assert!(state.is_due(&options, at(1, 8, 64 << 20)));
-        assert!(state.is_due(&options, at(1, 7 + 512, 0)));
-        (state.looked, state.stored) = (Some(at(300, 7, 0)), 64 << 30);
-        assert!(!state.is_due(&options, at(90_000, 7, 0)), "nothing was committed");
-        assert!(state.is_due(&options, at(2100, 8, 0)));
-        assert!(!state.is_due(&options, at(301, 8, 64 << 20)), "little of so much");
-        assert!(state.is_due(&options, at(301, 8, 1 << 30)));
-        state.not_before = Some(start + Duration::from_secs(400));
+        let mut rounds = Rounds::default();
+        assert!(!rounds.is_due(&options, at(0, 7, 0)) && !rounds.is_due(&options, at(299, 8, 0)));
+        assert!(rounds.is_due(&options, at(300, 7, 0)), "what an earlier mount left");
+        assert!(rounds.is_due(&options, at(1, 8, 64 << 20)));
+        assert!(rounds.is_due(&options, at(1, 7 + 512, 0)));
+        (rounds.looked, rounds.stored) = (Some(at(300, 7, 0)), 64 << 30);
+        assert!(!rounds.is_due(&options, at(90_000, 7, 0)), "nothing was committed");
+        assert!(rounds.is_due(&options, at(2100, 8, 0)));
+        assert!(!rounds.is_due(&options, at(301, 8, 64 << 20)), "little of so much");
+        assert!(rounds.is_due(&options, at(301, 8, 1 << 30)));
+        rounds.not_before = Some(start + Duration::from_secs(400));
         assert!(
-            !state.is_due(&options, at(301, 8, 1 << 30))
-                && state.is_due(&options, at(401, 8, 1 << 30))
+            !rounds.is_due(&options, at(301, 8, 1 << 30))
+                && rounds.is_due(&options, at(401, 8, 1 << 30))
         );
         let never = CleanOptions { dead_bytes_min: 0, ..options };
-        assert!(!state.is_due(&never, at(401, 8, 1 << 30)));
+        assert!(!rounds.is_due(&never, at(401, 8, 1 << 30)));
     }
 }

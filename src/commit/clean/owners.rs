@@ -11,9 +11,9 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::plan::Piece;
 use crate::base::SegmentId;
-use crate::commit::committer::CommitError;
+use crate::commit::error::CommitError;
+use crate::commit::extents::{extent_in, extent_of};
 use crate::commit::pending::FileKey;
-use crate::commit::resolve::{extent_in, extent_of};
 use crate::commit::view::ViewError;
 use crate::data::Extent;
 use crate::meta::{DecodeError, FILE_SIZE_MAX, Key, SegmentRow, keys};

@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::Cleaner;
 use super::carry::Moved;
 use super::plan::{self, Placed};
-use crate::base::SegmentId;
+use crate::base::{SegmentId, unix_secs};
 use crate::commit::accounts::{self, Changes, NewSegment};
-use crate::commit::committer::{CommitError, Committer, unix_secs};
+use crate::commit::error::CommitError;
 use crate::commit::pending::FileKey;
 use crate::commit::resolve;
 use crate::commit::view::{Moving, ViewError};
@@ -109,7 +110,7 @@ fn cut_off(
     (cut, behind().take_while(|(_, extent)| extent.start < end).count())
 }
 
-impl Committer {
+impl Cleaner {
     /// Sets out to make files use a new segment. What is shared with pending files stays where it
     /// is, and so does what is shared by others than were found: moved without them, it would be
     /// there twice.
@@ -120,10 +121,10 @@ impl Committer {
         epoch: u32,
     ) -> Result<Switch, CommitError> {
         let sources = moved.output.pieces.iter().map(|p| p.piece.extent.segment).collect();
-        let moving = self.view.begin_moving(sources);
+        let moving = self.rows.view.begin_moving(sources);
         let mut switch = Switch::new(moved, moving, reserved, epoch);
         for id in switch.sources() {
-            let row = self.view.kv().get(&keys::segment(id)).await?;
+            let row = self.rows.view.kv().get(&keys::segment(id)).await?;
             let row =
                 row.as_deref().map(SegmentRow::decode).transpose().map_err(ViewError::from)?;
             let Some(row) = row.filter(|row| row.owners > 0) else { continue };
@@ -142,7 +143,7 @@ impl Committer {
         let mut bytes = 0;
         for pieces in pieces.chunk_by(|a, b| a.piece.file == b.piece.file) {
             let ranges = pieces.iter().map(|p| (p.piece.extent.start, p.piece.extent.end));
-            let now = resolve::extents_at(&self.view, pieces[0].piece.file, ranges).await?;
+            let now = resolve::extents_at(&self.rows.view, pieces[0].piece.file, ranges).await?;
             let pieces: Vec<_> = pieces.iter().map(|p| (p.piece.extent, p.at)).collect();
             let changes = plan::changes(&now, &pieces, switch.id);
             bytes += changes.iter().map(|c| c.end - c.start).sum::<u64>();
@@ -156,7 +157,7 @@ impl Committer {
         let reservation = keys::dead_segment(switch.reserved, switch.id);
         let mut out = Changes::default();
         let in_time = unix_secs() < switch.reserved;
-        if !switch.begun && (!in_time || self.view.kv().get(&reservation).await?.is_none()) {
+        if !switch.begun && (!in_time || self.rows.view.kv().get(&reservation).await?.is_none()) {
             // It may be deleted already, or have come after its deletion.
             log::warn!(
                 "segment {} came too late: the machine slept, or was cut off for long",
@@ -164,11 +165,11 @@ impl Committer {
             );
             out.rows.insert(reservation, None);
             out.bury(switch.id, unix_secs(), DeadRow::UNBORN);
-            self.write_rows(out.into_rows().collect()).await?;
+            self.rows.write(out.into_rows().collect()).await?;
             (switch.done, switch.begun) = (switch.pieces.len(), true);
             return Ok(0);
         }
-        if switch.begun && self.view.kv().get(&keys::segment(switch.id)).await?.is_none() {
+        if switch.begun && self.rows.view.kv().get(&keys::segment(switch.id)).await?.is_none() {
             // All that was moved into it has been overwritten since: it is dead, and stays so.
             switch.done = switch.pieces.len();
             return Ok(0);
@@ -193,7 +194,8 @@ impl Committer {
                 plan::changes(now, &pieces, switch.id)
             };
             let ranges = ranges.into_iter();
-            let moved = resolve::move_extents(&self.view, &mut out, file, ranges, changes).await?;
+            let moved =
+                resolve::move_extents(&self.rows.view, &mut out, file, ranges, changes).await?;
             let pieces_done = &switch.pieces[switch.done..][..pieces.len()];
             if moved > 0 && pieces_done.iter().any(|p| p.shares) {
                 out.share(switch.id, file);
@@ -210,15 +212,15 @@ impl Committer {
             new.insert(switch.id, NewSegment::of(&switch.layout));
             out.rows.insert(reservation, None);
         }
-        let now = self.between_commits(switch.epoch);
-        accounts::settle_segments(&self.view, &mut out, &new, now).await?;
-        let written = self.write_rows(out.into_rows().collect()).await;
+        let now = self.rows.between_commits(switch.epoch);
+        accounts::settle_segments(&self.rows.view, &mut out, &new, now).await?;
+        let written = self.rows.write(out.into_rows().collect()).await;
         // Whatever came of it: nobody may go on with the old places, whose segments will be
         // deleted.
-        self.view.forget_extents(files.iter());
+        self.rows.view.forget_extents(files.iter());
         written?;
         switch.begun = true;
-        self.clean_counts.moved.fetch_add(bytes, Ordering::Relaxed);
+        self.rows.counts.moved.fetch_add(bytes, Ordering::Relaxed);
         Ok(bytes)
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::FILES_MAX;
 use crate::base::{Ino, SegmentId, counted, one_line, plural};
 use crate::commit::ViewError;
-use crate::commit::resolve::extent_in;
+use crate::commit::extents::extent_in;
 use crate::commit::scan::Cursor;
 use crate::data::Extent;
 use crate::meta::{Dirent, Inode, keys};

@@ -12,9 +12,8 @@ use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::objects::Objects;
 use super::paths::names_of;
-use crate::base::{Clock, Ino, SegmentId, SystemClock, counted};
+use crate::base::{Clock, Ino, SegmentId, SystemClock, counted, unix_secs};
 use crate::commit::check::{Finding, Segments};
-use crate::commit::committer::unix_secs;
 use crate::commit::layouts::layout_in;
 use crate::commit::{Batch, View, ViewError, last_commit};
 use crate::fs::{Fs, FsError};
