@@ -4,10 +4,11 @@
 mod volume;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
+use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use sealfs::base::{Ino, SegmentId};
@@ -20,6 +21,7 @@ use sealfs::seal::Keyring;
 use sealfs::stack::{FsckProgress, FsckReport, Mounted, StackError, fsck};
 use sealfs::store::SegmentStore;
 use sealfs::store::segments::Owned;
+use volume::gated::{Gate, Gated};
 use volume::{Bench, LONG, find, read_file, secret, write_file};
 
 /// What the broken volumes hold.
@@ -429,4 +431,63 @@ async fn a_bucket_older_than_known_is_told_by_fsck_and_by_at_least() {
     assert!(matches!(refused, StackError::TooOld { at_least, .. } if at_least == newest));
     assert!(refused.hint().is_some());
     fresh.mount_with(|o| o.at_least = newest - 1).await.expect("old enough").shutdown(LONG).await;
+}
+
+/// Counts what is read of the tables of the metadata.
+#[derive(Default)]
+struct Meter {
+    requests: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Gate for Meter {
+    fn step(&self, _: &str, _: &Path) -> (bool, bool) {
+        (true, true)
+    }
+
+    fn answers(&self, at: &Path, bytes: u64) {
+        if at.as_ref().starts_with("meta/compacted/") {
+            self.requests.fetch_add(1, Ordering::Relaxed);
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_reads_each_byte_of_the_metadata_once() {
+    // Guards against a check that fetches the metadata of a large volume a hundred times over: once
+    // for each page of rows, whose read-ahead it throws away, and once for each pair of kinds of
+    // rows that it compares. Long names make a few files as large as very many.
+    const NAMES: u32 = 12_000;
+    let store = Gated::new(Arc::new(InMemory::new()), Meter::default());
+    let bench = Bench::over(store.clone()).await;
+    let mounted = bench.mount().await;
+    let (fs, mut dir) = (&mounted.fs, Ino::ROOT);
+    for n in 0..NAMES {
+        if n % 1000 == 0 {
+            let name = format!("directory {n}").into();
+            dir = fs.mkdir(volume::CALLER, Ino::ROOT, name, 0o755, 0).await.expect("mkdir").ino;
+        }
+        let name = format!("{n:0240}").into();
+        let made = fs.create(volume::CALLER, dir, name, 0o644, 0).await.expect("creates");
+        fs.forget(made.ino, 1);
+    }
+    assert!(mounted.shutdown(LONG).await);
+    let tables = store.inner.list(Some(&Path::from("meta/compacted")));
+    let tables: Vec<_> = tables.try_collect().await.expect("lists");
+    let stored: u64 = tables.iter().map(|object| object.size).sum();
+    assert!(stored > u64::from(NAMES) * 240, "all rows are in tables, not in the log: {stored}");
+
+    let meter = &store.gate;
+    meter.requests.store(0, Ordering::Relaxed);
+    meter.bytes.store(0, Ordering::Relaxed);
+    let found = bench.fsck(|_| {}).await;
+    assert_eq!(found.problems, []);
+    assert!(found.metadata.inodes > u64::from(NAMES));
+    let [requests, bytes] = [&meter.requests, &meter.bytes].map(|n| n.load(Ordering::Relaxed));
+    println!("{requests} requests, {bytes} of {stored} bytes, {} tables", tables.len());
+    // What it asks for begins and ends within chunks that it asks for twice.
+    assert!(bytes < stored + stored / 2, "{bytes} bytes received of {stored}");
+    let most = 16 * tables.len() as u64 + stored / (1 << 20);
+    assert!(requests <= most, "{requests} requests for {stored} bytes");
 }

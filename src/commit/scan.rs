@@ -7,16 +7,15 @@ use bytes::Bytes;
 
 use super::view::ViewError;
 use crate::meta::{Key, keys};
-use crate::store::kv::Kv;
+use crate::store::kv::{Kv, Walk};
 
-/// Rows that one scan brings.
+/// Rows in memory at a time.
 const PAGE: usize = 4096;
-const READ_AHEAD: usize = 1 << 20;
 
 /// A place in the rows with one tag.
 pub struct Cursor<'a> {
     kv: &'a Kv,
-    next: Key,
+    walk: Walk,
     end: Key,
     page: VecDeque<(Bytes, Bytes)>,
     last_page: bool,
@@ -26,13 +25,20 @@ pub struct Cursor<'a> {
 impl<'a> Cursor<'a> {
     /// At the first row with `tag`.
     pub fn new(kv: &'a Kv, tag: u8) -> Cursor<'a> {
-        let (next, end) = keys::all_with_tag(tag);
-        Cursor { kv, next, end, page: VecDeque::new(), last_page: false, counted: None }
+        let (start, end) = keys::all_with_tag(tag);
+        Cursor {
+            kv,
+            walk: Walk::new(&start, &end),
+            end,
+            page: VecDeque::new(),
+            last_page: false,
+            counted: None,
+        }
     }
 
     /// The same, from the first row not before `key` on.
     pub fn starting_at(self, key: Key) -> Cursor<'a> {
-        Cursor { next: key, ..self }
+        Cursor { walk: Walk::new(&key, &self.end), ..self }
     }
 
     /// The same, adding to `rows` what it reads.
@@ -43,13 +49,10 @@ impl<'a> Cursor<'a> {
     /// The row at this place, which stays.
     pub async fn peek(&mut self) -> Result<Option<&(Bytes, Bytes)>, ViewError> {
         if self.page.is_empty() && !self.last_page {
-            let page = self.kv.scan_caching(&self.next, &self.end, PAGE, READ_AHEAD, false).await?;
+            let page = self.walk.page(self.kv, PAGE).await?;
             self.last_page = page.len() < PAGE;
             if let Some(rows) = self.counted {
                 rows.fetch_add(page.len() as u64, Ordering::Relaxed);
-            }
-            if let Some((key, _)) = page.last() {
-                self.next = keys::after(key);
             }
             self.page = page.into();
         }

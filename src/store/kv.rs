@@ -27,6 +27,9 @@ use super::kv_store::{SlateStore, UploadLimit};
 pub(super) mod answers;
 mod compact;
 mod roles;
+mod walk;
+
+pub use walk::Walk;
 
 /// Where the database lives below the STORE prefix.
 pub const META_PREFIX: &str = "meta";
@@ -535,6 +538,17 @@ async fn get_from(handle: &Handle, key: &[u8]) -> Result<Option<Bytes>, KvError>
     })
 }
 
+async fn scan_on(
+    handle: &Handle,
+    range: (Bound<Vec<u8>>, Bound<Vec<u8>>),
+    options: &ScanOptions,
+) -> Result<slatedb::DbIterator, KvError> {
+    Ok(match handle {
+        Handle::Writer(db) => db.scan_with_options(range, options).await?,
+        Handle::Reader(db) => db.scan_with_options(range, options).await?,
+    })
+}
+
 async fn scan_from(
     handle: &Handle,
     range: (Bound<Vec<u8>>, Bound<Vec<u8>>),
@@ -542,10 +556,7 @@ async fn scan_from(
     options: &ScanOptions,
 ) -> Result<Vec<Row>, KvError> {
     let mut rows = Vec::new();
-    let mut iter = match handle {
-        Handle::Writer(db) => db.scan_with_options(range, options).await?,
-        Handle::Reader(db) => db.scan_with_options(range, options).await?,
-    };
+    let mut iter = scan_on(handle, range, options).await?;
     while rows.len() < limit {
         match iter.next().await? {
             Some(row) => rows.push((row.key, row.value)),

@@ -18,6 +18,9 @@ pub trait Gate: Send + Sync + 'static {
     /// A request comes: whether it acts, and whether its answer arrives.
     fn step(&self, what: &str, at: &Path) -> (bool, bool);
 
+    /// The answer to a GET has so many bytes.
+    fn answers(&self, _at: &Path, _bytes: u64) {}
+
     /// Whether an object is left out of listings.
     fn hides(&self, _at: &Path) -> bool {
         false
@@ -86,7 +89,9 @@ impl<G: Gate> ObjectStore for Gated<G> {
     }
 
     async fn get_opts(&self, at: &Path, o: GetOptions) -> Result<GetResult> {
-        self.through("GET", at, self.inner.get_opts(at, o)).await
+        let answer = self.through("GET", at, self.inner.get_opts(at, o)).await?;
+        self.gate.answers(at, answer.range.end - answer.range.start);
+        Ok(answer)
     }
 
     fn delete_stream(

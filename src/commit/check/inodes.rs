@@ -47,10 +47,14 @@ impl Check<'_> {
             while let Some((key, value)) = inodes.next_of(number).await? {
                 let whole = keys::inode_of(&key).ok_or(DecodeError("inode key"));
                 inode = self.decoded(&key, whole.and_then(|_| Committed::decode(&value)));
+                if let Some(only) = inode.as_ref().and_then(|i| i.only_extent(ino)) {
+                    self.claim(only);
+                }
             }
             while let Some((key, value)) = dirents.next_of(number).await? {
                 let whole = keys::dirent_of(&key).ok_or(DecodeError("entry key"));
                 let entry = self.decoded(&key, whole.and_then(|_| Dirent::decode(&value)));
+                entry.iter().for_each(|&entry| self.sums.name(ino, entry));
                 rest.entries += 1;
                 rest.subdirs += u64::from(entry.is_some_and(|e| e.kind == Kind::Dir));
             }
@@ -124,6 +128,7 @@ impl Check<'_> {
             let Some((generation, extent)) = decoded else { continue };
             let Extent { start, end, .. } = extent;
             self.segments.refer(&extent);
+            self.claim(((ino, generation), extent));
             if run.extents > 0 && start < run.end {
                 self.report.note(Finding::ExtentsOverlap { ino, generation, at: start });
             }
@@ -154,6 +159,7 @@ impl Check<'_> {
             }
             return;
         };
+        self.sums.inode(ino, &inode);
         self.found.inodes += 1;
         self.found.bytes += inode.allocated;
         self.last_ino = ino;

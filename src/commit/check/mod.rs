@@ -4,9 +4,11 @@
 //! The caller sees to it that nothing is committed meanwhile, or gives a handle that does not
 //! follow the writer: a check reads page by page, and rows of two commits need not agree.
 //!
-//! Rows are read in key order and compared as they pass; what cannot be (names against the
-//! inodes they lead to, extents against segments) is done in passes of bounded size. Memory,
-//! whatever the volume: [`INODES_PER_PASS`] × 40 bytes, [`EXTENTS_PER_PASS`] × 32 bytes,
+//! Rows are read in key order and compared as they pass, once if nothing is wrong: names and inodes
+//! come in different orders, but both add up to one sum (`sums`), and extents leave no more of a
+//! segment in memory than where the runs of them begin and end (`claims`). Only where the sums differ, or
+//! runs are too many, the rows are read again, in passes of bounded size, to see what differs. Memory,
+//! whatever the volume: [`INODES_PER_PASS`] × 40 bytes, [`EXTENTS_PER_PASS`] × 64 bytes,
 //! [`FINDINGS_MAX`] findings, and beyond that 24 bytes for each directory and about 120 bytes
 //! for each segment (16 MiB of data).
 //!
@@ -14,13 +16,17 @@
 //! | --- | --- |
 //! | `finding` | what can be found |
 //! | `inodes` | all rows of an inode against each other, in one walk |
+//! | `sums` | whether names and inodes agree, without saying which do not |
 //! | `names` | names against the inodes they lead to |
+//! | `claims` | whether two extents claim the same bytes |
 //! | `segments` | extents against segments |
 
+mod claims;
 mod finding;
 mod inodes;
 mod names;
 mod segments;
+mod sums;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -31,12 +37,15 @@ use crate::base::Ino;
 use crate::meta::{DecodeError, Stats, keys};
 use crate::store::kv::Kv;
 
+use claims::Claims;
 pub use finding::Finding;
 pub use segments::{SegmentSum, Segments};
+use sums::Sums;
 
 /// Inodes that one pass over all names compares.
 pub const INODES_PER_PASS: usize = 2 << 20;
-/// Extents that one pass compares with each other.
+/// Runs of extents that are in memory, and extents that one pass compares with each other if they
+/// are more.
 pub const EXTENTS_PER_PASS: usize = 2 << 20;
 /// Findings that are kept; the others are counted.
 pub const FINDINGS_MAX: usize = 10_000;
@@ -48,11 +57,17 @@ pub struct CheckOptions {
     pub inodes_per_pass: usize,
     /// See [`EXTENTS_PER_PASS`].
     pub extents_per_pass: usize,
+    /// Names are compared with inodes one by one only if their sums differ.
+    pub by_sums: bool,
 }
 
 impl Default for CheckOptions {
     fn default() -> Self {
-        CheckOptions { inodes_per_pass: INODES_PER_PASS, extents_per_pass: EXTENTS_PER_PASS }
+        CheckOptions {
+            inodes_per_pass: INODES_PER_PASS,
+            extents_per_pass: EXTENTS_PER_PASS,
+            by_sums: true,
+        }
     }
 }
 
@@ -108,6 +123,8 @@ struct Check<'a> {
     /// Inode and parent of every directory in use, by inode.
     directories: Vec<(u64, u64)>,
     segments: Segments,
+    sums: Sums,
+    claims: Claims,
     found: Stats,
     last_ino: Ino,
 }
@@ -129,12 +146,16 @@ pub async fn check(
         rows,
         directories: Vec::new(),
         segments: Segments::default(),
+        sums: Sums::default(),
+        claims: Claims::new(options.extents_per_pass),
         found: Stats::default(),
         last_ino: Ino(0),
     };
     check.load_segments().await?;
     check.inodes().await?;
-    check.names().await?;
+    if !options.by_sums || !check.sums.agree() {
+        check.names().await?;
+    }
     check.cycles();
     check.settle_segments().await?;
     check.totals().await?;

@@ -99,7 +99,41 @@ impl Check<'_> {
                 self.report.note(Finding::DeadAndAlive { id, since_secs });
             }
         }
-        self.shared().await
+        self.claim_unsaid().await?;
+        match self.claims.twice() {
+            Some(twice) => {
+                twice.iter().for_each(|&id| self.report.note(Finding::SegmentShared { id }));
+                Ok(())
+            }
+            None => self.shared().await,
+        }
+    }
+
+    /// Claims the bytes of an extent, which nobody else may claim unless a `b` row says so.
+    pub(super) fn claim(&mut self, (file, e): (FileKey, Extent)) {
+        match self.segments.0.get(&e.segment).is_some_and(|sum| sum.owners > 0) {
+            true => self.claims.perhaps(file, &e),
+            false => self.claims.claim(&e),
+        }
+    }
+
+    /// Claims what no `b` row says to be shared, of segments that have such rows. They come in the
+    /// order of segments and files.
+    async fn claim_unsaid(&mut self) -> Result<(), ViewError> {
+        let said = self.claims.take_said();
+        let Some(first) = said.first() else { return Ok(()) };
+        let from = keys::owner(first.segment, first.file.0, first.file.1);
+        let mut rows = Cursor::new(self.kv, b'b').counting(self.rows).starting_at(from);
+        for one in &said {
+            let owner = keys::owner(one.segment, one.file.0, one.file.1);
+            while rows.peek().await?.is_some_and(|(key, _)| key[..] < owner[..]) {
+                rows.next().await?;
+            }
+            if rows.peek().await?.is_none_or(|(key, _)| key[..] != owner[..]) {
+                self.claims.claim_said(one);
+            }
+        }
+        Ok(())
     }
 
     /// Looks for bytes that two extents refer to although no `b` row says so of either, in groups of
