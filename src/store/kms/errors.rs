@@ -50,6 +50,47 @@ impl KmsError {
     }
 }
 
+/// What is encrypted, for sentences about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Subject {
+    /// The seed of a slot of a volume.
+    #[default]
+    Seed,
+    /// The data key of an object of others.
+    DataKey,
+}
+
+impl Subject {
+    fn name(self) -> &'static str {
+        match self {
+            Subject::Seed => "the seed of this slot",
+            Subject::DataKey => "the data key of this object",
+        }
+    }
+
+    fn made_for(self) -> &'static str {
+        match self {
+            Subject::Seed => "for another volume or slot (another encryption context)",
+            Subject::DataKey => "under another key or encryption context",
+        }
+    }
+
+    /// What else to do, behind the command that may mend it.
+    fn or_else(self) -> &'static str {
+        match self {
+            Subject::Seed => "; or open the volume with another slot",
+            Subject::DataKey => "",
+        }
+    }
+
+    fn when_altered(self) -> &'static str {
+        match self {
+            Subject::Seed => "open the volume with another slot, then see: sealfs key list STORE",
+            Subject::DataKey => "sealfs s3ec head shows which context it names; --kms-key the key",
+        }
+    }
+}
+
 /// A request, for sentences about it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked<'a> {
@@ -58,6 +99,7 @@ pub(super) struct Asked<'a> {
     pub key: &'a str,
     pub region: &'a str,
     pub endpoint: Option<&'a str>,
+    pub subject: Subject,
 }
 
 impl Asked<'_> {
@@ -98,6 +140,7 @@ impl Asked<'_> {
     fn verdict(&self, failure: &Failure, what: &str) -> KmsError {
         use KmsTrouble as T;
         let (key, region, action, place) = (self.key, self.region, self.action, self.place());
+        let subject = self.subject;
         let aws =
             |call: &str| format!("aws kms {call} --region {region} --key-id {}", shell_word(key));
         if failure.has_no_credentials() {
@@ -118,7 +161,7 @@ impl Asked<'_> {
             "DisabledException" => self.error(
                 T::Unusable,
                 format!("the key {key} of {place} is disabled"),
-                format!("{}; or open the volume with another slot", aws("enable-key")),
+                format!("{}{}", aws("enable-key"), subject.or_else()),
             ),
             "KMSInvalidStateException" if what.contains("deletion") => self.error(
                 T::Unusable,
@@ -141,16 +184,17 @@ impl Asked<'_> {
             ),
             "IncorrectKeyException" => self.error(
                 T::Unusable,
-                format!("{place} has encrypted the seed of this slot under another key than {key}"),
+                format!("{place} has encrypted {} under another key than {key}", subject.name()),
                 format!("see which keys there are now: aws kms list-aliases --region {region}"),
             ),
             "InvalidCiphertextException" => self.error(
                 T::Unusable,
                 format!(
-                    "{place} cannot decrypt the seed of this slot: it was made for another volume \
-                     or slot (another encryption context), or was altered"
+                    "{place} cannot decrypt {}: it was made {}, or was altered",
+                    subject.name(),
+                    subject.made_for()
                 ),
-                "open the volume with another slot, then see: sealfs key list STORE".into(),
+                subject.when_altered().into(),
             ),
             "ThrottlingException" | "LimitExceededException" | "TooManyRequestsException" => self
                 .error(
@@ -191,7 +235,13 @@ mod tests {
     use super::*;
 
     fn asked(endpoint: Option<&'static str>) -> Asked<'static> {
-        Asked { action: "kms:Decrypt", key: "arn:aws:kms:eu-1:1:key/k", region: "eu-1", endpoint }
+        Asked {
+            action: "kms:Decrypt",
+            key: "arn:aws:kms:eu-1:1:key/k",
+            region: "eu-1",
+            endpoint,
+            subject: Subject::Seed,
+        }
     }
 
     #[test]

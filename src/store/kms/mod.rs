@@ -1,13 +1,13 @@
 //! AWS KMS as a keeper of seeds: encrypts a few bytes under a key that never leaves it, and gives them
 //! back to whoever may have them.
 //!
-//! Two requests, `Encrypt` and `Decrypt`, with the credentials, TLS roots, connections and timeouts
+//! Three requests, `Encrypt`, `Decrypt` and `GenerateDataKey`, with the credentials, TLS roots, connections and timeouts
 //! of the S3 adapter. What is throttled or lost is asked again, a bounded number of times. Knows
 //! nothing of keyrings. Called by `stack/`.
 
 mod errors;
 
-pub use errors::{KmsError, KmsTrouble};
+pub use errors::{KmsError, KmsTrouble, Subject};
 
 use super::s3::{CONNECT_TIMEOUT, ConnectError, Session, SessionAsk, input, is_this_machine};
 use aws_sdk_kms::Client;
@@ -15,6 +15,7 @@ use aws_sdk_kms::config::retry::RetryConfig;
 use aws_sdk_kms::config::timeout::TimeoutConfig;
 use aws_sdk_kms::config::{Builder, Region};
 use aws_sdk_kms::primitives::Blob;
+use aws_sdk_kms::types::DataKeySpec;
 use aws_types::service_config::ServiceConfigKey;
 use errors::Asked;
 use std::collections::{BTreeMap, HashMap};
@@ -55,6 +56,7 @@ pub struct Kms {
     client: Client,
     region: String,
     endpoint: Option<String>,
+    subject: Subject,
 }
 
 /// What `Encrypt` answered.
@@ -91,7 +93,7 @@ impl Kms {
             && url.scheme() != "https"
             && !is_this_machine(url)
         {
-            let what = format!("{} would carry the key of the volume unencrypted", shown(url));
+            let what = format!("{} would carry a key unencrypted", shown(url));
             return Err(KmsError::usage(&what).with_hint("KMS needs an https endpoint"));
         }
         let timeouts = TimeoutConfig::builder()
@@ -113,7 +115,17 @@ impl Kms {
             config = config.endpoint_url(shown(url));
         }
         let endpoint = endpoint.as_ref().map(shown);
-        Ok(Kms { client: Client::from_conf(config.build()), region, endpoint })
+        Ok(Kms {
+            client: Client::from_conf(config.build()),
+            region,
+            endpoint,
+            subject: Subject::Seed,
+        })
+    }
+
+    /// The same client, whose errors speak of something else than a slot's seed.
+    pub fn speaking_of(self, subject: Subject) -> Kms {
+        Kms { subject, ..self }
     }
 
     /// The region that is asked.
@@ -178,8 +190,36 @@ impl Kms {
         Ok(Zeroizing::new(plain.into_inner()))
     }
 
+    /// A new data key of 32 bytes, and what [`Kms::decrypt`] takes for it.
+    ///
+    /// # Errors
+    /// See [`KmsError`].
+    pub async fn data_key(
+        &self,
+        key: &str,
+        context: &KmsContext,
+    ) -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), KmsError> {
+        let asked = self.asked("kms:GenerateDataKey", key);
+        let got = self
+            .client
+            .generate_data_key()
+            .key_id(key)
+            .key_spec(DataKeySpec::Aes256)
+            .set_encryption_context(Some(to_map(context)))
+            .send()
+            .await
+            .map_err(|e| asked.failed(e))?;
+        match (got.plaintext, got.ciphertext_blob) {
+            (Some(plain), Some(wrapped)) => {
+                Ok((Zeroizing::new(plain.into_inner()), wrapped.into_inner()))
+            }
+            _ => Err(asked.not_kms()),
+        }
+    }
+
     fn asked<'a>(&'a self, action: &'static str, key: &'a str) -> Asked<'a> {
-        Asked { action, key, region: &self.region, endpoint: self.endpoint() }
+        let (region, endpoint) = (&self.region, self.endpoint());
+        Asked { action, key, region, endpoint, subject: self.subject }
     }
 }
 
