@@ -2,8 +2,12 @@
 //! what was not touched stays readable, nothing is deleted, and both `status` and `fsck` say
 //! that something is wrong.
 
+#[path = "attack/exchanged.rs"]
+mod exchanged;
 #[path = "attack/history.rs"]
 mod history;
+#[path = "attack/planted.rs"]
+mod planted;
 #[path = "attack/random.rs"]
 mod random;
 mod volume;

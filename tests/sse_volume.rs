@@ -713,3 +713,66 @@ fn the_doctor_goes_on_whatever_the_key_or_the_clock_is() {
     assert_eq!((status, errors(&lines)), (4, vec!["connection"]), "{lines:?}");
     assert!(line(&lines, "connection").2.contains("InvalidAccessKeyId"), "{lines:?}");
 }
+
+#[test]
+fn keys_that_no_volume_has_are_named_and_stop_neither_mount_nor_check_nor_audit() {
+    // Guards against whoever can write to the bucket and plants a key that is no path: a listing that
+    // fails ends a check, an audit, a migration, and the next mount. Keys come as they are, whatever
+    // XML can say; and `/keyring` is not the keyring.
+    needs_fuse!();
+    let server = S3Server::start();
+    let v = volume(&server, &["--sse=AES256"]);
+    v.mount(&[]);
+    fs::write(v.at("file"), b"contents").expect("writes");
+    v.umount();
+    let planted = [
+        "a//b",
+        "../x",
+        "a/./b",
+        "/keyring",
+        "seg/ab//x",
+        "seg/ab/",
+        "meta/manifest//1",
+        "meta/wal/\u{1}\n\u{202e}",
+        "meta/gc/../x",
+        "%odd/x",
+        "%2e%2e/+ x",
+        "<&>\"'",
+    ];
+    for key in planted {
+        server.put_raw(&format!("data/{key}"), key.to_owned());
+    }
+    let shown = |key: &str| match key.contains('\n') {
+        true => "meta/wal/\\u{1}\\n\\u{202e}".to_owned(),
+        false => key.to_owned(),
+    };
+    let pass = v.text("passphrase");
+    let check =
+        v.run(&["fsck", &v.url(), "--passphrase-file", &pass, "--state-dir", &v.text("state")]);
+    let said = String::from_utf8_lossy(&check.stdout).into_owned();
+    for key in planted {
+        let shown = format!("object {} was not written by this volume", shown(key));
+        // What looks like metadata is for the metadata store to judge.
+        assert!(said.contains(&shown), "{shown} is not in: {said}");
+    }
+    let audited = audit(&v, &[], NOT_AS_REQUESTED);
+    let exceptions = audited["exceptions"].as_array().expect("a list");
+    for key in planted {
+        let named = exceptions.iter().any(|e| e["name"] == key);
+        assert!(named, "{key:?} is not in: {audited}");
+    }
+    v.mount(&[]);
+    assert_eq!(fs::read(v.at("file")).expect("reads"), b"contents");
+    fs::write(v.at("more"), b"more").expect("writes");
+    v.umount();
+    for key in planted {
+        let there = server.get_raw(&format!("data/{key}"));
+        assert_eq!(there.as_deref(), Some(key.as_bytes()), "{key:?} was touched");
+    }
+    let other = Volume::bare_on(Some(Remote { url: "s3://test/other".into(), ..remote(&server) }));
+    server.put_raw("other/a//\n", "x");
+    let pass = other.text("passphrase");
+    let refused = other.run(&["init", &other.url(), "--passphrase-file", &pass]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("is not empty: it holds a//\\n"), "{said}");
+}

@@ -52,6 +52,17 @@ macro_rules! hex_display {
 }
 hex_display!(SegmentId, VolumeId, JournalId, ChainValue);
 
+impl std::str::FromStr for VolumeId {
+    type Err = ();
+
+    /// 32 hexadecimal digits, of either case.
+    fn from_str(text: &str) -> Result<VolumeId, ()> {
+        let is_hex = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let id = is_hex.then(|| u128::from_str_radix(text, 16).ok()).flatten();
+        id.map(|id| VolumeId(id.to_be_bytes())).ok_or(())
+    }
+}
+
 macro_rules! number_display {
     ($($name:ident),*) => {$(
         impl fmt::Display for $name {

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::base::VolumeId;
 use crate::stack::{Attended, StoreOptions};
 use crate::store::s3::{InputError, SseAsk, SseFlags, input};
 use crate::store::{LIMIT_MIN, Location};
 
+use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
 
 /// How the store is reached, and the server-side encryption to ask for.
@@ -32,6 +34,9 @@ pub struct StoreAddress {
     /// Profile of the AWS configuration files
     #[arg(long, help_heading = "Store", value_name = "NAME")]
     pub profile: Option<String>,
+    /// Refuse any other volume than this one, by its id as `sealfs status` shows it
+    #[arg(long, help_heading = "Store", value_name = "ID", value_parser = volume_id)]
+    pub volume_id: Option<VolumeId>,
     /// Allow plain http to another machine (the contents are sealed, the requests are not)
     #[arg(long, help_heading = "Store")]
     pub allow_http: bool,
@@ -44,6 +49,11 @@ pub fn file_flag(words: &mut Vec<String>, flag: &str, file: &Path) {
 }
 
 impl StoreArgs {
+    /// The volume that is asked for.
+    pub fn volume_id(&self) -> Option<VolumeId> {
+        self.address.volume_id
+    }
+
     /// The key files that are named.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.sse.files()
@@ -74,6 +84,9 @@ impl StoreAddress {
                 words.extend([flag.to_owned(), value.clone()]);
             }
         }
+        if let Some(volume) = self.volume_id {
+            words.extend(["--volume-id".to_owned(), volume.to_string()]);
+        }
         words.extend(self.allow_http.then(|| "--allow-http".to_owned()));
     }
 
@@ -96,6 +109,8 @@ impl StoreAddress {
             allow_http: self.allow_http,
             sse,
             limits: Default::default(),
+            volume: self.volume_id,
+            state_dir: dirs::state_dir().ok(),
             custom: None,
         })
     }
@@ -185,6 +200,11 @@ impl SecretArgs {
             words.extend(value.iter().flat_map(|value| [flag.to_owned(), value.clone()]));
         }
     }
+}
+
+/// Reads the id of a volume: 32 hexadecimal digits.
+fn volume_id(text: &str) -> Result<VolumeId, String> {
+    text.parse().map_err(|()| "the id of a volume has 32 hexadecimal digits".into())
 }
 
 /// The largest size that a flag takes, 1 EiB: more than any disk has, and sums of a few fit.

@@ -70,12 +70,14 @@ pub struct FsckArgs {
 
 /// Runs `sealfs fsck`.
 pub fn run(args: FsckArgs) -> Outcome {
-    let store = args.access.resolve(&args.store)?;
+    let mut store = args.access.resolve(&args.store)?;
+    let state_dir = dirs::absolute_or(args.state_dir.as_deref(), dirs::state_dir)?;
+    store.state_dir = Some(state_dir.clone());
     super::keep_private();
     let key = args.secret.read_for(&store)?;
     let options = FsckOptions {
         store,
-        state_dir: dirs::absolute_or(args.state_dir.as_deref(), dirs::state_dir)?,
+        state_dir,
         data: args.data,
         resume: args.resume,
         repair: args.repair,

@@ -79,6 +79,10 @@ fn mount_command(store: &str, access: &StoreArgs, secret: &SecretArgs) -> String
 /// Runs `sealfs init`.
 pub fn run(args: InitArgs) -> Outcome {
     let mut store = args.access.resolve(&args.store)?;
+    if args.access.volume_id().is_some() {
+        return Err(Failure::new(Exit::Usage, "a new volume gets an id of its own")
+            .hint("leave --volume-id out"));
+    }
     let page = args.recovery_kit.as_deref().map(|page| Page::begin(page, false)).transpose()?;
     let mode = store.sse.for_new_volume().map_err(|e| Failure::new(Exit::Usage, e))?;
     store.sse.mode = Some(mode);
@@ -99,6 +103,9 @@ pub fn run(args: InitArgs) -> Outcome {
         eprint!("{}", describe(&findings, &args.store));
     }
     let volume = signals::run(&attended, UNDO_MAX, stack::init(options))?;
+    if let Ok(dir) = state_dir() {
+        stack::note_place(&dir, &reach, volume);
+    }
     println!("volume {volume} created in {}", args.store);
     println!("mount it with: {}", mount_command(&args.store, &args.access, &args.secret));
     recovery(&args, page, reach, again)

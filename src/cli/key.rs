@@ -180,13 +180,20 @@ pub fn run(args: KeyArgs) -> Outcome {
 impl Where {
     /// Where the keyring is, and what opens it: asked for at a prompt, once the store has answered.
     pub(super) fn open_with(&self, secret: &SecretArgs) -> Outcome<KeyOptions> {
-        let store = self.access.resolve(&self.store)?;
+        let store = self.resolved()?;
         self.options(secret.read_for(&store)?)
+    }
+
+    /// The store, seen by what this machine remembers.
+    fn resolved(&self) -> Outcome<StoreOptions> {
+        let mut store = self.access.resolve(&self.store)?;
+        store.state_dir = Some(absolute_or(self.state_dir.as_deref(), state_dir)?);
+        Ok(store)
     }
 
     /// Where the keyring is, and what opens it.
     pub(super) fn options(&self, key: impl Into<Key>) -> Outcome<KeyOptions> {
-        let store = self.access.resolve(&self.store)?;
+        let store = self.resolved()?;
         let state_dir = absolute_or(self.state_dir.as_deref(), state_dir)?;
         Ok(KeyOptions { store, key: key.into(), state_dir })
     }
@@ -203,7 +210,7 @@ fn list(args: &ListArgs) -> Outcome {
         }
         keyring
     } else {
-        let store = args.at.access.resolve(&args.at.store)?;
+        let store = args.at.resolved()?;
         attend(&store, read_keyring(&store))?
     };
     let state_dir = absolute_or(args.at.state_dir.as_deref(), state_dir)?;

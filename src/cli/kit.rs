@@ -66,11 +66,12 @@ impl Kit {
     }
 
     fn restore(&self) -> Vec<String> {
-        let (address, commit) = (&self.address, self.commit);
+        let (address, commit, volume) = (&self.address, self.commit, &self.volume);
         vec![
             "install -m 600 /dev/null kit.key   # type the recovery key into this file".into(),
             "sealfs key check-recovery --recovery-file kit.key".into(),
-            format!("sealfs mount {address} DIR --recovery-file kit.key --at-least {commit}"),
+            format!("sealfs mount {address} DIR --recovery-file kit.key \\"),
+            format!("  --volume-id {volume} --at-least {commit}"),
         ]
     }
 

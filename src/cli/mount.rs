@@ -262,7 +262,7 @@ fn run_plan(args: &MountArgs, plan: &Plan) -> Outcome<tokio::runtime::Runtime> {
 /// Everything that can be wrong with the command line, and the passphrase: while the terminal
 /// is still there.
 fn plan(args: &MountArgs) -> Outcome<Plan> {
-    let store = args.access.resolve(&args.store)?;
+    let mut store = args.access.resolve(&args.store)?;
     store.limits.up.set(args.limits.upload_limit);
     store.limits.down.set(args.limits.download_limit);
     let mut fuse = FuseOptions { fsname: store.location.to_string(), ..FuseOptions::default() };
@@ -276,6 +276,7 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
     }
     let cache_dir = dirs::absolute_or(args.local.cache_dir.as_deref(), dirs::cache_dir)?;
     let state_dir = dirs::absolute_or(args.local.state_dir.as_deref(), dirs::state_dir)?;
+    store.state_dir = (!accepted(&args.accept_rollback).keyring).then(|| state_dir.clone());
     let metrics = args.metrics.address()?;
     let mut needs = needs(args, &store.location, &cache_dir, &state_dir);
     if let Some(scrape::Address::Socket(path)) = &metrics {

@@ -21,7 +21,7 @@ use super::open::{Opened, is_gone, patiently};
 use super::{Key, StackError, StoreOptions};
 use crate::seal::offsets::plain_len;
 use crate::store::s3::{Applied, Inspected, S3Store, SseMode};
-use crate::store::{ErrorClass, Sealed, class, sentence};
+use crate::store::{ErrorClass, Sealed, class, sentence, shown_key};
 
 /// Requests at a time.
 pub const PARALLEL: usize = 64;
@@ -332,7 +332,7 @@ fn enter(
     meta: &ObjectMeta,
     found: Found,
 ) {
-    let (name, bytes) = (meta.location.as_ref(), meta.size);
+    let (name, bytes) = (&*shown_key(&meta.location), meta.size);
     let (inspected, sealing) = match found {
         None => return,
         Some(Ok(found)) => found,

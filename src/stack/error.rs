@@ -171,6 +171,23 @@ pub enum StackError {
         /// Records that are missing for certain.
         records: u64,
     },
+    /// Another volume than the one that is meant is at the store.
+    #[error(
+        "{store} holds volume {found}, {}", match told {
+            true => format!("and --volume-id asks for {wanted}"),
+            false => format!("and held {wanted} when this machine last opened it"),
+        }
+    )]
+    OtherVolume {
+        /// The STORE.
+        store: String,
+        /// The id of the volume that is there.
+        found: String,
+        /// The id of the one that is meant.
+        wanted: String,
+        /// Meant by the caller, who said so; else by what this machine remembers.
+        told: bool,
+    },
     /// The lease is older than the last commit.
     #[error(
         "the record of who holds the volume {}, so that somebody may hold it",
@@ -318,6 +335,7 @@ impl StackError {
             | StackError::TooOld { .. }
             | StackError::ConfigRollback { .. }
             | StackError::LeaseRollback { .. }
+            | StackError::OtherVolume { .. }
             | StackError::JournalLost { .. }
             | StackError::KeyringRollback { .. }
             | StackError::KeyringForeign { .. }
@@ -380,6 +398,13 @@ impl StackError {
                  sealfs mount --accept-rollback=journal, which gives those changes up"
                     .into()
             }
+            StackError::OtherVolume { told: true, .. } => {
+                "check STORE and the id, which `sealfs status` and a recovery kit show".into()
+            }
+            StackError::OtherVolume { found, .. } => format!(
+                "somebody put another volume there; if it was you: --volume-id {found} in the same \
+                 command, which is remembered by mount, fsck and key"
+            ),
             StackError::LeaseRollback { .. } => {
                 "somebody put back an old one, or deleted it; if no \
                  other machine has the volume: sealfs mount --takeover"

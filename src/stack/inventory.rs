@@ -17,6 +17,7 @@ use super::open::Opened;
 use super::{Key, StackError, StackErrorKind, StoreOptions};
 use crate::store::location::percent_decode;
 use crate::store::s3::SseMode;
+use crate::store::shown_key;
 
 /// The columns that are needed.
 const KEY: &str = "Key";
@@ -57,7 +58,7 @@ pub async fn audit(options: &InventoryOptions) -> Result<AuditReport, StackError
     let mut listed = opened.layers.retry.list(None);
     let listing = |e| StackError::store(format!("listing {}", options.store.location), e);
     while let Some(meta) = listed.try_next().await.map_err(listing)? {
-        sizes.insert(meta.location.to_string(), meta.size);
+        sizes.insert(shown_key(&meta.location), meta.size);
     }
     let mut report = compare(&lines, s3.prefix(), &mode, sizes);
     report.store = options.store.location.to_string();

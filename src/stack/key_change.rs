@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use object_store::path::Path;
 use object_store::{ObjectStore, PutMode, UpdateVersion};
 
-use super::key_use::{check_place, note_use};
+use super::key_use::note_use;
 use super::keyring_object::{KEYRING_NAME, read_version};
 use super::open::READ_TIMEOUT;
 use super::state::{Remembered, StateFile};
@@ -48,7 +48,8 @@ pub struct Changed<T> {
 /// # Errors
 /// As [`unlock`]; [`StackError::KeyringRollback`], [`StackError::KeyringForeign`].
 pub async fn open_keyring(options: &KeyOptions) -> Result<Unlocked, StackError> {
-    let layers = Layers::connect(&options.store, READ_TIMEOUT, false).await?;
+    let layers =
+        Layers::connect(&options.store.seen_in(&options.state_dir), READ_TIMEOUT, false).await?;
     Ok(open(&layers, options).await?.0)
 }
 
@@ -70,11 +71,11 @@ async fn open_once(
 ) -> Result<(Unlocked, UpdateVersion), StackError> {
     let name = options.store.location.to_string();
     let (keyring, version) = read_version(&*layers.retry, &name).await?;
+    layers.place.check(&keyring)?;
     layers.attended.waits_for("the key to be derived", None);
     let unlocked = unlock(keyring, &options.key).await;
     layers.attended.goes_on();
     let unlocked = unlocked?;
-    check_place(&options.state_dir, &options.store, &unlocked.keyring, unlocked.slot, false)?;
     let state_dir = options.state_dir.join(unlocked.keys.volume_id().to_string());
     let state = StateFile::<Remembered>::new(&state_dir, unlocked.keys.clone()).load()?;
     state.unwrap_or_default().check_keyring(unlocked.keyring.generation())?;
@@ -92,7 +93,8 @@ pub async fn change_keyring<T>(
     options: &KeyOptions,
     change: impl Fn(&mut Keyring, &VolumeKeys) -> Result<(T, VolumeKeys), KeyringError>,
 ) -> Result<Changed<T>, StackError> {
-    let layers = Layers::connect(&options.store, READ_TIMEOUT, false).await?;
+    let layers =
+        Layers::connect(&options.store.seen_in(&options.state_dir), READ_TIMEOUT, false).await?;
     let what = || format!("writing the keyring of {}", options.store.location);
     let mut lost = None;
     for _ in 0..TRIES_MAX {

@@ -1,9 +1,9 @@
 //! When this machine last used which slot of a volume, and which volume was at which store.
 //!
 //! The first is for people who want to know which of their ways in still work; nobody relies on it.
-//! The second is for slots of KMS and age: what they are sealed to is public, so whoever can write
-//! to the bucket can put another volume there that opens all the same. A machine that was there
-//! before notices. In clear, since it says no more than the log does, and since `sealfs key list`
+//! The second is for volumes that one secret opens, and for slots of KMS and age, since what those are
+//! sealed to is public: whoever can write to the bucket can put another volume there that opens all
+//! the same. A machine that was there before notices. In clear, since it says no more than the log does, and since `sealfs key list`
 //! needs no key. A failure to write it down is no failure.
 
 use std::collections::BTreeMap;
@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::{StackError, StackErrorKind, StoreOptions};
-use crate::base::{Clock, SystemClock, VolumeId, hex, shell_word};
-use crate::seal::{Keyring, SlotKind};
+use super::{StackError, StoreOptions};
+use crate::base::{Clock, SystemClock, VolumeId, hex};
+use crate::seal::Keyring;
 
 /// Name of the file beside the rest of what this machine remembers of the volume.
 const FILE_NAME: &str = "slots-used.json";
@@ -52,42 +52,49 @@ pub fn remember_use(
     }
 }
 
-/// Refuses a keyring that KMS or an age key has opened, if this machine has seen another volume at
-/// its store; unless that is `accepted`.
-///
-/// # Errors
-/// [`StackError::Keeper`] names both, and the file that says so.
-pub(super) fn check_place(
-    state_dir: &Path,
-    store: &StoreOptions,
-    keyring: &Keyring,
-    slot: u32,
-    accepted: bool,
-) -> Result<(), StackError> {
-    let (file, found) = (place(state_dir, store), keyring.volume_id().to_string());
-    let by_keeper = keyring
-        .slots()
-        .iter()
-        .any(|s| s.id == slot && matches!(s.kind, SlotKind::Kms | SlotKind::Age));
-    let seen = match fs::metadata(&file) {
-        Ok(of) if by_keeper && !accepted && of.len() <= BYTES_MAX => fs::read_to_string(&file),
-        _ => return Ok(()),
-    };
-    match seen.ok().as_deref().map(str::trim) {
-        Some(seen) if seen != found && !seen.is_empty() => Err(StackError::Keeper {
-            kind: StackErrorKind::Corrupt,
-            message: format!(
-                "{} held volume {seen} when this machine last opened it, and holds {found} now: \
-                 who can write there can make one that AWS KMS or your age key opens",
-                store.location
-            ),
-            hint: format!(
-                "put the object `keyring` back from a copy; or, if you made the volume anew: rm {}",
-                shell_word(&file.display().to_string())
-            ),
-        }),
-        _ => Ok(()),
+/// Which volume is meant at a store, and where it stands which was there when this machine last
+/// opened it.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    store: String,
+    wanted: Option<VolumeId>,
+    file: Option<PathBuf>,
+}
+
+impl Place {
+    /// That of a STORE.
+    pub(super) fn of(store: &StoreOptions) -> Place {
+        let file = store.state_dir.as_deref().map(|dir| place(dir, store));
+        Place { store: store.location.to_string(), wanted: store.volume, file }
     }
+
+    /// Refuses the keyring of another volume than is meant: two that one secret opens, or whose
+    /// slots are sealed to what is public, can be exchanged by whoever can write to the bucket.
+    ///
+    /// # Errors
+    /// [`StackError::OtherVolume`].
+    pub(super) fn check(&self, keyring: &Keyring) -> Result<(), StackError> {
+        let found = keyring.volume_id();
+        let other = |told, wanted: String| {
+            let (store, found) = (self.store.clone(), found.to_string());
+            Err(StackError::OtherVolume { store, found, wanted, told })
+        };
+        match (self.wanted, &self.file) {
+            (Some(wanted), _) if wanted != found => other(true, wanted.to_string()),
+            (None, Some(file)) => match seen_in(file) {
+                Some(seen) if seen != found.to_string() => other(false, seen),
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The volume that was at a store, by the file that says so.
+fn seen_in(file: &Path) -> Option<String> {
+    let is_small = fs::metadata(file).is_ok_and(|found| found.len() <= BYTES_MAX);
+    let seen = is_small.then(|| fs::read_to_string(file).ok()).flatten()?;
+    Some(seen.trim().to_owned()).filter(|seen| !seen.is_empty())
 }
 
 /// What holds the volume that was last opened at a store.
@@ -105,15 +112,19 @@ fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.persist(path).map(drop).map_err(|e| e.error)
 }
 
-/// [`remember_use`], of a keyring that has just been opened, and that it is at this store.
-pub(super) fn note_use(state_dir: &Path, store: &StoreOptions, keyring: &Keyring, slot: u32) {
-    let file = place(state_dir, store);
-    let id = keyring.volume_id().to_string();
-    if fs::read_to_string(&file).ok().as_deref() != Some(&*id)
+/// Remembers which volume is at a store.
+pub fn note_place(state_dir: &Path, store: &StoreOptions, volume: VolumeId) {
+    let (file, id) = (place(state_dir, store), volume.to_string());
+    if seen_in(&file).as_deref() != Some(&*id)
         && let Err(e) = write_private(&file, id.as_bytes())
     {
         log::debug!("{} was not written: {e}", file.display());
     }
+}
+
+/// [`remember_use`], of a keyring that has just been opened, and that it is at this store.
+pub(super) fn note_use(state_dir: &Path, store: &StoreOptions, keyring: &Keyring, slot: u32) {
+    note_place(state_dir, store, keyring.volume_id());
     let now = u64::try_from(SystemClock.now().secs).unwrap_or(0);
     let exists = |id| keyring.slots().iter().any(|slot| slot.id == id);
     remember_use(state_dir, keyring.volume_id(), slot, now, exists);

@@ -15,10 +15,12 @@ pub const KEYRING_NAME: &str = "keyring";
 /// Reads the keyring.
 ///
 /// # Errors
-/// [`StackError::NoVolume`], [`StackError::Store`], [`StackError::Keyring`].
+/// [`StackError::NoVolume`], [`StackError::Store`], [`StackError::Keyring`],
+/// [`StackError::OtherVolume`].
 pub async fn load_keyring(layers: &Layers, store: &str) -> Result<Keyring, StackError> {
     let (keyring, _) = read_version(&*layers.retry, store).await?;
     layers.attended.goes_on();
+    layers.place.check(&keyring)?;
     Ok(keyring)
 }
 

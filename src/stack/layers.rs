@@ -8,6 +8,7 @@ use std::time::Duration;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 
+use super::key_use::Place;
 use super::{Attended, StackError, StoreOptions};
 use crate::seal::VolumeKeys;
 use crate::store::s3::{self, S3Options, S3Store};
@@ -28,6 +29,8 @@ pub struct Layers {
     pub limits: Arc<Limits>,
     /// Who is told what is waited for.
     pub attended: Attended,
+    /// Which volume is meant.
+    pub(super) place: Place,
     read_timeout: Duration,
     cache: Option<(PathBuf, u64)>,
     opened: OnceLock<Arc<Cached>>,
@@ -99,6 +102,7 @@ impl Layers {
             s3: s3_store,
             limits,
             attended,
+            place: Place::of(options),
             read_timeout,
             cache: None,
             opened,

@@ -23,7 +23,7 @@ use super::open::{Opened, is_gone, patiently};
 use super::{KEYRING_NAME, Key, StackError, StackErrorKind, StoreOptions};
 use crate::base::VolumeId;
 use crate::store::s3::{COPY_MAX, Reencrypted, S3Store, SseMode};
-use crate::store::{ErrorClass, class, sentence};
+use crate::store::{ErrorClass, class, sentence, shown_key};
 
 /// Objects at a time, unless asked otherwise.
 pub const PARALLEL_DEFAULT: usize = 16;
@@ -251,7 +251,7 @@ impl Pass<'_> {
                     match self.one(&meta).await {
                         Ok(ended) => self.enter(&meta, ended),
                         Err(e) => {
-                            let name = meta.location.to_string();
+                            let name = shown_key(&meta.location);
                             failures.lock().insert(name, (meta.size, sentence(&e)));
                         }
                     }

@@ -85,7 +85,7 @@ pub use key_age::{
 };
 pub use key_change::{Changed, KeyOptions, change_keyring, open_keyring};
 pub use key_kms::{CONTEXT_SLOT, CONTEXT_VOLUME, Follow, KMS_MAX, KmsSource};
-pub use key_use::{last_used, remember_use};
+pub use key_use::{last_used, note_place, remember_use};
 pub use keyring_object::{KEYRING_NAME, load_keyring, read_keyring};
 pub use layers::Layers;
 pub use mount::Mounted;

@@ -12,8 +12,9 @@ use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::keyring_object::KEYRING_NAME;
 use super::{Layers, StackError, StoreOptions};
+use crate::base::one_line;
 use crate::seal::{KEYRING_MAX, Keyring, KeyringError};
-use crate::store::{ErrorClass, Location, class};
+use crate::store::{ErrorClass, Location, class, shown_key};
 
 /// Objects below the prefix among which a keyring is looked for.
 const LISTED_MAX: usize = 1000;
@@ -52,7 +53,9 @@ pub(super) async fn refuse_taken(layers: &Layers, store: &StoreOptions) -> Resul
         example.get_or_insert(at);
     }
     match example {
-        Some(example) => Err(StackError::NotEmpty { store: name, example: example.to_string() }),
+        Some(example) => {
+            Err(StackError::NotEmpty { store: name, example: one_line(&shown_key(&example)) })
+        }
         None => refuse_below(store).await,
     }
 }

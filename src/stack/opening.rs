@@ -19,7 +19,7 @@ use super::departure::Departure;
 use super::disks::{human, make_dir, room_for, space_of};
 use super::gates::{SharedLease, gates};
 use super::history::{refuse_discord, remember};
-use super::key_use::{check_place, note_use};
+use super::key_use::note_use;
 use super::key_watch::KeyWatch;
 use super::lease::{Beat, Lease, LeaseAsk};
 use super::lineage::{Lineage, copied_elsewhere, go_on_beside, lineage, refuse_lost};
@@ -254,7 +254,11 @@ async fn go_on(
 /// [`mount`], leaving the lease in `held` once it is taken.
 async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, StackError> {
     let name = options.store.location.to_string();
-    let layers = Layers::connect(&options.store, options.read_timeout, false).await?;
+    let mut store_options = options.store.seen_in(&options.state_dir);
+    if options.accept_rollback.keyring {
+        store_options.state_dir = None;
+    }
+    let layers = Layers::connect(&store_options, options.read_timeout, false).await?;
     let unlocked = unlock_store(&layers, &name, &options.key).await?;
     let (keyring, keys) = (unlocked.keyring.clone(), unlocked.keys.clone());
     let slot = unlocked.slot;
@@ -276,8 +280,6 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
     }
     let state_dir = options.state_dir.join(volume.to_string());
     let cache_dir = options.cache_dir.join(volume.to_string());
-    let accepted = options.accept_rollback.keyring;
-    check_place(&options.state_dir, &options.store, &keyring, slot, accepted)?;
     make_dir(&state_dir)?;
     make_dir(&cache_dir)?;
     note_use(&options.state_dir, &options.store, &keyring, slot);

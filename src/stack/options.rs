@@ -1,12 +1,13 @@
 //! What `stack` is asked for: plain data, filled in by `cli` from the command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::ObjectStore;
 
 use super::{Attended, Key};
+use crate::base::VolumeId;
 use crate::commit::{CleanOptions, CommitOptions};
 use crate::journal::disk::{DiskIo, RealDisk};
 use crate::seal::{KdfParams, Secret};
@@ -33,11 +34,22 @@ pub struct StoreOptions {
     pub limits: Arc<Limits>,
     /// Shows what is waited for, and takes the wish to stop.
     pub attended: Attended,
+    /// The volume that is meant (`--volume-id`): any other is refused, and this one is taken
+    /// whichever was there before.
+    pub volume: Option<VolumeId>,
+    /// Where this machine remembers which volume was at which store, if it does: another is
+    /// refused.
+    pub state_dir: Option<PathBuf>,
     /// A store of the caller's own in place of what `location` names (tests).
     pub custom: Option<Arc<dyn ObjectStore>>,
 }
 
 impl StoreOptions {
+    /// The same, with what is remembered in `state_dir` of volumes and stores.
+    pub(super) fn seen_in(&self, state_dir: &Path) -> StoreOptions {
+        StoreOptions { state_dir: Some(state_dir.into()), ..self.clone() }
+    }
+
     /// The defaults for `location`.
     pub fn new(location: Location) -> StoreOptions {
         StoreOptions {
@@ -49,6 +61,8 @@ impl StoreOptions {
             sse: SseAsk::default(),
             limits: Arc::default(),
             attended: Attended::default(),
+            volume: None,
+            state_dir: None,
             custom: None,
         }
     }

@@ -38,7 +38,7 @@ use crate::meta::keys;
 use crate::seal::{SlotInfo, SlotKind};
 use crate::store::kv::COLLECT_AGE;
 use crate::store::s3::{Setting, Versioning};
-use crate::store::{Resealed, Sealed, sentence};
+use crate::store::{Resealed, Sealed, sentence, shown_key};
 
 /// Objects at a time, unless asked otherwise.
 pub const REKEY_PARALLEL: usize = 8;
@@ -617,7 +617,7 @@ impl<'a> Run<'a> {
                 let mut pass = pass.lock();
                 pass.failed_total += 1;
                 if pass.failed.len() < FAILED_MAX {
-                    let (name, bytes) = (meta.location.to_string(), meta.size);
+                    let (name, bytes) = (shown_key(&meta.location), meta.size);
                     pass.failed.push(Exception { name, bytes, problem: sentence(&e) });
                 }
             }

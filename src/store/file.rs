@@ -1,31 +1,33 @@
 //! `file://`: a directory as an object store, with conditional updates and durable puts.
 //!
-//! object_store's `LocalFileSystem` reads, lists and deletes; what it lacks is a conditional
-//! update. Puts are ours: the bytes go to a staged file (`name#N`, which listings skip), are
+//! object_store's `LocalFileSystem` deletes, copies and takes uploads in parts; what it lacks is a
+//! conditional update, and care in what it opens and lists (`entries`). Puts are ours: the bytes go to a staged file (`name#N`, which listings skip), are
 //! synced, get a modification time later than the version they replace, and are renamed into
 //! place under a lock file, so that the entity tag (inode, time, size) never repeats for a name
 //! while it exists. The lock orders the writers of all processes of this machine; a directory
 //! on a network file system needs working `flock`.
 
+mod entries;
+
 use super::error::{ErrorClass, StoreError};
 use async_trait::async_trait;
+use entries::{Walk, e_tag, meta_of, open_object, open_own, place};
 use futures::stream::{self, BoxStream, StreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions,
-    Result,
+    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload,
+    ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    RenameOptions, Result,
 };
 use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write};
-use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How long a put waits for another process's put to release the lock.
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -51,6 +53,10 @@ impl FileStore {
         let inner = LocalFileSystem::new_with_prefix(root.as_ref())?.with_fsync(true);
         let root = fs::canonicalize(root.as_ref()).map_err(|e| failed("open", root.as_ref(), e))?;
         let metadata = fs::metadata(&root).map_err(|e| failed("open", &root, e))?;
+        if !metadata.is_dir() {
+            let e = io::Error::from(io::ErrorKind::NotADirectory);
+            return Err(failed("open", &root, e));
+        }
         let identity = (metadata.dev(), metadata.ino());
         let staged = Arc::new(AtomicU64::new(0));
         Ok(FileStore { inner: Arc::new(inner), root: Arc::new(root), identity, staged })
@@ -146,15 +152,18 @@ impl FileStore {
         Ok(PutResult { e_tag: Some(e_tag), version: None, extensions: Default::default() })
     }
 
+    /// Where an object lies.
+    fn place(&self, location: &Path) -> Result<PathBuf> {
+        place(&self.root, location).ok_or_else(|| {
+            let source = "no object has such a name here".into();
+            Error::NotFound { path: location.to_string(), source }
+        })
+    }
+
     /// Takes the store's lock; dropping the file releases it.
     fn lock(&self) -> Result<File> {
         let path = self.root.join(LOCK_NAME);
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(|e| failed("open", &path, e))?;
+        let file = open_own(&path)?;
         let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
             match file.try_lock() {
@@ -171,6 +180,11 @@ impl FileStore {
             }
         }
     }
+}
+
+fn out_of_range(path: &FsPath, e: impl fmt::Display) -> Error {
+    let message = format!("cannot read {}: {e}", path.display());
+    StoreError::new(ErrorClass::Other, message).into_store("file")
 }
 
 fn check_mode(target: &FsPath, mode: &PutMode, old: Option<&Metadata>) -> Result<()> {
@@ -227,13 +241,6 @@ impl Drop for Staged {
     }
 }
 
-/// As `LocalFileSystem` forms it (a test compares the two).
-fn e_tag(metadata: &Metadata) -> String {
-    let time = metadata.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
-    let micros = time.unwrap_or_default().as_micros();
-    format!("\"{:x}-{micros:x}-{:x}\"", metadata.ino(), metadata.len())
-}
-
 /// Creates `dir` with its missing parents, each synced into its own parent.
 fn create_dirs(dir: &FsPath) -> io::Result<()> {
     if dir.is_dir() {
@@ -278,7 +285,7 @@ impl ObjectStore for FileStore {
                 implementer: self.to_string(),
             });
         }
-        let target = self.inner.path_to_filesystem(location)?;
+        let target = self.place(location)?;
         let store = self.clone();
         let put = move || store.told_apart(store.put_blocking(&target, &payload, &opts.mode));
         tokio::task::spawn_blocking(put).await?
@@ -294,15 +301,25 @@ impl ObjectStore for FileStore {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.told_apart(self.inner.get_opts(location, options).await)
-    }
-
-    async fn get_ranges(
-        &self,
-        location: &Path,
-        ranges: &[Range<u64>],
-    ) -> Result<Vec<bytes::Bytes>> {
-        self.told_apart(self.inner.get_ranges(location, ranges).await)
+        let path = self.place(location)?;
+        let location = location.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            let (file, metadata) = open_object(&path)?;
+            let meta = meta_of(location, &metadata);
+            options.check_preconditions(&meta)?;
+            let range = match options.range {
+                Some(range) => range.as_range(meta.size).map_err(|e| out_of_range(&path, e))?,
+                None => 0..meta.size,
+            };
+            Ok(GetResult {
+                payload: GetResultPayload::File(file, path),
+                meta,
+                range,
+                attributes: Default::default(),
+                extensions: Default::default(),
+            })
+        });
+        self.told_apart(opened.await?)
     }
 
     fn delete_stream(
@@ -314,7 +331,7 @@ impl ObjectStore for FileStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.listing(self.inner.list(prefix))
+        self.listing(Walk::new(&self.root, prefix, true).objects())
     }
 
     fn list_with_offset(
@@ -322,12 +339,19 @@ impl ObjectStore for FileStore {
         prefix: Option<&Path>,
         offset: &Path,
     ) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.listing(self.inner.list_with_offset(prefix, offset))
+        let offset = offset.clone();
+        let all = Walk::new(&self.root, prefix, true).objects();
+        let behind = all.filter(move |one| {
+            let is_behind = one.as_ref().map_or(true, |meta| meta.location > offset);
+            futures::future::ready(is_behind)
+        });
+        self.listing(behind.boxed())
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
         self.reachable()?;
-        self.inner.list_with_delimiter(prefix).await
+        let walk = Walk::new(&self.root, prefix, false);
+        tokio::task::spawn_blocking(move || walk.level()).await?
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {

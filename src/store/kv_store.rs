@@ -34,6 +34,7 @@ use tokio::sync::watch;
 use super::bounds::refuse_endless;
 use super::error::{ErrorClass, class};
 use super::kv::answers::{Answers, refuse_gaps};
+use super::names::is_odd;
 use super::rope::Rope;
 
 /// Bytes of a table where nothing is known of a limit.
@@ -293,7 +294,10 @@ impl ObjectStore for SlateStore {
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let listing = self.answers.list(self.inner.clone(), prefix).enumerate();
-        listing.map(|(n, one)| refuse_endless(n).and(one)).boxed()
+        let bounded = listing.map(|(n, one)| refuse_endless(n).and(one));
+        // No database names its objects so.
+        let is_ours = |one: &Result<ObjectMeta>| !one.as_ref().is_ok_and(|o| is_odd(&o.location));
+        bounded.filter(move |one| futures::future::ready(is_ours(one))).boxed()
     }
 
     fn list_with_offset(

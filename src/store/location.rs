@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use thiserror::Error;
 
+use super::names::percent_decoded;
+
 /// A parsed STORE: `s3://bucket[/prefix]`, `file:///absolute/dir` or `memory:` (tests).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Location {
@@ -96,18 +98,7 @@ const PREFIX_BYTES_MAX: usize = 800;
 
 /// Bytes for `%XX`; `None` if that is garbled or not UTF-8.
 pub(crate) fn percent_decode(text: &str) -> Option<String> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(b) = bytes.next() {
-        match b {
-            b'%' => {
-                let digit = |b: u8| (b as char).to_digit(16).map(|d| d as u8);
-                out.push(digit(bytes.next()?)? << 4 | digit(bytes.next()?)?);
-            }
-            b => out.push(b),
-        }
-    }
-    String::from_utf8(out).ok()
+    String::from_utf8(percent_decoded(text.as_bytes())?).ok()
 }
 
 impl fmt::Display for Location {

@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use super::config;
 use super::config_use::VolumeSse;
 use super::history::refuse_discord;
-use super::key_use::{check_place, note_use};
+use super::key_use::note_use;
 use super::key_watch::KeyWatch;
 use super::lease::held_by;
 use super::options::OPEN_TIMEOUT;
@@ -177,7 +177,8 @@ pub async fn fsck(
     let name = options.store.location.to_string();
     let attended = options.store.attended.clone();
     let open = async {
-        let layers = Layers::connect(&options.store, options.read_timeout, false).await?;
+        let store = options.store.seen_in(&options.state_dir);
+        let layers = Layers::connect(&store, options.read_timeout, false).await?;
         let unlocked = unlock_store(&layers, &name, &options.key).await?;
         let sealed = Sealed::new(layers.retry.clone(), unlocked.keys.clone());
         let watch = Arc::new(KeyWatch::new(layers.retry.clone(), &name, unlocked.clone()));
@@ -186,7 +187,6 @@ pub async fn fsck(
     };
     let (layers, unlocked, watch, loaded) = attended.unless_stopped(open).await?;
     let Unlocked { keyring, keys, slot, .. } = unlocked;
-    check_place(&options.state_dir, &options.store, &keyring, slot, false)?;
     note_use(&options.state_dir, &options.store, &keyring, slot);
     let id = keys.volume_id();
     // The encryption that the volume remembers is needed to read objects under it.

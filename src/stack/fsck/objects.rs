@@ -10,7 +10,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::Volume;
-use crate::base::{SegmentId, counted, plural};
+use crate::base::{SegmentId, counted, one_line, plural};
 use crate::commit::check::Segments;
 use crate::seal::offsets::plain_len;
 use crate::stack::config::CONFIG_NAME;
@@ -18,7 +18,7 @@ use crate::stack::lease::LEASE_NAME;
 use crate::stack::{KEYRING_NAME, StackError};
 use crate::store::kv::META_PREFIX;
 use crate::store::segments::{Layout, has_frames};
-use crate::store::{ErrorClass, SegmentStore, class, is_probe, sentence};
+use crate::store::{ErrorClass, SegmentStore, class, is_probe, sentence, shown_key};
 
 /// Segments that rows do not know are looked into this many at a time.
 const LOOKS_PARALLEL: usize = 8;
@@ -228,6 +228,7 @@ impl Objects {
             (format!("segment {id} should have {} and has {is}", counted(*said, "byte")), Some(*id))
         });
         let strangers = self.strangers.iter().take(STRANGERS_MAX).map(|name| {
+            let name = one_line(&shown_key(name));
             (format!("object {name} was not written by this volume; it is left alone"), None)
         });
         let more = self.strangers.len().saturating_sub(STRANGERS_MAX);

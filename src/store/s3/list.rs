@@ -7,11 +7,14 @@ use super::Inner;
 use super::errors::{Condition, from_sdk, own};
 use super::read::system_time;
 use crate::store::error::ErrorClass;
+use crate::store::names::{path_of, percent_decoded};
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
+use aws_sdk_s3::types::EncodingType;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ListResult, ObjectMeta, Result};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -69,7 +72,8 @@ pub(super) async fn list_with_delimiter(
             found.push(object?);
         }
         for common in page.common_prefixes().iter().filter_map(|p| p.prefix()) {
-            below.insert(path_of(inner, common)?);
+            let key = key_of(&page, common);
+            below.insert(path_below(inner, key.strip_suffix(b"/").unwrap_or(&key))?);
         }
     }
     Ok(ListResult {
@@ -105,6 +109,8 @@ impl Pages {
             .set_delimiter(self.delimiter.map(str::to_owned))
             .set_start_after(self.start_after.clone())
             .set_continuation_token(self.token.clone())
+            // XML cannot say every key that a bucket can hold.
+            .encoding_type(EncodingType::Url)
             .send()
             .await
             .map_err(|e| from_sdk(e, "list", &self.prefix, Condition::None))
@@ -127,33 +133,47 @@ fn key_prefix(inner: &Inner, prefix: Option<&Path>) -> String {
     }
 }
 
-/// The objects of a page. The prefix itself as a key (the "folder" of consoles) is not one.
+/// The objects of a page. An empty one whose key ends with a slash (the "folder" of consoles) is
+/// none.
 fn objects<'a>(
     inner: &'a Inner,
     page: &'a ListObjectsV2Output,
 ) -> impl Iterator<Item = Result<ObjectMeta>> + 'a {
-    page.contents().iter().filter(|object| object.key().is_none_or(|k| !k.ends_with('/'))).map(
-        |object| {
-            let key = object.key().unwrap_or_default();
-            let size = object.size().and_then(|s| u64::try_from(s).ok()).ok_or_else(|| {
-                own(ErrorClass::Transport, format!("list: the entry of {key} has no size"))
-            })?;
-            Ok(ObjectMeta {
-                location: path_of(inner, key)?,
-                last_modified: system_time(object.last_modified()).into(),
-                size,
-                e_tag: object.e_tag().map(str::to_owned),
-                version: None,
-            })
-        },
-    )
+    let is_folder = |object: &&aws_sdk_s3::types::Object| {
+        object.size() == Some(0)
+            && object.key().is_some_and(|key| key_of(page, key).ends_with(b"/"))
+    };
+    page.contents().iter().filter(move |object| !is_folder(object)).map(|object| {
+        let key = object.key().unwrap_or_default();
+        let size = object.size().and_then(|s| u64::try_from(s).ok()).ok_or_else(|| {
+            own(ErrorClass::Transport, format!("list: the entry of {key} has no size"))
+        })?;
+        Ok(ObjectMeta {
+            location: path_below(inner, &key_of(page, key))?,
+            last_modified: system_time(object.last_modified()).into(),
+            size,
+            e_tag: object.e_tag().map(str::to_owned),
+            version: None,
+        })
+    })
+}
+
+/// The key that an entry stands for. A server that does not know the encoding does not say so.
+fn key_of<'a>(page: &ListObjectsV2Output, listed: &'a str) -> Cow<'a, [u8]> {
+    match page.encoding_type() {
+        Some(EncodingType::Url) if listed.contains(['%', '+']) => {
+            let spaces = listed.replace('+', " ");
+            percent_decoded(spaces.as_bytes()).map_or(listed.as_bytes().into(), Cow::Owned)
+        }
+        _ => listed.as_bytes().into(),
+    }
 }
 
 /// The path below the store's prefix of a full key.
-fn path_of(inner: &Inner, key: &str) -> Result<Path> {
-    let below = key.strip_prefix(&inner.prefix).ok_or_else(|| {
+fn path_below(inner: &Inner, key: &[u8]) -> Result<Path> {
+    let below = key.strip_prefix(inner.prefix.as_bytes()).ok_or_else(|| {
+        let key = String::from_utf8_lossy(key);
         own(ErrorClass::Transport, format!("list: {key} is not below {}", inner.prefix))
     })?;
-    Path::parse(below)
-        .map_err(|e| own(ErrorClass::Other, format!("list: {key:?} is not a path: {e}")))
+    Ok(path_of(below))
 }

@@ -131,7 +131,7 @@ impl S3Store {
 impl Inner {
     /// The full key of a path below the prefix.
     fn key(&self, path: &Path) -> String {
-        format!("{}{}", self.prefix, path.as_ref())
+        format!("{}{}", self.prefix, crate::store::shown_key(path))
     }
 }
 

@@ -387,12 +387,17 @@ impl S3 for MemoryS3 {
             max as usize,
         );
         let (mut contents, mut common, mut last) = (Vec::new(), Vec::new(), None);
+        let encodes = input.encoding_type.as_ref().is_some_and(|e| e.as_str() == "url");
+        let shown = |key: String| match encodes {
+            true => url_encoded(&key),
+            false => key,
+        };
         for entry in entries {
             match entry {
                 Entry::Object(key, object) => {
                     last = Some(key.clone());
                     contents.push(s3s::dto::Object {
-                        key: Some(key),
+                        key: Some(shown(key)),
                         size: Some(object.bytes.len() as i64),
                         e_tag: Some(strong(&object.e_tag)),
                         last_modified: Some(object.modified.into()),
@@ -401,7 +406,7 @@ impl S3 for MemoryS3 {
                 }
                 Entry::Prefix(prefix) => {
                     last = Some(prefix.clone());
-                    common.push(CommonPrefix { prefix: Some(prefix) });
+                    common.push(CommonPrefix { prefix: Some(shown(prefix)) });
                 }
             }
         }
@@ -415,6 +420,7 @@ impl S3 for MemoryS3 {
             common_prefixes: Some(common),
             prefix: input.prefix,
             delimiter: input.delimiter,
+            encoding_type: input.encoding_type,
             ..Default::default()
         }))
     }
@@ -569,4 +575,18 @@ impl S3 for MemoryS3 {
             None => Err(s3_error!(NoSuchUpload, "no such upload")),
         }
     }
+}
+
+/// As S3 encodes the keys of a listing.
+fn url_encoded(key: &str) -> String {
+    let mut out = String::new();
+    for b in key.bytes() {
+        match b {
+            b'/' | b'-' | b'_' | b'.' | b'*' => out.push(b.into()),
+            b' ' => out.push('+'),
+            b if b.is_ascii_alphanumeric() => out.push(b.into()),
+            b => out.push_str(&format!("%{b:02X}")),
+        }
+    }
+    out
 }
