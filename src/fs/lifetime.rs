@@ -1,7 +1,7 @@
 //! How long inodes live and which numbers they get: the kernel's lookup counts, inodes without
 //! a name that are still open, and the allocation of inode numbers.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 
+use super::known::Known;
 use super::{Attempt, Fs, FsError, State, Step};
 use crate::base::Ino;
 use crate::commit::{Batch, DataOp};
@@ -72,46 +73,40 @@ pub(super) struct Lookups {
 
 #[derive(Default)]
 struct Counts {
-    counts: HashMap<Ino, u64>,
+    counts: Known,
     orphans: HashSet<Ino>,
 }
 
 impl Lookups {
     pub(super) fn add(&self, ino: Ino) {
-        *self.inner.lock().counts.entry(ino).or_insert(0) += 1;
+        self.inner.lock().counts.add(ino);
     }
 
     pub(super) fn add_all(&self, inos: impl IntoIterator<Item = Ino>) {
         let mut inner = self.inner.lock();
         for ino in inos {
-            *inner.counts.entry(ino).or_insert(0) += 1;
+            inner.counts.add(ino);
         }
     }
 
     fn known(&self) -> Vec<Ino> {
-        self.inner.lock().counts.keys().copied().collect()
+        self.inner.lock().counts.inos().collect()
     }
 
     fn is_known(&self, ino: Ino) -> bool {
-        self.inner.lock().counts.contains_key(&ino)
+        self.inner.lock().counts.contains(ino)
     }
 
     /// Takes `n` from the count; true if it is an orphan that nobody knows any more.
     fn drop(&self, ino: Ino, n: u64) -> bool {
         let mut inner = self.inner.lock();
-        let Some(count) = inner.counts.get_mut(&ino) else { return false };
-        *count = count.saturating_sub(n);
-        if *count > 0 {
-            return false;
-        }
-        inner.counts.remove(&ino);
-        inner.orphans.remove(&ino)
+        inner.counts.sub(ino, n) && inner.orphans.remove(&ino)
     }
 
     /// Notes that `ino` has no name; false if nobody knows it (any more).
     fn add_orphan(&self, ino: Ino) -> bool {
         let mut inner = self.inner.lock();
-        let known = inner.counts.contains_key(&ino);
+        let known = inner.counts.contains(ino);
         if known {
             inner.orphans.insert(ino);
         }

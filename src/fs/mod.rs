@@ -12,6 +12,7 @@ mod copy;
 mod dir;
 mod error;
 mod inode;
+mod known;
 mod lifetime;
 mod namespace;
 mod place;
