@@ -23,20 +23,38 @@ const LAYERS: &[&[&str]] = &[
 
 /// The rooms inside a layer: a file or folder, or several that are one room, may import rooms further
 /// down this list, and none beside it on the same line.
-const ROOMS: &[(&str, &[&[&str]])] = &[(
-    "commit",
-    &[
-        &["committer"],
-        &["attempt", "clean", "reclaim"],
-        &["writer", "work", "replay", "check"],
-        &["resolve", "error", "scan"],
-        &["accounts"],
-        &["view"],
-        &["caches", "extents", "page"],
-        &["pack pending"],
-        &["batch", "layouts", "options"],
-    ],
-)];
+const ROOMS: &[(&str, &[&[&str]])] = &[
+    (
+        "stack",
+        &[
+            &["init"],
+            &["care"],
+            &["opening"],
+            &["running"],
+            &["options"],
+            &["keys"],
+            &["layers"],
+            &["records"],
+            &["store_options"],
+            &["attended"],
+            &["error"],
+        ],
+    ),
+    (
+        "commit",
+        &[
+            &["committer"],
+            &["attempt", "clean", "reclaim"],
+            &["writer", "work", "replay", "check"],
+            &["resolve", "error", "scan"],
+            &["accounts"],
+            &["view"],
+            &["caches", "extents", "page"],
+            &["pack pending"],
+            &["batch", "layouts", "options"],
+        ],
+    ),
+];
 
 /// Imports against the rule that are meant: who, what, why.
 const EXCEPTIONS: &[(&str, &str, &str)] = &[];
@@ -58,11 +76,11 @@ const NAMED_ONLY_IN: &[(&str, &[&str])] = &[
     ("aws_lc_rs", &["src/seal/", "src/s3ec/"]),
     ("ghash", &["src/s3ec/gcm.rs"]),
     ("x_wing", &["src/seal/kem.rs"]),
-    ("age", &["src/stack/key_age.rs"]),
+    ("age", &["src/stack/keys/age.rs"]),
     ("zstd", &["src/store/segments/frames.rs"]),
     ("slatedb", &["src/store/kv.rs", "src/store/kv_store.rs", "src/store/kv/"]),
     ("prometheus_client", &["src/cli/metrics.rs"]),
-    ("clap", &["src/cli/", "src/store/s3/flags.rs"]),
+    ("clap", &["src/cli/"]),
 ];
 
 /// Lines of the longest source file, its unit tests not counted.

@@ -7,11 +7,12 @@ use clap::Args;
 
 use crate::base::VolumeId;
 use crate::stack::{Attended, StoreOptions};
-use crate::store::s3::{InputError, SseAsk, SseFlags, input};
+use crate::store::s3::{InputError, SseAsk, input};
 use crate::store::{LIMIT_MIN, Location};
 
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
+use super::sse_flags::SseFlags;
 
 /// How the store is reached, and the server-side encryption to ask for.
 #[derive(Args, Clone, Debug)]

@@ -18,6 +18,7 @@ use super::exit::{Exit, Failure, Outcome};
 use super::key::Where;
 use super::key_kit::{self, Page};
 use super::signals::{self, UNDO_MAX};
+use super::sse_flags::for_new_volume;
 use super::strength::WeakArgs;
 
 /// Flags of `sealfs init`.
@@ -84,7 +85,7 @@ pub fn run(args: InitArgs) -> Outcome {
             .hint("leave --volume-id out"));
     }
     let page = args.recovery_kit.as_deref().map(|page| Page::begin(page, false)).transpose()?;
-    let mode = store.sse.for_new_volume().map_err(|e| Failure::new(Exit::Usage, e))?;
+    let mode = for_new_volume(&store.sse).map_err(|e| Failure::new(Exit::Usage, e))?;
     store.sse.mode = Some(mode);
     super::keep_private();
     // A bucket that is still to be made cannot be looked at.

@@ -47,6 +47,7 @@ mod set;
 mod signals;
 mod socket;
 mod sse;
+mod sse_flags;
 mod sse_report;
 mod stats;
 mod status;

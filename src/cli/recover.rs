@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::HumanBytes;
 
+use super::sse_flags::SseReadFlags;
 use crate::base::counted;
 use crate::stack::{self, Attended, KeyringSource, LIST_NAME, RecoverOptions};
-use crate::store::s3::SseReadFlags;
 
 use super::args::{SecretArgs, StoreAddress};
 use super::exit::{Exit, Failure, Outcome};

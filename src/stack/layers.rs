@@ -8,7 +8,7 @@ use std::time::Duration;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 
-use super::key_use::Place;
+use super::records::last_use::Place;
 use super::{Attended, StackError, StoreOptions};
 use crate::seal::VolumeKeys;
 use crate::store::s3::{self, S3Options, S3Store};

@@ -1,72 +1,16 @@
 //! What `stack` is asked for: plain data, filled in by `cli` from the command line.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::ObjectStore;
-
-use super::{Attended, Key};
-use crate::base::VolumeId;
+use super::records::accept::Accept;
+use super::{Key, StoreOptions};
 use crate::commit::{CleanOptions, CommitOptions};
 use crate::journal::disk::{DiskIo, RealDisk};
 use crate::seal::{KdfParams, Secret};
+use crate::store::Compression;
 use crate::store::kv::COLLECT_AGE;
-use crate::store::s3::SseAsk;
-use crate::store::{Compression, Limits, Location};
-
-/// Where the store is and how it is reached.
-#[derive(Clone, Debug)]
-pub struct StoreOptions {
-    /// The parsed STORE argument.
-    pub location: Location,
-    /// `--endpoint-url`; AWS itself when absent.
-    pub endpoint_url: Option<String>,
-    /// `--region`; else from the AWS configuration.
-    pub region: Option<String>,
-    /// `--profile`; else from the AWS configuration.
-    pub profile: Option<String>,
-    /// `--allow-http`: plain http to other machines.
-    pub allow_http: bool,
-    /// Server-side encryption of every object, as far as it was asked for.
-    pub sse: SseAsk,
-    /// How fast bytes may go to the store and come from it.
-    pub limits: Arc<Limits>,
-    /// Shows what is waited for, and takes the wish to stop.
-    pub attended: Attended,
-    /// The volume that is meant (`--volume-id`): any other is refused, and this one is taken
-    /// whichever was there before.
-    pub volume: Option<VolumeId>,
-    /// Where this machine remembers which volume was at which store, if it does: another is
-    /// refused.
-    pub state_dir: Option<PathBuf>,
-    /// A store of the caller's own in place of what `location` names (tests).
-    pub custom: Option<Arc<dyn ObjectStore>>,
-}
-
-impl StoreOptions {
-    /// The same, with what is remembered in `state_dir` of volumes and stores.
-    pub(super) fn seen_in(&self, state_dir: &Path) -> StoreOptions {
-        StoreOptions { state_dir: Some(state_dir.into()), ..self.clone() }
-    }
-
-    /// The defaults for `location`.
-    pub fn new(location: Location) -> StoreOptions {
-        StoreOptions {
-            location,
-            endpoint_url: None,
-            region: None,
-            profile: None,
-            allow_http: false,
-            sse: SseAsk::default(),
-            limits: Arc::default(),
-            attended: Attended::default(),
-            volume: None,
-            state_dir: None,
-            custom: None,
-        }
-    }
-}
 
 /// What `sealfs init` does.
 #[derive(Debug)]
@@ -102,28 +46,6 @@ impl std::fmt::Debug for LocalDisk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("LocalDisk")
     }
-}
-
-/// What is accepted though this machine has seen better (`--accept-rollback`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Accept {
-    /// A bucket at an earlier commit: the later ones are given up.
-    pub older: bool,
-    /// A bucket with another history: what this machine has seen of the one before is given up.
-    pub history: bool,
-    /// An older keyring, or one that does not continue the one that was seen: whoever was removed
-    /// since may have made it.
-    pub keyring: bool,
-    /// A local journal that lacks changes which were on stable storage here: they are given up.
-    pub journal: bool,
-    /// An older configuration: another server-side encryption, perhaps.
-    pub config: bool,
-}
-
-impl Accept {
-    /// Everything.
-    pub const ALL: Accept =
-        Accept { older: true, history: true, keyring: true, journal: true, config: true };
 }
 
 /// What `sealfs mount` does, below the FUSE mount itself.

@@ -4,12 +4,13 @@
 use object_store::path::Path;
 
 use super::error::{ErrorClass, StoreError};
+use super::names::{CONFIG_NAME, KEYRING_NAME, LEASE_NAME};
 
 /// Objects that a mount reads whole, and bytes that none of them needs.
 const KINDS: [(&str, u64); 6] = [
-    ("keyring", 1 << 20),
-    ("config", 1 << 20),
-    ("lease", 1 << 20),
+    (KEYRING_NAME, 1 << 20),
+    (CONFIG_NAME, 1 << 20),
+    (LEASE_NAME, 1 << 20),
     ("meta/gc/", 1 << 20),
     ("meta/manifest/", 64 << 20),
     ("meta/compactions/", 64 << 20),

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use super::error::{ErrorClass, class};
 use super::kv_store::{SlateStore, UploadLimit};
+use super::names::META_PREFIX;
 
 pub(super) mod answers;
 mod compact;
@@ -30,9 +31,6 @@ mod roles;
 mod walk;
 
 pub use walk::Walk;
-
-/// Where the database lives below the STORE prefix.
-pub const META_PREFIX: &str = "meta";
 
 /// Level-0 tables at which writes stall.
 const L0_MAX: usize = 8;

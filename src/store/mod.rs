@@ -14,7 +14,7 @@ pub mod kv;
 mod kv_store;
 pub mod limits;
 pub mod location;
-mod names;
+pub mod names;
 pub mod probe;
 pub mod retry;
 mod rope;

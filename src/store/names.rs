@@ -1,4 +1,5 @@
-//! Between the name of an object in the bucket and the path by which the layers know it, one to one.
+//! Names of objects: those of a volume, below the prefix of its STORE; and for any other key in a bucket
+//! the path by which the layers know it, one to one.
 //!
 //! `object_store` paths have no empty parts, no `.` or `..`, no control characters, and are text. A
 //! bucket takes nearly any bytes for a key, and whoever can write to it may plant such a key beside
@@ -10,9 +11,26 @@ use std::borrow::Cow;
 
 use object_store::path::Path;
 
+/// The keyring.
+pub const KEYRING_NAME: &str = "keyring";
+/// The configuration of the volume.
+pub const CONFIG_NAME: &str = "config";
+/// Who holds the volume read-write.
+pub const LEASE_NAME: &str = "lease";
+/// What is below it belongs to the metadata store.
+pub const META_PREFIX: &str = "meta";
+/// Segments are below it.
+pub const SEGMENT_PREFIX: &str = "seg";
+/// A probe leaves nothing; what it was kept from deleting is below this.
+pub const PROBE_PREFIX: &str = "probe";
 /// The first part of the path of a key that is no path itself. A key that begins with it is encoded
 /// as well, so that no two keys have one path.
 const ODD: &str = "%odd";
+
+/// Whether an object of this name is below `prefix`, one of those above.
+pub fn is_below(name: &str, prefix: &str) -> bool {
+    name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
+}
 
 /// The path of the object with this key below the prefix of the store.
 pub(super) fn path_of(key: &[u8]) -> Path {

@@ -4,19 +4,17 @@
 //! nothing behind; an object named `probe/…` that is found later is of a probe that was killed.
 
 use super::error::{ErrorClass, class};
+use super::names::PROBE_PREFIX;
 use crate::base::hex;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, UpdateVersion};
 use thiserror::Error;
 
-/// What the names of probes begin with.
-pub const PREFIX: &str = "probe";
-
 /// Whether an object is one that a probe made, by its name.
 pub fn is_probe(location: &Path) -> bool {
     let parts: Vec<_> = location.parts().collect();
     let hex = |part: &str| part.len() == 32 && part.bytes().all(|b| b.is_ascii_hexdigit());
-    matches!(&parts[..], [first, name] if first.as_ref() == PREFIX && hex(name.as_ref()))
+    matches!(&parts[..], [first, name] if first.as_ref() == PROBE_PREFIX && hex(name.as_ref()))
 }
 
 /// Why a store cannot hold a volume. Each text says what would go wrong.
@@ -84,12 +82,12 @@ pub async fn probe(store: &dyn ObjectStore) -> Result<(), ProbeError> {
     }
 }
 
-/// A name below [`PREFIX`] that no object has.
+/// A name below [`PROBE_PREFIX`] that no object has.
 pub fn random_name() -> object_store::Result<Path> {
     let mut random = [0u8; 16];
     getrandom::fill(&mut random)
         .map_err(|e| object_store::Error::Generic { store: "probe", source: Box::new(e) })?;
-    Ok(Path::from_iter([PREFIX, &hex(&random)]))
+    Ok(Path::from_iter([PROBE_PREFIX, &hex(&random)]))
 }
 
 async fn run(store: &dyn ObjectStore, location: &Path) -> Result<(), ProbeError> {

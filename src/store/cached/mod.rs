@@ -18,6 +18,7 @@ mod read;
 mod stage;
 
 use super::error::{ErrorClass, class};
+use super::names::{SEGMENT_PREFIX, is_below};
 use super::rope::Rope;
 use super::sealed::Invalidate;
 use super::stats::RequestStats;
@@ -95,7 +96,7 @@ impl CacheOptions {
             keep_uploads: true,
         };
         let segments = CacheRule {
-            applies: |name| name.as_ref().starts_with("seg/"),
+            applies: |name| is_below(name.as_ref(), SEGMENT_PREFIX),
             fetch_min: GRANULE,
             keep_uploads: false,
         };

@@ -9,7 +9,8 @@ use slatedb::config::{
     GarbageCollectorOptions,
 };
 
-use super::{Kv, KvError, META_PREFIX, bounded};
+use super::{Kv, KvError, bounded};
+use crate::store::names::META_PREFIX;
 
 /// Level-0 tables at which a compaction is started; half of [`super::L0_MAX`].
 const L0_COMPACT_AT: usize = 4;

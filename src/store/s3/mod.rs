@@ -2,20 +2,18 @@
 //!
 //! One request per call, no retries and no cache: those are `store/retry.rs` and
 //! `store/cached.rs`. Every failure carries a `StoreError` with its class. The only place of
-//! the crate that names `aws_*` beside `store/kms`. Used by `stack/`; `sse` and `flags` also by `cli/`.
+//! the crate that names `aws_*` beside `store/kms`. Used by `stack/`; `sse` also by `cli/`.
 
+mod admin;
 mod answers;
 mod body;
-mod bucket;
 mod causes;
 mod client;
 mod connection;
 mod credentials;
 mod encryption;
 mod errors;
-mod flags;
 pub mod input;
-mod inspect;
 mod list;
 mod local_files;
 mod meter;
@@ -23,22 +21,24 @@ mod proof;
 mod read;
 mod refusal;
 mod sse;
+mod sse_ask;
 mod tls;
 mod upload;
 mod write;
 
-pub use bucket::{DefaultEncryption, Diagnosis, Ping, Setting, Versioning};
+pub use admin::{
+    COPY_MAX, DefaultEncryption, Diagnosis, Inspected, Ping, Reencrypted, Setting, Versioning,
+};
 pub(in crate::store) use causes::Causes;
 pub use client::{
     ATTEMPT_TIMEOUT, CONNECT_TIMEOUT, ConnectError, S3Options, StaticCredentials, connect,
 };
 pub(in crate::store) use client::{Session, SessionAsk, is_this_machine};
 pub(in crate::store) use errors::{Failure, facts};
-pub use flags::{SseAsk, SseDetailFlags, SseFlagError, SseFlags, SseKind, SseReadFlags};
 pub use input::InputError;
-pub use inspect::{COPY_MAX, Inspected, Reencrypted};
 pub use local_files::{local_files, pin_local_files};
 pub use sse::{Applied, SecretKey32, SseMismatch, SseMode};
+pub use sse_ask::SseAsk;
 
 use async_trait::async_trait;
 use encryption::Encryption;

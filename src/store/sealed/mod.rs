@@ -22,7 +22,7 @@ mod upload;
 pub use reseal::Resealed;
 
 use super::error::{ErrorClass, StoreError, class};
-use super::segments;
+use super::names::{META_PREFIX, SEGMENT_PREFIX};
 use crate::base::one_line;
 use crate::seal::offsets::{HEADER, cipher_len, plain_len};
 use crate::seal::{OpenError, Opener, VolumeKeys};
@@ -307,7 +307,7 @@ fn is_table(location: &Path) -> bool {
 /// Whether a missing object of this name is damage: others are asked for to see whether they
 /// are there.
 fn is_segment(location: &Path) -> bool {
-    location.parts().next().is_some_and(|first| first.as_ref() == segments::PREFIX)
+    location.parts().next().is_some_and(|first| first.as_ref() == SEGMENT_PREFIX)
 }
 
 /// How long to ask for an object that is not there: rows name segments, the manifest names tables.
@@ -315,8 +315,8 @@ fn patience(location: &Path, most: Duration) -> Duration {
     let mut parts = location.parts();
     let first = parts.next();
     match (first.as_ref().map(|p| p.as_ref()), parts.next().as_ref().map(|p| p.as_ref())) {
-        (Some(segments::PREFIX), _) => most,
-        (Some("meta"), Some("compacted")) => most.min(PATIENCE_METADATA),
+        (Some(SEGMENT_PREFIX), _) => most,
+        (Some(META_PREFIX), Some("compacted")) => most.min(PATIENCE_METADATA),
         _ => Duration::ZERO,
     }
 }

@@ -17,6 +17,7 @@ mod frames;
 mod layout;
 
 use super::error::{ErrorClass, StoreError, class};
+use super::names::SEGMENT_PREFIX;
 use crate::base::SegmentId;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -39,9 +40,6 @@ pub use layout::{
     BYTES_PER_RANGE, FOOTER, Footer, Layout, Malformed, Owned, RANGES_MAX, decode_summary,
     encode_summary, has_frames, with_frames,
 };
-
-/// What all segment names begin with.
-pub const PREFIX: &str = "seg";
 
 /// A segment as a listing shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,7 +152,7 @@ impl SegmentStore {
     /// `seg/ab/abcdef…`: two hex digits of the id spread listings and local directories.
     pub fn name(id: SegmentId) -> Path {
         let hex = id.to_string();
-        Path::from_iter([PREFIX, &hex[..2], &hex])
+        Path::from_iter([SEGMENT_PREFIX, &hex[..2], &hex])
     }
 
     /// The id in a name made by [`SegmentStore::name`]; `None` for any other name.
@@ -363,7 +361,7 @@ impl SegmentStore {
     pub fn list(&self) -> BoxStream<'static, Result<SegmentMeta>> {
         self.0
             .store
-            .list(Some(&Path::from(PREFIX)))
+            .list(Some(&Path::from(SEGMENT_PREFIX)))
             .filter_map(|entry| async move {
                 let meta = match entry {
                     Ok(meta) => meta,

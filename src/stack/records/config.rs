@@ -1,0 +1,272 @@
+//! What a volume remembers of how it is to be stored: one small sealed object, `config`
+//! (FORMAT.md "Configuration"). Written by `init`, read by every mount, replaced conditionally.
+//!
+//! It never holds a key: of a customer key only its id. A volume without the object (made by an
+//! older version) has the default configuration, generation 0.
+
+use std::collections::BTreeMap;
+
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, UpdateVersion};
+use serde::{Deserialize, Serialize};
+
+use crate::stack::StackError;
+use crate::store::names::CONFIG_NAME;
+use crate::store::s3::SseMode;
+use crate::store::{Compression, ErrorClass, class};
+
+/// Version of the JSON object that this program writes and reads.
+const CONFIG_VERSION: u32 = 1;
+
+/// The server-side encryption that a volume asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "mode")]
+pub enum SseRecord {
+    /// Nothing is asked for.
+    #[default]
+    #[serde(rename = "default")]
+    Default,
+    /// SSE-S3.
+    #[serde(rename = "AES256")]
+    S3,
+    /// SSE-KMS.
+    #[serde(rename = "aws:kms")]
+    Kms {
+        /// Key id, ARN or alias, as it was given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
+        /// Encryption context.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        context: BTreeMap<String, String>,
+        /// Bucket key on or off.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bucket_key: Option<bool>,
+    },
+    /// DSSE-KMS.
+    #[serde(rename = "aws:kms:dsse")]
+    Dsse {
+        /// As for SSE-KMS.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
+        /// As for SSE-KMS.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        context: BTreeMap<String, String>,
+    },
+    /// SSE-C.
+    #[serde(rename = "customer")]
+    Customer {
+        /// The id of the key that writes ([`crate::store::s3::SecretKey32::id`]).
+        key: String,
+    },
+}
+
+impl From<&SseMode> for SseRecord {
+    fn from(mode: &SseMode) -> SseRecord {
+        match mode.clone() {
+            SseMode::Default => SseRecord::Default,
+            SseMode::S3 => SseRecord::S3,
+            SseMode::Kms { key_id, context, bucket_key } => {
+                SseRecord::Kms { key: key_id, context, bucket_key }
+            }
+            SseMode::Dsse { key_id, context } => SseRecord::Dsse { key: key_id, context },
+            SseMode::Customer { key } => SseRecord::Customer { key: key.id().to_owned() },
+        }
+    }
+}
+
+/// The object's plaintext.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeConfig {
+    /// Version of this structure.
+    version: u32,
+    /// 1 when it is created, and one more with every change; 0 where there is none.
+    pub generation: u64,
+    /// The server-side encryption to ask for.
+    pub sse: SseRecord,
+    /// Tags of every object.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    /// The key epoch that every object is being brought into (`key rekey`); absent when none is
+    /// under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rekey: Option<u32>,
+    /// How new segments are stored. What is there stays as it is: every segment says itself.
+    #[serde(default, with = "compression", skip_serializing_if = "is_none")]
+    pub compress: Compression,
+}
+
+fn is_none(compress: &Compression) -> bool {
+    *compress == Compression::None
+}
+
+/// As a string, `zstd:3`. One that this program does not know is a newer one's.
+mod compression {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use crate::store::Compression;
+
+    pub(crate) fn serialize<S: Serializer>(it: &Compression, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(it)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Compression, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// A configuration as it was read, and which version of the object it was.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// What it says.
+    pub config: VolumeConfig,
+    /// `None` where there is no such object.
+    version: Option<UpdateVersion>,
+}
+
+impl VolumeConfig {
+    /// The configuration of a new volume.
+    pub fn new(mode: &SseMode, tags: BTreeMap<String, String>) -> VolumeConfig {
+        let (version, sse) = (CONFIG_VERSION, mode.into());
+        let compress = Compression::None;
+        VolumeConfig { version, generation: 1, sse, tags, rekey: None, compress }
+    }
+
+    /// The next generation, with these settings; the rest stays.
+    pub fn changed(&self, mode: &SseMode, tags: BTreeMap<String, String>) -> VolumeConfig {
+        let (version, generation) = (CONFIG_VERSION, self.generation + 1);
+        VolumeConfig { version, generation, sse: mode.into(), tags, ..self.clone() }
+    }
+
+    /// The next generation, in which every object is brought into this key epoch, or none is.
+    pub fn with_rekey(&self, rekey: Option<u32>) -> VolumeConfig {
+        let (version, generation) = (CONFIG_VERSION, self.generation + 1);
+        VolumeConfig { version, generation, rekey, ..self.clone() }
+    }
+}
+
+fn path() -> Path {
+    Path::from(CONFIG_NAME)
+}
+
+/// Reads the configuration through the sealed layer.
+///
+/// # Errors
+/// [`StackError::Damaged`] if it is not what was sealed, or of a version that this program does
+/// not know; [`StackError::Store`].
+pub async fn load(sealed: &dyn ObjectStore) -> Result<Loaded, StackError> {
+    const WHAT: &str = "reading the configuration of the volume";
+    let got = match sealed.get(&path()).await {
+        Ok(got) => got,
+        Err(e) if class(&e) == ErrorClass::NotFound => return Ok(Loaded::default()),
+        Err(e) => return Err(StackError::store(WHAT, e)),
+    };
+    let version =
+        UpdateVersion { e_tag: got.meta.e_tag.clone(), version: got.meta.version.clone() };
+    let bytes = got.bytes().await.map_err(|e| StackError::store(WHAT, e))?;
+    let config: VolumeConfig = serde_json::from_slice(&bytes).map_err(|_| newer())?;
+    match config.version {
+        CONFIG_VERSION => Ok(Loaded { config, version: Some(version) }),
+        _ => Err(newer()),
+    }
+}
+
+/// What authenticates and is not understood was written by another version of this program.
+fn newer() -> StackError {
+    StackError::Damaged {
+        what: "reading the configuration of the volume".into(),
+        message: format!("object {CONFIG_NAME} was written by a newer sealfs"),
+    }
+}
+
+/// Writes a configuration in place of the one that was read, unless somebody else has.
+///
+/// # Errors
+/// [`StackError::Store`]; a lost race is one of them.
+pub async fn replace(
+    sealed: &dyn ObjectStore,
+    was: &Loaded,
+    config: &VolumeConfig,
+) -> Result<(), StackError> {
+    let bytes = serde_json::to_vec(config).expect("a struct of strings and numbers");
+    let mode = match &was.version {
+        None => PutMode::Create,
+        Some(version) => PutMode::Update(version.clone()),
+    };
+    let put = sealed.put_opts(&path(), bytes.into(), mode.into()).await;
+    put.map(drop).map_err(|e| StackError::store("writing the configuration of the volume", e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seal::VolumeKeys;
+    use crate::store::Sealed;
+    use crate::store::s3::SecretKey32;
+    use object_store::memory::InMemory;
+    use std::sync::Arc;
+    use zeroize::Zeroizing;
+
+    fn modes() -> Vec<SseMode> {
+        let context = BTreeMap::from([("project".to_owned(), "a".to_owned())]);
+        let key_id = Some("alias/a".to_owned());
+        vec![
+            SseMode::Default,
+            SseMode::S3,
+            SseMode::Kms { key_id: None, context: BTreeMap::new(), bucket_key: None },
+            SseMode::Kms {
+                key_id: key_id.clone(),
+                context: context.clone(),
+                bucket_key: Some(true),
+            },
+            SseMode::Dsse { key_id, context },
+            SseMode::Customer { key: SecretKey32::new(Zeroizing::new([9; 32])) },
+        ]
+    }
+
+    #[tokio::test]
+    async fn every_mode_is_remembered_and_no_key_is() {
+        // Guards against a mode that comes back as another one, and against an SSE-C key in the
+        // bucket.
+        let bare = Arc::new(InMemory::new());
+        let sealed = Sealed::new(bare.clone(), VolumeKeys::random_for_tests(1));
+        let mut was = load(&sealed).await.expect("absent is fine");
+        assert_eq!(was.config, VolumeConfig::default());
+        for (n, mode) in modes().iter().enumerate() {
+            let tags = BTreeMap::from([("n".to_owned(), n.to_string())]);
+            let config = was.config.changed(mode, tags);
+            replace(&sealed, &was, &config).await.expect("written");
+            replace(&sealed, &was, &config).await.expect_err("a stale version");
+            was = load(&sealed).await.expect("read");
+            assert_eq!(was.config, config, "{mode}");
+            assert_eq!(was.config.generation, n as u64 + 1);
+            let json = serde_json::to_string(&config).expect("plain data");
+            assert!(!json.contains("CQkJ"), "the base64 of the key in {json}");
+        }
+        let raw = bare.get(&path()).await.expect("there").bytes().await.expect("whole");
+        assert!(!raw.windows(6).any(|w| w == b"config" || w == b"\"mode\""));
+    }
+
+    #[tokio::test]
+    async fn a_configuration_that_was_exchanged_or_is_newer_is_refused() {
+        // Guards against a weaker mode being slipped in by whoever can write the bucket, and
+        // against silently dropping what a newer version has added.
+        let bare = Arc::new(InMemory::new());
+        let sealed = Sealed::new(bare.clone(), VolumeKeys::random_for_tests(1));
+        let compress = Compression::Zstd { level: 7 };
+        let config = VolumeConfig { compress, ..VolumeConfig::new(&SseMode::S3, BTreeMap::new()) };
+        replace(&sealed, &Loaded::default(), &config).await.expect("written");
+        let other = Sealed::new(bare.clone(), VolumeKeys::random_for_tests(2));
+        assert!(matches!(load(&other).await, Err(StackError::Damaged { .. })));
+        let newer = VolumeConfig { version: 2, ..config };
+        let was = load(&sealed).await.expect("its own");
+        assert_eq!(was.config.changed(&SseMode::Default, BTreeMap::new()).compress, compress);
+        for other in ["lz4", "zstd:99"] {
+            let json = serde_json::to_string(&was.config).expect("plain data");
+            let json = json.replace("zstd:7", other);
+            assert!(serde_json::from_str::<VolumeConfig>(&json).is_err(), "{json}");
+        }
+        replace(&sealed, &was, &newer).await.expect("written");
+        let refused = load(&sealed).await.expect_err("newer").to_string();
+        assert!(refused.contains("newer sealfs"), "{refused}");
+    }
+}

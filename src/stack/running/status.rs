@@ -1,0 +1,417 @@
+//! The status of a running mount, put together from its parts.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::control::{
+    Connection, Control, Numbers, Progress, Requests, Setting, Settings, Status, resident_bytes,
+};
+use super::disks::{cache_note, journal_warning, space_of};
+use super::places::{Places, places};
+use super::rekey_duty::RekeyDuty;
+use crate::base::{Ino, VolumeId, counted};
+use crate::commit::{Committer, View, WriterState};
+use crate::data::BlockCache;
+use crate::journal::Journal;
+use crate::stack::keys::watch::KeyWatch;
+use crate::stack::layers::Layers;
+use crate::stack::records::config_use::VolumeSse;
+use crate::stack::records::lease::Renewed;
+use crate::stack::records::state::{Remembered, StateFile};
+use crate::store::{Health, Refusals, Sealed, SegmentStore};
+
+/// Over how long the upload rate is averaged.
+const RATE_SPAN: Duration = Duration::from_secs(10);
+/// The longest that one `sync` waits; the caller asks again or gives up earlier.
+const SYNC_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// How long following a change of the configuration waits for uploads that are under way.
+const FOLLOW_MAX: Duration = Duration::from_secs(50);
+
+/// How fast the store takes bytes.
+#[derive(Default)]
+pub(crate) struct Rate(Mutex<Option<Measured>>);
+
+#[derive(Clone, Copy)]
+struct Measured {
+    at: Instant,
+    /// The most bytes that the store had taken by then: what failed and is sent again is new
+    /// only beyond it.
+    bytes: u64,
+    /// The rate up to then, in bytes a second.
+    rate: u64,
+}
+
+impl Rate {
+    /// The rate, with `bytes` taken by `now` in all since `since`.
+    fn at(&self, since: Instant, now: Instant, bytes: u64) -> u64 {
+        let mut last = self.0.lock();
+        let before = last.unwrap_or(Measured { at: since, bytes: 0, rate: 0 });
+        let span = now.saturating_duration_since(before.at);
+        let grown = bytes.saturating_sub(before.bytes) as f64;
+        let rate = (grown / span.as_secs_f64().max(0.001)) as u64;
+        if span >= RATE_SPAN {
+            *last = Some(Measured { at: now, bytes: bytes.max(before.bytes), rate });
+        }
+        if span < RATE_SPAN / 2 && before.rate > 0 { before.rate } else { rate }
+    }
+}
+
+/// The parts of a mount that its status is read from.
+pub(crate) struct Shared {
+    pub(crate) volume: VolumeId,
+    pub(crate) store: String,
+    pub(crate) mount_point: PathBuf,
+    pub(crate) since: Instant,
+    pub(crate) journal_bytes_max: u64,
+    pub(crate) cache_bytes_max: u64,
+    pub(crate) sse: Arc<VolumeSse>,
+    pub(crate) key_watch: Arc<KeyWatch>,
+    pub(crate) rekey: Arc<RekeyDuty>,
+    /// Has the next heartbeat come at once.
+    pub(crate) beat_now: Arc<tokio::sync::Notify>,
+    pub(crate) set_aside: Option<PathBuf>,
+    /// Where the journal is.
+    pub(crate) journal_dir: PathBuf,
+    /// What this machine remembers, for whether it could be written.
+    pub(crate) state: Arc<StateFile>,
+    /// What it says.
+    pub(crate) remembered: Arc<Mutex<Remembered>>,
+    pub(crate) layers: Layers,
+    pub(crate) sealed: Arc<Sealed>,
+    pub(crate) view: Arc<View>,
+    pub(crate) blocks: Arc<BlockCache>,
+    pub(crate) segments: Arc<SegmentStore>,
+    pub(crate) journal: Option<Arc<Journal>>,
+    pub(crate) committer: Option<Arc<Committer>>,
+    /// When the lease was last known to be held.
+    pub(crate) lease_renewed: Option<Renewed>,
+    pub(crate) rate: Rate,
+}
+
+fn unix_secs(t: SystemTime) -> u64 {
+    t.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// What the store refuses, in words.
+fn refused(refusals: &Refusals, store: &str) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(bytes) = refusals.too_large {
+        warnings.push(format!(
+            "uploads of {bytes} bytes are too large for the store or a proxy before it (413), so \
+             data go in smaller pieces while that works; raise the limit of the proxy \
+             (client_max_body_size of nginx) to 17 MiB or more"
+        ));
+    }
+    if let Some(why) = &refusals.upload {
+        warnings.push(format!(
+            "the store refuses uploads, which waiting does not mend: {why}; see why: sealfs doctor {store}"
+        ));
+    }
+    if let Some((count, why)) = &refusals.deletes {
+        warnings.push(format!(
+            "{count} objects cannot be deleted, so the bucket grows: {why}; grant s3:DeleteObject (see \
+             sealfs doctor {store} --iam-policy), or lift what holds them: an object lock, MFA \
+             delete, a policy of the bucket"
+        ));
+    }
+    warnings
+}
+
+impl Shared {
+    fn connection(&self) -> Connection {
+        let Some(committer) = &self.committer else { return Connection::ReadOnly };
+        let state = committer.state();
+        if state == WriterState::Fenced {
+            return Connection::Fenced;
+        }
+        match self.layers.retry.health().borrow().clone() {
+            Health::OfflineSince(since, reason) => {
+                Connection::Offline { since_unix_secs: unix_secs(since), reason }
+            }
+            Health::Online => match state {
+                WriterState::Failing { since, reason } => {
+                    Connection::Offline { since_unix_secs: unix_secs(since), reason }
+                }
+                _ => Connection::Online,
+            },
+        }
+    }
+
+    fn rekey_note(&self) -> Option<String> {
+        let epoch = self.sse.rekey()?;
+        let store = &self.store;
+        Some(format!(
+            "everything is being sealed again in key epoch {epoch}; if that was cut off, this goes \
+             on with it: sealfs key rekey {store}"
+        ))
+    }
+
+    /// Looks at keyring and configuration, and does what follows from them.
+    pub(crate) async fn follow_now(&self) {
+        self.key_watch.look().await;
+        self.sse.look(&*self.sealed).await;
+        self.tend_rekey().await;
+        self.beat_now.notify_one();
+    }
+
+    /// What a heartbeat looks at: the configuration, sometimes the keyring, and what follows from them,
+    /// which it does not wait for.
+    pub(crate) async fn look_around(self: &Arc<Self>, at_the_keyring: bool) {
+        if at_the_keyring {
+            self.key_watch.look().await;
+        }
+        self.sse.look(&*self.sealed).await;
+        let shared = self.clone();
+        tokio::spawn(async move { shared.tend_rekey().await });
+    }
+
+    /// Does what a rekey asks of the mount that writes the volume.
+    pub(crate) async fn tend_rekey(&self) {
+        if matches!(self.connection(), Connection::ReadOnly | Connection::Fenced) {
+            return;
+        }
+        let (target, now) = (self.sse.rekey(), self.key_watch.epoch());
+        let may_delete = self.sealed.damaged().is_empty();
+        if self.rekey.tend(target, now, self.view.kv(), may_delete).await {
+            self.beat_now.notify_one(); // whoever waits for that looks at the lease
+        }
+    }
+
+    /// Bytes of requests under way.
+    fn under_way(&self) -> u64 {
+        self.layers.s3.as_ref().map_or(0, |s3| s3.bytes_under_way())
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.sse.notes();
+        warnings.extend(self.key_watch.note());
+        warnings.extend(self.view.kv().refused().map(|why| {
+            format!("{why}; nothing of it is shown: unmount, and find out who put it there")
+        }));
+        let mut damaged = self.sealed.damaged();
+        damaged.extend(self.segments.malformed().into_iter().map(SegmentStore::name));
+        if !damaged.is_empty() {
+            let names: Vec<_> = damaged.iter().take(5).map(|p| p.to_string()).collect();
+            warnings.push(format!(
+                "{} in the bucket {} damaged ({}{}); nothing is deleted meanwhile",
+                counted(damaged.len() as u64, "object"),
+                if damaged.len() == 1 { "is" } else { "are" },
+                names.join(", "),
+                if damaged.len() > 5 { ", …" } else { "" }
+            ));
+        }
+        let journal = self.journal.as_deref();
+        let disk = journal.and_then(|j| journal_warning(&self.journal_dir, j, &self.mount_point));
+        warnings.extend(disk);
+        if let Some(why) = self.state.failed() {
+            warnings.push(format!(
+                "what this machine remembers of the volume cannot be written, so that an old copy \
+                 of the bucket may go unnoticed: {why}; make the directory writable, or free space"
+            ));
+        }
+        warnings.extend(refused(&self.layers.retry.refusals(), &self.store));
+        if let Some(aside) = &self.set_aside {
+            let aside = aside.display();
+            warnings.push(format!(
+                "a journal with changes that another writer has overtaken lies at {aside}; to \
+                 get them as files: sealfs recover {aside} OUT --store {}",
+                self.store
+            ));
+        }
+        let fenced = matches!(self.connection(), Connection::Fenced);
+        if fenced && self.view.pending_summary().2.is_some() {
+            warnings.push(format!(
+                "what is pending will never be sent, because another mount has taken over; to \
+                 get it as files: sealfs recover {} OUT --store {}",
+                self.journal_dir.display(),
+                self.store
+            ));
+        }
+        warnings
+    }
+}
+
+impl Control for Shared {
+    fn status(&self) -> Status {
+        let requests = self.layers.stats.snapshot();
+        let (hits, misses) = self.blocks.hits_and_misses();
+        let reads = hits + misses;
+        let committed = self.committer.as_ref().map(|c| c.progress());
+        let oldest = committed.and_then(|p| p.oldest);
+        Status {
+            volume_id: self.volume.to_string(),
+            store: self.store.clone(),
+            mount_point: self.mount_point.display().to_string(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_secs: self.since.elapsed().as_secs(),
+            connection: self.connection(),
+            progress: self.progress(),
+            commit_sequence: self
+                .committer
+                .as_ref()
+                .map_or_else(|| self.remembered.lock().sequence, |c| c.committed().sequence),
+            oldest_pending_secs: oldest.map(|d| d.as_secs_f64()),
+            upload_bytes_per_sec: {
+                let taken = requests.bytes_up + self.under_way();
+                self.rate.at(self.since, Instant::now(), taken)
+            },
+            cleaned_bytes: committed.map_or(0, |p| p.cleaned_bytes),
+            journal_bytes: self.journal.as_ref().map_or(0, |j| j.used_bytes()),
+            journal_bytes_max: self.journal_bytes_max,
+            cache_bytes: self.layers.cache_bytes(),
+            cache_bytes_max: self.layers.cache_bytes_max().unwrap_or(self.cache_bytes_max),
+            cache_hit_ratio: (reads > 0).then(|| hits as f64 / reads as f64),
+            requests: Requests {
+                get: requests.get,
+                head: requests.head,
+                put: requests.put,
+                multipart: requests.multipart,
+                list: requests.list,
+                delete: requests.delete,
+                errors: requests.errors,
+                retries: requests.retries,
+                bytes_down: requests.bytes_down,
+                bytes_up: requests.bytes_up,
+            },
+            sse: match &self.layers.s3 {
+                Some(s3) => s3.sse_mode().to_string(),
+                None => "none".into(),
+            },
+            sse_applied: self.layers.s3.as_ref().and_then(|s3| Some(s3.shown(&s3.sse_applied()?))),
+            compress: self.segments.compression().to_string(),
+            segment_data_bytes: self.segments.put_bytes().0,
+            segment_stored_bytes: self.segments.put_bytes().1,
+            resident_bytes: resident_bytes(),
+            warnings: self.warnings(),
+            notes: cache_note(&self.layers).into_iter().chain(self.rekey_note()).collect(),
+            journal_disk_free_bytes: self
+                .journal
+                .as_ref()
+                .and_then(|_| space_of(&self.journal_dir).ok())
+                .map(|space| space.free_bytes),
+        }
+    }
+
+    fn set(&self, setting: &Setting) -> Result<(), String> {
+        match *setting {
+            Setting::UploadLimit(rate) => self.layers.limits.up.set(rate),
+            Setting::DownloadLimit(rate) => self.layers.limits.down.set(rate),
+            Setting::CacheSize(bytes) => {
+                if !self.layers.set_cache_bytes_max(bytes) {
+                    return Err("this mount has no cache".into());
+                }
+            }
+            Setting::CommitIntervalMs(ms) => match &self.committer {
+                Some(committer) => committer.set_interval(Duration::from_millis(ms)),
+                None => return Err("this mount only reads: it commits nothing".into()),
+            },
+            Setting::LogLevel(_) => {} // of who owns the log
+        }
+        Ok(())
+    }
+
+    fn settings(&self) -> Settings {
+        let interval = self.committer.as_ref().map(|committer| committer.interval());
+        Settings {
+            upload_limit: self.layers.limits.up.get(),
+            download_limit: self.layers.limits.down.get(),
+            cache_bytes_max: self.layers.cache_bytes_max(),
+            commit_interval_ms: interval.map(|interval| interval.as_millis() as u64),
+            log_level: log::max_level().to_string(),
+        }
+    }
+
+    fn places(&self, ino: u64) -> BoxFuture<'static, Result<Option<Places>, String>> {
+        let (view, cache) = (self.view.clone(), self.layers.cache());
+        let s3 = self.layers.s3.as_ref();
+        let sse_applied = s3.and_then(|s3| Some(s3.shown(&s3.sse_applied()?)));
+        Box::pin(async move {
+            let found = places(&view, cache.as_deref(), Ino(ino)).await;
+            let found = found.map_err(|e| e.to_string())?;
+            Ok(found.map(|places| Places { sse_applied, ..places }))
+        })
+    }
+
+    fn numbers(&self) -> Numbers {
+        let (memory_hits, memory_misses) = self.blocks.hits_and_misses();
+        Numbers {
+            status: self.status(),
+            requests: self.layers.stats.snapshot(),
+            request_times: self.layers.stats.times(),
+            memory_hits,
+            memory_misses,
+            damaged_objects: self.sealed.damaged().len() as u64,
+            key_epoch: self.key_watch.epoch(),
+            lease_age_secs: self.lease_renewed.as_ref().map(|at| at.age().as_secs_f64()),
+        }
+    }
+
+    fn progress(&self) -> Progress {
+        let Some(committer) = &self.committer else { return Progress::default() };
+        let progress = committer.progress();
+        // Metadata that waits counts too: something is pending until the bucket has all of it.
+        let rows = self.view.pending_bytes().0;
+        let (sending, under_way) = (progress.sending, self.under_way());
+        let to_come = sending.planned.saturating_sub(sending.landed);
+        Progress {
+            pending_bytes: match (progress.pending_bytes, progress.oldest) {
+                (0, Some(_)) => rows.max(1),
+                (bytes, _) => bytes,
+            },
+            sent_bytes: (sending.landed + under_way.min(to_come)).min(progress.pending_bytes),
+            moved_bytes: self.layers.stats.snapshot().bytes_up_data + under_way,
+            pending_files: progress.pending_files,
+            committed_bytes: progress.uploaded_bytes,
+            offline: matches!(self.connection(), Connection::Offline { .. }),
+        }
+    }
+
+    fn sync(&self) -> BoxFuture<'static, Result<(), String>> {
+        let committer = self.committer.clone();
+        Box::pin(async move {
+            match committer {
+                None => Ok(()),
+                Some(c) if c.sync(SYNC_MAX).await => Ok(()),
+                Some(c) => Err(match c.state() {
+                    WriterState::Fenced => {
+                        "another mount has taken the volume over; what is pending stays in the \
+                         local journal"
+                            .into()
+                    }
+                    WriterState::Failing { reason, .. } => reason,
+                    WriterState::Online => "the bucket does not have everything yet".into(),
+                }),
+            }
+        })
+    }
+
+    fn follow(&self, volume_id: &str) -> BoxFuture<'static, Result<bool, String>> {
+        if volume_id != self.volume.to_string() {
+            return Box::pin(async { Ok(false) });
+        }
+        let (key_watch, committer) = (self.key_watch.clone(), self.committer.clone());
+        let (sse, sealed, beat_now) =
+            (self.sse.clone(), self.sealed.clone(), self.beat_now.clone());
+        Box::pin(async move {
+            key_watch.look().await;
+            sse.look(&*sealed).await;
+            beat_now.notify_one(); // it tends a rekey, and says which epoch is written in
+            if let Some(note) = key_watch.note() {
+                return Err(note);
+            }
+            // Uploads that began in the old mode, or epoch, end before this does.
+            match committer {
+                Some(committer) if !committer.sync(FOLLOW_MAX).await => {
+                    Err("uploads that began before the change are not done yet".into())
+                }
+                writer => Ok(writer.is_some()),
+            }
+        })
+    }
+}

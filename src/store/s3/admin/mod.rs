@@ -1,0 +1,13 @@
+//! Administration of a bucket and of how its objects are encrypted: what `init`, `doctor` and `sse`
+//! ask for, and a mount does not need.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `bucket` | its settings, read and made; why it refuses |
+//! | `objects` | how one object is encrypted, and changing that where it lies |
+
+mod bucket;
+mod objects;
+
+pub use bucket::{DefaultEncryption, Diagnosis, Ping, Setting, Versioning};
+pub use objects::{COPY_MAX, Inspected, Reencrypted};
