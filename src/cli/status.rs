@@ -165,6 +165,8 @@ mod tests {
             warnings: vec!["a journal was set aside".into()],
             notes: vec!["the cache cannot be written".into()],
             journal_disk_free_bytes: Some(1 << 30),
+            role: crate::stack::RoleName::Writer,
+            last_transition: None,
         };
         let now = UNIX_EPOCH + Duration::from_secs(1120);
         let text = describe(&status, now);

@@ -280,6 +280,18 @@ impl View {
         self.extents.lock().clear();
     }
 
+    /// Begins behind record `last` of a journal, with nothing pending: what was has gone to the bucket,
+    /// or stays in a journal that is not this mount's any more. Nothing changes meanwhile, and no
+    /// committer works on what was frozen.
+    pub fn restart(&self, last: JournalPos) {
+        let _sharing = self.moving.lock();
+        let mut layers = self.layers.write();
+        *layers = Layers { active: Generation::new(last), frozen: VecDeque::new() };
+        self.pending_row_bytes.store(0, Ordering::Relaxed);
+        self.pending_data_bytes.store(0, Ordering::Relaxed);
+        self.invalidate();
+    }
+
     /// Goes on with what the store has now: what is cached is dropped, statistics are read.
     pub async fn follow(&self) {
         self.invalidate();

@@ -74,8 +74,8 @@ impl Fs {
     }
 
     fn settle(&self, pos: JournalPos, flags: WriteFlags) -> Result<(), FsError> {
-        match &self.journal {
-            Some(journal) if flags.sync => Ok(journal.sync(pos)?),
+        match self.role.half() {
+            Some(half) if flags.sync => Ok(half.journal.sync(pos)?),
             _ => Ok(()),
         }
     }

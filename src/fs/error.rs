@@ -128,6 +128,8 @@ pub(super) enum Step {
     Range(crate::commit::FileKey, u64, u64),
     /// The journal or the pending rows are at their limit: wait for a commit, try again.
     Full,
+    /// The mount is about to change its role: wait for that, try again.
+    Held,
     /// The operation fails.
     Fail(FsError),
 }

@@ -18,6 +18,7 @@ mod namespace;
 mod place;
 mod read;
 mod rights;
+mod role;
 mod types;
 mod xattr;
 
@@ -28,9 +29,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::base::{Clock, Ino, JournalPos};
-use crate::commit::{Batch, Committer, Lookup, View, WriterState};
+use crate::commit::{Batch, Lookup, View};
 use crate::data::{BlockCache, Part};
-use crate::journal::{Journal, RecordLoc};
+use crate::journal::RecordLoc;
 use crate::meta::{Dirent, Inode, NAME_MAX, NameHash, keys};
 
 pub use crate::meta::Kind;
@@ -38,6 +39,7 @@ pub use error::FsError;
 use error::Step;
 pub(crate) use lifetime::decode_next_ino;
 pub use place::{behind_group, ends_group};
+pub use role::Half;
 pub use types::{
     Attr, Caller, DirEntry, RenameFlags, SetAttr, SetTime, StatFs, Whence, WriteFlags, XattrMode,
 };
@@ -49,8 +51,6 @@ const TRIES_MAX: usize = 10_000;
 /// How a volume is mounted.
 #[derive(Clone, Debug)]
 pub struct FsOptions {
-    /// Refuse every mutation.
-    pub read_only: bool,
     /// `fsync` waits for the bucket (`-o fsync=remote`).
     pub fsync_remote: bool,
     /// Bytes of pending rows in memory at which writers wait.
@@ -64,7 +64,6 @@ pub struct FsOptions {
 impl Default for FsOptions {
     fn default() -> Self {
         FsOptions {
-            read_only: false,
             fsync_remote: false,
             pending_rows_bytes_max: 64 << 20,
             full_timeout: Duration::from_secs(60),
@@ -77,25 +76,19 @@ impl Default for FsOptions {
 pub struct FsParts {
     /// Metadata.
     pub view: Arc<View>,
-    /// Local write-back; `None` on a read-only mount.
-    pub journal: Option<Arc<Journal>>,
-    /// The way to the bucket; `None` on a read-only mount.
-    pub committer: Option<Arc<Committer>>,
     /// File contents.
     pub blocks: Arc<BlockCache>,
     /// Time for inodes.
     pub clock: Arc<dyn Clock>,
     /// Key of the hashes of names.
     pub name_hash_key: [u8; 16],
-    /// First inode number never handed out.
-    pub next_ino: u64,
 }
 
 /// A mounted volume. Shared; operations run concurrently.
 pub struct Fs {
     view: Arc<View>,
-    journal: Option<Arc<Journal>>,
-    committer: Option<Arc<Committer>>,
+    /// Who keeps changes, if anybody does.
+    role: role::Role,
     blocks: Arc<BlockCache>,
     clock: Arc<dyn Clock>,
     name_hash_key: [u8; 16],
@@ -118,18 +111,17 @@ struct State {
 type Attempt<T> = Result<T, Step>;
 
 impl Fs {
-    /// Puts a volume together.
+    /// Puts a volume together, which refuses changes until [`Fs::begin_writing`].
     pub fn new(parts: FsParts, options: FsOptions) -> Arc<Fs> {
         Arc::new(Fs {
             view: parts.view,
-            journal: parts.journal,
-            committer: parts.committer,
+            role: role::Role::default(),
             blocks: parts.blocks,
             clock: parts.clock,
             name_hash_key: parts.name_hash_key,
             options,
             state: Mutex::new(State {
-                inos: lifetime::InoAllocator::new(parts.next_ino),
+                inos: lifetime::InoAllocator::new(0),
                 head: Vec::with_capacity(4096),
             }),
             lookups: lifetime::Lookups::default(),
@@ -155,12 +147,6 @@ impl Fs {
             row(keys::stats(), stats.encode()),
             row(keys::next_ino(), Bytes::copy_from_slice(&2u64.to_le_bytes())),
         ]
-    }
-
-    /// Whether mutations are refused now.
-    pub fn is_read_only(&self) -> bool {
-        self.options.read_only
-            || self.committer.as_ref().is_none_or(|c| c.state() == WriterState::Fenced)
     }
 
     /// Runs `attempt` under the mutation lock until it succeeds or fails for good, fetching
@@ -192,6 +178,7 @@ impl Fs {
                     self.load_to_count(file, loads == blocks::LOADS_MAX).await;
                 }
                 Step::Range(file, start, end) => self.view.load_extents(file, start, end).await?,
+                Step::Held => self.role.until_released().await?,
                 Step::Full => {
                     let since = *full_since.get_or_insert_with(Instant::now);
                     if since.elapsed() >= self.options.full_timeout {
@@ -200,7 +187,7 @@ impl Fs {
                     if self.is_read_only() {
                         return Err(FsError::ReadOnly);
                     }
-                    let committer = self.committer.as_ref().ok_or(FsError::ReadOnly)?;
+                    let committer = self.role.half().ok_or(FsError::ReadOnly)?.committer;
                     let before = committer.committed().position;
                     committer.make_room(Duration::from_secs(1)).await;
                     if committer.committed().position != before {
@@ -243,7 +230,10 @@ impl Fs {
         data: &[&[u8]],
         cloned: &[Part],
     ) -> Attempt<JournalPos> {
-        let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
+        if self.role.is_held() {
+            return Err(Step::Held);
+        }
+        let Half { journal, committer } = self.role.half().ok_or(FsError::ReadOnly)?;
         if self.view.pending_bytes().0 >= self.options.pending_rows_bytes_max {
             return Err(Step::Full);
         }
@@ -259,9 +249,7 @@ impl Fs {
                 journal.append(&parts)?
             }
         };
-        if self.view.apply(batch, record, head_len, cloned)
-            && let Some(committer) = &self.committer
-        {
+        if self.view.apply(batch, record, head_len, cloned) {
             committer.nudge();
         }
         Ok(pos)
@@ -308,7 +296,7 @@ impl Fs {
                 Err(Step::Row(key)) => {
                     self.view.load(&key).await?;
                 }
-                Err(Step::Full | Step::Extents(_) | Step::Range(..)) => {
+                Err(Step::Full | Step::Held | Step::Extents(_) | Step::Range(..)) => {
                     unreachable!("reads change nothing")
                 }
             }
@@ -319,8 +307,8 @@ impl Fs {
     /// Brings everything that was journalled so far to stable storage of this machine.
     /// Blocks on the local disk only.
     pub fn fsync_now(&self, _ino: Ino) -> Result<(), FsError> {
-        match &self.journal {
-            Some(journal) => Ok(journal.sync(journal.last_pos())?),
+        match self.role.half() {
+            Some(Half { journal, .. }) => Ok(journal.sync(journal.last_pos())?),
             None => Ok(()),
         }
     }
@@ -335,8 +323,8 @@ impl Fs {
         let fs = self.clone();
         async move {
             fs.fsync_now(ino)?;
-            match &fs.committer {
-                Some(committer) if fs.options.fsync_remote => {
+            match fs.role.half() {
+                Some(Half { committer, .. }) if fs.options.fsync_remote => {
                     if committer.sync(fs.options.sync_timeout).await {
                         Ok(())
                     } else {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::{Fs, FsError, Step};
+use super::{Fs, FsError, Half, Step};
 use crate::base::Ino;
 use crate::commit::Lookup;
 use crate::data::{Part, Source};
@@ -141,6 +141,7 @@ impl Fs {
         let fs = self.clone();
         async move {
             for _ in 0..PLANS_MAX {
+                let turn = fs.role.turn();
                 match fs.plan(ino, offset, len)? {
                     Plan::Done(bytes) => return Ok(bytes),
                     Plan::Row(key) => {
@@ -152,7 +153,7 @@ impl Fs {
                     Plan::Again => continue,
                     Plan::Parts(inode, end, parts) => {
                         fs.read_ahead(ino, &inode, offset, end);
-                        match fs.gather(ino, &inode, &parts).await? {
+                        match fs.gather(ino, &inode, &parts, turn).await? {
                             Some(bytes) => return Ok(bytes),
                             None => continue,
                         }
@@ -170,6 +171,7 @@ impl Fs {
         offset: u64,
         len: u32,
     ) -> Option<Result<Bytes, FsError>> {
+        let turn = self.role.turn();
         let (inode, end, parts) = match self.plan(ino, offset, len) {
             Ok(Plan::Done(bytes)) => return Some(Ok(bytes)),
             Ok(Plan::Parts(inode, end, parts)) => (inode, end, parts),
@@ -185,7 +187,7 @@ impl Fs {
                         return None;
                     }
                 }
-                _ => match self.local_part(part) {
+                _ => match self.local_part(part, turn) {
                     Ok(Some(bytes)) => out.push(bytes),
                     Ok(None) => return None,
                     Err(e) => return Some(Err(e)),
@@ -201,7 +203,7 @@ impl Fs {
             Ok(inode) => inode,
             Err(Step::Row(key)) => return Ok(Plan::Row(key)),
             Err(Step::Fail(e)) => return Err(e),
-            Err(Step::Full | Step::Extents(_) | Step::Range(..)) => {
+            Err(Step::Full | Step::Held | Step::Extents(_) | Step::Range(..)) => {
                 unreachable!("reads change nothing")
             }
         };
@@ -226,13 +228,17 @@ impl Fs {
         })
     }
 
-    /// A hole or a piece of the journal; `Ok(None)`: the record is gone, plan again.
-    fn local_part(&self, part: &Part) -> Result<Option<Bytes>, FsError> {
+    /// A hole or a piece of the journal; `Ok(None)`: the record is gone, plan again. `turn`: the
+    /// count of halves before the plan was made.
+    fn local_part(&self, part: &Part, turn: u64) -> Result<Option<Bytes>, FsError> {
         let len = (part.end - part.start) as usize;
         match part.source {
             Source::Hole => Ok(Some(vec![0; len].into())),
             Source::Record { record, skip } => {
-                let journal = self.journal.as_ref().ok_or(FsError::ReadOnly)?;
+                let Some(Half { journal, .. }) = self.role.half() else { return Ok(None) };
+                if self.role.turn() != turn {
+                    return Ok(None); // another journal's, perhaps
+                }
                 let mut out = Vec::with_capacity(len);
                 match journal.read_into(record, skip..skip + len as u32, &mut out) {
                     Ok(()) => Ok(Some(out.into())),
@@ -250,6 +256,7 @@ impl Fs {
         ino: Ino,
         inode: &Inode,
         parts: &[Part],
+        turn: u64,
     ) -> Result<Option<Bytes>, FsError> {
         let small = (inode.size <= SMALL_FILE).then_some(ino);
         // Start every fetch before waiting for the first.
@@ -270,7 +277,7 @@ impl Fs {
                         outcome => outcome?,
                     }
                 }
-                _ => match self.local_part(part)? {
+                _ => match self.local_part(part, turn)? {
                     Some(bytes) => out.push(bytes),
                     None => return Ok(None),
                 },

@@ -6,7 +6,7 @@
 //! | `init` | making a volume |
 //! | `care/` | checking, repairing, recovering, migrating, rekeying it |
 //! | `opening/` | the steps from a STORE to a running mount |
-//! | `running/` | a running mount: its background tasks, its orderly end, its status |
+//! | `running/` | a running mount: its role and how that changes, its end, its status |
 //! | `options` | what is asked for: plain data |
 //! | `keys/` | the keyring in the bucket, and the one way to open it |
 //! | `layers` | STORE and flags → the stack of store wrappers |
@@ -57,4 +57,5 @@ pub use running::control::{
 };
 pub use running::mount::Mounted;
 pub use running::places::{Places, SegmentPlace};
+pub use running::role::{RoleName, Transition, Why};
 pub use store_options::StoreOptions;

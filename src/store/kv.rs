@@ -327,19 +327,23 @@ impl Kv {
         bounded(self.options.read_timeout, reading).await
     }
 
-    /// Waits until there is another handle than `failed`, if a read failed because a writer's was
-    /// closed: the committer opens it again, so that nobody's read need fail for it. For half of
-    /// `read_timeout` at most.
+    /// Waits until there is another handle than `failed`, if a read failed because that was closed:
+    /// the committer opens a writer's again, and a change of role closes either kind, so that
+    /// nobody's read need fail for it. For half of `read_timeout` at most.
     async fn is_replaced_after(&self, failed: &Handle, failure: &KvError) -> bool {
         // The reason of a closed handle is that of its end.
         let closed = matches!(failure, KvError::Closed(_) | KvError::TooLarge(_));
-        let Handle::Writer(failed) = failed else { return false };
         if !closed || OPENS.try_with(|()| ()).is_ok() || *self.closing.borrow() {
             return false;
         }
         let mut worn = self.worn.subscribe();
-        match self.writer() {
-            Ok(now) if Arc::ptr_eq(&now, failed) => self.worn.send_replace(true),
+        match (failed, self.handle()) {
+            (Handle::Writer(failed), Handle::Writer(now)) if Arc::ptr_eq(&now, failed) => {
+                self.worn.send_replace(true)
+            }
+            (Handle::Reader(failed), Handle::Reader(now)) if Arc::ptr_eq(&now, failed) => {
+                return false; // nobody opens it again
+            }
             _ => return true,
         };
         let half = self.options.read_timeout / 2;

@@ -17,10 +17,10 @@ use tokio::time::Interval;
 
 use super::audit::{AuditOptions, AuditReport, Exception, Tally, Walked, audit_as, key_of_alias};
 use crate::base::VolumeId;
-use crate::stack::opening::canary::probe_store;
 use crate::stack::opening::unmounted::{Opened, is_gone, patiently};
 use crate::stack::records::config::{self, SseRecord};
 use crate::stack::records::lease::{self, HEARTBEAT};
+use crate::stack::running::canary::probe_store;
 use crate::stack::{Key, StackError, StackErrorKind, StoreOptions};
 use crate::store::names::{CONFIG_NAME, KEYRING_NAME, LEASE_NAME};
 use crate::store::s3::{COPY_MAX, Reencrypted, S3Store, SseMode};

@@ -98,6 +98,12 @@ impl Remembered {
         (self.checkpoint, self.checkpoint_chain) = (sequence, chain.to_string());
     }
 
+    /// Forgets what was seen of the volume's commits: it was compared with the bucket, or given up.
+    pub fn forget_seen(&mut self) {
+        (self.sequence, self.chain) = (0, String::new());
+        (self.checkpoint, self.checkpoint_chain) = (0, String::new());
+    }
+
     /// Takes up what `other` has seen of the volume beyond this; not what is its own journal's.
     pub fn take_seen(&mut self, other: &Remembered) {
         if other.sequence > self.sequence {
@@ -263,6 +269,13 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
     pub(crate) fn save(&self, state: &T, sync: bool) -> Result<(), StackError> {
         let _lock = self.lock()?;
         self.replace(state, sync)
+    }
+
+    /// The same with what `now` gives once nobody else replaces the file: a save that was late puts
+    /// back nothing older.
+    pub(crate) fn save_as(&self, now: impl FnOnce() -> T, sync: bool) -> Result<(), StackError> {
+        let _lock = self.lock()?;
+        self.replace(&now(), sync)
     }
 
     /// Held by whoever replaces the file: a writer and followers of one machine share it.

@@ -7,6 +7,7 @@
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use super::role::{RoleName, Transition};
 use crate::base::Spread;
 use crate::stack::Places;
 use crate::store::RequestSnapshot;
@@ -138,6 +139,17 @@ pub struct Status {
     /// Bytes free on the disk of the journal; `None` without a journal, or if it does not say.
     #[serde(default)]
     pub journal_disk_free_bytes: Option<u64>,
+    /// Whether it writes the volume or follows it.
+    #[serde(default = "unknown_role")]
+    pub role: RoleName,
+    /// How it came by that.
+    #[serde(default)]
+    pub last_transition: Option<Transition>,
+}
+
+/// Of a daemon that does not say.
+fn unknown_role() -> RoleName {
+    RoleName::Writer
 }
 
 /// What `sealfs stats` and the metrics show beyond [`Status`]. Counters begin with the mount.

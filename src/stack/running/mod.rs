@@ -2,16 +2,28 @@
 //!
 //! | file | holds |
 //! | --- | --- |
-//! | `mount` | a running mount: its background tasks, and its orderly end |
+//! | `mount` | a running mount and its orderly end |
+//! | `role` | which role a mount has, and how it comes by another |
+//! | `writer` | the writing half of a mount, with its tasks |
+//! | `following` | how a mount that only reads goes on with the bucket |
+//! | `look` | the metadata compared with what this machine remembers, before anything is written |
+//! | `claim` | how a mount comes by its writing half: journal, lease, metadata for writing |
+//! | `canary` | the probe, and what its refusal means |
 //! | `gates` | what a mount lets its committer do |
 //! | `rekey_duty` | what a mount does for a rekey |
 //! | `control`, `status`, `places` | what it says of itself: plain data, and how that is found out |
 //! | `disks` | how the local disks are, in sentences |
 
+pub(super) mod canary;
+pub(super) mod claim;
 pub(super) mod control;
 pub(super) mod disks;
+pub(super) mod following;
 pub(super) mod gates;
+pub(super) mod look;
 pub(super) mod mount;
 pub(super) mod places;
 pub(super) mod rekey_duty;
+pub(super) mod role;
 pub(super) mod status;
+pub(super) mod writer;

@@ -5,22 +5,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
+use super::claim::WritePlan;
 use super::control::{
     Connection, Control, Numbers, Progress, Requests, Setting, Settings, Status, resident_bytes,
 };
 use super::disks::{cache_note, journal_warning, space_of};
 use super::places::{Places, places};
 use super::rekey_duty::RekeyDuty;
+use super::role::{RoleName, Roles, Why};
+use super::writer::Writer;
 use crate::base::{Ino, VolumeId, counted};
-use crate::commit::{Committer, View, WriterState};
+use crate::commit::{View, WriterState};
 use crate::data::BlockCache;
-use crate::journal::Journal;
+use crate::fs::Fs;
+use crate::seal::VolumeKeys;
 use crate::stack::keys::watch::KeyWatch;
 use crate::stack::layers::Layers;
 use crate::stack::records::config_use::VolumeSse;
-use crate::stack::records::lease::Renewed;
 use crate::stack::records::state::{Remembered, StateFile};
 use crate::store::{Health, Refusals, Sealed, SegmentStore};
 
@@ -31,6 +34,10 @@ const SYNC_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// How long following a change of the configuration waits for uploads that are under way.
 const FOLLOW_MAX: Duration = Duration::from_secs(50);
+
+/// Why nothing more gets into the bucket.
+const OVERTAKEN: &str =
+    "another mount has taken the volume over; what is pending stays in the local journal";
 
 /// How fast the store takes bytes.
 #[derive(Default)]
@@ -61,7 +68,7 @@ impl Rate {
     }
 }
 
-/// The parts of a mount that its status is read from.
+/// An open volume: what a mount stands on, whatever its role, and the writing half if it has one.
 pub(crate) struct Shared {
     pub(crate) volume: VolumeId,
     pub(crate) store: String,
@@ -69,27 +76,33 @@ pub(crate) struct Shared {
     pub(crate) since: Instant,
     pub(crate) journal_bytes_max: u64,
     pub(crate) cache_bytes_max: u64,
+    /// How often a follower looks for newer state.
+    pub(crate) refresh: Duration,
+    /// How far the bucket may be behind a writer.
+    pub(crate) commit_interval: Mutex<Duration>,
     pub(crate) sse: Arc<VolumeSse>,
     pub(crate) key_watch: Arc<KeyWatch>,
+    pub(crate) keys: VolumeKeys,
     pub(crate) rekey: Arc<RekeyDuty>,
     /// Has the next heartbeat come at once.
     pub(crate) beat_now: Arc<tokio::sync::Notify>,
-    pub(crate) set_aside: Option<PathBuf>,
-    /// Where the journal is.
-    pub(crate) journal_dir: PathBuf,
+    /// How it writes, or would.
+    pub(crate) plan: WritePlan,
     /// What this machine remembers, for whether it could be written.
     pub(crate) state: Arc<StateFile>,
     /// What it says.
-    pub(crate) remembered: Arc<Mutex<Remembered>>,
+    pub(crate) remembered: Mutex<Remembered>,
     pub(crate) layers: Layers,
     pub(crate) sealed: Arc<Sealed>,
+    /// What the metadata are read through.
+    pub(crate) log_store: Mutex<Arc<Sealed>>,
     pub(crate) view: Arc<View>,
+    pub(crate) fs: Arc<Fs>,
     pub(crate) blocks: Arc<BlockCache>,
     pub(crate) segments: Arc<SegmentStore>,
-    pub(crate) journal: Option<Arc<Journal>>,
-    pub(crate) committer: Option<Arc<Committer>>,
-    /// When the lease was last known to be held.
-    pub(crate) lease_renewed: Option<Renewed>,
+    /// The writing half; see [`Shared::writer`].
+    pub(crate) writer: RwLock<Option<Arc<Writer>>>,
+    pub(crate) role: Roles,
     pub(crate) rate: Rate,
 }
 
@@ -124,8 +137,13 @@ fn refused(refusals: &Refusals, store: &str) -> Vec<String> {
 
 impl Shared {
     fn connection(&self) -> Connection {
-        let Some(committer) = &self.committer else { return Connection::ReadOnly };
-        let state = committer.state();
+        let Some(writer) = self.writer() else {
+            return match self.role.last().why {
+                Why::Fenced => Connection::Fenced,
+                _ => Connection::ReadOnly,
+            };
+        };
+        let state = writer.committer.state();
         if state == WriterState::Fenced {
             return Connection::Fenced;
         }
@@ -139,6 +157,33 @@ impl Shared {
                 }
                 _ => Connection::Online,
             },
+        }
+    }
+
+    fn role_name(&self) -> RoleName {
+        match self.connection() {
+            Connection::ReadOnly | Connection::Fenced => RoleName::Follower,
+            _ => RoleName::Writer,
+        }
+    }
+
+    /// How far the bucket is behind `writer`.
+    pub(crate) fn pending_of(&self, writer: &Writer) -> Progress {
+        let progress = writer.committer.progress();
+        // Metadata that waits counts too: something is pending until the bucket has all of it.
+        let rows = self.view.pending_bytes().0;
+        let (sending, under_way) = (progress.sending, self.under_way());
+        let to_come = sending.planned.saturating_sub(sending.landed);
+        Progress {
+            pending_bytes: match (progress.pending_bytes, progress.oldest) {
+                (0, Some(_)) => rows.max(1),
+                (bytes, _) => bytes,
+            },
+            sent_bytes: (sending.landed + under_way.min(to_come)).min(progress.pending_bytes),
+            moved_bytes: self.layers.stats.snapshot().bytes_up_data + under_way,
+            pending_files: progress.pending_files,
+            committed_bytes: progress.uploaded_bytes,
+            offline: matches!(self.connection(), Connection::Offline { .. }),
         }
     }
 
@@ -205,9 +250,10 @@ impl Shared {
                 if damaged.len() > 5 { ", …" } else { "" }
             ));
         }
-        let journal = self.journal.as_deref();
-        let disk = journal.and_then(|j| journal_warning(&self.journal_dir, j, &self.mount_point));
-        warnings.extend(disk);
+        let writer = self.writer();
+        let dir = self.plan.journal_dir();
+        let journal = writer.as_ref().map(|writer| &*writer.journal);
+        warnings.extend(journal.and_then(|j| journal_warning(&dir, j, &self.mount_point)));
         if let Some(why) = self.state.failed() {
             warnings.push(format!(
                 "what this machine remembers of the volume cannot be written, so that an old copy \
@@ -215,7 +261,7 @@ impl Shared {
             ));
         }
         warnings.extend(refused(&self.layers.retry.refusals(), &self.store));
-        if let Some(aside) = &self.set_aside {
+        if let Some(aside) = writer.as_ref().and_then(|writer| writer.set_aside.as_ref()) {
             let aside = aside.display();
             warnings.push(format!(
                 "a journal with changes that another writer has overtaken lies at {aside}; to \
@@ -224,11 +270,11 @@ impl Shared {
             ));
         }
         let fenced = matches!(self.connection(), Connection::Fenced);
-        if fenced && self.view.pending_summary().2.is_some() {
+        if fenced && self.progress().pending_bytes > 0 {
             warnings.push(format!(
                 "what is pending will never be sent, because another mount has taken over; to \
                  get it as files: sealfs recover {} OUT --store {}",
-                self.journal_dir.display(),
+                dir.display(),
                 self.store
             ));
         }
@@ -241,7 +287,8 @@ impl Control for Shared {
         let requests = self.layers.stats.snapshot();
         let (hits, misses) = self.blocks.hits_and_misses();
         let reads = hits + misses;
-        let committed = self.committer.as_ref().map(|c| c.progress());
+        let writer = self.writer();
+        let committed = writer.as_ref().map(|writer| writer.committer.progress());
         let oldest = committed.and_then(|p| p.oldest);
         Status {
             volume_id: self.volume.to_string(),
@@ -252,17 +299,15 @@ impl Control for Shared {
             uptime_secs: self.since.elapsed().as_secs(),
             connection: self.connection(),
             progress: self.progress(),
-            commit_sequence: self
-                .committer
-                .as_ref()
-                .map_or_else(|| self.remembered.lock().sequence, |c| c.committed().sequence),
+            commit_sequence: committed
+                .map_or_else(|| self.remembered.lock().sequence, |committed| committed.sequence),
             oldest_pending_secs: oldest.map(|d| d.as_secs_f64()),
             upload_bytes_per_sec: {
                 let taken = requests.bytes_up + self.under_way();
                 self.rate.at(self.since, Instant::now(), taken)
             },
             cleaned_bytes: committed.map_or(0, |p| p.cleaned_bytes),
-            journal_bytes: self.journal.as_ref().map_or(0, |j| j.used_bytes()),
+            journal_bytes: writer.as_ref().map_or(0, |writer| writer.journal.used_bytes()),
             journal_bytes_max: self.journal_bytes_max,
             cache_bytes: self.layers.cache_bytes(),
             cache_bytes_max: self.layers.cache_bytes_max().unwrap_or(self.cache_bytes_max),
@@ -290,11 +335,11 @@ impl Control for Shared {
             resident_bytes: resident_bytes(),
             warnings: self.warnings(),
             notes: cache_note(&self.layers).into_iter().chain(self.rekey_note()).collect(),
-            journal_disk_free_bytes: self
-                .journal
-                .as_ref()
-                .and_then(|_| space_of(&self.journal_dir).ok())
+            journal_disk_free_bytes: writer
+                .and_then(|_| space_of(&self.plan.journal_dir()).ok())
                 .map(|space| space.free_bytes),
+            role: self.role_name(),
+            last_transition: Some(self.role.last()),
         }
     }
 
@@ -307,8 +352,12 @@ impl Control for Shared {
                     return Err("this mount has no cache".into());
                 }
             }
-            Setting::CommitIntervalMs(ms) => match &self.committer {
-                Some(committer) => committer.set_interval(Duration::from_millis(ms)),
+            Setting::CommitIntervalMs(ms) => match self.writer() {
+                Some(writer) => {
+                    let interval = Duration::from_millis(ms);
+                    *self.commit_interval.lock() = interval; // also of the next half
+                    writer.committer.set_interval(interval);
+                }
                 None => return Err("this mount only reads: it commits nothing".into()),
             },
             Setting::LogLevel(_) => {} // of who owns the log
@@ -317,7 +366,7 @@ impl Control for Shared {
     }
 
     fn settings(&self) -> Settings {
-        let interval = self.committer.as_ref().map(|committer| committer.interval());
+        let interval = self.writer().map(|writer| writer.committer.interval());
         Settings {
             upload_limit: self.layers.limits.up.get(),
             download_limit: self.layers.limits.down.get(),
@@ -348,42 +397,27 @@ impl Control for Shared {
             memory_misses,
             damaged_objects: self.sealed.damaged().len() as u64,
             key_epoch: self.key_watch.epoch(),
-            lease_age_secs: self.lease_renewed.as_ref().map(|at| at.age().as_secs_f64()),
+            lease_age_secs: self.writer().map(|writer| writer.renewed.age().as_secs_f64()),
         }
     }
 
     fn progress(&self) -> Progress {
-        let Some(committer) = &self.committer else { return Progress::default() };
-        let progress = committer.progress();
-        // Metadata that waits counts too: something is pending until the bucket has all of it.
-        let rows = self.view.pending_bytes().0;
-        let (sending, under_way) = (progress.sending, self.under_way());
-        let to_come = sending.planned.saturating_sub(sending.landed);
-        Progress {
-            pending_bytes: match (progress.pending_bytes, progress.oldest) {
-                (0, Some(_)) => rows.max(1),
-                (bytes, _) => bytes,
-            },
-            sent_bytes: (sending.landed + under_way.min(to_come)).min(progress.pending_bytes),
-            moved_bytes: self.layers.stats.snapshot().bytes_up_data + under_way,
-            pending_files: progress.pending_files,
-            committed_bytes: progress.uploaded_bytes,
-            offline: matches!(self.connection(), Connection::Offline { .. }),
+        match self.writer() {
+            Some(writer) => self.pending_of(&writer),
+            None => self.role.left().map(|(left, _)| left).unwrap_or_default(),
         }
     }
 
     fn sync(&self) -> BoxFuture<'static, Result<(), String>> {
-        let committer = self.committer.clone();
+        let committer = self.writer().map(|writer| writer.committer.clone());
+        let left = self.role.left().is_some();
         Box::pin(async move {
             match committer {
+                None if left => Err(OVERTAKEN.into()),
                 None => Ok(()),
                 Some(c) if c.sync(SYNC_MAX).await => Ok(()),
                 Some(c) => Err(match c.state() {
-                    WriterState::Fenced => {
-                        "another mount has taken the volume over; what is pending stays in the \
-                         local journal"
-                            .into()
-                    }
+                    WriterState::Fenced => OVERTAKEN.into(),
                     WriterState::Failing { reason, .. } => reason,
                     WriterState::Online => "the bucket does not have everything yet".into(),
                 }),
@@ -395,7 +429,8 @@ impl Control for Shared {
         if volume_id != self.volume.to_string() {
             return Box::pin(async { Ok(false) });
         }
-        let (key_watch, committer) = (self.key_watch.clone(), self.committer.clone());
+        let key_watch = self.key_watch.clone();
+        let committer = self.writer().map(|writer| writer.committer.clone());
         let (sse, sealed, beat_now) =
             (self.sse.clone(), self.sealed.clone(), self.beat_now.clone());
         Box::pin(async move {

@@ -2,6 +2,7 @@
 //! changes its part while others use it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use object_store::ObjectStore;
@@ -80,15 +81,30 @@ impl Kv {
         Ok(Kv::new(Handle::Reader(Arc::new(db)), store, cache, options))
     }
 
-    /// Goes on, reading only, with the state of `successor`, and follows the writer from there.
-    /// Writes fail with [`KvError::ReadOnly`] from then on.
+    /// Goes on with the state of `successor`: as the writer, if that has become one, else reading
+    /// only, and following the writer from there; writes fail with [`KvError::ReadOnly`] then.
     pub async fn replace_by(&self, successor: Kv) {
         successor.follow();
+        let next = successor.handle();
+        let reads_only = matches!(next, Handle::Reader(_));
         *self.store.write() = successor.store();
-        let old = std::mem::replace(&mut *self.handle.write(), successor.handle());
-        self.reads_only.send_replace(true);
+        let old = std::mem::replace(&mut *self.handle.write(), next);
+        self.commits.store(0, Ordering::Relaxed);
+        self.closing.send_replace(false);
+        self.reads_only.send_replace(reads_only);
         self.worn.send_replace(false);
         let _ = close_handle(old).await;
+    }
+
+    /// Stops what a writer's handle runs in the background, after `grace`, and lets nothing begin
+    /// until [`Kv::replace_by`], or [`Kv::goes_on_writing`].
+    pub async fn stop_background(&self, grace: Duration) {
+        self.stop_compacting(grace).await;
+    }
+
+    /// It stays the writer's after all.
+    pub fn goes_on_writing(&self) {
+        self.closing.send_replace(false);
     }
 
     /// From now on nothing can be read: what the bucket holds is not what it was.

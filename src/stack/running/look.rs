@@ -1,0 +1,133 @@
+//! The metadata as they are before anything is written: opened to be read at one state, and compared
+//! with what this machine remembers and what its journal holds. Called by `opening` and `claim`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::ObjectStore;
+
+use crate::base::hex;
+use crate::commit::{ViewError, last_commit};
+use crate::journal::Recovery;
+use crate::meta::{BesideRow, CommitRow, DecodeError, Stats, keys};
+use crate::stack::records::history::refuse_discord;
+use crate::stack::records::lineage::{
+    Lineage, copied_elsewhere, go_on_beside, lineage, refuse_lost,
+};
+use crate::stack::records::state::Remembered;
+use crate::stack::{Accept, Attended, StackError};
+use crate::store::kv::{Kv, KvError, KvOptions};
+
+/// What the metadata said when they were looked at.
+pub(crate) struct Found {
+    pub(crate) commit: Option<CommitRow>,
+    pub(crate) stats: Stats,
+    /// The mount that made the last commit, in hex.
+    pub(crate) writer: Option<String>,
+    pub(crate) beside: BesideRow,
+}
+
+impl Found {
+    async fn read(kv: &Kv) -> Result<Found, StackError> {
+        let lacks = |what| ViewError::from(DecodeError(what));
+        let commit = last_commit(kv).await?;
+        let stats = kv.get(&keys::stats()).await?.ok_or_else(|| lacks("no statistics"))?;
+        kv.get(&keys::next_ino()).await?.ok_or_else(|| lacks("no inode number"))?;
+        let writer = kv.get(&keys::writer()).await?.map(|id| hex(&id));
+        let beside = kv.get(&keys::beside()).await?;
+        let beside = beside.as_deref().map(BesideRow::decode).transpose();
+        let beside = beside.map_err(ViewError::from)?.unwrap_or_default();
+        let stats = Stats::decode(&stats).map_err(ViewError::from)?;
+        Ok(Found { commit, stats, writer, beside })
+    }
+
+    pub(crate) fn sequence(&self) -> u64 {
+        self.commit.map_or(0, |row| row.sequence)
+    }
+
+    /// What becomes of the local journal.
+    pub(crate) fn lineage(
+        &self,
+        recovery: &Recovery,
+        before: &Remembered,
+        accept: Accept,
+    ) -> Result<Lineage, StackError> {
+        let accept = accept.older || accept.history;
+        match copied_elsewhere(recovery, self.commit, self.writer.as_deref(), before) {
+            Some(committed) => Ok(go_on_beside(recovery, self.commit, committed)),
+            None => lineage(recovery, self.commit, before, accept),
+        }
+    }
+}
+
+/// How the metadata are opened and what they are held against.
+pub(crate) struct Look<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) before: &'a Remembered,
+    pub(crate) attended: Attended,
+    pub(crate) kv_options: KvOptions,
+    pub(crate) open_timeout: Duration,
+    /// The generation of the configuration.
+    pub(crate) config: u64,
+    /// Refuse a bucket that is older than this commit.
+    pub(crate) at_least: u64,
+    pub(crate) accept: Accept,
+}
+
+impl Look<'_> {
+    /// Opens the metadata in `store` to be checked, and checks them.
+    pub(crate) async fn open(
+        &self,
+        store: Arc<dyn ObjectStore>,
+        local: Option<&Recovery>,
+    ) -> Result<(Kv, Found), StackError> {
+        self.waits();
+        let kv = Kv::open_to_check(store, self.kv_options.clone(), self.open_timeout).await?;
+        self.checked(kv, local).await
+    }
+
+    fn waits(&self) {
+        self.attended.waits_for(format!("the metadata of {}", self.name), self.open_timeout);
+    }
+
+    async fn checked(&self, kv: Kv, local: Option<&Recovery>) -> Result<(Kv, Found), StackError> {
+        match self.check(&kv, local).await {
+            Ok(found) => Ok((kv, found)),
+            Err(e) => {
+                let _ = kv.close(false).await; // a reader: there is nothing to lose
+                Err(e)
+            }
+        }
+    }
+
+    async fn check(&self, kv: &Kv, local: Option<&Recovery>) -> Result<Found, StackError> {
+        let found = Found::read(kv).await?;
+        let accept = self.accept;
+        refuse_discord(kv, found.commit, self.before, self.at_least, accept).await?;
+        let (config, seen) = (self.config, found.beside.config);
+        if config < seen && !accept.config {
+            return Err(StackError::ConfigRollback { found: config, seen });
+        }
+        if let Some(recovery) = local {
+            match refuse_lost(recovery, found.commit, self.before) {
+                Err(e) if accept.journal => log::error!("{e}: accepted, they are given up"),
+                outcome => outcome?,
+            }
+            found.lineage(recovery, self.before, accept)?;
+        }
+        Ok(found)
+    }
+
+    /// Makes the handle that was checked the writer's. What it shows then must be what was checked.
+    ///
+    /// # Errors
+    /// [`KvError::Fenced`]: another has written meanwhile.
+    pub(crate) async fn open_for_writing(&self, kv: &Kv, found: &Found) -> Result<(), StackError> {
+        kv.become_writer(self.open_timeout).await?;
+        if last_commit(kv).await? == found.commit {
+            return Ok(());
+        }
+        let _ = kv.close(false).await; // nothing was written
+        Err(KvError::Fenced.into())
+    }
+}
