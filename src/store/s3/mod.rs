@@ -17,6 +17,8 @@ pub mod input;
 mod list;
 mod local_files;
 mod meter;
+mod objects;
+mod objects_write;
 mod proof;
 mod read;
 mod refusal;
@@ -37,6 +39,8 @@ pub(in crate::store) use client::{Session, SessionAsk, is_this_machine};
 pub(in crate::store) use errors::{Failure, facts};
 pub use input::InputError;
 pub use local_files::{local_files, pin_local_files};
+pub use objects::{About, Body, Listed};
+pub use objects_write::{Labels, Sending};
 pub use sse::{Applied, SecretKey32, SseMismatch, SseMode};
 pub use sse_ask::SseAsk;
 

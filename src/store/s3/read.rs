@@ -45,7 +45,7 @@ impl Inner {
     pub(super) async fn get(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         let path = location.as_ref();
         let range = options.range.as_ref().map(|range| range_header(range, path)).transpose()?;
-        let answer = self.with_fitting_key("get", location, |key| {
+        let answer = self.with_fitting_key("get", path, |key| {
             let request = self.client.get_object().bucket(&self.bucket).key(self.key(location));
             with_read_options!(request, options, key).set_range(range.clone()).send()
         });
@@ -102,7 +102,7 @@ impl Inner {
         location: &Path,
         options: &GetOptions,
     ) -> Result<HeadObjectOutput> {
-        self.with_fitting_key("head", location, |key| {
+        self.with_fitting_key("head", location.as_ref(), |key| {
             let request = self.client.head_object().bucket(&self.bucket).key(self.key(location));
             with_read_options!(request, options, key).send()
         })
@@ -111,27 +111,27 @@ impl Inner {
 
     /// Sends a read with each customer key that may fit, and without one, until the server does
     /// not refuse it for the key; if it refuses all, the refusal of a key is reported.
-    async fn with_fitting_key<T, E, F>(
+    pub(super) async fn with_fitting_key<T, E, F>(
         &self,
         action: &'static str,
-        location: &Path,
+        path: &str,
         send: impl Fn(Option<&SecretKey32>) -> F,
     ) -> Result<T>
     where
         F: Future<Output = std::result::Result<T, SdkError<E, HttpResponse>>>,
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
-        let candidates = self.encryption.candidates(location.as_ref());
+        let candidates = self.encryption.candidates(path);
         let mut refused = None;
         for candidate in candidates {
             match send(candidate.as_ref()).await {
                 Ok(answer) => {
-                    self.encryption.opened(location.as_ref(), &candidate);
+                    self.encryption.opened(path, &candidate);
                     return Ok(answer);
                 }
                 Err(error) => {
                     let for_the_key = may_be_the_key(&error);
-                    let error = read_from_sdk(error, action, location.as_ref(), &candidate);
+                    let error = read_from_sdk(error, action, path, &candidate);
                     if !for_the_key {
                         return Err(error);
                     }
@@ -146,7 +146,7 @@ impl Inner {
 }
 
 /// Every answer about an object has its version or its time.
-fn is_of_an_object(
+pub(super) fn is_of_an_object(
     action: &str,
     path: &str,
     e_tag: Option<&str>,
@@ -162,7 +162,7 @@ fn is_of_an_object(
 }
 
 /// `Range` for a GetObject. An empty range has no header that means it, and is an error.
-fn range_header(range: &GetRange, path: &str) -> Result<String> {
+pub(super) fn range_header(range: &GetRange, path: &str) -> Result<String> {
     match range {
         GetRange::Bounded(r) if r.start < r.end => Ok(format!("bytes={}-{}", r.start, r.end - 1)),
         GetRange::Offset(start) => Ok(format!("bytes={start}-")),
@@ -173,7 +173,7 @@ fn range_header(range: &GetRange, path: &str) -> Result<String> {
 
 /// The range and object size that an answer to a ranged request names, if they fit what was
 /// asked and the length of the body.
-fn partial(
+pub(super) fn partial(
     asked: &GetRange,
     content_range: Option<&str>,
     length: u64,
@@ -203,7 +203,7 @@ fn parse_content_range(header: &str) -> Option<(u64, u64, u64)> {
     (first <= last && last < size).then_some((first, last, size))
 }
 
-fn content_length(length: Option<i64>, path: &str) -> Result<u64> {
+pub(super) fn content_length(length: Option<i64>, path: &str) -> Result<u64> {
     length.and_then(|l| u64::try_from(l).ok()).ok_or_else(|| {
         own(ErrorClass::Transport, format!("get {path}: the answer has no content length"))
     })
