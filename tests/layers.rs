@@ -32,7 +32,7 @@ const ROOMS: &[(&str, &[&[&str]])] = &[
             &["opening"],
             &["running"],
             &["options"],
-            &["keys"],
+            &["keys", "s3ec_object"],
             &["layers"],
             &["records"],
             &["store_options"],

@@ -38,6 +38,8 @@ mod place;
 mod progress;
 mod protocol;
 mod recover;
+mod s3ec;
+mod s3ec_keys;
 mod scrape;
 mod secret;
 mod secret_command;
@@ -108,6 +110,8 @@ enum Command {
     Key(Box<key::KeyArgs>),
     /// Read one object of a volume
     Object(Box<object::ObjectArgs>),
+    /// Read objects of the Amazon S3 Encryption Client, and wrap their keys anew
+    S3ec(Box<s3ec::S3ecArgs>),
     /// Audit or change the server-side encryption of a volume
     Sse(sse::SseArgs),
     /// Make and mount a volume in a local directory, to look around
@@ -190,6 +194,7 @@ pub fn main() -> ExitCode {
         Command::Recover(args) => recover::run(*args),
         Command::Key(args) => key::run(*args),
         Command::Object(args) => object::run(&args),
+        Command::S3ec(args) => s3ec::run(&args),
         Command::Sse(args) => sse::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Version(args) => pages::version(args),
@@ -218,6 +223,17 @@ mod tests {
             | "age-recipient"
             | "age-recipients-file" => "New key",
             "kms-key" if command == "add" => "New key",
+            "kms-key" if command != "doctor" => "Key",
+            "aes-key-file"
+            | "rsa-private-key"
+            | "encryption-context"
+            | "any-encryption-context"
+            | "legacy" => "Key",
+            "new-kms-key"
+            | "new-aes-key-file"
+            | "new-rsa-public-key"
+            | "new-encryption-context"
+            | "no-encryption-context" => "New key",
             "recovery-kit" | "no-recovery" if command == "init" => "Recovery",
             "upload-limit" | "download-limit" => "Store",
             "log-file" | "log-level" | "log-format" => "Log",

@@ -8,6 +8,7 @@
 //! | `opening/` | the steps from a STORE to a running mount |
 //! | `running/` | a running mount: its role and how that changes, its end, its status |
 //! | `options` | what is asked for: plain data |
+//! | `s3ec_object` | one object of the Amazon S3 Encryption Client, in no volume |
 //! | `keys/` | the keyring in the bucket, and the one way to open it |
 //! | `layers` | STORE and flags → the stack of store wrappers |
 //! | `records/` | what is recorded beside the metadata: in the bucket, and on this machine |
@@ -27,6 +28,7 @@ mod opening;
 mod options;
 mod records;
 mod running;
+mod s3ec_object;
 mod store_options;
 
 pub use attended::{Attended, Wait};
@@ -58,4 +60,5 @@ pub use running::control::{
 pub use running::mount::Mounted;
 pub use running::places::{Places, SegmentPlace};
 pub use running::role::{RoleName, Transition, Why};
+pub use s3ec_object::{Contents, EnvelopeAsk, ObjectName, S3ecObject};
 pub use store_options::StoreOptions;

@@ -17,7 +17,10 @@ material =
   case with
   when 'aes' then { encryption_key: Base64.decode64(File.read(key)) }
   when 'rsa' then { encryption_key: OpenSSL::PKey::RSA.new(File.read(key)) }
-  when 'kms' then { kms_key_id: key, kms_client: Aws::KMS::Client.new(base) }
+  when 'kms'
+    # Debian's client of KMS is older than Decrypt's KeyId, which a named key would be sent as.
+    id = action == 'get' ? :kms_allow_decrypt_with_any_cmk : key
+    { kms_key_id: id, kms_client: Aws::KMS::Client.new(base) }
   end
 options = material.merge(client: s3, envelope_location: place.to_sym)
 client =

@@ -22,6 +22,7 @@ mod objects_write;
 mod proof;
 mod read;
 mod refusal;
+mod relabel;
 mod sse;
 mod sse_ask;
 mod tls;

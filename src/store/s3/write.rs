@@ -413,7 +413,7 @@ pub(super) fn no_attributes() -> Error {
 }
 
 /// A key as `x-amz-copy-source` carries it: all but unreserved characters and slashes as `%XX`.
-fn percent_encoded(key: &str) -> String {
+pub(super) fn percent_encoded(key: &str) -> String {
     let mut encoded = String::with_capacity(key.len());
     for byte in key.bytes() {
         match byte {
