@@ -4,6 +4,7 @@
 //! `scripts/test` installs it (`moto[server]` from PyPI) into the Python of SEALFS_TEST_PYTHON.
 
 mod mounts;
+mod s3ec;
 mod sse;
 
 use std::fs::File;
