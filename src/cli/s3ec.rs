@@ -12,11 +12,11 @@ use crate::s3ec::{
     RESERVED_KEY_ID,
 };
 use crate::stack::{EnvelopeAsk, ObjectName, S3ecObject, StoreOptions};
-use crate::store::s3::SseReadFlags;
 
 use super::args::StoreAddress;
 use super::exit::{Exit, Failure, Outcome};
 use super::s3ec_keys::{EnvelopeKeyArgs, NewEnvelopeKeyArgs, pairs};
+use super::sse_flags::SseReadFlags;
 use super::{out, signals};
 
 /// Flags of `sealfs s3ec`.

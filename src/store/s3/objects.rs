@@ -69,8 +69,8 @@ macro_rules! about {
         let headers = headers.into_iter().filter_map(|(n, v)| Some((n, v?.to_owned()))).collect();
         let e_tag = super::proof::bare(answer.e_tag().unwrap_or_default()).to_owned();
         let algorithm = answer.server_side_encryption().map(|a| a.as_str().to_owned());
-        let is_plain = algorithm.is_none_or(|a| a == sse::AES256)
-            && answer.sse_customer_algorithm().is_none();
+        let is_plain =
+            algorithm.is_none_or(|a| a == sse::AES256) && answer.sse_customer_algorithm().is_none();
         About {
             size: $size,
             modified: answer.last_modified().map(|time| system_time(Some(time))),

@@ -7,13 +7,13 @@
 
 use super::body::{crc32_header, request_body};
 use super::errors::{Condition, from_sdk, own, write_from_sdk};
-use super::inspect::COPY_MAX;
+
 use super::objects::About;
 use super::proof::e_tag_of;
 use super::read::quoted;
 use super::sse::{self, SecretKey32};
 use super::write::{percent_encoded, with_source_key, with_sse};
-use super::{Inner, Labels, S3Store};
+use super::{COPY_MAX, Inner, Labels, S3Store};
 use crate::store::error::ErrorClass;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::types::{
