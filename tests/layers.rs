@@ -44,14 +44,14 @@ const ROOMS: &[(&str, &[&[&str]])] = &[
         "commit",
         &[
             &["committer"],
-            &["attempt", "clean", "reclaim"],
-            &["writer", "work", "replay", "check"],
+            &["attempt", "clean", "keeping", "reclaim"],
+            &["writer", "work", "replay", "check", "snapshots"],
             &["resolve", "error", "scan"],
             &["accounts"],
             &["view"],
             &["caches", "extents", "page"],
             &["pack pending"],
-            &["batch", "layouts", "options"],
+            &["batch", "holders", "layouts", "options"],
         ],
     ),
 ];

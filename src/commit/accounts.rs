@@ -15,7 +15,7 @@ use super::pending::FileKey;
 use super::view::{View, ViewError};
 use crate::base::SegmentId;
 use crate::data::Extent;
-use crate::meta::{DeadRow, DecodeError, ExtentRow, Key, OrphanData, SegmentRow, keys};
+use crate::meta::{DeadRow, DecodeError, ExtentRow, KeptRow, Key, OrphanData, SegmentRow, keys};
 use crate::store::segments::Layout;
 
 /// Rows that a commit writes besides those of its batches.
@@ -123,7 +123,7 @@ pub fn segment_row(key: &[u8], value: &[u8]) -> Result<(SegmentId, SegmentRow), 
 }
 
 /// Turns changes of live bytes into `s` rows; a segment that nothing refers to any more
-/// becomes a `z` row. `new` are the segments just uploaded. Returns how many bytes of older
+/// becomes a `z` row, or a `y` row if a snapshot holds it. `new` are the segments just uploaded. Returns how many bytes of older
 /// segments are not referred to any more.
 pub async fn settle_segments(
     view: &View,
@@ -148,14 +148,23 @@ pub async fn settle_segments(
                 let row = SegmentRow { size: *size, birth, epoch, ..SegmentRow::default() };
                 (row, frames.clone())
             }
-            None => {
-                let Some(value) = view.kv().get(&key).await? else {
-                    log::error!("segment {id} has extents but no accounting row; left alone");
-                    continue;
-                };
-                let (row, frames) = SegmentRow::decode_with(&value)?;
-                (row, value.slice_ref(frames))
-            }
+            None => match view.kv().get(&key).await? {
+                Some(value) => {
+                    let (row, frames) = SegmentRow::decode_with(&value)?;
+                    (row, value.slice_ref(frames))
+                }
+                // Only snapshots referred to it until now: it is the volume's own again.
+                None => {
+                    let kept = keys::kept_segment(id);
+                    let Some(value) = view.kv().get(&kept).await? else {
+                        log::error!("segment {id} has extents but no accounting row; left alone");
+                        continue;
+                    };
+                    out.rows.insert(kept, None);
+                    let (row, frames) = KeptRow::decode_with(&value)?;
+                    (row.segment, value.slice_ref(frames))
+                }
+            },
         };
         row.live = row.live.checked_add_signed(delta).unwrap_or_else(|| {
             log::error!("segment {id} would have {} {delta:+} live bytes", row.live);
@@ -171,7 +180,15 @@ pub async fn settle_segments(
         }
         if row.live == 0 {
             out.rows.insert(key, None);
-            out.bury(id, now.secs, DeadRow { birth: row.birth, death: now.death });
+            match view.holders().hold(row.birth, now.death) {
+                true => {
+                    let kept = KeptRow { death: now.death, segment: row };
+                    out.rows.insert(keys::kept_segment(id), Some(kept.encode_with(&frames)));
+                    let layout = Layout::from_row(id, row.size, &frames);
+                    view.holders().note_kept(layout.map_or(row.size, |l| l.object_len()));
+                }
+                false => out.bury(id, now.secs, DeadRow { birth: row.birth, death: now.death }),
+            }
         } else {
             out.rows.insert(key, Some(row.encode_with(&frames)));
         }

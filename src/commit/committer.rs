@@ -9,19 +9,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::FutureExt;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::attempt::Attempts;
 use super::clean::Cleaner;
 use super::error::CommitError;
+use super::keeping::{Keeper, SnapshotError, SnapshotOrder};
 use super::options::CommitOptions;
 use super::reclaim::Reclaimer;
+use super::snapshots::Snapshot;
 use super::view::{View, ViewError, last_commit};
 use super::work::Sending;
 use super::writer::{Counts, Gates, RowWriter};
 use crate::base::JournalPos;
 use crate::journal::Journal;
-use crate::meta::CommitRow;
+use crate::meta::{CommitRow, SnapshotName};
 use crate::seal::HistoryKey;
 use crate::store::kv::{KvError, as_opener};
 use crate::store::segments::SegmentStore;
@@ -73,6 +75,7 @@ pub struct Committer {
     attempts: Attempts,
     reclaimer: Reclaimer,
     cleaner: Cleaner,
+    keeper: Keeper,
     /// [`CommitOptions::interval`], which may change.
     interval_ms: AtomicU64,
     wanted: AtomicU64,
@@ -116,6 +119,7 @@ impl Committer {
             attempts: Attempts::new(rows.clone(), journal, history),
             reclaimer: Reclaimer::new(rows.clone()),
             cleaner: Cleaner::new(rows.clone()),
+            keeper: Keeper::new(rows.clone()),
             rows,
             interval_ms,
             wanted: AtomicU64::new(0),
@@ -221,6 +225,7 @@ impl Committer {
         self.rows.view.kv().reopen((self.rows.gates.still_ours)()).await?;
         // A batch whose outcome was unknown is there now, or never will be.
         self.rows.view.invalidate();
+        self.keeper.look_again();
         let ours = self.committed();
         match last_commit(self.rows.view.kv()).await? {
             Some(row) if row.journal != ours.journal && row.sequence > ours.sequence => {
@@ -262,6 +267,7 @@ impl Committer {
             self.reopen().await?;
             log::info!("metadata store opened again");
         }
+        self.keeper.know().await?;
         loop {
             if *self.state.borrow() == WriterState::Fenced {
                 return Ok(());
@@ -271,17 +277,91 @@ impl Committer {
                 self.reclaimer.wake();
             }
         }
+        self.keeper.serve(|| self.commit_pending().boxed()).await?;
         self.rows.compact_if_needed();
         if !(self.rows.gates.may_delete)() || *self.stop.borrow() {
             return Ok(());
         }
         let reclaimed = self.reclaimer.reclaim_some(|id| self.cleaner.reads(id)).await;
         put_off("reclaiming deleted data", reclaimed)?;
+        let released = self.keeper.release_some().await;
+        if matches!(released, Ok(true)) {
+            self.reclaimer.wake();
+        }
+        put_off("releasing what snapshots held", released.map(drop))?;
         let cleaned = self.cleaner.clean_some().await;
         if !matches!(cleaned, Ok(false)) {
             self.reclaimer.wake();
         }
         put_off("cleaning segments", cleaned.map(drop))
+    }
+
+    /// Commits everything that is applied by now.
+    async fn commit_pending(&self) -> Result<(), CommitError> {
+        let (target, ..) = self.rows.view.pending_summary();
+        while self.committed().position < target {
+            let Some(generation) = self.rows.view.freeze(true) else { break };
+            if self.attempts.commit(&generation).await? {
+                self.reclaimer.wake();
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a snapshot of the volume as it is now: what was applied before is in it. Waits at most
+    /// `limit`.
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
+    pub async fn create_snapshot(
+        &self,
+        order: SnapshotOrder,
+        limit: Duration,
+    ) -> Result<Snapshot, SnapshotError> {
+        let begun = Instant::now();
+        if !self.sync(limit).await {
+            return Err(match self.state() {
+                WriterState::Fenced => SnapshotError::Fenced,
+                WriterState::Failing { reason, .. } => {
+                    SnapshotError::NotCommitted(format!(": {reason}"))
+                }
+                WriterState::Online => {
+                    SnapshotError::NotCommitted(format!(" in {} s", limit.as_secs()))
+                }
+            });
+        }
+        let answer = self.keeper.create(order);
+        self.answered(answer, limit.saturating_sub(begun.elapsed())).await
+    }
+
+    /// Deletes snapshots: all of them, or none if one is not there. What they held comes free
+    /// afterwards, in the background. Waits at most `limit`.
+    ///
+    /// # Errors
+    /// [`SnapshotError`].
+    pub async fn delete_snapshots(
+        &self,
+        names: Vec<SnapshotName>,
+        limit: Duration,
+    ) -> Result<(), SnapshotError> {
+        let answer = self.keeper.delete(names);
+        self.answered(answer, limit).await
+    }
+
+    async fn answered<T>(
+        &self,
+        answer: oneshot::Receiver<Result<T, SnapshotError>>,
+        limit: Duration,
+    ) -> Result<T, SnapshotError> {
+        let unclear = |why: &str| Err(SnapshotError::Unclear(why.into()));
+        tokio::select! {
+            answer = tokio::time::timeout(limit, answer) => match answer {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(_)) => unclear("the mount is ending"),
+                Err(_) => unclear("the bucket does not answer in time"),
+            },
+            () = self.until_fenced() => Err(SnapshotError::Fenced),
+        }
     }
 
     /// Asks for a commit of everything applied so far and waits until the bucket has it, the

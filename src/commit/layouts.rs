@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::base::SegmentId;
-use crate::meta::{DecodeError, SegmentRow, keys};
+use crate::meta::{DecodeError, KeptRow, SegmentRow, keys};
 use crate::store::kv::{Kv, KvError};
 use crate::store::segments::{Layout, LayoutRows};
 use crate::store::{ErrorClass, StoreError};
@@ -16,6 +16,13 @@ use crate::store::{ErrorClass, StoreError};
 pub fn layout_in(id: SegmentId, row: &[u8]) -> Result<(SegmentRow, Layout), DecodeError> {
     let (row, frames) = SegmentRow::decode_with(row)?;
     let layout = Layout::from_row(id, row.size, frames);
+    Ok((row, layout.map_err(|_| DecodeError("layout of a segment"))?))
+}
+
+/// What the `y` row of a segment says of its layout.
+pub fn kept_layout_in(id: SegmentId, row: &[u8]) -> Result<(KeptRow, Layout), DecodeError> {
+    let (row, frames) = KeptRow::decode_with(row)?;
+    let layout = Layout::from_row(id, row.segment.size, frames);
     Ok((row, layout.map_err(|_| DecodeError("layout of a segment"))?))
 }
 

@@ -22,6 +22,8 @@
 //! | `scan` | committed rows of one kind, a page at a time |
 //! | `check` | whether committed rows keep the rules among each other |
 //! | `clean` | live bytes leave segments that are mostly dead, or tiny |
+//! | `snapshots` | commits that keep what they refer to; `holders`: which those are |
+//! | `keeping` | snapshots are made and deleted, and what they held comes free |
 //! | `reclaim` | deleted data: extents in bounded batches, then dead segments |
 
 pub mod accounts;
@@ -33,6 +35,8 @@ mod clean;
 mod committer;
 mod error;
 pub mod extents;
+pub mod holders;
+mod keeping;
 pub mod layouts;
 mod options;
 pub mod pack;
@@ -42,6 +46,7 @@ pub mod reclaim;
 pub mod replay;
 pub mod resolve;
 pub mod scan;
+pub mod snapshots;
 pub mod view;
 mod work;
 mod writer;
@@ -49,6 +54,7 @@ mod writer;
 pub use batch::{Batch, CloneSource, DataOp, RowOp};
 pub use committer::{Committer, Progress, WriterState};
 pub use error::CommitError;
+pub use keeping::{SNAPSHOTS_MAX, SnapshotError, SnapshotOrder};
 pub use options::{CleanOptions, CommitOptions};
 pub use pending::{FileKey, Generation};
 pub use view::{Lookup, View, ViewError, last_commit};

@@ -15,6 +15,7 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use super::batch::Batch;
 use super::caches::{ExtentCache, KnownExtents, RowCache};
 use super::extents::{Committed, extent_of};
+use super::holders::Holders;
 use super::pack::{Placed, Plan};
 use super::page::{Page, PendingRows, Scanned};
 use super::pending::{FileKey, Generation, key_hash};
@@ -136,6 +137,7 @@ pub struct View {
     pending_data_bytes: AtomicU64,
     generation_bytes_max: u64,
     burst_bytes_max: u64,
+    holders: Holders,
 }
 
 impl View {
@@ -153,12 +155,18 @@ impl View {
             pending_data_bytes: AtomicU64::new(0),
             generation_bytes_max: options.generation_bytes_max,
             burst_bytes_max: options.burst_bytes_max,
+            holders: Holders::default(),
         }
     }
 
     /// The metadata store beneath.
     pub fn kv(&self) -> &Arc<Kv> {
         &self.kv
+    }
+
+    /// Which commits snapshots hold.
+    pub fn holders(&self) -> &Holders {
+        &self.holders
     }
 
     /// Makes `batch` visible. The caller has journalled it at `record` and calls this in

@@ -4,6 +4,7 @@
 use siphasher::sip::SipHasher24;
 use std::hash::Hasher;
 
+use super::snapshot::SnapshotName;
 use crate::base::{Ino, SegmentId};
 
 /// An encoded key.
@@ -193,6 +194,27 @@ pub fn history(number: u64) -> Key {
     tagged(b'h', &[&number.to_be_bytes()])
 }
 
+/// `n` name: a snapshot.
+pub fn snapshot(name: &SnapshotName) -> Key {
+    tagged(b'n', &[name.as_str().as_bytes()])
+}
+
+/// The name in the key of a snapshot.
+pub fn snapshot_of(key: &[u8]) -> Option<SnapshotName> {
+    let name = std::str::from_utf8(key.strip_prefix(b"n")?).ok()?;
+    SnapshotName::parse(name).ok()
+}
+
+/// `y` segment: a segment that only snapshots refer to.
+pub fn kept_segment(id: SegmentId) -> Key {
+    tagged(b'y', &[&id.0])
+}
+
+/// The segment of such a key.
+pub fn kept_segment_of(key: &[u8]) -> Option<SegmentId> {
+    Some(SegmentId(key.strip_prefix(b"y")?.try_into().ok()?))
+}
+
 /// All keys with this tag.
 pub fn all_with_tag(tag: u8) -> (Key, Key) {
     (tagged(tag, &[]), tagged(tag + 1, &[]))
@@ -275,6 +297,10 @@ mod tests {
         assert_eq!(owner_of(&key), Some((id, Ino(u64::MAX), u32::MAX)));
         assert!((&from..&to).contains(&&key) && from < owner(id, Ino(0), 0));
         assert_eq!(dead_segment_of(&dead_segment(12, id)), Some((12, id)));
+        assert_eq!(kept_segment_of(&kept_segment(id)), Some(id));
+        let name = SnapshotName::parse("a").expect("a name");
+        assert_eq!(snapshot_of(&snapshot(&name)), Some(name));
+        assert_eq!(snapshot_of(b"n"), None);
         assert_eq!(inode_of(&inode(Ino(3))), Some(Ino(3)));
         assert_eq!(orphan_of(&orphan(Ino(3))), Some(Ino(3)));
         assert_eq!(xattr_of(&xattr(Ino(3), b"user.a")), Some(&b"user.a"[..]));

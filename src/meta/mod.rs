@@ -7,6 +7,7 @@ mod codec;
 mod inode;
 pub mod keys;
 mod rows;
+mod snapshot;
 
 pub use codec::DecodeError;
 pub use inode::{Inode, InodeExtent, Kind};
@@ -14,6 +15,9 @@ pub use keys::{Key, NameHash};
 pub use rows::{
     BesideRow, CommitRow, DeadRow, Dirent, ExtentRow, HistoryRow, OrphanData, SegmentRow, Stats,
     VolumeRow,
+};
+pub use snapshot::{
+    KeptRow, SNAPSHOT_NAME_MAX, SNAPSHOT_NOTE_MAX, SnapshotName, SnapshotOrigin, SnapshotRow,
 };
 
 /// The longest file name, in bytes (`NAME_MAX`).

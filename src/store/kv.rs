@@ -26,10 +26,12 @@ use super::kv_store::{SlateStore, UploadLimit};
 use super::names::META_PREFIX;
 
 pub(super) mod answers;
+mod checkpoints;
 mod compact;
 mod roles;
 mod walk;
 
+pub use checkpoints::Checkpoint;
 pub use walk::Walk;
 
 /// Level-0 tables at which writes stall.

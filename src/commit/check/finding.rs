@@ -64,6 +64,8 @@ pub enum Finding {
     SegmentWithoutRow { id: SegmentId, found: u64, end: u64 },
     /// A segment is waiting for its deletion and in use.
     DeadAndAlive { id: SegmentId, since_secs: u64 },
+    /// A segment that only snapshots are said to refer to is in use, or waits for its deletion.
+    KeptAndAlive { id: SegmentId },
     /// The statistics do not add up.
     Totals { said: Stats, found: Stats },
     /// The next inode number to hand out is in use.
@@ -183,6 +185,9 @@ impl fmt::Display for Finding {
                 write!(f, "segment {id} has extents and no accounting row")
             }
             DeadAndAlive { id, .. } => write!(f, "segment {id} is both dead and alive"),
+            KeptAndAlive { id } => {
+                write!(f, "segment {id} is kept for snapshots alone, and in use or dead as well")
+            }
             Totals { said, found } => write!(f, "statistics say {said:?}, found {found:?}"),
             NextIno { said, last } => {
                 write!(f, "inode {last} is in use, the next to hand out is {said}")

@@ -90,6 +90,8 @@ pub struct Report {
     pub segments: u64,
     /// Segments that wait for their deletion.
     pub dead_segments: u64,
+    /// Segments that only snapshots refer to.
+    pub kept_segments: u64,
     /// Rows read, those read twice counted twice.
     pub rows: u64,
 }

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use super::{Check, Finding};
 use crate::base::SegmentId;
 use crate::commit::extents::extent_in;
-use crate::commit::layouts::layout_in;
+use crate::commit::layouts::{kept_layout_in, layout_in};
 use crate::commit::pending::FileKey;
 use crate::commit::scan::Cursor;
 use crate::commit::view::ViewError;
 use crate::data::Extent;
-use crate::meta::{DeadRow, DecodeError, SegmentRow, keys};
+use crate::meta::{DeadRow, DecodeError, KeptRow, SegmentRow, keys};
 
 /// What rows say of a segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct SegmentSum {
     pub object_len: u64,
     /// When it was found dead (`z` row, Unix seconds).
     pub dead_since: Option<u64>,
+    /// Only snapshots refer to it (`y` row).
+    pub kept: Option<KeptRow>,
     /// Extents that refer to it.
     pub extents: u64,
     /// Their bytes.
@@ -64,6 +66,16 @@ impl Check<'_> {
                 self.segments.0.entry(id).or_default().owners += 1;
             }
         }
+        let mut cursor = Cursor::new(kv, b'y').counting(rows);
+        while let Some((key, value)) = cursor.next().await? {
+            let id = keys::kept_segment_of(&key).ok_or(DecodeError("key of a kept segment"));
+            let row = id.and_then(|id| Ok((id, kept_layout_in(id, &value)?)));
+            if let Some((id, (row, layout))) = self.decoded(&key, row) {
+                self.report.kept_segments += 1;
+                let sum = self.segments.0.entry(id).or_default();
+                (sum.kept, sum.object_len) = (Some(row), layout.object_len());
+            }
+        }
         let mut cursor = Cursor::new(kv, b'z').counting(rows);
         while let Some((key, value)) = cursor.next().await? {
             let dead = keys::dead_segment_of(&key).ok_or(DecodeError("dead segment key"));
@@ -78,7 +90,7 @@ impl Check<'_> {
 
     pub(super) async fn settle_segments(&mut self) -> Result<(), ViewError> {
         for (&id, sum) in &self.segments.0 {
-            let SegmentSum { row, dead_since, live: found, end, owners, .. } = *sum;
+            let SegmentSum { row, dead_since, kept, live: found, end, owners, .. } = *sum;
             let said = row.map_or(0, |row| row.owners);
             if u64::from(said) != owners {
                 self.report.note(Finding::OwnerCount { id, said, found: owners });
@@ -94,6 +106,9 @@ impl Check<'_> {
                     self.report.note(Finding::SegmentWithoutRow { id, found, end })
                 }
                 None => {}
+            }
+            if kept.is_some() && (row.is_some() || found > 0 || dead_since.is_some()) {
+                self.report.note(Finding::KeptAndAlive { id });
             }
             if let Some(since_secs) = dead_since.filter(|_| row.is_some() || found > 0) {
                 self.report.note(Finding::DeadAndAlive { id, since_secs });

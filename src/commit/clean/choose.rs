@@ -33,6 +33,9 @@ pub(super) struct Chooser {
     options: CleanOptions,
     /// Tiny segments that an earlier round found not to be worth it.
     left_out: usize,
+    /// What was born until this commit stays in the bucket whatever is moved out of it: a snapshot
+    /// holds it.
+    held: Option<u64>,
     segments: usize,
     bytes: u64,
     dead_bytes: u64,
@@ -57,11 +60,13 @@ impl Candidates {
 }
 
 impl Chooser {
-    /// `left_out`: tiny segments that an earlier round found not to be worth it.
-    pub(super) fn new(options: CleanOptions, left_out: usize) -> Chooser {
+    /// `left_out`: tiny segments that an earlier round found not to be worth it. `held`: the newest
+    /// commit that a snapshot holds.
+    pub(super) fn new(options: CleanOptions, left_out: usize, held: Option<u64>) -> Chooser {
         Chooser {
             options,
             left_out,
+            held,
             segments: 0,
             bytes: 0,
             dead_bytes: 0,
@@ -77,6 +82,9 @@ impl Chooser {
         let SegmentRow { size, live, .. } = row;
         if live == 0 || row.owners == 0 && live > size || live > SEGMENT_BYTES_MAX {
             return; // not ours to judge: `fsck` says what is wrong
+        }
+        if self.held.is_some_and(|held| row.birth <= held) {
+            return; // it would be there twice, and nothing would come free
         }
         if size < TINY_BYTES {
             self.tiny.push(id, row);
@@ -121,7 +129,7 @@ mod tests {
     use super::*;
 
     fn chosen(segments: &[(u64, u64)]) -> Vec<usize> {
-        let mut chooser = Chooser::new(CleanOptions::default(), 0);
+        let mut chooser = Chooser::new(CleanOptions::default(), 0, None);
         let id = |n: usize| SegmentId((n as u128).to_be_bytes());
         for (n, &(size, live)) in segments.iter().enumerate() {
             chooser.see(id(n), SegmentRow { size, live, ..SegmentRow::default() });
@@ -148,6 +156,23 @@ mod tests {
         let chosen = chosen(&deadest.collect::<Vec<_>>());
         assert!(chosen.iter().filter(|&n| n % 2 == 0).count() == 200, "the deadest");
         assert_eq!(chosen.len(), 200 + (256 - 200) / 8, "256 MiB at most");
+    }
+
+    #[test]
+    fn what_a_snapshot_holds_is_neither_moved_nor_counted() {
+        // Guards against a bucket that grows by cleaning: the old segment stays for the snapshot, and
+        // what was moved is there twice.
+        let mut chooser = Chooser::new(CleanOptions::default(), 0, Some(7));
+        for n in 0..600u64 {
+            let birth = if n < 300 { 7 } else { 8 };
+            let (size, live) = if n % 2 == 0 { (4096, 4096) } else { (16 * MIB, MIB) };
+            let row = SegmentRow { size, live, birth, ..SegmentRow::default() };
+            chooser.see(SegmentId(u128::from(n).to_be_bytes()), row);
+        }
+        assert_eq!(chooser.dead_bytes, 150 * 15 * MIB);
+        let chosen = chooser.choice().segments;
+        assert_eq!(chosen.len(), 150, "the tiny ones that are left are too few");
+        assert!(chosen.values().all(|row| row.birth == 8));
     }
 
     #[test]

@@ -235,7 +235,8 @@ impl Cleaner {
     /// Looks at all segments, and sets out if it is worth it.
     async fn begin_round(&self, rounds: &mut Rounds) -> Result<(), CommitError> {
         let kv = self.rows.view.kv();
-        let mut chooser = Chooser::new(self.rows.options.clean, rounds.left_out);
+        let held = self.rows.view.holders().newest();
+        let mut chooser = Chooser::new(self.rows.options.clean, rounds.left_out, held);
         let mut cursor = Cursor::new(kv, b's');
         // What is live of one goes into one: that must not be larger than the store takes.
         let bytes_max = self.rows.segments.upload_max();

@@ -11,8 +11,10 @@ use super::role::{RoleName, Why};
 use super::status::Shared;
 use super::writer::Writer;
 use crate::base::VolumeId;
-use crate::commit::View;
+use crate::commit::snapshots::Snapshot;
+use crate::commit::{SnapshotError, SnapshotOrder, View};
 use crate::fs::Fs;
+use crate::meta::SnapshotName;
 use crate::stack::Control;
 use crate::store::Health;
 
@@ -93,6 +95,36 @@ impl Mounted {
         match self.shared.writer() {
             Some(writer) => writer.committer.sync(limit).await,
             None => self.shared.role.left().is_none(),
+        }
+    }
+
+    /// Makes a snapshot of the volume as it is now; waits at most `limit`.
+    ///
+    /// # Errors
+    /// [`SnapshotError`]; of a mount that only reads [`SnapshotError::Fenced`].
+    pub async fn create_snapshot(
+        &self,
+        order: SnapshotOrder,
+        limit: Duration,
+    ) -> Result<Snapshot, SnapshotError> {
+        match self.shared.writer() {
+            Some(writer) => writer.committer.create_snapshot(order, limit).await,
+            None => Err(SnapshotError::Fenced),
+        }
+    }
+
+    /// Deletes snapshots, all of these or none; waits at most `limit`.
+    ///
+    /// # Errors
+    /// As [`Mounted::create_snapshot`].
+    pub async fn delete_snapshots(
+        &self,
+        names: Vec<SnapshotName>,
+        limit: Duration,
+    ) -> Result<(), SnapshotError> {
+        match self.shared.writer() {
+            Some(writer) => writer.committer.delete_snapshots(names, limit).await,
+            None => Err(SnapshotError::Fenced),
         }
     }
 

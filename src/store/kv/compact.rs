@@ -71,7 +71,10 @@ impl Kv {
             }),
             ..CompactorOptions::default()
         };
-        let compactor = slatedb::CompactorBuilder::new(META_PREFIX, self.store())
+        // Between its listing and its read the writer may go on: it reads an older manifest then, and
+        // cannot put one. What it puts, the writer holds against what it knows.
+        let store = Arc::new(self.store().aside());
+        let compactor = slatedb::CompactorBuilder::new(META_PREFIX, store)
             .with_options(options)
             .with_sst_block_size(slatedb::SstBlockSize::Block8Kib)
             .build();

@@ -18,7 +18,7 @@ use super::objects::{Listing, Objects, damaged_ranges, read_whole, still_known};
 use super::{Run, Volume};
 use crate::base::{SegmentId, counted};
 use crate::commit::check::Segments;
-use crate::commit::layouts::layout_in;
+use crate::commit::layouts::{kept_layout_in, layout_in};
 use crate::meta::keys;
 use crate::seal::CHUNK_PLAIN;
 use crate::seal::offsets::plain_len;
@@ -110,7 +110,8 @@ pub(super) async fn read_all(
     };
     let referred = |id: &SegmentId| {
         rows.is_none_or(|(_, segments, _)| {
-            segments.0.get(id).is_some_and(|sum| sum.row.is_some() || sum.live > 0)
+            let sum = segments.0.get(id);
+            sum.is_some_and(|sum| sum.row.is_some() || sum.kept.is_some() || sum.live > 0)
         })
     };
     let plain = |bytes: u64| plain_len(bytes).unwrap_or(0);
@@ -302,8 +303,12 @@ async fn read_data(
 
 /// Where a segment's frames are by its row.
 async fn layout_by_row(kv: Option<&Kv>, id: SegmentId) -> Option<Layout> {
-    let row = kv?.get(&keys::segment(id)).await.ok()??;
-    layout_in(id, &row).ok().map(|(_, layout)| layout)
+    let kv = kv?;
+    if let Some(row) = kv.get(&keys::segment(id)).await.ok()? {
+        return layout_in(id, &row).ok().map(|(_, layout)| layout);
+    }
+    let row = kv.get(&keys::kept_segment(id)).await.ok()??;
+    kept_layout_in(id, &row).ok().map(|(_, layout)| layout)
 }
 
 /// The data of frames that authenticate and do not decompress.

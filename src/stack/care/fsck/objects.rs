@@ -12,6 +12,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use super::Volume;
 use crate::base::{SegmentId, counted, one_line, plural};
 use crate::commit::check::Segments;
+use crate::meta::keys;
 use crate::seal::offsets::plain_len;
 use crate::store::names::{CONFIG_NAME, KEYRING_NAME, LEASE_NAME, META_PREFIX};
 
@@ -111,11 +112,12 @@ pub(super) async fn compare(
     let mut found = Objects::of(listing);
     let stored = SegmentStore::new(volume.sealed.clone());
     for (&id, sum) in &segments.0 {
-        if sum.row.is_none() && sum.live == 0 {
+        let is_known = sum.row.is_some() || sum.kept.is_some();
+        if !is_known && sum.live == 0 {
             continue; // dead: it may be deleted already
         }
         let listed = listing.segments.get(&id).map(|listed| plain_len(listed.bytes));
-        match (listed, sum.row) {
+        match (listed, is_known) {
             (None, _) => {
                 // A listing may be older than the object, and the writer may have deleted it
                 // since: what counts is whether it is there, and still referred to.
@@ -126,10 +128,10 @@ pub(super) async fn compare(
                     Err(e) => found.unreadable.push((id, sentence(&e))),
                 }
             }
-            (Some(plain), Some(_)) if plain != Some(sum.object_len) => {
+            (Some(plain), true) if plain != Some(sum.object_len) => {
                 found.sizes.push((id, sum.object_len, plain));
             }
-            (Some(_), None) => match stored.layout(id).await {
+            (Some(_), false) => match stored.layout(id).await {
                 Ok(layout) => drop(found.unaccounted.insert(id, (*layout).clone())),
                 Err(e) if class(&e) == ErrorClass::Corrupt => {} // nothing to go by
                 Err(e) => return Err(StackError::store(format!("looking at segment {id}"), e)),
@@ -184,12 +186,13 @@ pub(super) async fn compare(
     Ok(found)
 }
 
-/// Whether the rows as they are by now still refer to a segment.
+/// Whether the rows as they are by now still refer to a segment, or a snapshot does.
 pub(super) async fn still_known(volume: &Volume, id: SegmentId) -> Result<bool, StackError> {
     let kv = volume.frozen().await?;
-    let row = kv.get(&crate::meta::keys::segment(id)).await;
+    let row = kv.get(&keys::segment(id)).await;
+    let kept = kv.get(&keys::kept_segment(id)).await;
     let _ = kv.close(false).await; // a reader: there is nothing to lose
-    Ok(row?.is_some())
+    Ok(row?.is_some() || kept?.is_some())
 }
 
 impl Objects {

@@ -15,10 +15,12 @@ use super::paths::names_of;
 use crate::base::{Clock, Ino, SegmentId, SystemClock, counted, unix_secs};
 use crate::commit::check::{Finding, Segments};
 use crate::commit::layouts::layout_in;
+use crate::commit::snapshots::{Snapshot, snapshots};
 use crate::commit::{Batch, View, ViewError, last_commit};
 use crate::fs::{Fs, FsError};
 use crate::meta::{
-    DeadRow, DecodeError, Dirent, ExtentRow, Inode, Kind, NameHash, OrphanData, SegmentRow, keys,
+    DeadRow, DecodeError, Dirent, ExtentRow, Inode, KeptRow, Kind, NameHash, OrphanData,
+    SegmentRow, keys,
 };
 use crate::seal::VolumeKeys;
 use crate::stack::{Mounted, StackError};
@@ -214,6 +216,16 @@ impl Repair<'_> {
             Finding::DeadAndAlive { id, since_secs } => {
                 batch.delete(keys::dead_segment(*since_secs, *id));
             }
+            Finding::KeptAndAlive { id } => {
+                let Some(sum) = segments.0.get(id) else { return Ok(None) };
+                // What is in use is the volume's, what is kept is not dead.
+                if sum.row.is_some() {
+                    batch.delete(keys::kept_segment(*id));
+                }
+                if let Some(since_secs) = sum.dead_since {
+                    batch.delete(keys::dead_segment(since_secs, *id));
+                }
+            }
             Finding::SegmentAccounting { id, .. }
             | Finding::OwnerCount { id, .. }
             | Finding::SegmentWithoutRow { id, .. } => {
@@ -274,7 +286,13 @@ impl Repair<'_> {
             let last = last_commit(self.kv).await?.map_or(0, |commit| commit.sequence);
             let dead = DeadRow { birth: row.birth, death: last + 1 };
             batch.delete(keys::segment(id));
-            batch.put(keys::dead_segment(unix_secs(), id), dead.encode());
+            let held = |s: &Snapshot| (dead.birth..dead.death).contains(&s.row.commit);
+            if snapshots(self.kv).await?.iter().any(held) {
+                let kept = KeptRow { death: dead.death, segment: row };
+                batch.put(keys::kept_segment(id), kept.encode_with(&layout.to_row()));
+            } else {
+                batch.put(keys::dead_segment(unix_secs(), id), dead.encode());
+            }
         } else if sum.end <= row.size && sum.row != Some(right) {
             batch.put(keys::segment(id), right.encode_with(&layout.to_row()));
         }
