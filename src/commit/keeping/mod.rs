@@ -163,14 +163,17 @@ impl Keeper {
                 Request::Delete(_, reply) if reply.is_closed() => {}
                 Request::Create(order, reply) => {
                     let outcome = self.create_one(order).await;
+                    let known = self.know().await;
                     answer(reply, outcome)?;
+                    known?;
                 }
                 Request::Delete(names, reply) => {
                     let outcome = self.delete_these(names, commit_pending()).await;
+                    let known = self.know().await;
                     answer(reply, outcome)?;
+                    known?;
                 }
             }
-            self.know().await?;
         }
         Ok(())
     }
