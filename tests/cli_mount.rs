@@ -976,6 +976,16 @@ fn a_mount_that_is_described_in_a_file_needs_only_its_name() {
     assert_eq!(code, Some(0), "{said}");
     let shown = v.ok(&["set", &v.text("vault")]);
     assert!(shown.contains("upload-limit=4194304") && shown.contains("log-level=debug"), "{shown}");
+    // SIGHUP does it too: as the same command line would have it now.
+    let limit = text.replace("upload-limit = 3M", "download-limit = 6M");
+    fs::write(&file, limit + "log-level = warn\n").expect("writes");
+    // SAFETY: a signal to the mount process of this test.
+    unsafe { libc::kill(v.daemon(), libc::SIGHUP) };
+    let vault = v.text("vault");
+    wait_until("it is read again", || v.ok(&["set", &vault]).contains("log-level=warn"));
+    let shown = v.ok(&["set", &vault]);
+    assert!(shown.contains("download-limit=6291456"), "{shown}");
+    assert!(shown.contains("upload-limit=5242880"), "of its command line: {shown}");
     v.umount();
     let (code, said) = run(&["mount", "box", "--key-file", &v.text("nothing")]);
     assert!(code == Some(1) && said.contains("nothing"), "{code:?}: {said}");

@@ -38,6 +38,7 @@ mod place;
 mod progress;
 mod protocol;
 mod recover;
+mod reload;
 mod s3ec;
 mod s3ec_keys;
 mod scrape;

@@ -13,6 +13,20 @@ pub fn ready(status: &str) {
     tell(&format!("READY=1\nSTATUS={}", status.replace('\n', " ")));
 }
 
+/// It reads its settings again; [`ready`] says when that is done.
+pub fn reloading() {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the clock is there since Linux 2.6, and `now` is written only.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    let us = now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000;
+    tell(&format!("RELOADING=1\nMONOTONIC_USEC={us}"));
+}
+
+/// Whether a service manager started this process.
+pub fn is_listened_to() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some_and(|to| !to.is_empty())
+}
+
 /// The mount is about to end.
 pub fn stopping(status: &str) {
     tell(&format!("STOPPING=1\nSTATUS={}", status.replace('\n', " ")));

@@ -25,6 +25,7 @@ use super::leaving::{Leaving, stalled};
 use super::notify;
 use super::place;
 use super::protocol::Say;
+use super::reload;
 use super::scrape;
 use super::server::{self, ASKED_MAX, PROGRESS_INTERVAL, Standstill, UmountAsked, Watched};
 use super::signals::{LOOK_EVERY, Signals, Teller, stopped};
@@ -87,7 +88,7 @@ pub async fn serve(plan: Plan, starting: Starting) -> Outcome {
         Ok(signals) => watched_start(plan, signals, &attended, &starting).await,
         Err(failure) => Err(failure),
     };
-    let running = match running {
+    let mut running = match running {
         Ok(running) => running,
         Err(failure) => return starting.failed(failure),
     };
@@ -105,6 +106,9 @@ pub async fn serve(plan: Plan, starting: Starting) -> Outcome {
         return Err(stopped());
     }
     log::info!("mounted on {}", point.display());
+    if let Some(hangup) = running.serving.signals.take_reload() {
+        tokio::spawn(reload::reloads(hangup, Arc::clone(&running.serving.control)));
+    }
     notify::ready(&format!("mounted on {}", point.display()));
     running.run().await
 }

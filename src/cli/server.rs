@@ -124,7 +124,7 @@ async fn client(
         }
         Ask::Set { settings } => {
             // Files of a cache that shrinks are removed.
-            let set = tokio::task::spawn_blocking(move || change(&*control, &settings)).await;
+            let set = tokio::task::spawn_blocking(move || change_all(&*control, &settings)).await;
             let answer = match set {
                 Ok(Ok(settings)) => Say::Settings(settings),
                 Ok(Err(why)) => Say::Failed(Failure::new(Exit::General, why)),
@@ -188,16 +188,25 @@ async fn client(
 }
 
 /// Changes settings; returns what holds now.
-fn change(control: &dyn Control, settings: &[Setting]) -> Result<Settings, String> {
+fn change_all(control: &dyn Control, settings: &[Setting]) -> Result<Settings, String> {
     for setting in settings {
-        control.set(setting)?;
-        if let Setting::LogLevel(level) = setting {
-            let level = level.parse().map_err(|_| format!("{level} is no level of a log"))?;
-            log::set_max_level(level);
-        }
+        change(control, setting)?;
         log::info!("changed by sealfs set: {setting:?}");
     }
     Ok(control.settings())
+}
+
+/// Changes one setting of the live mount.
+///
+/// # Errors
+/// Why it cannot be changed.
+pub fn change(control: &dyn Control, setting: &Setting) -> Result<(), String> {
+    control.set(setting)?;
+    if let Setting::LogLevel(level) = setting {
+        let level = level.parse().map_err(|_| format!("{level} is no level of a log"))?;
+        log::set_max_level(level);
+    }
+    Ok(())
 }
 
 /// Returns when the client has closed its end. It has said all it had to say.

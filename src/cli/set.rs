@@ -40,11 +40,11 @@ pub struct SetArgs {
 }
 
 /// The names of settings.
-const NAMES: [&str; 5] =
+pub const NAMES: [&str; 5] =
     ["upload-limit", "download-limit", "cache-size", "commit-interval", "log-level"];
 
 /// Reads `name=value`.
-fn setting(text: &str) -> Result<Setting, String> {
+pub fn setting(text: &str) -> Result<Setting, String> {
     let Some((name, value)) = text.split_once('=') else {
         return Err(format!("{text} has no value: NAME=VALUE"));
     };

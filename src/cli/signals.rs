@@ -3,7 +3,9 @@
 //! | signal | a mount in the foreground | in the background |
 //! | --- | --- | --- |
 //! | SIGTERM, SIGINT | drains and unmounts; the second one leaves the rest to the journal | the same |
-//! | SIGHUP | as SIGTERM, unless it was ignored from the start (nohup) | ignored |
+//! | SIGHUP | as SIGTERM, unless it was ignored from the start (nohup) | settings are read again (`reload`) |
+//!
+//! Under a service manager SIGHUP does in the foreground what it does in the background.
 
 use std::future::Future;
 use std::io;
@@ -14,6 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::stack::{Attended, StackError, Wait};
 
 use super::exit::{Exit, Failure, Outcome};
+use super::notify;
 
 /// How long something is waited for in silence, and how long until it is said again.
 const SAY_AFTER: Duration = Duration::from_secs(2);
@@ -26,12 +29,7 @@ pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Option<Signal>,
-}
-
-/// Ignores SIGHUP: a process in the background has no terminal whose loss could mean anything.
-fn ignore_hangup() {
-    // SAFETY: SIG_IGN runs no code of ours.
-    unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    reload: Option<Signal>,
 }
 
 /// Whether whoever started this process had SIGHUP ignored, as nohup(1) does.
@@ -48,15 +46,19 @@ fn hangup_is_ignored() -> bool {
 impl Signals {
     /// Catches them from now on.
     pub fn catch(foreground: bool) -> io::Result<Signals> {
-        if !foreground {
-            ignore_hangup();
-        }
-        let hangup = match foreground && !hangup_is_ignored() {
-            true => Some(signal(SignalKind::hangup())?),
-            false => None,
+        // Who has no terminal does not lose it.
+        let (hangup, reload) = match foreground && !notify::is_listened_to() {
+            true if hangup_is_ignored() => (None, None),
+            true => (Some(signal(SignalKind::hangup())?), None),
+            false => (None, Some(signal(SignalKind::hangup())?)),
         };
         let terminate = signal(SignalKind::terminate())?;
-        Ok(Signals { terminate, interrupt: signal(SignalKind::interrupt())?, hangup })
+        Ok(Signals { terminate, interrupt: signal(SignalKind::interrupt())?, hangup, reload })
+    }
+
+    /// What asks for settings to be read again, once.
+    pub fn take_reload(&mut self) -> Option<Signal> {
+        self.reload.take()
     }
 
     /// The name of the next one.

@@ -418,9 +418,11 @@ fn is_set(name: &str) -> bool {
 /// One connection pool for all requests; TLS trusts the system's roots, or only the bundle of
 /// `AWS_CA_BUNDLE` where that is set (as the AWS tools do).
 fn http_client(silence_max: Duration) -> Result<SharedHttpClient, ConnectError> {
-    let bundle = ca_bundle()?;
-    let config = tls::client_config(bundle.as_deref()).map_err(ConnectError::Tls)?;
-    Ok(connection::http_client(Arc::new(config), silence_max))
+    let trust = || {
+        let bundle = ca_bundle()?;
+        tls::client_config(bundle.as_deref()).map_err(ConnectError::Tls)
+    };
+    connection::http_client(trust, silence_max)
 }
 
 /// The certificates of `AWS_CA_BUNDLE` (PEM), where that is set.

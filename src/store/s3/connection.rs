@@ -75,10 +75,23 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// All requests of a client. `silence_max` bounds every silence that is waited for; a request may
 /// take as long until its answer begins, and what its length takes at the slowest rate.
-pub(super) fn http_client(tls: Arc<ClientConfig>, silence_max: Duration) -> SharedHttpClient {
-    let patience = Patience { silence_max, ..Patience::default() };
-    let (answered, pools) = (AtomicBool::new(false), Mutex::default());
-    SharedHttpClient::new(Http(Arc::new(Shared { tls, answered, patience, pools })))
+///
+/// # Errors
+/// As `trust`.
+pub(super) fn http_client<E: fmt::Display + 'static>(
+    trust: impl Fn() -> Result<ClientConfig, E> + Send + Sync + 'static,
+    silence_max: Duration,
+) -> Result<SharedHttpClient, E> {
+    Ok(SharedHttpClient::new(Http(Arc::new(Shared::new(trust, silence_max)?))))
+}
+
+/// How often [`trust_again`] was called in this process.
+static TRUST_ASKED: AtomicU64 = AtomicU64::new(0);
+
+/// Every client of this process reads the certificates that it trusts again before its next request,
+/// which goes over a new connection. Those that cannot be read leave it what it had.
+pub fn trust_again() {
+    TRUST_ASKED.fetch_add(1, Relaxed);
 }
 
 /// Why a request was given up here.
@@ -114,7 +127,11 @@ pub(super) fn is_lost(error: &(dyn std::error::Error + 'static)) -> bool {
 struct Http(Arc<Shared>);
 
 struct Shared {
-    tls: Arc<ClientConfig>,
+    tls: Mutex<Arc<ClientConfig>>,
+    /// Reads the certificates again.
+    trust: Box<dyn Fn() -> Result<ClientConfig, String> + Send + Sync>,
+    /// [`TRUST_ASKED`] when they were read.
+    trusted: AtomicU64,
     /// Some server has answered.
     answered: AtomicBool,
     patience: Patience,
@@ -130,9 +147,41 @@ struct Pool {
 }
 
 impl Shared {
+    fn new<E: fmt::Display + 'static>(
+        trust: impl Fn() -> Result<ClientConfig, E> + Send + Sync + 'static,
+        silence_max: Duration,
+    ) -> Result<Shared, E> {
+        let trusted = AtomicU64::new(TRUST_ASKED.load(Relaxed));
+        Ok(Shared {
+            tls: Mutex::new(Arc::new(trust()?)),
+            trust: Box::new(move || trust().map_err(|e| e.to_string())),
+            trusted,
+            answered: AtomicBool::new(false),
+            patience: Patience { silence_max, ..Patience::default() },
+            pools: Mutex::default(),
+        })
+    }
+
     fn pool(&self, connecting: Option<Duration>) -> Pool {
         let mut pools = self.pools.lock();
+        let asked = TRUST_ASKED.load(Relaxed);
+        if self.trusted.swap(asked, Relaxed) != asked {
+            self.trust_again(&mut pools);
+        }
         pools.entry(connecting).or_insert_with(|| self.new_pool(connecting, 0)).clone()
+    }
+
+    fn trust_again(&self, pools: &mut HashMap<Option<Duration>, Pool>) {
+        match (self.trust)() {
+            Ok(tls) => *self.tls.lock() = Arc::new(tls),
+            Err(e) => {
+                log::error!("the certificates trusted so far stay: {e}");
+                return;
+            }
+        }
+        for (connecting, pool) in pools {
+            *pool = self.new_pool(*connecting, pool.generation + 1);
+        }
     }
 
     fn new_pool(&self, limit: Option<Duration>, generation: u64) -> Pool {
@@ -142,7 +191,7 @@ impl Shared {
         tcp.set_keepalive(Some(KEEPALIVE));
         tcp.set_keepalive_interval(Some(KEEPALIVE_AGAIN));
         tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
-        let tls = HttpsConnector::from((Lines(tcp), self.tls.clone()));
+        let tls = HttpsConnector::from((Lines(tcp), self.tls.lock().clone()));
         let client = Builder::new(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
@@ -344,9 +393,10 @@ impl Wire {
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let port = uri.port_u16().unwrap_or(80);
         let Ok(name) = ServerName::try_from(host.clone()) else { return false };
+        let tls = TlsConnector::from(self.shared.tls.lock().clone());
         let asking = async {
             let tcp = TcpStream::connect((host.as_str(), port)).await?;
-            TlsConnector::from(self.shared.tls.clone()).connect(name, tcp).await.map(drop)
+            tls.connect(name, tcp).await.map(drop)
         };
         match tokio::time::timeout(QUESTION_MAX, asking).await {
             Ok(Ok(())) => true,
@@ -654,6 +704,28 @@ mod tests {
             patience.answered(Duration::from_millis(20), &SMALL);
         }
         assert_eq!(patience.of(&SMALL), SILENCE_MIN);
+    }
+
+    #[tokio::test]
+    async fn certificates_are_read_again_when_asked_and_kept_if_they_cannot_be() {
+        // Guards against a private authority whose new certificate needs an unmount, and against a
+        // file that is being written just then, which would cut a mount off.
+        let readable = Arc::new(AtomicBool::new(true));
+        let asked = readable.clone();
+        let trust = move || match asked.load(Relaxed) {
+            true => super::super::tls::client_config(None),
+            false => Err(io::Error::other("half a file")),
+        };
+        let shared = Shared::new(trust, SECOND).expect("readable");
+        let state = || (shared.pool(None).generation, Arc::as_ptr(&shared.tls.lock()));
+        let first = state();
+        assert_eq!(state(), first);
+        trust_again();
+        let second = state();
+        assert!(second.0 > first.0 && second.1 != first.1);
+        readable.store(false, Relaxed);
+        trust_again();
+        assert_eq!(state(), second);
     }
 
     #[test]

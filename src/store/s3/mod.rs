@@ -37,6 +37,7 @@ pub use client::{
     ATTEMPT_TIMEOUT, CONNECT_TIMEOUT, ConnectError, S3Options, StaticCredentials, connect,
 };
 pub(in crate::store) use client::{Session, SessionAsk, is_this_machine};
+pub use connection::trust_again;
 pub(in crate::store) use errors::{Failure, facts};
 pub use input::InputError;
 pub use local_files::{local_files, pin_local_files};
