@@ -1,7 +1,7 @@
 //! sealfs: mount an S3 bucket as a directory; everything in it is sealed on this machine first.
 //!
 //! The modules form layers and import downward only (`tests/layers.rs` enforces it):
-//! `main → cli → stack → fuse → fs → commit → {meta, data} → {journal, s3ec} → store → seal → base`.
+//! `main → cli → exchange → stack → fuse → fs → commit → {meta, data} → {journal, s3ec} → store → seal → base`.
 #![deny(unsafe_op_in_unsafe_fn)]
 #![warn(missing_docs)]
 
@@ -9,6 +9,7 @@ pub mod base;
 pub mod cli;
 pub mod commit;
 pub mod data;
+pub mod exchange;
 pub mod fs;
 pub mod fuse;
 pub mod journal;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["main"],
     &["cli"],
+    &["exchange"],
     &["stack"],
     &["fuse"],
     &["fs"],

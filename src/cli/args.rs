@@ -74,7 +74,8 @@ impl StoreArgs {
 }
 
 impl StoreAddress {
-    fn to_mount(&self, words: &mut Vec<String>) {
+    /// The flags that a mount of the same store needs.
+    pub fn to_mount(&self, words: &mut Vec<String>) {
         let valued = [
             ("--endpoint-url", &self.endpoint_url),
             ("--region", &self.region),

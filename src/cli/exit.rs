@@ -40,6 +40,8 @@ pub enum Exit {
     NotAsRequested,
     /// 14: a format or features that this sealfs does not know.
     Format,
+    /// 15: some files could not be transferred; the others were.
+    Partly,
 }
 
 /// The table as `--help` shows it.
@@ -59,7 +61,27 @@ Exit status:
   11  something was wrong, and all of it was repaired
   12  stopped before the end
   13  objects are not sealed or encrypted as requested (sse audit, sse migrate, key rekey)
-  14  the volume is of a format, or uses features, that this sealfs does not know";
+  14  the volume is of a format, or uses features, that this sealfs does not know
+  15  some files could not be transferred, the others were (import, export)";
+
+/// Every status but success.
+const ALL: [Exit; 15] = [
+    Exit::General,
+    Exit::Usage,
+    Exit::Secret,
+    Exit::Unreachable,
+    Exit::Unsuitable,
+    Exit::InUse,
+    Exit::Corrupt,
+    Exit::Pending,
+    Exit::NotMounted,
+    Exit::Busy,
+    Exit::Repaired,
+    Exit::Stopped,
+    Exit::NotAsRequested,
+    Exit::Format,
+    Exit::Partly,
+];
 
 impl Exit {
     /// The number of the table.
@@ -79,7 +101,13 @@ impl Exit {
             Exit::Stopped => 12,
             Exit::NotAsRequested => 13,
             Exit::Format => 14,
+            Exit::Partly => 15,
         }
+    }
+
+    /// The status that has this number.
+    pub fn of_code(code: u8) -> Option<Exit> {
+        ALL.into_iter().find(|exit| exit.code() == code)
     }
 }
 
@@ -156,23 +184,7 @@ mod tests {
     #[test]
     fn the_table_of_help_names_every_status_once() {
         // Guards against a status that is renumbered or missing from --help.
-        let all = [
-            Exit::General,
-            Exit::Usage,
-            Exit::Secret,
-            Exit::Unreachable,
-            Exit::Unsuitable,
-            Exit::InUse,
-            Exit::Corrupt,
-            Exit::Pending,
-            Exit::NotMounted,
-            Exit::Busy,
-            Exit::Repaired,
-            Exit::Stopped,
-            Exit::NotAsRequested,
-            Exit::Format,
-        ];
-        for (i, exit) in all.iter().enumerate() {
+        for (i, exit) in ALL.iter().enumerate() {
             assert_eq!(usize::from(exit.code()), i + 1);
             assert_eq!(TABLE.matches(&format!("\n  {:>2}  ", exit.code())).count(), 1);
         }

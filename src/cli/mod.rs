@@ -16,9 +16,12 @@ mod daemon;
 mod demo;
 mod dirs;
 mod doctor;
+mod exchange;
 mod exit;
+mod export;
 mod fsck;
 mod fstab;
+mod import;
 mod info;
 mod init;
 mod key;
@@ -59,6 +62,7 @@ mod strength;
 mod sync;
 mod umount;
 mod user;
+mod volume_side;
 mod warm;
 
 use std::process::ExitCode;
@@ -99,6 +103,10 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Change what a live mount was started with
     Set(set::SetArgs),
+    /// Bring files of a directory, or objects of a bucket, into a volume
+    Import(Box<import::ImportArgs>),
+    /// Put files of a volume into a bucket, as objects that other tools read
+    Export(Box<export::ExportArgs>),
     /// Check and show the files that describe mounts
     Config(conf::ConfigArgs),
     /// Check whether a bucket and this machine are fit for a volume
@@ -189,6 +197,8 @@ pub fn main() -> ExitCode {
         Command::Warm(args) => warm::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Set(args) => set::run(args),
+        Command::Import(args) => import::run(*args),
+        Command::Export(args) => export::run(*args),
         Command::Config(args) => conf::run(args, &Cli::command()),
         Command::Doctor(args) => doctor::run(*args),
         Command::Fsck(args) => fsck::run(*args),
@@ -240,6 +250,8 @@ mod tests {
             "log-file" | "log-level" | "log-format" => "Log",
             "metrics" | "metrics-remote" => "Metrics",
             "object-tag" => "Server-side encryption",
+            source if source.starts_with("source-") => "Source",
+            target if target.starts_with("target-") => "Target",
             sse if sse == "sse" || sse.starts_with("sse-") => "Server-side encryption",
             "cache-dir" | "state-dir" | "cache-size" | "journal-size" | "commit-interval"
             | "read-timeout"

@@ -25,6 +25,16 @@ pub struct Object {
     pub sse: StoredSse,
     /// As the header carried them.
     pub tags: Option<String>,
+    pub labels: Labels,
+}
+
+/// What lies beside the bytes of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels {
+    /// User metadata, without `x-amz-meta-`.
+    pub metadata: BTreeMap<String, String>,
+    pub content_type: Option<String>,
+    pub storage_class: Option<String>,
 }
 
 /// A multipart upload in progress.
@@ -32,6 +42,7 @@ pub struct Upload {
     pub key: String,
     pub sse: StoredSse,
     pub tags: Option<String>,
+    pub labels: Labels,
     pub parts: BTreeMap<i32, (String, Bytes)>,
 }
 
@@ -199,7 +210,8 @@ impl Memory {
     /// An object of these bytes, written now.
     pub fn object(&self, bytes: Bytes, sse: StoredSse) -> Object {
         let e_tag = format!("{:08x}{:024x}", bytes.len() as u32, self.fresh());
-        Object { bytes, e_tag, modified: now(), sse, tags: None }
+        let labels = Labels::default();
+        Object { bytes, e_tag, modified: now(), sse, tags: None, labels }
     }
 
     pub fn note_payload_hash(&self, value: &hyper::header::HeaderValue) {
@@ -207,6 +219,16 @@ impl Memory {
         let is_hash = value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit());
         let noted = if is_hash { "sha256" } else { value };
         self.payload_hashes.lock().insert(noted.to_owned());
+    }
+
+    /// Puts an object with what lies beside it, and with the MD5 of its bytes as ETag, as S3 has it.
+    pub fn put_labelled(&self, key: &str, bytes: Bytes, labels: Labels, tags: Option<String>) {
+        use md5::Digest;
+        let digest = md5::Md5::digest(&bytes);
+        let e_tag = digest.iter().map(|b| format!("{b:02x}")).collect();
+        let object = self.object(bytes, StoredSse::default());
+        let object = Object { e_tag, labels, tags, ..object };
+        let _ = self.raw().put(key, object, &WriteCondition::None); // no condition, no refusal
     }
 
     pub fn put_raw(&self, key: &str, bytes: Bytes) {

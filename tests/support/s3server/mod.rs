@@ -17,7 +17,7 @@ mod sse;
 
 pub use control::serve_control;
 pub use faults::{Fault, FaultKind, Faults, Outage, RequestKind};
-pub use memory::Counts;
+pub use memory::{Counts, Labels};
 pub use sse::{Behaviour, SseConduct, StoredSse};
 
 use bytes::Bytes;
@@ -118,6 +118,25 @@ impl S3Server {
     /// Changes how honest the server is; holds for requests that arrive afterwards.
     pub fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
         change(&mut self.memory.behaviour.write());
+    }
+
+    /// Puts an object of the first bucket with metadata and tags, past every check.
+    pub fn put_labelled(
+        &self,
+        key: &str,
+        bytes: impl Into<Bytes>,
+        metadata: &[(&str, &str)],
+        tags: Option<&str>,
+    ) {
+        let pair = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let metadata = metadata.iter().map(pair).collect();
+        let labels = Labels { metadata, ..Labels::default() };
+        self.memory.put_labelled(key, bytes.into(), labels, tags.map(str::to_owned));
+    }
+
+    /// What lies beside the bytes of an object of the first bucket.
+    pub fn labels(&self, key: &str) -> Option<Labels> {
+        self.memory.raw().get(key).map(|object| object.labels.clone())
     }
 
     /// What was asked of the server so far.

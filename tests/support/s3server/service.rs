@@ -3,7 +3,7 @@
 //! Conditions, ranges, checksums, parts and server-side encryption are enforced as AWS documents
 //! them, except where [`Behaviour`](super::sse::Behaviour) says otherwise.
 
-use super::memory::{Bucket, Entry, Memory, Object, Refusal, Upload, WriteCondition};
+use super::memory::{Bucket, Entry, Labels, Memory, Object, Refusal, Upload, WriteCondition};
 use super::sse::{AskedSse, StoredSse};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
@@ -97,11 +97,12 @@ impl MemoryS3 {
         key: &str,
         bytes: Bytes,
         sse: StoredSse,
-        tags: Option<String>,
+        beside: (Option<String>, Labels),
         condition: &WriteCondition,
     ) -> S3Result<(String, StoredSse)> {
         let told = sse.told(&self.memory.behaviour.read().sse);
-        let object = Object { tags, ..self.memory.object(bytes, sse) };
+        let (tags, labels) = beside;
+        let object = Object { tags, labels, ..self.memory.object(bytes, sse) };
         let e_tag = object.e_tag.clone();
         match self.writable(bucket)?.put(key, object, condition) {
             Ok(()) => Ok((e_tag, told)),
@@ -122,6 +123,17 @@ macro_rules! asked_sse {
             customer_algorithm: $input.sse_customer_algorithm.clone(),
             customer_key: $input.sse_customer_key.clone(),
             customer_md5: $input.sse_customer_key_md5.clone(),
+        }
+    };
+}
+
+/// What lies beside the bytes, as the headers of a creating request have it.
+macro_rules! labels {
+    ($input:expr) => {
+        Labels {
+            metadata: $input.metadata.clone().unwrap_or_default().into_iter().collect(),
+            content_type: $input.content_type.as_ref().map(|t| t.to_string()),
+            storage_class: $input.storage_class.as_ref().map(|c| c.as_str().to_owned()),
         }
     };
 }
@@ -253,8 +265,9 @@ impl S3 for MemoryS3 {
         let sse = asked_sse!(input).resolve(&self.memory.behaviour.read())?;
         let condition = self.condition(input.if_match.take(), input.if_none_match.take())?;
         let context = sse.context.clone();
-        let tags = input.tagging.take();
-        let (e_tag, told) = self.store(&input.bucket, &input.key, bytes, sse, tags, &condition)?;
+        let beside = (input.tagging.take(), labels!(input));
+        let (e_tag, told) =
+            self.store(&input.bucket, &input.key, bytes, sse, beside, &condition)?;
         let mut output = PutObjectOutput { e_tag: self.e_tag(&e_tag), ..Default::default() };
         output.ssekms_encryption_context = told.context.clone().and(context);
         output.checksum_crc32 = input.checksum_crc32.filter(|_| self.repeats_checksums());
@@ -285,6 +298,10 @@ impl S3 for MemoryS3 {
             e_tag: self.e_tag(&object.e_tag),
             last_modified: Some(object.modified.into()),
             accept_ranges: Some("bytes".into()),
+            tag_count: object.tags.as_ref().map(|tags| tags.split('&').count() as i32),
+            metadata: Some(object.labels.metadata.clone().into_iter().collect()),
+            content_type: object.labels.content_type.as_ref().and_then(|t| t.parse().ok()),
+            storage_class: object.labels.storage_class.clone().map(StorageClass::from),
             ..Default::default()
         };
         tell_sse!(output, told);
@@ -305,10 +322,27 @@ impl S3 for MemoryS3 {
             e_tag: self.e_tag(&object.e_tag),
             last_modified: Some(object.modified.into()),
             accept_ranges: Some("bytes".into()),
+            metadata: Some(object.labels.metadata.clone().into_iter().collect()),
+            content_type: object.labels.content_type.as_ref().and_then(|t| t.parse().ok()),
+            storage_class: object.labels.storage_class.clone().map(StorageClass::from),
             ..Default::default()
         };
         tell_sse!(output, told);
         Ok(S3Response::new(output))
+    }
+
+    async fn get_object_tagging(
+        &self,
+        req: S3Request<GetObjectTaggingInput>,
+    ) -> S3Result<S3Response<GetObjectTaggingOutput>> {
+        let object = self.object(&req.input.bucket, &req.input.key)?;
+        let pairs = object.tags.clone().unwrap_or_default();
+        let tag = |(key, value): (std::borrow::Cow<str>, std::borrow::Cow<str>)| Tag {
+            key: Some(key.into_owned()),
+            value: Some(value.into_owned()),
+        };
+        let tag_set = url::form_urlencoded::parse(pairs.as_bytes()).map(tag).collect();
+        Ok(S3Response::new(GetObjectTaggingOutput { tag_set, version_id: None }))
     }
 
     async fn copy_object(
@@ -328,8 +362,14 @@ impl S3 for MemoryS3 {
             .as_ref()
             .is_some_and(|d| d.as_str() == TaggingDirective::REPLACE);
         let tags = if replaces_tags { input.tagging } else { source.tags.clone() };
+        let replaces = input
+            .metadata_directive
+            .as_ref()
+            .is_some_and(|d| d.as_str() == MetadataDirective::REPLACE);
+        let labels = if replaces { labels!(input) } else { source.labels.clone() };
+        let beside = (tags, labels);
         let (e_tag, told) =
-            self.store(&input.bucket, &input.key, bytes, sse, tags, &WriteCondition::None)?;
+            self.store(&input.bucket, &input.key, bytes, sse, beside, &WriteCondition::None)?;
         let result = CopyObjectResult {
             e_tag: Some(ETag::Strong(e_tag)),
             last_modified: Some(source.modified.into()),
@@ -433,8 +473,9 @@ impl S3 for MemoryS3 {
         let sse = asked_sse!(input).resolve(&self.memory.behaviour.read())?;
         let told = sse.told(&self.memory.behaviour.read().sse);
         let upload_id = format!("upload-{}", self.memory.fresh());
+        let labels = labels!(input);
         let (key, tags) = (input.key.clone(), input.tagging);
-        let upload = Upload { key, sse: sse.clone(), tags, parts: BTreeMap::new() };
+        let upload = Upload { key, sse: sse.clone(), tags, labels, parts: BTreeMap::new() };
         self.writable(&input.bucket)?.uploads.lock().insert(upload_id.clone(), upload);
         let mut output = CreateMultipartUploadOutput {
             bucket: Some(input.bucket),
@@ -526,7 +567,7 @@ impl S3 for MemoryS3 {
                 ..Default::default()
             }));
         }
-        let (bytes, sse, tags) = {
+        let (bytes, sse, beside) = {
             let mut uploads = bucket.uploads.lock();
             let upload = uploads
                 .get(&input.upload_id)
@@ -547,11 +588,13 @@ impl S3 for MemoryS3 {
                     _ => return Err(s3_error!(InvalidPart, "part {number} was not uploaded")),
                 }
             }
-            let (sse, tags) = (upload.sse.clone(), upload.tags.clone());
+            let beside = (upload.tags.clone(), upload.labels.clone());
+            let sse = upload.sse.clone();
             uploads.remove(&input.upload_id);
-            (whole.freeze(), sse, tags)
+            (whole.freeze(), sse, beside)
         };
-        let (e_tag, told) = self.store(&input.bucket, &input.key, bytes, sse, tags, &condition)?;
+        let (e_tag, told) =
+            self.store(&input.bucket, &input.key, bytes, sse, beside, &condition)?;
         let became = (input.key.clone(), e_tag.clone());
         bucket.finished.lock().insert(input.upload_id, became);
         Ok(S3Response::new(CompleteMultipartUploadOutput {

@@ -1,0 +1,548 @@
+//! From a tree into a bucket.
+//!
+//! One PutObject for each small file, parts for a large one. Time, permissions and owner go along as
+//! metadata that rclone and s3fs read; the time is how the next run knows what has changed (one
+//! HeadObject for each file of the right size). What an object cannot hold is counted and said.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use md5::{Digest, Md5};
+use object_store::PutPayload;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::attributes::{mtime_text, to_metadata};
+use super::bucket::{Bucket, patiently};
+use super::import::ORIGIN;
+use super::large::blocking;
+use super::report::{Event, ExchangeError, Run, Trouble};
+use super::tree::{Stat, Tree, stat_fd};
+use crate::base::{counted, hex};
+use crate::store::s3::{About, Labels, Listed};
+
+/// Bytes of a part, and of the largest file that is put whole. Larger for files that would need more
+/// than [`PARTS_MAX`].
+const PART: u64 = 8 << 20;
+/// Parts of an upload (S3 User Guide, "Amazon S3 multipart upload limits").
+const PARTS_MAX: u64 = 10_000;
+/// Parts of one file at a time.
+const PARTS_AT_ONCE: usize = 4;
+/// Bytes of parts that are in memory in the whole run, as long as one part is not larger.
+const MEMORY_MAX: u64 = 128 << 20;
+/// Bytes that one permit of that memory stands for.
+const UNIT: u64 = 1 << 20;
+/// Bytes of a key.
+const KEY_BYTES_MAX: usize = 1024;
+/// Tries of a file that changes while it is read.
+const TRIES_MAX: u32 = 3;
+/// Keys that are deleted by one request.
+const DELETE_BATCH: usize = 1000;
+
+/// A regular file to export.
+struct Item {
+    path: PathBuf,
+    key: String,
+    stat: Stat,
+}
+
+/// What the tasks of one export share.
+struct Export {
+    tree: Arc<Tree>,
+    bucket: Bucket,
+    run: Arc<Run>,
+    listed: Vec<Listed>,
+    storage_class: Option<String>,
+    memory: Arc<Semaphore>,
+}
+
+/// Exports the files of `tree` below the prefix of `bucket`.
+///
+/// # Errors
+/// What ends the run; what failed of single files is in the report.
+pub async fn export_tree(
+    tree: Arc<Tree>,
+    bucket: Bucket,
+    run: Arc<Run>,
+    storage_class: Option<String>,
+) -> Result<(), ExchangeError> {
+    let listed = bucket.list(&run).await?;
+    bucket.refuse_volume(&run, &listed).await?;
+    let (t, r, prefix) = (tree.clone(), run.clone(), bucket.prefix.clone());
+    let items = match blocking(move || walk(&t, &r, &prefix)).await {
+        Ok(items) => items,
+        Err(Trouble::End(e)) => return Err(e),
+        Err(Trouble::One(why)) => {
+            let what = tree.path().display().to_string();
+            return Err(ExchangeError::Local { what, source: io::Error::other(why) });
+        }
+    };
+    if items.is_empty() && run.options.delete {
+        return Err(ExchangeError::Refused(format!(
+            "{} has no file: --delete would delete everything\nhint: check the source",
+            tree.path().display()
+        )));
+    }
+    say_what_is_lost(&run);
+    let keep: HashSet<String> = match run.options.delete {
+        true => items.iter().map(|item| item.key.clone()).collect(),
+        false => HashSet::new(),
+    };
+    let memory = Arc::new(Semaphore::new((MEMORY_MAX / UNIT) as usize));
+    let export = Arc::new(Export { tree, bucket, run, listed, storage_class, memory });
+    transfer(&export, items).await?;
+    export.delete_rest(&keep).await
+}
+
+/// Every regular file that is meant; the rest is counted.
+fn walk(tree: &Tree, run: &Run, prefix: &str) -> Result<Vec<Item>, Trouble> {
+    let (mut items, mut seen) = (Vec::new(), HashSet::new());
+    let mut todo = vec![PathBuf::new()];
+    while let Some(dir) = todo.pop() {
+        let names = match tree.list(&dir) {
+            Ok(names) => names,
+            Err(e) => {
+                run.failed(&dir.display().to_string(), e);
+                continue;
+            }
+        };
+        if names.is_empty() && !dir.as_os_str().is_empty() {
+            run.lost("empty directories", 1);
+        }
+        let mut below = Vec::new();
+        for name in names {
+            if run.is_stopped() {
+                return Err(Trouble::End(ExchangeError::Stopped));
+            }
+            let path = dir.join(name);
+            let Some(stat) = tree.stat(&path)? else { continue };
+            let shown = path.to_string_lossy();
+            let filter = &run.options.filter;
+            if stat.is_dir() {
+                if !filter.prunes(&shown) {
+                    below.push(path);
+                }
+                continue;
+            }
+            if !filter.takes(&shown) {
+                continue;
+            }
+            match stat.kind() {
+                libc::S_IFREG => {}
+                libc::S_IFLNK => {
+                    run.lost("symlinks", 1);
+                    continue;
+                }
+                _ => {
+                    run.lost("devices, pipes and sockets", 1);
+                    continue;
+                }
+            }
+            let key = match path.to_str() {
+                Some(text) if prefix.len() + text.len() <= KEY_BYTES_MAX => {
+                    format!("{prefix}{text}")
+                }
+                Some(_) => {
+                    run.failed(
+                        &shown,
+                        format!("its key would have more than {KEY_BYTES_MAX} bytes"),
+                    );
+                    continue;
+                }
+                None => {
+                    run.failed(&shown, "its name is not UTF-8, as keys must be");
+                    continue;
+                }
+            };
+            if stat.nlink > 1 && !seen.insert(stat.id) {
+                run.lost("hard links, which became files of their own", 1);
+            }
+            if stat.blocks * 512 < stat.size / 2 && stat.size > 1 << 16 {
+                run.lost("files with holes, which became zeros", 1);
+            }
+            run.expects(stat.size);
+            items.push(Item { path, key, stat });
+        }
+        todo.extend(below.into_iter().rev());
+    }
+    Ok(items)
+}
+
+fn say_what_is_lost(run: &Run) {
+    let report = run.report();
+    let parts: Vec<_> = report.lost.iter().map(|(what, n)| format!("{n} {what}")).collect();
+    if !parts.is_empty() {
+        let text = format!("objects cannot hold: {}", parts.join(", "));
+        run.say(Event::Note(text));
+    }
+}
+
+async fn transfer(export: &Arc<Export>, items: Vec<Item>) -> Result<(), ExchangeError> {
+    let mut at_work: JoinSet<Result<(), ExchangeError>> = JoinSet::new();
+    let mut outcome = Ok(());
+    let ended = |e: tokio::task::JoinError| ExchangeError::Local {
+        what: "a task of this command".into(),
+        source: io::Error::other(e.to_string()),
+    };
+    for item in items {
+        while at_work.len() >= export.run.options.parallel {
+            let Some(done) = at_work.join_next().await else { break };
+            outcome = outcome.and(done.map_err(ended).and_then(|done| done));
+        }
+        if export.run.is_stopped() {
+            outcome = outcome.and(Err(ExchangeError::Stopped));
+        }
+        if outcome.is_err() {
+            export.run.stop(); // the others end, too
+            break;
+        }
+        let export = export.clone();
+        at_work.spawn(async move { export.one(item).await });
+    }
+    while let Some(done) = at_work.join_next().await {
+        outcome = outcome.and(done.map_err(ended).and_then(|done| done));
+    }
+    outcome
+}
+
+impl Export {
+    async fn one(self: &Arc<Self>, item: Item) -> Result<(), ExchangeError> {
+        let done = self.file(&item).await;
+        self.run.looked_at();
+        match done {
+            Ok(()) => Ok(()),
+            Err(Trouble::One(why)) => {
+                self.run.failed(&item.path.display().to_string(), why);
+                Ok(())
+            }
+            Err(Trouble::End(e)) => Err(e),
+        }
+    }
+
+    async fn file(self: &Arc<Self>, item: &Item) -> Result<(), Trouble> {
+        if self.is_there(item).await? {
+            self.run.unchanged(item.stat.size);
+            return Ok(());
+        }
+        if self.run.options.dry_run {
+            self.run.say(Event::Would("copy", item.path.to_string_lossy().into_owned()));
+            self.run.moved(item.stat.size);
+            self.run.copied(item.stat.size);
+            return Ok(());
+        }
+        for _ in 0..TRIES_MAX {
+            let (tree, path) = (self.tree.clone(), item.path.clone());
+            let (file, stat) = blocking(move || {
+                let file = tree.read(&path)?;
+                let stat = stat_fd(file.as_raw_fd())?;
+                Ok((Arc::new(file), stat))
+            })
+            .await?;
+            let labels = self.labels(item, &stat).await?;
+            let done = match stat.size > PART {
+                true => self.in_parts(item, &file, &stat, &labels).await?,
+                false => self.whole(item, &file, &stat, &labels).await?,
+            };
+            if done {
+                self.run.copied(stat.size);
+                return Ok(());
+            }
+        }
+        Err(Trouble::One("it changes while it is read".into()))
+    }
+
+    fn listed(&self, key: &str) -> Option<&Listed> {
+        let at = self.listed.binary_search_by(|listed| listed.key.as_str().cmp(key)).ok()?;
+        self.listed.get(at)
+    }
+
+    /// Whether the object is this file already.
+    async fn is_there(&self, item: &Item) -> Result<bool, Trouble> {
+        let Some(listed) = self.listed(&item.key) else { return Ok(false) };
+        if listed.size != item.stat.size {
+            return Ok(false);
+        }
+        let about = self.bucket.about(&self.run, &item.key).await?;
+        match self.run.options.checksum {
+            true => self.has_same_contents(item, listed, &about).await,
+            false => Ok(about.metadata.get("mtime") == Some(&mtime_text(item.stat.mtime))),
+        }
+    }
+
+    /// By the MD5 where the ETag is one, else by reading the object.
+    async fn has_same_contents(
+        &self,
+        item: &Item,
+        listed: &Listed,
+        about: &About,
+    ) -> Result<bool, Trouble> {
+        let (tree, path) = (self.tree.clone(), item.path.clone());
+        if about.is_md5 {
+            let found = blocking(move || md5_of(&tree, &path)).await?;
+            if found == about.e_tag.to_ascii_lowercase() {
+                return Ok(true);
+            }
+        }
+        if listed.size == 0 {
+            return Ok(true);
+        }
+        let tag = Some(about.e_tag.as_str());
+        let (tree, path) = (self.tree.clone(), item.path.clone());
+        let file = blocking(move || Ok(Arc::new(tree.read(&path)?))).await?;
+        let (_, mut body) = self.bucket.fetch(&self.run, &item.key, None, tag).await?;
+        let mut at = 0u64;
+        while let Some(frame) = body.next().await {
+            let frame = frame?;
+            let (file, len) = (file.clone(), frame.len() as u64);
+            let is_same = blocking(move || {
+                let mut own = vec![0; frame.len()];
+                let n = read_at(&file, &mut own, at)?;
+                Ok(n == frame.len() && own == frame)
+            });
+            if !is_same.await? {
+                return Ok(false);
+            }
+            at += len;
+            self.run.options.rate.pace(len).await;
+        }
+        Ok(at == item.stat.size)
+    }
+
+    /// Metadata, headers and tags of a file.
+    async fn labels(&self, item: &Item, stat: &Stat) -> Result<Labels, Trouble> {
+        let (tree, path) = (self.tree.clone(), item.path.clone());
+        let xattrs = blocking(move || Ok(tree.xattrs(&path)?)).await?;
+        let mut labels = Labels {
+            metadata: to_metadata(stat.mode, stat.uid, stat.gid, stat.mtime),
+            storage_class: self.storage_class.clone(),
+            ..Labels::default()
+        };
+        let mut lost = 0;
+        for (name, value) in xattrs {
+            let (Some(name), Ok(value)) = (name.to_str(), String::from_utf8(value)) else {
+                lost += 1;
+                continue;
+            };
+            if name == ORIGIN {
+                continue;
+            }
+            let fits = |text: &str| text.bytes().all(|b| (b' '..=b'~').contains(&b));
+            match name.strip_prefix("user.s3.").filter(|_| self.run.options.metadata) {
+                None => lost += 1,
+                Some(rest) => match (rest.strip_prefix("meta."), rest.strip_prefix("tag.")) {
+                    (_, Some(tag)) => {
+                        labels.tags.insert(tag.to_owned(), value);
+                    }
+                    (Some(meta), None) if fits(meta) && fits(&value) => {
+                        labels.metadata.entry(meta.to_owned()).or_insert(value);
+                    }
+                    (None, None) if fits(&value) => {
+                        labels.headers.insert(rest.to_owned(), value);
+                    }
+                    _ => lost += 1,
+                },
+            }
+        }
+        self.run.lost("extended attributes", lost);
+        Ok(labels)
+    }
+
+    /// A small file: one PutObject. False if it has changed meanwhile.
+    async fn whole(
+        &self,
+        item: &Item,
+        file: &Arc<File>,
+        stat: &Stat,
+        labels: &Labels,
+    ) -> Result<bool, Trouble> {
+        let _held = self.hold(stat.size).await;
+        let bytes = read_piece(file, 0, stat.size).await?;
+        if bytes.len() as u64 != stat.size || !is_still(file, stat).await? {
+            return Ok(false);
+        }
+        self.put(&item.key, bytes, labels).await?;
+        self.run.moved(stat.size);
+        Ok(true)
+    }
+
+    async fn put(&self, key: &str, bytes: Bytes, labels: &Labels) -> Result<(), Trouble> {
+        self.run.options.rate.pace(bytes.len() as u64).await;
+        let payload = PutPayload::from(bytes);
+        let put = || self.bucket.store.put_key(key, payload.clone(), labels);
+        patiently(&self.run, put).await?;
+        Ok(())
+    }
+
+    /// Memory for a part, held until it is dropped.
+    async fn hold(&self, bytes: u64) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        let units = bytes.div_ceil(UNIT).clamp(1, MEMORY_MAX / UNIT) as u32;
+        self.memory.acquire_many(units).await.ok() // never closed
+    }
+
+    /// A large file: parts, several at a time. False if it has changed meanwhile.
+    async fn in_parts(
+        &self,
+        item: &Item,
+        file: &Arc<File>,
+        stat: &Stat,
+        labels: &Labels,
+    ) -> Result<bool, Trouble> {
+        let store = &self.bucket.store;
+        let sending = patiently(&self.run, || store.begin_key(&item.key, labels)).await?;
+        let size = part_size(stat.size);
+        let part = async |n: u64| -> Result<Option<(String, String)>, Trouble> {
+            if self.run.is_stopped() {
+                return Err(Trouble::End(ExchangeError::Stopped));
+            }
+            let from = n * size;
+            let len = size.min(stat.size - from);
+            let _held = self.hold(len).await;
+            let bytes = read_piece(file, from, len).await?;
+            if bytes.len() as u64 != len {
+                return Ok(None);
+            }
+            self.run.options.rate.pace(len).await;
+            let payload = PutPayload::from(bytes);
+            let number = n as i32 + 1;
+            let put = || store.put_part_of(&sending, number, payload.clone());
+            let done = patiently(&self.run, put).await?;
+            self.run.moved(len);
+            Ok(Some(done))
+        };
+        let count = stat.size.div_ceil(size);
+        let mut parts = Vec::with_capacity(count as usize);
+        let mut at_work = futures::stream::iter(0..count).map(part).buffered(PARTS_AT_ONCE);
+        let sent = async {
+            while let Some(done) = at_work.next().await {
+                match done? {
+                    Some(done) => parts.push(done),
+                    None => return Ok(false),
+                }
+            }
+            is_still(file, stat).await
+        };
+        let ended = match sent.await {
+            Ok(true) => {
+                let end = || store.end_key(&sending, &parts, stat.size);
+                patiently(&self.run, end).await.map(|_| true).map_err(Trouble::from)
+            }
+            other => other,
+        };
+        if !matches!(ended, Ok(true)) {
+            store.abort_key(&sending).await;
+        }
+        ended
+    }
+
+    /// Deletes the objects that no file of the source has and the filter takes.
+    async fn delete_rest(&self, keep: &HashSet<String>) -> Result<(), ExchangeError> {
+        let run = &self.run;
+        if !run.options.delete {
+            return Ok(());
+        }
+        let failed = run.failures();
+        if failed > 0 {
+            let text = format!("nothing is deleted, since {} failed", counted(failed, "file"));
+            run.say(Event::Note(text));
+            return Ok(());
+        }
+        let goes = |key: &&String| {
+            let below = self.bucket.below(key);
+            !keep.contains(*key) && !below.is_empty() && run.options.filter.takes(below)
+        };
+        let rest: Vec<String> =
+            self.listed.iter().map(|listed| &listed.key).filter(goes).cloned().collect();
+        for batch in rest.chunks(DELETE_BATCH) {
+            if run.is_stopped() {
+                return Err(ExchangeError::Stopped);
+            }
+            if run.options.dry_run {
+                batch.iter().for_each(|key| run.say(Event::Would("delete", key.clone())));
+                run.note(|report| report.deleted += batch.len() as u64);
+                continue;
+            }
+            let failed = self.bucket.store.remove_keys(batch).await;
+            run.note(|report| report.deleted += (batch.len() - failed.len()) as u64);
+            for (key, e) in failed {
+                run.failed(&key, crate::store::sentence(&e));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of a part of a file of this size: whole MiB.
+fn part_size(size: u64) -> u64 {
+    PART.max(size.div_ceil(PARTS_MAX).next_multiple_of(UNIT))
+}
+
+async fn read_piece(file: &Arc<File>, from: u64, len: u64) -> Result<Bytes, Trouble> {
+    let file = file.clone();
+    blocking(move || {
+        let mut bytes = vec![0; len as usize];
+        let n = read_at(&file, &mut bytes, from)?;
+        bytes.truncate(n);
+        Ok(Bytes::from(bytes))
+    })
+    .await
+}
+
+/// Whether the file is what it was when it was opened.
+async fn is_still(file: &Arc<File>, stat: &Stat) -> Result<bool, Trouble> {
+    let (file, was) = (file.clone(), *stat);
+    blocking(move || {
+        let is = stat_fd(file.as_raw_fd())?;
+        Ok((is.size, is.mtime) == (was.size, was.mtime))
+    })
+    .await
+}
+
+fn read_at(file: &File, buffer: &mut [u8], from: u64) -> io::Result<usize> {
+    let mut n = 0;
+    while n < buffer.len() {
+        match file.read_at(&mut buffer[n..], from + n as u64) {
+            Ok(0) => break,
+            Ok(more) => n += more,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(n)
+}
+
+fn md5_of(tree: &Tree, path: &Path) -> Result<String, Trouble> {
+    let file = tree.read(path)?;
+    let (mut hash, mut at) = (Md5::new(), 0);
+    let mut buffer = vec![0; UNIT as usize];
+    loop {
+        match read_at(&file, &mut buffer, at)? {
+            0 => return Ok(hex(&hash.finalize())),
+            n => {
+                hash.update(&buffer[..n]);
+                at += n as u64;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_object_has_no_more_parts_than_there_may_be() {
+        // Guards against an upload of terabytes that fails at its ten-thousandth part.
+        for size in [PART + 1, 80 << 30, 5 << 40] {
+            let part = part_size(size);
+            assert!(part % UNIT == 0 && size.div_ceil(part) <= PARTS_MAX, "{size}");
+        }
+        assert_eq!(part_size(100 << 20), PART);
+    }
+}

@@ -1,0 +1,732 @@
+//! From a bucket into a tree.
+//!
+//! One GetObject for each small object, which brings its metadata along; a HeadObject and ranges for
+//! large ones. A file remembers in the xattr [`ORIGIN`] which object it came from: that is how the
+//! next run knows, from the listing alone, that there is nothing to do.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use md5::{Digest, Md5};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::attributes::{Attributes, What, is_understood};
+use super::bucket::{Bucket, patiently};
+use super::large::{FileSink, LARGE, PARTS_XATTR, Sink, blocking, fetch_large, pour};
+use super::names::{Key, Odd, places};
+use super::report::{Event, ExchangeError, Run, Trouble};
+use super::tree::{Stat, Tree};
+use crate::base::{Timestamp, hex};
+use crate::store::s3::{About, Body, Listed};
+
+/// The xattr that says which object a file came from, and what the file was then.
+pub const ORIGIN: &str = "user.sealfs.origin";
+/// Objects up to this size are in memory whole.
+const SMALL: u64 = 1 << 20;
+/// Tries of an object that is replaced while it is read.
+const VERSIONS_MAX: u32 = 3;
+
+/// One object and where it goes.
+#[derive(Clone, Debug)]
+struct Item {
+    object: Listed,
+    path: PathBuf,
+    is_dir: bool,
+    odd: Option<Odd>,
+}
+
+/// What the tasks of one import share.
+struct Import {
+    bucket: Bucket,
+    tree: Arc<Tree>,
+    run: Arc<Run>,
+    streams: Arc<Semaphore>,
+    is_root: bool,
+    /// Permission bits of a file that nobody says anything of.
+    perm_default: u32,
+}
+
+/// What becomes of a file.
+struct Outfit {
+    attributes: Attributes,
+    mtime: Timestamp,
+    xattrs: Vec<(String, Vec<u8>)>,
+    origin: Option<String>,
+}
+
+/// Imports what is listed below the prefix of `bucket`.
+///
+/// # Errors
+/// What ends the run; what failed of single objects is in the report.
+pub async fn import_bucket(
+    mut bucket: Bucket,
+    tree: Arc<Tree>,
+    run: Arc<Run>,
+) -> Result<(), ExchangeError> {
+    let mut listed = bucket.list(&run).await?;
+    if listed.is_empty() && !bucket.prefix.is_empty() {
+        listed = only_object(&mut bucket, &run).await;
+    }
+    bucket.refuse_volume(&run, &listed).await?;
+    if listed.is_empty() && run.options.delete {
+        let what = format!("{} has no object", bucket.store);
+        return Err(ExchangeError::Refused(format!(
+            "{what}: --delete would delete everything\nhint: check the prefix"
+        )));
+    }
+    let items = plan(&bucket, listed, &run)?;
+    let keep: HashSet<PathBuf> = if run.options.delete { kept(&items) } else { HashSet::new() };
+    let import = Arc::new(Import {
+        streams: Arc::new(Semaphore::new(run.options.parallel)),
+        is_root: is_root(),
+        perm_default: 0o666 & !current_umask(),
+        bucket,
+        tree: tree.clone(),
+        run: run.clone(),
+    });
+    let _work = match run.options.dry_run {
+        true => None,
+        false => Some(take_work(&tree)?),
+    };
+    let (directories, files): (Vec<Item>, Vec<Item>) =
+        items.into_iter().partition(|item| item.is_dir);
+    transfer(&import, files).await?;
+    // Deepest first, after what is in them: their times stay.
+    transfer_in_order(&import, directories).await?;
+    end(&tree, &run, move |path, _| keep.contains(path)).await
+}
+
+/// Takes the directory of unfinished files, until what it returns is dropped.
+///
+/// # Errors
+/// Another run has it, or it cannot be made.
+pub fn take_work(tree: &Tree) -> Result<Arc<OwnedFd>, ExchangeError> {
+    let shown = tree.path().display();
+    let local = |source| ExchangeError::Local { what: format!("cannot write in {shown}"), source };
+    tree.take_work().map_err(local)?.ok_or_else(|| {
+        ExchangeError::Refused(format!(
+            "another import into {shown} is running\nhint: wait for it, or stop it"
+        ))
+    })
+}
+
+/// What comes after the files: deletes the rest, takes the directory of unfinished files away, syncs.
+pub async fn end(
+    tree: &Arc<Tree>,
+    run: &Arc<Run>,
+    keep: impl Fn(&Path, bool) -> bool + Send + 'static,
+) -> Result<(), ExchangeError> {
+    let (t, r) = (tree.clone(), run.clone());
+    let done = blocking(move || {
+        let failed = r.failures();
+        match (r.options.delete, failed) {
+            (true, 0) => delete_rest(&t, &r, &keep)?,
+            (true, _) => r.say(Event::Note(format!("nothing is deleted, since {failed} failed"))),
+            (false, _) => {}
+        }
+        if !r.options.dry_run {
+            if failed == 0 {
+                t.clear_work()?;
+            }
+            t.sync()?;
+        }
+        Ok(())
+    });
+    match done.await {
+        Ok(()) => Ok(()),
+        Err(Trouble::End(e)) => Err(e),
+        Err(Trouble::One(why)) => {
+            run.failed(&tree.path().display().to_string(), why);
+            Ok(())
+        }
+    }
+}
+
+/// Where `bucket.prefix` without its slash is one object: that, below the prefix of its directory.
+async fn only_object(bucket: &mut Bucket, run: &Run) -> Vec<Listed> {
+    let key = bucket.prefix.trim_end_matches('/').to_owned();
+    let Ok(about) = patiently(run, || bucket.store.about(&key)).await else { return Vec::new() };
+    bucket.prefix = key.rsplit_once('/').map_or(String::new(), |(dir, _)| format!("{dir}/"));
+    vec![Listed {
+        key,
+        size: about.size,
+        modified: about.modified.unwrap_or(std::time::UNIX_EPOCH),
+        e_tag: about.e_tag,
+    }]
+}
+
+/// Where everything goes, as far as the filter takes it.
+fn plan(bucket: &Bucket, mut listed: Vec<Listed>, run: &Run) -> Result<Vec<Item>, ExchangeError> {
+    let filter = &run.options.filter;
+    listed.retain(|object| match bucket.below(&object.key) {
+        // The marker of the prefix itself.
+        "" => filter.takes_all(),
+        name => filter.takes(name),
+    });
+    let keys: Vec<Key<'_>> = listed
+        .iter()
+        .map(|object| Key { name: bucket.below(&object.key), is_empty: object.size == 0 })
+        .collect();
+    let placed = places(&keys);
+    drop(keys);
+    let odd = placed.iter().filter(|place| place.odd.is_some()).count();
+    if odd > 0 && run.options.strict {
+        let key = placed.iter().zip(&listed).find(|(place, _)| place.odd.is_some());
+        let (why, key) = key.map_or(("", ""), |(place, object)| {
+            (place.odd.map_or("", Odd::why), object.key.as_str())
+        });
+        return Err(ExchangeError::Refused(format!(
+            "{odd} of {} keys cannot be paths, the first is {key:?}: {why}\nhint: without --strict \
+             they get names that say so",
+            listed.len()
+        )));
+    }
+    let mut items = Vec::with_capacity(listed.len());
+    for (object, place) in listed.into_iter().zip(placed) {
+        if let Some(odd) = place.odd {
+            run.renamed(&object.key, &place.path, odd.why());
+        }
+        run.expects(object.size);
+        let path = PathBuf::from(place.path);
+        items.push(Item { object, path, is_dir: place.is_dir, odd: place.odd });
+    }
+    Ok(items)
+}
+
+/// Every path that an item has, and the directories on the way.
+fn kept(items: &[Item]) -> HashSet<PathBuf> {
+    let mut keep = HashSet::new();
+    for item in items {
+        let mut path = item.path.as_path();
+        while !path.as_os_str().is_empty() && keep.insert(path.to_owned()) {
+            path = path.parent().unwrap_or(Path::new(""));
+        }
+    }
+    keep
+}
+
+async fn transfer(import: &Arc<Import>, items: Vec<Item>) -> Result<(), ExchangeError> {
+    let mut at_work: JoinSet<Result<(), ExchangeError>> = JoinSet::new();
+    let mut outcome = Ok(());
+    let ended = |e: tokio::task::JoinError| ExchangeError::Local {
+        what: "a task of this command".into(),
+        source: std::io::Error::other(e.to_string()),
+    };
+    for item in items {
+        while at_work.len() >= import.run.options.parallel {
+            let Some(done) = at_work.join_next().await else { break };
+            outcome = outcome.and(done.map_err(ended).and_then(|done| done));
+        }
+        if import.run.is_stopped() {
+            outcome = outcome.and(Err(ExchangeError::Stopped));
+        }
+        if outcome.is_err() {
+            import.run.stop(); // the others end, too
+            break;
+        }
+        let import = import.clone();
+        at_work.spawn(async move { import.one(item).await });
+    }
+    while let Some(done) = at_work.join_next().await {
+        outcome = outcome.and(done.map_err(ended).and_then(|done| done));
+    }
+    outcome
+}
+
+async fn transfer_in_order(
+    import: &Arc<Import>,
+    mut items: Vec<Item>,
+) -> Result<(), ExchangeError> {
+    items.sort_by_key(|item| std::cmp::Reverse(item.path.components().count()));
+    for item in items {
+        if import.run.is_stopped() {
+            return Err(ExchangeError::Stopped);
+        }
+        import.one(item).await?;
+    }
+    Ok(())
+}
+
+impl Import {
+    /// One object. What is wrong with it alone is noted; the rest ends the run.
+    async fn one(self: &Arc<Self>, item: Item) -> Result<(), ExchangeError> {
+        let key = item.object.key.clone();
+        let done = match item.is_dir {
+            true => self.directory(item).await,
+            false => self.file(item).await,
+        };
+        self.run.looked_at();
+        match done {
+            Ok(()) => Ok(()),
+            Err(Trouble::One(why)) => {
+                self.run.failed(&key, why);
+                Ok(())
+            }
+            Err(Trouble::End(e)) => Err(e),
+        }
+    }
+
+    async fn file(self: &Arc<Self>, mut item: Item) -> Result<(), Trouble> {
+        let (me, looked) = (self.clone(), item.clone());
+        let (is_same, was) = blocking(move || me.look(&looked)).await?;
+        if is_same {
+            self.run.unchanged(item.object.size);
+            return Ok(());
+        }
+        if self.run.options.dry_run {
+            self.run.say(Event::Would("copy", item.object.key.clone()));
+            self.run.moved(item.object.size);
+            self.run.copied(item.object.size);
+            return Ok(());
+        }
+        for version in 1.. {
+            let tried = match item.object.size >= LARGE {
+                true => self.large(&item, was).await,
+                false => self.whole(&item, was).await,
+            };
+            match tried {
+                // Replaced since it was listed: the new one, then.
+                Err(Trouble::One(_)) if version < VERSIONS_MAX && !self.run.is_stopped() => {
+                    let about = self.bucket.about(&self.run, &item.object.key).await?;
+                    if about.e_tag == item.object.e_tag {
+                        return tried;
+                    }
+                    item.object.e_tag = about.e_tag;
+                    item.object.size = about.size;
+                    item.object.modified = about.modified.unwrap_or(item.object.modified);
+                }
+                tried => return tried,
+            }
+        }
+        Ok(())
+    }
+
+    /// What is at the path now, and whether that is the object already.
+    fn look(&self, item: &Item) -> Result<(bool, Option<Stat>), Trouble> {
+        let Some(stat) = self.tree.stat(&item.path)? else { return Ok((false, None)) };
+        if !stat.is_file() {
+            return Ok((false, Some(stat)));
+        }
+        if self.run.options.checksum {
+            let is_same = is_md5_of(&self.tree, &item.path, &item.object)?;
+            return Ok((is_same, Some(stat)));
+        }
+        let origin = self.tree.xattr(&item.path, ORIGIN)?;
+        Ok((is_unchanged(&stat, origin.as_deref(), &item.object), Some(stat)))
+    }
+
+    /// An object in one stream.
+    async fn whole(self: &Arc<Self>, item: &Item, was: Option<Stat>) -> Result<(), Trouble> {
+        let object = &item.object;
+        let stream = self.streams.acquire().await; // never closed
+        let tag = Some(object.e_tag.as_str());
+        let (about, body) = self.bucket.fetch(&self.run, &object.key, None, tag).await?;
+        if about.size != object.size {
+            return Err(Trouble::One("it is not as long as it was listed".into()));
+        }
+        let outfit = self.outfit(&about, object).await?;
+        match outfit.attributes.what {
+            What::File if object.size > SMALL => {
+                let temp = self.tree.temp();
+                let poured = self.pour_into(&temp, object, body).await;
+                drop(stream);
+                self.dress(item, was, temp, outfit, poured).await
+            }
+            _ => {
+                let bytes = self.gather(object, body).await?;
+                drop(stream);
+                let (me, item) = (self.clone(), item.clone());
+                blocking(move || me.small(&item, was, &bytes, outfit)).await
+            }
+        }
+    }
+
+    async fn pour_into(&self, temp: &Path, object: &Listed, body: Body) -> Result<(), Trouble> {
+        let (tree, at) = (self.tree.clone(), temp.to_owned());
+        let file = blocking(move || Ok(Arc::new(tree.write(&at)?))).await?;
+        let sink = FileSink::new(file, 0);
+        pour(&self.bucket, &self.run, object, 0..object.size, Some(body), sink).await.map(drop)
+    }
+
+    /// The bytes of a small object.
+    async fn gather(&self, object: &Listed, body: Body) -> Result<Bytes, Trouble> {
+        struct Memory(Vec<u8>);
+        impl Sink for Memory {
+            fn take(&mut self, bytes: Bytes) -> Result<(), Trouble> {
+                self.0.extend_from_slice(&bytes);
+                Ok(())
+            }
+        }
+        let sink = Memory(Vec::with_capacity(object.size.min(SMALL) as usize));
+        let all = 0..object.size;
+        let sink = pour(&self.bucket, &self.run, object, all, Some(body), sink).await?;
+        Ok(sink.0.into())
+    }
+
+    /// An object in ranges.
+    async fn large(self: &Arc<Self>, item: &Item, was: Option<Stat>) -> Result<(), Trouble> {
+        let about = self.bucket.about(&self.run, &item.object.key).await?;
+        let mut outfit = self.outfit(&about, &item.object).await?;
+        outfit.attributes.what = What::File;
+        let (bucket, run) = (&self.bucket, &self.run);
+        let temp = fetch_large(bucket, &self.tree, run, &item.object, &self.streams).await?;
+        self.dress(item, was, temp, outfit, Ok(())).await
+    }
+
+    /// Gives a finished file its name, or removes one that failed.
+    async fn dress(
+        self: &Arc<Self>,
+        item: &Item,
+        was: Option<Stat>,
+        temp: PathBuf,
+        outfit: Outfit,
+        poured: Result<(), Trouble>,
+    ) -> Result<(), Trouble> {
+        let (me, item) = (self.clone(), item.clone());
+        blocking(move || {
+            let done = poured.and_then(|()| me.place(&item, was, &temp, outfit));
+            if done.is_err() {
+                let _ = me.tree.remove(&temp, false); // the failure itself is told
+            }
+            done
+        })
+        .await
+    }
+
+    /// What is small enough to be in memory: a file, a link.
+    fn small(
+        &self,
+        item: &Item,
+        was: Option<Stat>,
+        bytes: &[u8],
+        outfit: Outfit,
+    ) -> Result<(), Trouble> {
+        let attributes = &outfit.attributes;
+        let is_marker = attributes.what == What::Directory && bytes.is_empty();
+        if is_marker {
+            return self.marker(item, outfit);
+        }
+        let temp = self.tree.temp();
+        let made = match (&attributes.what, &attributes.target) {
+            (What::Symlink, target) => {
+                let target = target.as_ref().map_or(bytes, |target| target.as_bytes());
+                self.tree.symlink(OsStr::from_bytes(target), &temp).map_err(Trouble::from)
+            }
+            _ => self
+                .tree
+                .write(&temp)
+                .and_then(|file| {
+                    use std::os::unix::fs::FileExt;
+                    file.write_all_at(bytes, 0)
+                })
+                .map_err(Trouble::from),
+        };
+        let done = made.and_then(|()| self.place(item, was, &temp, outfit));
+        if done.is_err() {
+            let _ = self.tree.remove(&temp, false); // the failure itself is told
+        }
+        done
+    }
+
+    /// An object of s3fs that stands for a directory, without a slash at the end of its key.
+    fn marker(&self, item: &Item, mut outfit: Outfit) -> Result<(), Trouble> {
+        let path = match (item.odd, item.path.to_str()) {
+            (Some(Odd::AlsoDirectory), Some(path)) => {
+                PathBuf::from(path.strip_suffix("#object").unwrap_or(path))
+            }
+            _ => item.path.clone(),
+        };
+        self.tree.dir(&path, true)?;
+        outfit.origin = None;
+        self.put_on(&path, &outfit)?;
+        self.run.note(|report| report.others += 1);
+        Ok(())
+    }
+
+    /// Attributes, then the name.
+    fn place(
+        &self,
+        item: &Item,
+        was: Option<Stat>,
+        temp: &Path,
+        mut outfit: Outfit,
+    ) -> Result<(), Trouble> {
+        if self.run.options.checksum && was.is_some_and(|was| was.is_file() && was.size > 0) {
+            let is_same = same_contents(&self.tree, temp, &item.path)?;
+            if is_same {
+                self.tree.remove(temp, false)?;
+                self.run.note(|report| report.unchanged += 1);
+                return Ok(());
+            }
+        }
+        // What nobody says anything of stays as it is.
+        let kept = was.filter(Stat::is_file);
+        let attributes = &mut outfit.attributes;
+        attributes.perm =
+            attributes.perm.or(kept.map(|was| was.mode & 0o7777)).or(Some(self.perm_default));
+        attributes.uid = attributes.uid.or(kept.map(|was| was.uid));
+        attributes.gid = attributes.gid.or(kept.map(|was| was.gid));
+        let size = match attributes.what {
+            What::Symlink => None,
+            _ => self.tree.stat(temp)?.map(|stat| stat.size),
+        };
+        if let Some(size) = size {
+            let text = origin(&item.object, size, outfit.mtime);
+            outfit.origin = Some(text);
+        }
+        if item.object.size >= LARGE {
+            let _ = self.tree.set_xattr(temp, OsStr::new(PARTS_XATTR), None); // it may have none
+        }
+        if outfit.attributes.what == What::Special {
+            self.run.lost("devices and pipes, which became files", 1);
+        }
+        self.put_on(temp, &outfit)?;
+        self.tree.put_in_place(temp, &item.path)?;
+        self.run.copied(item.object.size);
+        Ok(())
+    }
+
+    /// Owner, permissions, xattrs, times, in the order in which none undoes another.
+    fn put_on(&self, path: &Path, outfit: &Outfit) -> Result<(), Trouble> {
+        let (attributes, is_link) = (&outfit.attributes, outfit.attributes.what == What::Symlink);
+        if self.is_root && (attributes.uid.is_some() || attributes.gid.is_some()) {
+            let keep = u32::MAX; // -1: as it is
+            let (uid, gid) = (attributes.uid.unwrap_or(keep), attributes.gid.unwrap_or(keep));
+            self.tree.set_owner(path, uid, gid)?;
+        }
+        if let (Some(perm), false) = (attributes.perm, is_link) {
+            self.tree.set_perm(path, perm)?;
+        }
+        if !is_link {
+            for (name, value) in attributes.xattrs.iter().chain(&outfit.xattrs) {
+                if self.tree.set_xattr(path, OsStr::new(name), Some(value)).is_err() {
+                    self.run.lost("metadata that no xattr can hold", 1);
+                }
+            }
+            if let Some(origin) = &outfit.origin {
+                self.tree.set_xattr(path, OsStr::new(ORIGIN), Some(origin.as_bytes()))?;
+            }
+        }
+        self.tree.set_times(path, attributes.atime, outfit.mtime)?;
+        Ok(())
+    }
+
+    /// What is made of the metadata of an object, tags included where they are asked for.
+    async fn outfit(&self, about: &About, object: &Listed) -> Result<Outfit, Trouble> {
+        let attributes = Attributes::of(&about.metadata);
+        let put = about.modified.unwrap_or(object.modified);
+        let mtime = attributes.mtime.unwrap_or_else(|| put.into());
+        let mut xattrs = Vec::new();
+        if self.run.options.metadata {
+            let own = about.metadata.iter().filter(|(name, _)| !is_understood(name));
+            xattrs.extend(
+                own.map(|(name, value)| {
+                    (format!("user.s3.meta.{name}"), value.clone().into_bytes())
+                }),
+            );
+            let said = about.headers.iter().filter(|(_, value)| !is_default_type(value));
+            xattrs.extend(
+                said.map(|(name, value)| (format!("user.s3.{name}"), value.clone().into_bytes())),
+            );
+            if about.tags > 0 {
+                let tags = patiently(&self.run, || self.bucket.store.tags_of(&object.key)).await?;
+                xattrs.extend(
+                    tags.into_iter()
+                        .map(|(name, value)| (format!("user.s3.tag.{name}"), value.into_bytes())),
+                );
+            }
+        } else {
+            let left = about.metadata.keys().filter(|name| !is_understood(name)).count();
+            if left > 0 || about.tags > 0 {
+                self.run.lost("files with metadata or tags (--metadata keeps them)", 1);
+            }
+        }
+        Ok(Outfit { attributes, mtime, xattrs, origin: None })
+    }
+
+    /// The marker of a directory: it is made, and gets what the marker says.
+    async fn directory(self: &Arc<Self>, item: Item) -> Result<(), Trouble> {
+        let (me, looked) = (self.clone(), item.clone());
+        let is_same = blocking(move || {
+            let Some(stat) = me.tree.stat(&looked.path)?.filter(Stat::is_dir) else {
+                return Ok(false);
+            };
+            let origin = me.tree.xattr(&looked.path, ORIGIN)?;
+            let now = origin_of_dir(&looked.object, stat.mtime);
+            Ok(origin.is_some_and(|origin| origin == now.as_bytes()))
+        });
+        if is_same.await? {
+            self.run.unchanged(0);
+            return Ok(());
+        }
+        if self.run.options.dry_run {
+            self.run.say(Event::Would("make", item.object.key.clone()));
+            self.run.note(|report| report.others += 1);
+            return Ok(());
+        }
+        let about = self.bucket.about(&self.run, &item.object.key).await?;
+        let mut outfit = self.outfit(&about, &item.object).await?;
+        outfit.origin = Some(origin_of_dir(&item.object, outfit.mtime));
+        outfit.attributes.what = What::Directory;
+        let me = self.clone();
+        blocking(move || {
+            me.tree.dir(&item.path, true)?;
+            me.put_on(&item.path, &outfit)?;
+            me.run.note(|report| report.others += 1);
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// What servers say of objects that nobody said anything of.
+fn is_default_type(content_type: &str) -> bool {
+    matches!(content_type, "binary/octet-stream" | "application/octet-stream")
+}
+
+/// ETag and size of the object, then size and time of the file that was made of it.
+fn origin(object: &Listed, file_size: u64, mtime: Timestamp) -> String {
+    let Listed { e_tag, size, .. } = object;
+    format!("1 {e_tag} {size} {file_size} {}.{:09}", mtime.secs, mtime.nanos)
+}
+
+fn origin_of_dir(object: &Listed, mtime: Timestamp) -> String {
+    origin(object, 0, mtime)
+}
+
+/// Whether a file is what the object was made into, and has not been changed since; or, if it was
+/// not made by an import, has its size and time.
+fn is_unchanged(stat: &Stat, said: Option<&[u8]>, object: &Listed) -> bool {
+    let mine = origin(object, stat.size, stat.mtime);
+    match said {
+        Some(said) if said == mine.as_bytes() => true,
+        _ => {
+            let put = Timestamp::from(object.modified);
+            // Whoever made it may have kept less than nanoseconds.
+            said.is_none() && stat.size == object.size && stat.mtime.secs == put.secs
+        }
+    }
+}
+
+/// Whether the ETag is the MD5 of the file.
+fn is_md5_of(tree: &Tree, path: &Path, object: &Listed) -> Result<bool, Trouble> {
+    if object.e_tag.len() != 32 || tree.stat(path)?.is_none_or(|stat| stat.size != object.size) {
+        return Ok(false);
+    }
+    let mut hash = Md5::new();
+    each_piece(tree, path, |piece| hash.update(piece))?;
+    Ok(hex(&hash.finalize()) == object.e_tag.to_ascii_lowercase())
+}
+
+fn each_piece(tree: &Tree, path: &Path, mut take: impl FnMut(&[u8])) -> Result<(), Trouble> {
+    use std::io::Read;
+    let mut file = tree.read(path)?;
+    let mut buffer = vec![0; SMALL as usize];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => take(&buffer[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Whether two files of a tree have the same contents.
+fn same_contents(tree: &Tree, one: &Path, other: &Path) -> Result<bool, Trouble> {
+    let size = |path| Ok::<_, Trouble>(tree.stat(path)?.map(|stat| stat.size));
+    if size(one)? != size(other)? {
+        return Ok(false);
+    }
+    let hash = |path| -> Result<_, Trouble> {
+        let mut hash = sha2::Sha256::new();
+        each_piece(tree, path, |piece| sha2::Digest::update(&mut hash, piece))?;
+        Ok(sha2::Digest::finalize(hash))
+    };
+    Ok(hash(one)? == hash(other)?)
+}
+
+/// Deletes what `keep` does not keep and the filter takes; directories that are empty then.
+fn delete_rest(tree: &Tree, run: &Run, keep: &dyn Fn(&Path, bool) -> bool) -> Result<(), Trouble> {
+    /// Whether nothing is left in it.
+    fn clear(
+        tree: &Tree,
+        run: &Run,
+        keep: &dyn Fn(&Path, bool) -> bool,
+        dir: &Path,
+    ) -> Result<bool, Trouble> {
+        let mut is_empty = true;
+        for name in tree.list(dir)? {
+            let path = dir.join(&name);
+            let Some(stat) = tree.stat(&path)? else { continue };
+            let shown = path.to_string_lossy();
+            let goes = match stat.is_dir() {
+                true => clear(tree, run, keep, &path)? && run.options.filter.takes_dir(&shown),
+                false => run.options.filter.takes(&shown),
+            };
+            if !goes || keep(&path, stat.is_dir()) {
+                is_empty = false;
+                continue;
+            }
+            match run.options.dry_run {
+                true => run.say(Event::Would("delete", shown.into_owned())),
+                false => tree.remove(&path, stat.is_dir())?,
+            }
+            run.note(|report| report.deleted += 1);
+        }
+        Ok(is_empty)
+    }
+    clear(tree, run, keep, Path::new("")).map(drop)
+}
+
+fn current_umask() -> u32 {
+    // Without changing it, which other threads would notice.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    line.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
+}
+
+/// Whether owners can be given away.
+pub fn is_root() -> bool {
+    // SAFETY: the call cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    #[test]
+    fn a_file_is_left_alone_only_if_neither_it_nor_its_object_has_changed() {
+        // Guards against an import that fetches everything again, and against one that misses a new
+        // version of the same length.
+        let object = Listed {
+            key: "k".into(),
+            size: 5,
+            modified: UNIX_EPOCH + Duration::from_secs(100),
+            e_tag: "aa".into(),
+        };
+        let tmp = tempfile::tempdir().expect("a directory");
+        std::fs::write(tmp.path().join("f"), "hello").expect("writes");
+        let tree = Tree::open(tmp.path()).expect("opens");
+        let at = Timestamp { secs: 7, nanos: 9 };
+        tree.set_times(Path::new("f"), None, at).expect("sets");
+        let stat = tree.stat(Path::new("f")).expect("looks").expect("is there");
+        let said = origin(&object, 5, at);
+        assert!(is_unchanged(&stat, Some(said.as_bytes()), &object));
+        let newer = Listed { e_tag: "bb".into(), ..object.clone() };
+        assert!(!is_unchanged(&stat, Some(said.as_bytes()), &newer));
+        let touched = Stat { mtime: Timestamp { secs: 8, nanos: 9 }, ..stat };
+        assert!(!is_unchanged(&touched, Some(said.as_bytes()), &object));
+        assert!(!is_unchanged(&stat, None, &object));
+        let copied = Stat { mtime: Timestamp { secs: 100, nanos: 0 }, ..stat };
+        assert!(is_unchanged(&copied, None, &object));
+    }
+}
