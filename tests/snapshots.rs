@@ -1,6 +1,7 @@
 //! Snapshots: each stays what it was whatever becomes of the volume, and what only it held comes free
 //! when it is deleted.
 
+mod past;
 mod volume;
 
 use std::collections::BTreeSet;

@@ -98,6 +98,21 @@ impl Client {
 
     /// Asks, and passes progress to `on_progress` until the last message, which is returned.
     pub fn ask(&self, ask: &Ask, mut on_progress: impl FnMut(&Progress)) -> Outcome<Say> {
+        self.ask_each(ask, |say| match say {
+            Say::Progress(progress) => {
+                on_progress(&progress);
+                Ok(None)
+            }
+            last => Ok(Some(last)),
+        })
+    }
+
+    /// Asks, and passes each message to `on_message` until it returns something or fails.
+    pub fn ask_each<T>(
+        &self,
+        ask: &Ask,
+        mut on_message: impl FnMut(Say) -> Outcome<Option<T>>,
+    ) -> Outcome<T> {
         let lost = |e: io::Error| {
             let why = match e.kind() {
                 // The read timeout.
@@ -116,9 +131,12 @@ impl Client {
                 return Err(lost(io::ErrorKind::UnexpectedEof.into()));
             }
             match serde_json::from_str(&text).map_err(|e| lost(e.into()))? {
-                Say::Progress(progress) => on_progress(&progress),
                 Say::Failed(failure) => return Err(failure),
-                last => return Ok(last),
+                message => {
+                    if let Some(last) = on_message(message)? {
+                        return Ok(last);
+                    }
+                }
             }
         }
     }

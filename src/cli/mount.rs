@@ -8,6 +8,7 @@ use log::LevelFilter;
 
 use crate::commit::CleanOptions;
 use crate::fuse::{Options as FuseOptions, TTL_FOLLOWER};
+use crate::meta::SnapshotName;
 use crate::seal::Secret;
 use crate::stack::{Accept, MountOptions};
 use crate::store::s3::{local_files, pin_local_files};
@@ -54,8 +55,8 @@ pub struct MountArgs {
     log: LogArgs,
     #[command(flatten)]
     metrics: MetricsArgs,
-    /// Mount options: ro, allow_other, dev, suid, noexec, nonempty, sync, fsync=remote|local; and
-    /// every long flag by its name, as fstab needs it: passphrase_file=FILE
+    /// Mount options: ro, allow_other, dev, suid, noexec, nonempty, sync, fsync=remote|local,
+    /// snapdir=hidden|visible|off (whether DIR/.snapshots is there, and listed); and every long flag by its name, as fstab needs it: passphrase_file=FILE
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Mount on a directory that is not empty (as -o nonempty): what it holds is hidden meanwhile
@@ -64,6 +65,9 @@ pub struct MountArgs {
     /// Follow the volume without changing it (as -o ro)
     #[arg(long)]
     read_only: bool,
+    /// Show a snapshot in place of the volume, read-only; it takes no lease and writes nothing
+    #[arg(long, value_name = "NAME", value_parser = snapshot_name, conflicts_with = "takeover")]
+    snapshot: Option<SnapshotName>,
     /// Stay in the foreground; log to standard error
     #[arg(long, short)]
     foreground: bool,
@@ -106,6 +110,10 @@ fn accepted(what: &[Accepted]) -> Accept {
         journal: has(Accepted::Journal),
         config: has(Accepted::Config),
     }
+}
+
+fn snapshot_name(name: &str) -> Result<SnapshotName, &'static str> {
+    SnapshotName::parse(name)
 }
 
 /// Headings of `--help`. Each flag names its own: a heading of a group would go on for the flags
@@ -271,7 +279,8 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
             .map_err(|e| Failure::new(Exit::Usage, e).hint("sealfs mount --help lists them"))?;
     }
     fuse.read_only |= args.read_only;
-    if fuse.read_only {
+    fuse.read_only |= args.snapshot.is_some();
+    if fuse.read_only && args.snapshot.is_none() {
         fuse.ttl = TTL_FOLLOWER;
     }
     let cache_dir = dirs::absolute_or(args.local.cache_dir.as_deref(), dirs::cache_dir)?;
@@ -314,6 +323,8 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
         mount_point: point.clone(),
         clean: CleanOptions { dead_bytes_min: args.clean_after, ..CleanOptions::default() },
         compress: args.compress,
+        snapdir: fuse.snapdir,
+        snapshot: args.snapshot.clone(),
         ..MountOptions::new(store, key, cache_dir, state_dir)
     };
     Ok(Plan { volume, fuse, point, places, metrics, starting })

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::fs::diff::Difference;
+use crate::fs::restore::{RestoreOrder, Restored};
 use crate::fuse::Counted;
 use crate::stack::{Numbers, Places, Progress, Setting, Settings, Status};
 
@@ -38,6 +40,18 @@ pub enum Ask {
         /// The volume that is meant.
         volume_id: String,
     },
+    /// Restores something of a snapshot; answered with [`Say::Restoring`] until [`Say::Restored`] or
+    /// [`Say::Failed`]. It ends when the client goes away.
+    SnapshotRestore {
+        /// What.
+        order: RestoreOrder,
+    },
+    /// Compares two snapshots, or one and `now`; answered with [`Say::Differences`] until
+    /// [`Say::Done`] or [`Say::Failed`].
+    SnapshotDiff {
+        /// Their names.
+        names: [String; 2],
+    },
     /// As sync, then unmounts and ends the daemon.
     Umount {
         /// Give up after this long without any progress.
@@ -63,6 +77,17 @@ pub enum Say {
     Settings(Settings),
     /// How far the bucket is behind; a few times a second.
     Progress(Progress),
+    /// How far a restore is; a few times a second.
+    Restoring {
+        /// Files and directories that were made again.
+        files: u64,
+        /// Those that were as they are to be.
+        unchanged: u64,
+    },
+    /// The last message: what was restored.
+    Restored(Box<Restored>),
+    /// Some of what differs.
+    Differences(Vec<Difference>),
     /// The last message: it is done.
     Done {
         /// What stays in the local journal only.
@@ -82,7 +107,7 @@ pub struct Sample {
 }
 
 /// Bytes of the longest request line the daemon reads.
-pub const LINE_BYTES_MAX: u64 = 4096;
+pub const LINE_BYTES_MAX: u64 = 1 << 20;
 
 /// One message as it is sent.
 pub fn line(message: &impl Serialize) -> Vec<u8> {

@@ -165,7 +165,8 @@ async fn start(plan: Plan) -> Outcome<Started> {
         close(mounted).await;
         return Err(StackError::Stopped.into());
     }
-    let served = fuse::serve(Arc::clone(&mounted.fs), &plan.point, &plan.fuse, &Handle::current());
+    let served =
+        fuse::serve(Arc::clone(&mounted.tree), &plan.point, &plan.fuse, &Handle::current());
     let session = match served {
         Ok(session) => session,
         Err(e) => {
@@ -173,6 +174,7 @@ async fn start(plan: Plan) -> Outcome<Started> {
             return Err(mount_failure(&e));
         }
     };
+    mounted.control.tell(session.notifier());
     let socket = match Socket::bind(plan.places) {
         Ok(socket) => socket,
         Err(e) => {

@@ -20,6 +20,7 @@ use super::exit::{Exit, Failure, Outcome};
 use super::leaving::stalled;
 use super::notify;
 use super::protocol::{Ask, LINE_BYTES_MAX, Sample, Say, line};
+use super::snapshot_serve;
 use super::socket::Socket;
 
 /// How often progress is reported.
@@ -159,6 +160,12 @@ async fn client(
             };
             return send(&mut write, &answer).await;
         }
+        Ask::SnapshotRestore { order } => {
+            tokio::spawn(snapshot_serve::restore(control.clone(), order, end, say));
+        }
+        Ask::SnapshotDiff { names } => {
+            tokio::spawn(snapshot_serve::compare(control.clone(), names, say));
+        }
         Ask::Umount { stall_secs, lazy, force_local } => {
             let stall = Duration::from_secs(stall_secs);
             let asked = UmountAsked { stall, lazy, force_local, say };
@@ -181,7 +188,7 @@ async fn client(
             Say::Failed(Failure::new(Exit::General, "the mount process ended meanwhile"))
         });
         send(&mut write, &message).await?;
-        if matches!(message, Say::Done { .. } | Say::Failed(_)) {
+        if matches!(message, Say::Done { .. } | Say::Failed(_) | Say::Restored(_)) {
             return Ok(());
         }
     }

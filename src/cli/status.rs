@@ -76,6 +76,12 @@ fn describe(s: &Status, now: SystemTime) -> String {
         },
     );
     line("commit", s.commit_sequence.to_string());
+    if let Some(name) = &s.snapshot {
+        line("snapshot", format!("{name}: the volume as it was, read-only"));
+    }
+    if s.open_snapshots > 0 {
+        line("open", counted(s.open_snapshots as u64, "snapshot"));
+    }
     line("journal", format!("{} of {}", size(s.journal_bytes), size(s.journal_bytes_max)));
     let hits = s.cache_hit_ratio.map(|r| format!(", {:.0} % of reads hit", r * 100.0));
     let hits = hits.unwrap_or_default();
@@ -145,6 +151,8 @@ mod tests {
             version: "0.1.0".into(),
             uptime_secs: 3600,
             connection: Connection::Offline { since_unix_secs: 1000, reason: "timed out".into() },
+            snapshot: Some("monday".into()),
+            open_snapshots: 2,
             progress: Progress { pending_bytes: 2048, pending_files: 3, ..Progress::default() },
             commit_sequence: 17,
             oldest_pending_secs: Some(61.24),
@@ -179,6 +187,8 @@ mod tests {
             "zstd:3; 3.00 MiB of data are stored as 1.00 MiB",
             "warning   a journal was set aside",
             "note      the cache cannot be written",
+            "snapshot  monday",
+            "open      2 snapshots",
         ] {
             assert!(text.contains(part), "{part:?} in {text}");
         }

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use crate::base::Ino;
+use crate::base::{Ino, SegmentId};
 use crate::meta::{DecodeError, Key};
 
 const VERSION: u8 = 2;
@@ -74,6 +74,21 @@ pub enum DataOp {
         offset: u64,
         /// Where the bytes are.
         from: CloneSource,
+    },
+    /// From `offset` on, the file has these bytes of a segment that a snapshot keeps.
+    Place {
+        /// File.
+        ino: Ino,
+        /// Its data generation.
+        generation: u32,
+        /// First byte in the file.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// The segment.
+        segment: SegmentId,
+        /// First byte in it.
+        at: u64,
     },
 }
 
@@ -187,11 +202,14 @@ impl Batch {
                 DataOp::Clone { ino, generation, offset, from } => {
                     (4, ino, generation, offset, from.len)
                 }
+                DataOp::Place { ino, generation, offset, len, .. } => {
+                    (5, ino, generation, offset, len)
+                }
             };
             out.push(tag);
             out.extend_from_slice(&ino.0.to_le_bytes());
             out.extend_from_slice(&generation.to_le_bytes());
-            if matches!(tag, 0 | 1 | 4) {
+            if matches!(tag, 0 | 1 | 4 | 5) {
                 out.extend_from_slice(&a.to_le_bytes());
                 out.extend_from_slice(&b.to_le_bytes());
             }
@@ -199,6 +217,10 @@ impl Batch {
                 out.extend_from_slice(&from.ino.0.to_le_bytes());
                 out.extend_from_slice(&from.generation.to_le_bytes());
                 out.extend_from_slice(&from.offset.to_le_bytes());
+            }
+            if let DataOp::Place { segment, at, .. } = op {
+                out.extend_from_slice(&segment.0);
+                out.extend_from_slice(&at.to_le_bytes());
             }
         }
         let head = (out.len() - PRELUDE) as u32;
@@ -278,6 +300,17 @@ impl Batch {
                     }
                     DataOp::Clone { ino, generation, offset, from }
                 }
+                5 => {
+                    let offset = u64::from_le_bytes(r.array()?);
+                    let len = u64::from_le_bytes(r.array()?);
+                    let segment = SegmentId(r.array()?);
+                    let at = u64::from_le_bytes(r.array()?);
+                    let ends = offset.checked_add(len).and(at.checked_add(len));
+                    if len == 0 || ends.is_none() {
+                        return Err(DecodeError("impossible place"));
+                    }
+                    DataOp::Place { ino, generation, offset, len, segment, at }
+                }
                 _ => return Err(DecodeError("unknown data operation")),
             });
         }
@@ -320,6 +353,8 @@ mod tests {
         batch.data.push(DataOp::Hole { ino, generation, start: 7, end: u64::MAX });
         batch.data.push(DataOp::Drop { ino, generation });
         let from = CloneSource { ino: Ino(8), generation: 3, offset: 1 << 40, len: 1 << 33 };
+        let segment = SegmentId([6; 16]);
+        batch.data.push(DataOp::Place { ino, generation, offset: 3, len: 9, segment, at: 1 << 20 });
         batch.data.push(DataOp::Clone { ino, generation, offset: 7, from });
         batch
     }

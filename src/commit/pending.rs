@@ -180,7 +180,8 @@ impl Generation {
             | DataOp::Write { ino, generation, .. }
             | DataOp::Hole { ino, generation, .. }
             | DataOp::Drop { ino, generation }
-            | DataOp::Clone { ino, generation, .. }) = op;
+            | DataOp::Clone { ino, generation, .. }
+            | DataOp::Place { ino, generation, .. }) = op;
             let touched = (ino, generation);
             let before = self.file_bytes(&touched);
             let (dropped, ranges) = (self.dropped.len() as u64, self.ranges_of(&touched));
@@ -208,6 +209,13 @@ impl Generation {
                     self.share((ino, generation), offset, from.offset, cloned);
                     let data = cloned.iter().filter(|p| !matches!(p.source, Source::Hole));
                     self.log_bytes += LOG_SHARE * data.count() as u64;
+                }
+                DataOp::Place { ino, generation, offset, len, segment, at } => {
+                    let file = self.files.entry((ino, generation)).or_default();
+                    let source = Source::Segment { id: segment, offset: at };
+                    file.ranges.insert(offset, offset + len, source);
+                    self.shared.insert(segment);
+                    self.log_bytes += LOG_SHARE;
                 }
                 DataOp::Drop { ino, generation: RECLAIM_INODE } => {
                     self.forget_xattrs(ino);

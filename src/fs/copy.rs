@@ -4,6 +4,9 @@
 //! What is journalled is which range of which file is shared: replay finds the same bytes there, even
 //! if they have been committed or moved to another segment since. Bytes are read and written only for
 //! what is on its way from one segment to another at this moment.
+//!
+//! Out of a snapshot ([`Fs::copy_from`]) it is journalled where the bytes are: what a snapshot has stays
+//! where it is.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,7 +15,7 @@ use super::contents::WRITE_BYTES_MAX;
 use super::inode::{SetIdChange, clear_set_id, keeps_set_id, now_into};
 use super::{Attempt, Caller, Fs, FsError, State, Step, WriteFlags};
 use crate::base::Ino;
-use crate::commit::{Batch, CloneSource, DataOp, Lookup};
+use crate::commit::{Batch, CloneSource, DataOp, FileKey, Lookup};
 use crate::data::{Part, Source};
 use crate::meta::{FILE_SIZE_MAX, keys};
 
@@ -25,6 +28,8 @@ const SHARE_BYTES_MIN: u64 = 1 << 20;
 const SHARE_PARTS_MAX: usize = 1024;
 /// The most that one `copy_file_range` copies where bytes have to be read and written.
 const COPY_BYTES_MAX: u64 = 16 << 20;
+/// Tries to bring the extents of a range of a snapshot into memory.
+const LOADS_MAX: u32 = 16;
 
 /// What is copied, and to where.
 #[derive(Clone, Copy)]
@@ -98,7 +103,7 @@ impl Fs {
                     Ok(Shared::Moving(_)) if moved >= COPY_BYTES_MAX => break,
                     Ok(Shared::Moving(bytes)) => {
                         let piece = Copy { len: bytes.min(WRITE_BYTES_MAX as u64), ..rest };
-                        let copied = fs.copy_bytes(piece).await?;
+                        let copied = fs.copy_bytes(&fs, piece).await?;
                         moved += copied;
                         copied
                     }
@@ -115,14 +120,130 @@ impl Fs {
         }
     }
 
-    /// Reads and writes a piece.
-    async fn copy_bytes(self: &Arc<Self>, copy: Copy) -> Result<u64, FsError> {
+    /// [`Fs::copy_file_range`] out of a snapshot, which is open as `source` and has this checkpoint. The
+    /// copy shares what it has; but of a snapshot that is being deleted, and of what is on its way to
+    /// another segment, bytes are read and written.
+    ///
+    /// # Errors
+    /// As of [`Fs::copy_file_range`].
+    pub(super) async fn copy_from(
+        self: &Arc<Self>,
+        caller: Caller,
+        (source, checkpoint): (Arc<Fs>, [u8; 16]),
+        (from, offset_in): (Ino, u64),
+        (to, offset_out): (Ino, u64),
+        len: u64,
+    ) -> Result<u64, FsError> {
+        let size = source.clone().consult(move |fs| Ok(fs.file(from)?.size)).await?;
+        let len = len.min(size.saturating_sub(offset_in));
+        if len > 0 && offset_out >= FILE_SIZE_MAX {
+            return Err(FsError::FileTooBig);
+        }
+        let len = len.min(FILE_SIZE_MAX.saturating_sub(offset_out));
+        let copy = Copy { caller, from, offset_in, to, offset_out, len };
+        let (mut done, mut moved) = (0, 0);
+        while done < len {
+            match self.copy_some_from(&source, &checkpoint, copy.behind(done), &mut moved).await {
+                Ok(0) => break,
+                Ok(copied) => done += copied,
+                // As of a write: what was copied counts.
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Shares or copies the beginning of `copy`; `moved` counts bytes that were copied.
+    async fn copy_some_from(
+        self: &Arc<Self>,
+        source: &Arc<Fs>,
+        checkpoint: &[u8; 16],
+        copy: Copy,
+        moved: &mut u64,
+    ) -> Result<u64, FsError> {
+        let end = copy.offset_in + copy.len.min(SHARE_BYTES_MAX);
+        let mut parts = source.parts_of(copy.from, copy.offset_in, end).await?;
+        parts.truncate(SHARE_PARTS_MAX);
+        let share = |fs: &Fs, state: &mut State| fs.share_placed(state, copy, &parts, checkpoint);
+        match self.clone().transact(share).await? {
+            Shared::Bytes(copied) => Ok(copied),
+            Shared::Moving(_) if *moved >= COPY_BYTES_MAX => Ok(0),
+            Shared::Moving(bytes) => {
+                let piece = Copy { len: bytes.min(WRITE_BYTES_MAX as u64), ..copy };
+                let copied = self.copy_bytes(source, piece).await?;
+                *moved += copied;
+                Ok(copied)
+            }
+        }
+    }
+
+    /// Where `start..end` of a file is, on a file system that only reads.
+    pub(super) async fn parts_of(
+        self: &Arc<Self>,
+        ino: Ino,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Part>, FsError> {
+        let generation = self.clone().consult(move |fs| Ok(fs.file(ino)?.generation)).await?;
+        let file = (ino, generation);
+        for _ in 0..LOADS_MAX {
+            if let Lookup::Hit(parts) = self.view.parts_now(file, start, end) {
+                return Ok(parts);
+            }
+            self.view.load_extents(file, start, end).await?;
+        }
+        Err(FsError::Io(format!("the extents of inode {ino} do not stay in memory")))
+    }
+
+    /// Shares the beginning of `copy` with a snapshot, in which it is `parts`.
+    fn share_placed(
+        &self,
+        state: &mut State,
+        copy: Copy,
+        parts: &[Part],
+        checkpoint: &[u8; 16],
+    ) -> Attempt<Shared> {
+        // From here to the end of the append nothing moves and the snapshot is not deleted.
+        let in_use = self.view.holders().use_snapshot(checkpoint);
+        let moving = self.view.sharing();
+        let may_not = |p: &Part| match &p.source {
+            Source::Segment { id, .. } => in_use.is_none() || moving.contains(id),
+            _ => false,
+        };
+        let parts = match parts.iter().position(may_not) {
+            Some(0) => return Ok(Shared::Moving(parts[0].end - parts[0].start)),
+            Some(first) => &parts[..first],
+            None => parts,
+        };
+        let len = parts.last().map_or(copy.offset_in, |p| p.end) - copy.offset_in;
+        if len == 0 {
+            return Ok(Shared::Bytes(0));
+        }
+        let mut inode = self.file(copy.to)?;
+        let before = inode.allocated;
+        let mut batch = Batch::default();
+        let (ino, generation, offset) = (copy.to, inode.generation, copy.offset_out);
+        clear_set_id(&mut inode, copy.caller, SetIdChange::Contents);
+        self.drop_capability(&mut batch, ino, &mut inode)?;
+        self.count_cloned((ino, generation), &mut inode, offset..offset + len, parts)?;
+        inode.size = inode.size.max(offset + len);
+        now_into(&mut inode, self.clock.now());
+        place(&mut batch, (ino, generation), &self::moved(parts, &(offset..offset + len)));
+        batch.bytes += inode.allocated as i64 - before as i64;
+        batch.put(keys::inode(ino), inode.encode());
+        self.submit(state, batch, &[])?;
+        Ok(Shared::Bytes(len))
+    }
+
+    /// Reads a piece of a file of `source` and writes it.
+    async fn copy_bytes(self: &Arc<Self>, source: &Arc<Fs>, copy: Copy) -> Result<u64, FsError> {
         let Copy { caller, from, offset_in, to, offset_out, len } = copy;
         let keeps_bits = move |fs: &Fs| Ok(keeps_set_id(&fs.inode(to)?, caller));
         let keeps_bits = self.clone().consult(keeps_bits).await?;
         let kill_suidgid = (!keeps_bits).then_some(caller);
         let flags = WriteFlags { kill_suidgid, ..WriteFlags::default() };
-        let data = self.read(from, offset_in, len as u32).await?;
+        let data = source.read(from, offset_in, len as u32).await?;
         if data.is_empty() {
             return Ok(0);
         }
@@ -175,6 +296,17 @@ impl Fs {
         self.submit_cloned(state, batch, &parts)?;
         Ok(Shared::Bytes(len))
     }
+}
+
+/// Adds to `batch` that a file has `parts` of a snapshot, which are where they begin in the file.
+pub(super) fn place(batch: &mut Batch, (ino, generation): FileKey, parts: &[Part]) {
+    batch.data.extend(parts.iter().map(|part| match part.source {
+        Source::Segment { id, offset: at } => {
+            let (offset, len) = (part.start, part.end - part.start);
+            DataOp::Place { ino, generation, offset, len, segment: id, at }
+        }
+        _ => DataOp::Hole { ino, generation, start: part.start, end: part.end },
+    }));
 }
 
 /// `parts` of a source, moved so that they begin at `to.start`: what `to` is made of.

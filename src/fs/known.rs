@@ -41,6 +41,11 @@ impl Known {
         }
     }
 
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
     /// Whether the count is above 0.
     pub(super) fn contains(&self, ino: Ino) -> bool {
         let (group, at) = place(ino);

@@ -89,8 +89,13 @@ impl Lookups {
         }
     }
 
-    fn known(&self) -> Vec<Ino> {
+    pub(super) fn known(&self) -> Vec<Ino> {
         self.inner.lock().counts.inos().collect()
+    }
+
+    /// Whether the kernel knows none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.inner.lock().counts.is_empty()
     }
 
     fn is_known(&self, ino: Ino) -> bool {
@@ -98,7 +103,7 @@ impl Lookups {
     }
 
     /// Takes `n` from the count; true if it is an orphan that nobody knows any more.
-    fn drop(&self, ino: Ino, n: u64) -> bool {
+    pub(super) fn drop(&self, ino: Ino, n: u64) -> bool {
         let mut inner = self.inner.lock();
         inner.counts.sub(ino, n) && inner.orphans.remove(&ino)
     }

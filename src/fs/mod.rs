@@ -9,6 +9,7 @@ mod ahead;
 mod blocks;
 mod contents;
 mod copy;
+pub mod diff;
 mod dir;
 mod error;
 mod inode;
@@ -17,8 +18,10 @@ mod lifetime;
 mod namespace;
 mod place;
 mod read;
+pub mod restore;
 mod rights;
 mod role;
+pub mod tree;
 mod types;
 mod xattr;
 
@@ -40,6 +43,7 @@ use error::Step;
 pub(crate) use lifetime::decode_next_ino;
 pub use place::{behind_group, ends_group};
 pub use role::Half;
+pub use tree::{Keeps, SnapDir, Snapshot, Snapshots, Tree};
 pub use types::{
     Attr, Caller, DirEntry, RenameFlags, SetAttr, SetTime, StatFs, Whence, WriteFlags, XattrMode,
 };
@@ -147,6 +151,28 @@ impl Fs {
             row(keys::stats(), stats.encode()),
             row(keys::next_ino(), Bytes::copy_from_slice(&2u64.to_le_bytes())),
         ]
+    }
+
+    /// The time for inodes.
+    fn now(&self) -> crate::base::Timestamp {
+        self.clock.now()
+    }
+
+    /// Whether directory `parent` has `name`.
+    async fn has_name(self: &Arc<Self>, parent: Ino, name: Vec<u8>) -> Result<bool, FsError> {
+        self.clone().consult(move |fs| Ok(fs.dirent(parent, &name)?.is_some())).await
+    }
+
+    /// Whether the writer is known to keep the snapshot of this checkpoint.
+    fn keeps(&self, checkpoint: &[u8; 16]) -> bool {
+        self.view.holders().use_snapshot(checkpoint).is_some()
+    }
+
+    /// Ends a file system that only reads, whose metadata store is its own.
+    pub async fn close(&self) {
+        if let Err(e) = self.view.kv().close(false).await {
+            log::debug!("closing metadata that were only read: {e}"); // there is nothing to lose
+        }
     }
 
     /// Runs `attempt` under the mutation lock until it succeeds or fails for good, fetching

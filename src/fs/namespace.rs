@@ -165,7 +165,7 @@ impl Fs {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn add_entry(
+    pub(super) fn add_entry(
         &self,
         batch: &mut Batch,
         parent: Ino,
@@ -414,7 +414,7 @@ impl Fs {
     }
 
     /// Takes one link off a file; true if it has become an orphan.
-    fn drop_link(
+    pub(super) fn drop_link(
         &self,
         batch: &mut Batch,
         ino: Ino,

@@ -46,6 +46,7 @@ pub mod opcode {
     pub const RMDIR: u32 = 11;
     pub const RENAME: u32 = 12;
     pub const LINK: u32 = 13;
+    pub const OPEN: u32 = 14;
     pub const READ: u32 = 15;
     pub const WRITE: u32 = 16;
     pub const STATFS: u32 = 17;
@@ -59,6 +60,7 @@ pub mod opcode {
     pub const READDIR: u32 = 28;
     pub const RELEASEDIR: u32 = 29;
     pub const FSYNCDIR: u32 = 30;
+    pub const CREATE: u32 = 35;
     pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
     pub const IOCTL: u32 = 39;
@@ -242,6 +244,8 @@ pub struct TtlSecs(pub u64);
 pub struct Terms {
     /// How long it may keep them.
     pub ttl: TtlSecs,
+    /// How long it may keep that a name leads to them.
+    pub name_ttl: TtlSecs,
     /// Without what gives power: set-id bits, and the permissions of device nodes.
     pub powerless: bool,
 }
@@ -290,8 +294,8 @@ impl Out {
 
     /// Appends `struct fuse_entry_out` (128 bytes): a name that leads to `a`.
     pub fn entry(&mut self, a: &Attr, terms: Terms) -> &mut Self {
-        let ttl = terms.ttl.0;
-        self.u64(a.ino.0).u64(generation(a)).u64(ttl).u64(ttl).u32(0).u32(0);
+        let (name, attributes) = (terms.name_ttl.0, terms.ttl.0);
+        self.u64(a.ino.0).u64(generation(a)).u64(name).u64(attributes).u32(0).u32(0);
         self.attr(a, terms.powerless)
     }
 
@@ -418,7 +422,7 @@ mod tests {
             f(&mut o);
             o.0.len()
         };
-        const TERMS: Terms = Terms { ttl: TtlSecs(1), powerless: false };
+        const TERMS: Terms = Terms { ttl: TtlSecs(1), name_ttl: TtlSecs(1), powerless: false };
         assert_eq!(len(|o| o.attr(&attr(), false)), 88);
         assert_eq!(len(|o| o.entry(&attr(), TERMS)), ENTRY_LEN);
         assert_eq!(len(|o| o.negative_entry(TtlSecs(1))), ENTRY_LEN);

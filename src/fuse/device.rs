@@ -28,6 +28,8 @@ pub struct Device {
 
 /// `FUSE_NOTIFY_INVAL_INODE` of linux/fuse.h.
 const NOTIFY_INVAL_INODE: i32 = 2;
+/// `FUSE_NOTIFY_INVAL_ENTRY`.
+const NOTIFY_INVAL_ENTRY: i32 = 3;
 
 /// What asking for the next request came to.
 #[derive(Debug, PartialEq, Eq)]
@@ -123,6 +125,22 @@ impl Device {
     /// Has the kernel ask for the attributes of `ino` again before it uses them. Never waits.
     pub fn refresh_attributes(&self, ino: Ino) -> io::Result<()> {
         self.notify(ino, u64::MAX, 0) // from -1 on: no pages
+    }
+
+    /// Has the kernel forget that `name` in `parent` leads anywhere, or nowhere. Waits for whoever
+    /// changes that directory: never call it on a request thread.
+    pub fn forget_name(&self, parent: Ino, name: &[u8]) -> io::Result<()> {
+        let mut body = Vec::with_capacity(17 + name.len()); // struct fuse_notify_inval_entry_out
+        body.extend_from_slice(&parent.0.to_ne_bytes());
+        body.extend_from_slice(&(name.len() as u32).to_ne_bytes());
+        body.extend_from_slice(&[0; 4]);
+        body.extend_from_slice(name);
+        body.push(0);
+        match self.put(0, NOTIFY_INVAL_ENTRY, &body) {
+            // It knows neither, or that is no directory any more.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(()),
+            done => done,
+        }
     }
 
     fn notify(&self, ino: Ino, start: u64, len: u64) -> io::Result<()> {

@@ -19,22 +19,26 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
 use crate::base::Ino;
-use crate::fs::{Attr, Caller, Fs, FsError};
+use crate::fs::{Attr, Caller, FsError, Keeps, Tree};
 
 use super::abi::{self, Body, ENTRY_LEN, Header, Malformed, Out, Terms, TtlSecs, opcode as op};
 use super::device::Device;
 use super::errno::Errno;
 use super::mount::Negotiated;
+use super::options::{Options, TTL_WRITER as TTL_FOREVER};
 use super::reply::Reply;
 use super::signals::is_dying;
 
 /// What all request threads of a mount share.
 pub struct Adapter {
-    pub(super) fs: Arc<Fs>,
+    pub(super) fs: Arc<Tree>,
     /// How long the kernel may keep names and attributes.
     ttl: TtlSecs,
     /// Nothing on the mount may give power, and Linux would let it.
     powerless: AtomicBool,
+    /// Opening a file is a request. It costs one, and is wanted where files may not be opened for
+    /// writing that Linux would let pass: those of snapshots.
+    pub(super) answers_open: bool,
     /// `-o fsync=remote`: `fsync` returns when the bucket has it.
     pub(super) fsync_remote: bool,
     /// The kernel sends the 16-byte SETXATTR header (`FUSE_SETXATTR_EXT`).
@@ -102,20 +106,21 @@ pub(super) fn is_short(request: &[u8]) -> bool {
 
 impl Adapter {
     pub(super) fn new(
-        fs: Arc<Fs>,
-        ttl: TtlSecs,
-        fsync_remote: bool,
+        fs: Arc<Tree>,
+        options: &Options,
         agreed: Negotiated,
         runtime: Handle,
     ) -> Adapter {
         let interruptible = Arc::default();
         let Negotiated { setxattr_ext, write_back } = agreed;
         let powerless = AtomicBool::new(false);
+        let answers_open = fs.refuses_some() && !options.read_only;
         Adapter {
             fs,
-            ttl,
+            ttl: options.ttl,
             powerless,
-            fsync_remote,
+            answers_open,
+            fsync_remote: options.fsync_remote,
             setxattr_ext,
             write_back,
             runtime,
@@ -123,9 +128,15 @@ impl Adapter {
         }
     }
 
-    /// On which terms the kernel gets attributes now.
+    /// On which terms the kernel gets attributes of the volume now.
     pub(super) fn terms(&self) -> Terms {
-        Terms { ttl: self.ttl, powerless: self.powerless.load(Ordering::SeqCst) }
+        let powerless = self.powerless.load(Ordering::SeqCst);
+        Terms { ttl: self.ttl, name_ttl: self.ttl, powerless }
+    }
+
+    /// On which terms it gets those of `ino`.
+    pub(super) fn terms_of(&self, ino: Ino) -> Terms {
+        terms_for(&self.fs, ino, self.terms())
     }
 
     /// From now on the kernel gets attributes with or without what gives power, those included
@@ -206,9 +217,11 @@ impl Adapter {
                 rq.reply.error(Errno::NO_SUCH_IOCTL);
                 Ok(())
             }
-            // Among them OPEN, OPENDIR, CREATE and ACCESS, which Linux then does itself and asks
-            // no more: an open file is only its inode (kept by lookup counts), a file is created
-            // with MKNOD, and `default_permissions` checks access.
+            op::OPEN if self.answers_open => self.open(rq),
+            op::CREATE if self.answers_open => self.create(rq),
+            // Among them OPENDIR and ACCESS, and OPEN and CREATE where nothing hangs on them, which
+            // Linux then does itself and asks no more: an open file is only its inode (kept by
+            // lookup counts), a file is created with MKNOD, and `default_permissions` checks access.
             _ => {
                 rq.reply.error(Errno::NO_SUCH_OPERATION);
                 Ok(())
@@ -323,10 +336,20 @@ fn give_up_if_dying(waiting: &Interruptible, unique: u64) -> Looked {
     Looked::GivenUp
 }
 
+/// The terms for `ino`, where those of the volume are `terms`.
+pub(super) fn terms_for(fs: &Tree, ino: Ino, terms: Terms) -> Terms {
+    match fs.keeps(ino) {
+        Keeps::AsVolume => terms,
+        Keeps::AttributesOnly => Terms { ttl: TTL_FOREVER, name_ttl: TtlSecs(0), ..terms },
+        Keeps::Nothing => Terms { ttl: TtlSecs(0), name_ttl: TtlSecs(0), ..terms },
+        Keeps::Forever => Terms { ttl: TTL_FOREVER, name_ttl: TTL_FOREVER, ..terms },
+    }
+}
+
 /// Answers with an entry, and takes the counted lookup back if the kernel did not want it.
-pub(super) fn answer_entry(fs: &Arc<Fs>, reply: Reply, attr: &Attr, terms: Terms) {
+pub(super) fn answer_entry(fs: &Arc<Tree>, reply: Reply, attr: &Attr, terms: Terms) {
     let mut out = Out::with_capacity(ENTRY_LEN);
-    out.entry(attr, terms);
+    out.entry(attr, terms_for(fs, attr.ino, terms));
     if !reply.out(&out) {
         fs.forget(attr.ino, 1);
     }

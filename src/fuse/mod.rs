@@ -11,6 +11,7 @@
 //! | `abi` | the bytes of requests and replies |
 //! | `dispatch` | routing, and the rule that request threads never wait for the network |
 //! | `ops_*` | the operations by family |
+//! | `notify` | telling the kernel what to forget |
 //! | `operations` | what was asked for and how long it took, counted |
 //! | `seek` | data and holes of a file that the kernel has not written back yet |
 //! | `table` | what is mounted where, by whom, and whether it is alive |
@@ -27,6 +28,7 @@ mod dispatch;
 mod errno;
 mod hold;
 mod mount;
+mod notify;
 mod operations;
 mod ops_attr;
 mod ops_data;
@@ -49,10 +51,11 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::fs::Fs;
+use crate::fs::Tree;
 
 pub use abi::TtlSecs;
 pub use mount::{MountError, REQUEST_DATA_MAX, device_number, unmount};
+pub use notify::Notifier;
 pub use operations::{Counted, Operation, Operations};
 pub use options::{Options, TTL_FOLLOWER, TTL_WRITER, UnknownOption};
 pub use table::{Entry, Life, life, mounted_at, mounts};
@@ -70,6 +73,7 @@ pub struct Session {
     device: Option<String>,
     ended: watch::Receiver<usize>,
     operations: Operations,
+    notifier: Arc<Notifier>,
     /// fuser's half of the mount. Kept: dropping it unmounts what fusermount3 mounted.
     _kernel: mount::KernelSession,
 }
@@ -77,14 +81,13 @@ pub struct Session {
 /// Mounts `fs` on the directory `at` and serves it on `options.threads` threads. Operations
 /// that have to wait run on `runtime`. The mount works when this returns.
 pub fn serve(
-    fs: Arc<Fs>,
+    fs: Arc<Tree>,
     at: &Path,
     options: &Options,
     runtime: &Handle,
 ) -> Result<Session, MountError> {
     let (kernel, point, agreed) = mount::mount(at, options)?;
-    let adapter =
-        Arc::new(Adapter::new(fs, options.ttl, options.fsync_remote, agreed, runtime.clone()));
+    let adapter = Arc::new(Adapter::new(fs, options, agreed, runtime.clone()));
     let (ended, operations) = start_threads(&kernel, &adapter, options.threads.max(1), runtime)
         .inspect_err(|_| mount::abandon(&point))
         .map_err(MountError::Threads)?;
@@ -99,7 +102,11 @@ pub fn serve(
             log::error!("cannot watch {} for remounts: {e}", point.display());
         }
     }
-    Ok(Session { point, device, ended, operations, _kernel: kernel })
+    let notifier = Notifier::new(&kernel)
+        .inspect_err(|_| mount::abandon(&point))
+        .map_err(MountError::Threads)?;
+    let notifier = Arc::new(notifier);
+    Ok(Session { point, device, ended, operations, notifier, _kernel: kernel })
 }
 
 /// Starts the request threads. The watch holds how many are left; also what they count.
@@ -179,6 +186,11 @@ impl Session {
     /// The device number of the file system (`major:minor`), as in proc_pid_mountinfo(5).
     pub fn device(&self) -> Option<&str> {
         self.device.as_deref()
+    }
+
+    /// Tells the kernel what to forget of it.
+    pub fn notifier(&self) -> Arc<Notifier> {
+        Arc::clone(&self.notifier)
     }
 
     /// What it was asked for so far.

@@ -31,6 +31,8 @@ const NAMES: &[(u32, &str)] = &[
     (op::RMDIR, "rmdir"),
     (op::RENAME, "rename"),
     (op::LINK, "link"),
+    (op::OPEN, "open"),
+    (op::CREATE, "create"),
     (op::READ, "read"),
     (op::WRITE, "write"),
     (op::STATFS, "statfs"),

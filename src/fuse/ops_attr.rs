@@ -7,7 +7,7 @@ use super::dispatch::{Adapter, Interrupt, Request};
 
 impl Adapter {
     pub(super) fn getattr(&self, rq: Request<'_>) -> Result<(), Malformed> {
-        let terms = self.terms();
+        let terms = self.terms_of(rq.ino());
         let attr = self.fs.getattr(rq.ino());
         self.run(rq.reply, Interrupt::Allowed, attr, move |reply, attr| {
             let mut out = Out::with_capacity(104);
@@ -19,7 +19,7 @@ impl Adapter {
 
     /// As getattr, with the time of birth (`stat` prints it, `statx` with `STATX_BTIME`).
     pub(super) fn statx(&self, rq: Request<'_>) -> Result<(), Malformed> {
-        let terms = self.terms();
+        let terms = self.terms_of(rq.ino());
         let attr = self.fs.getattr(rq.ino());
         self.run(rq.reply, Interrupt::Allowed, attr, move |reply, attr| {
             let mut out = Out::with_capacity(288);
@@ -42,7 +42,7 @@ impl Adapter {
     }
 
     pub(super) fn statfs(&self, rq: Request<'_>) -> Result<(), Malformed> {
-        let stat = self.fs.statfs();
+        let stat = self.fs.statfs(rq.ino());
         self.run(rq.reply, Interrupt::Allowed, stat, |reply, s: StatFs| {
             let mut out = Out::with_capacity(80);
             out.u64(s.blocks).u64(s.bfree).u64(s.bavail).u64(s.files).u64(s.ffree);

@@ -114,7 +114,8 @@ impl Adapter {
             }
         };
         let ino = rq.ino();
-        let device = self.write_back.then(|| Arc::clone(rq.reply.device()));
+        let has_dirty_pages = self.write_back && self.fs.may_write(ino);
+        let device = has_dirty_pages.then(|| Arc::clone(rq.reply.device()));
         let found = seek(Arc::clone(&self.fs), device, ino, offset, whence);
         self.run(rq.reply, Interrupt::Allowed, found, |reply, offset| {
             let mut out = Out::with_capacity(8);

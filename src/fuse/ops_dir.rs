@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::fs::{Attr, DirEntry, Fs, behind_group, ends_group};
+use crate::base::Ino;
+use crate::fs::{Attr, DirEntry, Tree, behind_group, ends_group};
 
 use super::abi::{ENTRY_LEN, Malformed, Out, Terms, dirent_len};
-use super::dispatch::{Adapter, Interrupt, Request};
+use super::dispatch::{Adapter, Interrupt, Request, terms_for};
 
 /// How long names are taken to be when a page of entries is asked for: a directory of longer
 /// ones costs a little work done twice, one of shorter ones a few more requests.
@@ -35,7 +36,7 @@ impl Adapter {
             let fitted = fitting(page.iter().map(|(entry, _)| entry), ENTRY_LEN, size);
             forget(&fs, &page[fitted..]);
             go_on(page[..fitted].last_mut().map(|(entry, _)| entry), after);
-            let out = encode_plus(&page[..fitted], terms);
+            let out = encode_plus(&page[..fitted], |ino| terms_for(&fs, ino, terms));
             if !reply.out(&out) {
                 forget(&fs, &page[..fitted]);
             }
@@ -54,7 +55,7 @@ fn cursor(rq: &mut Request<'_>) -> Result<(u64, usize), Malformed> {
 type Listed = (DirEntry, Option<Attr>);
 
 /// Takes back the lookups counted for entries the kernel does not get.
-fn forget(fs: &Arc<Fs>, page: &[Listed]) {
+fn forget(fs: &Arc<Tree>, page: &[Listed]) {
     for attr in page.iter().filter_map(|(_, attr)| attr.as_ref()) {
         fs.forget(attr.ino, 1);
     }
@@ -96,12 +97,12 @@ fn encode_plain(page: &[DirEntry]) -> Out {
     out
 }
 
-fn encode_plus(page: &[Listed], terms: Terms) -> Out {
+fn encode_plus(page: &[Listed], terms: impl Fn(Ino) -> Terms) -> Out {
     let len = page.iter().map(|(e, _)| ENTRY_LEN + dirent_len(e.name.len())).sum();
     let mut out = Out::with_capacity(len);
     for (e, attr) in page {
         match attr {
-            Some(attr) => out.entry(attr, terms),
+            Some(attr) => out.entry(attr, terms(attr.ino)),
             // Linux then lists the name and looks it up when it is wanted.
             None => out.zeros(ENTRY_LEN),
         };
@@ -114,10 +115,12 @@ fn encode_plus(page: &[Listed], terms: Terms) -> Out {
 mod tests {
     use super::super::abi::TtlSecs;
     use super::*;
-    use crate::base::{Ino, Timestamp};
+    use crate::base::Timestamp;
     use crate::fs::Kind;
 
-    const TERMS: Terms = Terms { ttl: TtlSecs(1), powerless: false };
+    fn terms(_: Ino) -> Terms {
+        Terms { ttl: TtlSecs(1), name_ttl: TtlSecs(1), powerless: false }
+    }
 
     fn page(n: u64) -> Vec<Listed> {
         let t = Timestamp::default();
@@ -151,7 +154,7 @@ mod tests {
         // Guards against Linux taking what was left out for an inode: it looks the name up.
         let mut page = page(2);
         page[0].1 = None;
-        let out = encode_plus(&page, TERMS);
+        let out = encode_plus(&page, terms);
         let each = ENTRY_LEN + dirent_len(11);
         assert_eq!(out.0.len(), 2 * each);
         assert_eq!(out.0[..ENTRY_LEN], [0; ENTRY_LEN]);
@@ -170,7 +173,7 @@ mod tests {
         for size in [0, 170, 171, 1000, 4096, 100_000] {
             let fitted = fitting(&names, ENTRY_LEN, size);
             assert_eq!(fitted, 50.min(size / (ENTRY_LEN + dirent_len(11))), "{size}");
-            assert!(encode_plus(&page[..fitted], TERMS).0.len() <= size);
+            assert!(encode_plus(&page[..fitted], terms).0.len() <= size);
             let fitted = fitting(&names, 0, size);
             assert_eq!(fitted, 50.min(size / dirent_len(11)), "{size}");
             assert!(encode_plain(&names[..fitted]).0.len() <= size);

@@ -1,11 +1,12 @@
 //! Operations on names: lookup and forget, making, linking, renaming and removing.
 
 use crate::base::Ino;
-use crate::fs::{FsError, RenameFlags};
+use crate::fs::{Attr, FsError, RenameFlags};
 
 use super::abi::{ENTRY_LEN, Malformed, Out};
-use super::dispatch::{Adapter, Interrupt, Request, answer_entry};
+use super::dispatch::{Adapter, Interrupt, Request, answer_entry, terms_for};
 use super::errno::Errno;
+use super::reply::Reply;
 
 /// `FOPEN_KEEP_CACHE`: opening a file does not make its cached pages doubtful.
 const FOPEN_KEEP_CACHE: u32 = 1 << 1;
@@ -15,14 +16,16 @@ impl Adapter {
     /// mount makes names.
     pub(super) fn lookup(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
         let name = rq.body.name()?;
-        let found = self.fs.lookup(rq.ino(), name);
+        let parent = rq.ino();
+        let found = self.fs.lookup(parent, name);
         let (fs, terms) = (self.fs.clone(), self.terms());
         // Not interruptible: a lookup that has counted must be answered.
         self.run_to(rq.reply, Interrupt::Never, found, move |reply, result| match result {
             Ok(attr) => answer_entry(&fs, reply, &attr, terms),
             Err(FsError::NotFound) => {
                 let mut out = Out::with_capacity(ENTRY_LEN);
-                out.negative_entry(terms.ttl);
+                // What is not in a directory that never changes never will be.
+                out.negative_entry(terms_for(&fs, parent, terms).ttl);
                 reply.out(&out);
             }
             Err(e) => reply.error(e),
@@ -131,19 +134,54 @@ impl Adapter {
         Ok(())
     }
 
+    /// `open(2)` of a file that is there. Linux has checked the permissions; those of a snapshot are
+    /// never written.
+    pub(super) fn open(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
+        let flags = rq.body.u32()? as i32;
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
+        if writes && !self.fs.may_write(rq.ino()) {
+            rq.reply.error(FsError::ReadOnly);
+            return Ok(());
+        }
+        let mut out = Out::with_capacity(16);
+        out.open(FOPEN_KEEP_CACHE);
+        rq.reply.out(&out);
+        Ok(())
+    }
+
+    /// `open(2)` with `O_CREAT` of a name that Linux does not know.
+    pub(super) fn create(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
+        let flags = rq.body.u32()? as i32;
+        let (mode, umask) = (rq.body.u32()?, rq.body.u32()?);
+        rq.body.skip(4)?;
+        let name = rq.body.name()?;
+        let exclusive = flags & libc::O_EXCL != 0;
+        let made = self.fs.create(rq.caller(), rq.ino(), name, mode, umask, exclusive);
+        self.run_open(rq.reply, made);
+        Ok(())
+    }
+
     /// `open(dir, O_TMPFILE)`: a file without a name, which `linkat` may give it later.
     pub(super) fn tmpfile(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
         rq.body.skip(4)?; // open flags
         let (mode, umask) = (rq.body.u32()?, rq.body.u32()?);
         let made = self.fs.tmpfile(rq.caller(), rq.ino(), mode, umask);
+        self.run_open(rq.reply, made);
+        Ok(())
+    }
+
+    /// Answers with a file that was made, and open.
+    fn run_open<F>(&self, reply: Reply, made: F)
+    where
+        F: Future<Output = Result<Attr, FsError>> + Send + 'static,
+    {
         let (fs, terms) = (self.fs.clone(), self.terms());
-        self.run(rq.reply, Interrupt::Never, made, move |reply, attr| {
+        self.run(reply, Interrupt::Never, made, move |reply, attr| {
             let mut out = Out::with_capacity(ENTRY_LEN + 16);
             out.entry(&attr, terms).open(FOPEN_KEEP_CACHE);
             if !reply.out(&out) {
                 fs.forget(attr.ino, 1);
             }
         });
-        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! Mount options: what `-o` may say, and what it means to the kernel. Pure.
 
 use super::abi::TtlSecs;
+use crate::fs::SnapDir;
 
 /// How a filesystem is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct Options {
     /// `fsync` returns when the bucket has the data (`fsync=remote`), not when the local
     /// journal has it.
     pub fsync_remote: bool,
+    /// Whether the root has a directory `.snapshots`, and lists it (`snapdir=hidden|visible|off`).
+    pub snapdir: SnapDir,
     /// How long the kernel may keep names and attributes. Long for the one writer; a mount
     /// that follows another must keep it below its staleness bound.
     pub ttl: TtlSecs,
@@ -51,6 +54,7 @@ impl Default for Options {
             nonempty: false,
             sync: false,
             fsync_remote: false,
+            snapdir: SnapDir::default(),
             ttl: TTL_WRITER,
             threads: THREADS_DEFAULT,
         }
@@ -87,6 +91,9 @@ impl Options {
             "async" => self.sync = false,
             "fsync=remote" => self.fsync_remote = true,
             "fsync=local" => self.fsync_remote = false,
+            "snapdir=hidden" => self.snapdir = SnapDir::Hidden,
+            "snapdir=visible" => self.snapdir = SnapDir::Visible,
+            "snapdir=off" => self.snapdir = SnapDir::Off,
             // Reads never change access times, which is what these ask for at most;
             // permissions are always checked by the kernel.
             "noatime" | "nodiratime" | "relatime" | "default_permissions" | "defaults" => {}

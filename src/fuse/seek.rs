@@ -10,17 +10,17 @@ use std::sync::Arc;
 
 use super::device::Device;
 use crate::base::Ino;
-use crate::fs::{Fs, FsError, Whence};
+use crate::fs::{FsError, Tree, Whence};
 
 /// Holes that turn out to be filled before the whole rest of the file is written back.
 const FILLED_MAX: u32 = 32;
 
-/// As [`Fs::lseek`]. `device`: the connection to a kernel that may have dirty pages.
+/// As [`Tree::lseek`]. `device`: the connection to a kernel that may have dirty pages.
 ///
 /// # Errors
-/// Those of [`Fs::lseek`]; [`FsError::Io`] if the kernel cannot be asked to write back.
+/// Those of [`Tree::lseek`]; [`FsError::Io`] if the kernel cannot be asked to write back.
 pub(super) async fn seek(
-    fs: Arc<Fs>,
+    fs: Arc<Tree>,
     device: Option<Arc<Device>>,
     ino: Ino,
     offset: u64,

@@ -267,6 +267,14 @@ pub enum StackError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// The volume has no such snapshot.
+    #[error("there is no snapshot {name:?}")]
+    NoSnapshot {
+        /// What was asked for.
+        name: String,
+        /// Those that there are, the oldest first.
+        there: Vec<String>,
+    },
     /// What this machine remembers of the volume does not authenticate.
     #[error("local state {} is damaged or belongs to another volume", .0.display())]
     State(PathBuf),
@@ -435,6 +443,13 @@ impl StackError {
                 sealfs mount --state-dir DIR; a journal with a small limit takes less: \
                 --journal-size 16M"
                 .into(),
+            StackError::NoSnapshot { there, .. } => match there.len() {
+                0 => "the volume has none; make one: sealfs snapshot create STORE NAME".into(),
+                1..=5 => format!("those there are: {}", there.join(", ")),
+                _ => {
+                    format!("sealfs snapshot list STORE; the newest is {}", there[there.len() - 1])
+                }
+            },
             StackError::State(path) => {
                 format!("if it is beyond repair, move it away: mv {} /tmp/", path.display())
             }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::records::accept::Accept;
 use super::{Key, StoreOptions};
 use crate::commit::{CleanOptions, CommitOptions};
+use crate::fs::SnapDir;
 use crate::journal::disk::{DiskIo, RealDisk};
+use crate::meta::SnapshotName;
 use crate::seal::{KdfParams, Secret};
 use crate::store::Compression;
 use crate::store::kv::COLLECT_AGE;
@@ -95,6 +97,10 @@ pub struct MountOptions {
     pub collect_age: Duration,
     /// How new segments are stored, in place of what the volume remembers.
     pub compress: Option<Compression>,
+    /// How snapshots are shown below the root.
+    pub snapdir: SnapDir,
+    /// Show this snapshot in place of the volume; then nothing is written.
+    pub snapshot: Option<SnapshotName>,
 }
 
 impl MountOptions {
@@ -128,6 +134,8 @@ impl MountOptions {
             dead_grace: CommitOptions::default().dead_grace,
             collect_age: COLLECT_AGE,
             compress: None,
+            snapdir: SnapDir::default(),
+            snapshot: None,
         }
     }
 }

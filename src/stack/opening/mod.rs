@@ -23,7 +23,8 @@ use crate::commit::View;
 use crate::commit::layouts::SegmentRows;
 use crate::commit::view::ViewOptions;
 use crate::data::{BlockCache, BlockCacheOptions};
-use crate::fs::{Fs, FsOptions, FsParts};
+use crate::fs::{Fs, FsOptions, FsParts, SnapDir, Tree};
+use crate::meta::Stats;
 use crate::seal::{Keyring, VolumeKeys};
 use crate::stack::keys::watch::KeyWatch;
 use crate::stack::records::config;
@@ -36,6 +37,7 @@ use crate::stack::running::claim::{Ask, Held, Opener, Seat, WritePlan, claim, ra
 use crate::stack::running::disks::make_dir;
 use crate::stack::running::look::Look;
 use crate::stack::running::mount::Mounted;
+use crate::stack::running::past::{Pinned, SnapshotsOf, WATCH_EVERY};
 use crate::stack::running::status::Shared;
 use crate::stack::{Accept, Layers, MountOptions, StackError, unlock_store};
 use crate::store::kv::{Kv, KvOptions};
@@ -52,6 +54,8 @@ const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
 /// given back if it was free. [`StackError::Stopped`] when
 /// [`Attended::stop`](super::Attended::stop) was called meanwhile: the same holds.
 pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
+    let mut options = options;
+    options.read_only |= options.snapshot.is_some();
     let attended = options.store.attended.clone();
     let mut held = Held::default();
     let mounted = tokio::select! {
@@ -111,7 +115,13 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
     remember(&seat.kv, seat.found.commit, &mut remembered).await?;
     let (before, accept) = (before.clone(), options.accept_rollback);
     let Seat { kv, found, log_store } = seat;
-    let shared = ground.shared(&options, sealed, (kv, log_store), found.stats, remembered);
+    let followed = Arc::new(kv);
+    let pinned = match &options.snapshot {
+        Some(name) => Some(Pinned::open(&followed, name, options.open_timeout).await?),
+        None => None,
+    };
+    let metadata = Metadata { followed, log_store, pinned, stats: found.stats };
+    let shared = ground.shared(&options, sealed, metadata, remembered);
     match local {
         Some(local) => shared.take_up(local, &found, (&before, accept), held, instance).await?,
         None if accept == Accept::default() => {
@@ -126,6 +136,17 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
     let mounted = Mounted::start(shared);
     attended.goes_on();
     Ok(mounted)
+}
+
+/// The metadata of a mount.
+struct Metadata {
+    /// The newest.
+    followed: Arc<Kv>,
+    /// What they are read through.
+    log_store: Arc<Sealed>,
+    /// A snapshot that is shown in their place.
+    pinned: Option<Pinned>,
+    stats: Stats,
 }
 
 /// What a mount stands on before its metadata are opened.
@@ -215,12 +236,15 @@ impl Ground {
         self,
         options: &MountOptions,
         sealed: Arc<Sealed>,
-        (kv, log_store): (Kv, Arc<Sealed>),
-        stats: crate::meta::Stats,
+        metadata: Metadata,
         remembered: Remembered,
     ) -> Arc<Shared> {
         let store: Arc<dyn ObjectStore> = sealed.clone();
-        let kv = Arc::new(kv);
+        let Metadata { followed, log_store, pinned, stats } = metadata;
+        let (kv, stats) = match &pinned {
+            Some(pinned) => (pinned.kv.clone(), pinned.stats),
+            None => (followed.clone(), stats),
+        };
         let segments = Arc::new(SegmentStore::compressing(store, self.compress));
         segments.ask(Arc::new(SegmentRows(kv.clone())));
         let blocks = BlockCache::new(segments.clone(), BlockCacheOptions::default());
@@ -239,6 +263,17 @@ impl Ground {
                 ..FsOptions::default()
             },
         );
+        let source = SnapshotsOf {
+            view: view.clone(),
+            blocks: blocks.clone(),
+            name_hash_key: self.keys.name_hash_key(),
+            open_timeout: options.read_timeout,
+        };
+        let (shown, refresh) = match pinned {
+            Some(_) => (SnapDir::Off, options.refresh.max(WATCH_EVERY)),
+            None => (options.snapdir, options.refresh),
+        };
+        let tree = Tree::new(fs.clone(), Arc::new(source), shown);
         Arc::new(Shared {
             volume: self.keys.volume_id(),
             segments,
@@ -247,7 +282,7 @@ impl Ground {
             since: Instant::now(),
             journal_bytes_max: options.journal_bytes_max,
             cache_bytes_max: options.cache_bytes_max,
-            refresh: options.refresh,
+            refresh,
             commit_interval: Mutex::new(options.commit_interval),
             sse: self.sse,
             key_watch: self.key_watch,
@@ -260,7 +295,11 @@ impl Ground {
             sealed,
             log_store: Mutex::new(log_store),
             view,
+            followed,
+            pinned,
             fs,
+            tree,
+            kernel: Default::default(),
             blocks,
             writer: RwLock::default(),
             role: Default::default(),

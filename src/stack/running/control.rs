@@ -2,13 +2,18 @@
 //! control socket, and the trait that `stack` implements and `cli` serves.
 //!
 //! The field names are an interface: `sealfs status --json` prints them. Fields are added, never
-//! renamed. Nothing here holds a name, a key or contents of files.
+//! renamed. Nothing here holds a key or contents of files, and names only where they were asked for.
+
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 use super::role::{RoleName, Transition};
 use crate::base::Spread;
+use crate::fs::diff::Difference;
+use crate::fs::restore::{Kernel, RestoreError, RestoreOrder, RestoreProgress, Restored};
 use crate::stack::Places;
 use crate::store::RequestSnapshot;
 
@@ -91,6 +96,12 @@ pub struct Status {
     /// Reachable, offline, fenced or read-only.
     #[serde(flatten)]
     pub connection: Connection,
+    /// The snapshot that it shows in place of the volume.
+    #[serde(default)]
+    pub snapshot: Option<String>,
+    /// Snapshots that are just open below `.snapshots`.
+    #[serde(default)]
+    pub open_snapshots: usize,
     /// How far the bucket is behind.
     #[serde(flatten)]
     pub progress: Progress,
@@ -222,6 +233,20 @@ pub trait Control: Send + Sync + 'static {
     /// Resolves when everything written before the call is in the bucket. Waits as long as the
     /// store is unreachable; the caller drops it at its deadline. The error is a sentence.
     fn sync(&self) -> BoxFuture<'static, Result<(), String>>;
+    /// Restores something of a snapshot; `progress` says how far it is, and can stop it.
+    fn restore(
+        &self,
+        order: RestoreOrder,
+        progress: Arc<RestoreProgress>,
+    ) -> BoxFuture<'static, Result<Restored, RestoreError>>;
+    /// Hands out what differs between two snapshots, or one and `now`. Ends when nobody takes it.
+    fn diff(
+        &self,
+        names: [String; 2],
+        out: mpsc::Sender<Vec<Difference>>,
+    ) -> BoxFuture<'static, Result<(), RestoreError>>;
+    /// Who is told of what changes without having been asked for by the kernel. The first call counts.
+    fn tell(&self, kernel: Arc<dyn Kernel>);
     /// Looks at keyring and configuration of the volume at once and follows them, if `volume_id` is this
     /// volume's. Resolves when what was under way before is in the bucket, or after a minute: with
     /// true from the mount that writes the volume. The error is a sentence.

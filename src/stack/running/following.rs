@@ -41,11 +41,14 @@ impl Follower {
                 e => log::warn!("what is new in the bucket cannot be read yet: {e}"),
             }
         }
-        self.shared.view.follow().await;
+        match &self.shared.pinned {
+            Some(pinned) => pinned.look(&self.shared.followed).await,
+            None => self.shared.view.follow().await,
+        }
     }
 
     async fn step(&mut self) -> Result<(), StackError> {
-        let kv = self.shared.view.kv();
+        let kv = &self.shared.followed;
         if kv.refused().is_some() {
             return Ok(());
         }
@@ -67,7 +70,7 @@ impl Follower {
     /// Goes on with the newest state, which nothing that was read leads to: that the bucket holds
     /// what was seen is looked up in its rows.
     pub(crate) async fn catch_up(&mut self) -> Result<(), StackError> {
-        let kv = self.shared.view.kv();
+        let kv = &self.shared.followed;
         let log_store = Arc::new(self.shared.sealed.apart());
         let store: Arc<dyn ObjectStore> = log_store.clone();
         let newer = kv.successor(store, OPEN_TIMEOUT).await?;
@@ -94,7 +97,7 @@ impl Follower {
 
     fn keep(&mut self, now: Option<CommitRow>, mut seen: Remembered) {
         self.last = now;
-        seen.manifest = seen.manifest.max(self.shared.view.kv().manifest_id());
+        seen.manifest = seen.manifest.max(self.shared.followed.manifest_id());
         let mut remembered = self.shared.remembered.lock();
         remembered.take_seen(&seen);
         let seen = remembered.clone();

@@ -8,6 +8,7 @@
 //! | `following` | how a mount that only reads goes on with the bucket |
 //! | `look` | the metadata compared with what this machine remembers, before anything is written |
 //! | `claim` | how a mount comes by its writing half: journal, lease, metadata for writing |
+//! | `past` | the snapshots that a mount shows |
 //! | `canary` | the probe, and what its refusal means |
 //! | `gates` | what a mount lets its committer do |
 //! | `rekey_duty` | what a mount does for a rekey |
@@ -22,6 +23,7 @@ pub(super) mod following;
 pub(super) mod gates;
 pub(super) mod look;
 pub(super) mod mount;
+pub(super) mod past;
 pub(super) mod places;
 pub(super) mod rekey_duty;
 pub(super) mod role;

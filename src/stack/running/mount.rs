@@ -13,7 +13,7 @@ use super::writer::Writer;
 use crate::base::VolumeId;
 use crate::commit::snapshots::Snapshot;
 use crate::commit::{SnapshotError, SnapshotOrder, View};
-use crate::fs::Fs;
+use crate::fs::{Fs, Tree};
 use crate::meta::SnapshotName;
 use crate::stack::Control;
 use crate::store::Health;
@@ -32,8 +32,10 @@ const CLOSE_AWAY_MAX: Duration = Duration::from_secs(1);
 
 /// A volume that is open. Serve it through `fuse/`, then call [`Mounted::shutdown`].
 pub struct Mounted {
-    /// The file system.
+    /// The volume, or the snapshot that is mounted in its place.
     pub fs: Arc<Fs>,
+    /// The same with its snapshots: what is served.
+    pub tree: Arc<Tree>,
     /// Its status, and what it can be told.
     pub control: Arc<dyn Control>,
     /// Its id.
@@ -41,17 +43,18 @@ pub struct Mounted {
     /// Where a journal was set aside, if one had been overtaken.
     pub set_aside: Option<PathBuf>,
     shared: Arc<Shared>,
-    /// Looks again at what was damaged.
+    /// Looks again at what was damaged, and after snapshots that are open.
     looks: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Mounted {
     pub(crate) fn start(shared: Arc<Shared>) -> Mounted {
-        let sealed = shared.sealed.clone();
+        let (sealed, tree) = (shared.sealed.clone(), shared.tree.clone());
         let looks = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(LOOK_AGAIN).await;
                 sealed.look_again(Instant::now()).await;
+                tree.tend().await;
             }
         });
         if shared.writer().is_none() {
@@ -61,7 +64,8 @@ impl Mounted {
         }
         let set_aside = shared.writer().and_then(|writer| writer.set_aside.clone());
         let (fs, control, volume) = (shared.fs.clone(), shared.clone(), shared.volume);
-        Mounted { fs, control, volume, set_aside, shared, looks: Mutex::new(Some(looks)) }
+        let tree = shared.tree.clone();
+        Mounted { fs, tree, control, volume, set_aside, shared, looks: Mutex::new(Some(looks)) }
     }
 
     /// What a person should know of how it was mounted.
@@ -151,7 +155,14 @@ impl Mounted {
     }
 
     async fn close(&self, drained: bool, writer: Option<Arc<Writer>>) {
-        let close = self.shared.view.kv().close(drained);
+        let shared = &self.shared;
+        let close = async {
+            shared.tree.close().await;
+            if shared.pinned.is_some() {
+                let _ = shared.view.kv().close(false).await; // a reader: there is nothing to lose
+            }
+            shared.followed.close(drained).await
+        };
         let limit = match &*self.shared.layers.retry.health().borrow() {
             _ if drained => CLOSE_MAX,
             Health::Online => CLOSE_PENDING_MAX,

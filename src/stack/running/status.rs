@@ -1,17 +1,19 @@
 //! The status of a running mount, put together from its parts.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::mpsc;
 
 use super::claim::WritePlan;
 use super::control::{
     Connection, Control, Numbers, Progress, Requests, Setting, Settings, Status, resident_bytes,
 };
 use super::disks::{cache_note, journal_warning, space_of};
+use super::past::Pinned;
 use super::places::{Places, places};
 use super::rekey_duty::RekeyDuty;
 use super::role::{RoleName, Roles, Why};
@@ -19,12 +21,15 @@ use super::writer::Writer;
 use crate::base::{Ino, VolumeId, counted};
 use crate::commit::{View, WriterState};
 use crate::data::BlockCache;
-use crate::fs::Fs;
+use crate::fs::diff::Difference;
+use crate::fs::restore::{Kernel, NoKernel, RestoreError, RestoreOrder, RestoreProgress, Restored};
+use crate::fs::{Fs, Tree};
 use crate::seal::VolumeKeys;
 use crate::stack::keys::watch::KeyWatch;
 use crate::stack::layers::Layers;
 use crate::stack::records::config_use::VolumeSse;
 use crate::stack::records::state::{Remembered, StateFile};
+use crate::store::kv::Kv;
 use crate::store::{Health, Refusals, Sealed, SegmentStore};
 
 /// Over how long the upload rate is averaged.
@@ -97,7 +102,16 @@ pub(crate) struct Shared {
     /// What the metadata are read through.
     pub(crate) log_store: Mutex<Arc<Sealed>>,
     pub(crate) view: Arc<View>,
+    /// The newest metadata that a mount which only reads follows; with `pinned`, that is not what it
+    /// shows.
+    pub(crate) followed: Arc<Kv>,
+    /// The snapshot that is shown in place of the volume.
+    pub(crate) pinned: Option<Pinned>,
     pub(crate) fs: Arc<Fs>,
+    /// The same with the snapshots that it shows.
+    pub(crate) tree: Arc<Tree>,
+    /// Whom to tell of changes that the kernel did not ask for.
+    pub(crate) kernel: OnceLock<Arc<dyn Kernel>>,
     pub(crate) blocks: Arc<BlockCache>,
     pub(crate) segments: Arc<SegmentStore>,
     /// The writing half; see [`Shared::writer`].
@@ -235,8 +249,9 @@ impl Shared {
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.sse.notes();
         warnings.extend(self.key_watch.note());
-        warnings.extend(self.view.kv().refused().map(|why| {
-            format!("{why}; nothing of it is shown: unmount, and find out who put it there")
+        warnings.extend(self.view.kv().refused().map(|why| match &self.pinned {
+            Some(pinned) if pinned.is_deleted() => format!("{why}: unmount"),
+            _ => format!("{why}; nothing of it is shown: unmount, and find out who put it there"),
         }));
         let mut damaged = self.sealed.damaged();
         damaged.extend(self.segments.malformed().into_iter().map(SegmentStore::name));
@@ -296,6 +311,8 @@ impl Control for Shared {
             mount_point: self.mount_point.display().to_string(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
+            snapshot: self.pinned.as_ref().map(|pinned| pinned.name().to_string()),
+            open_snapshots: self.tree.open_snapshots(),
             uptime_secs: self.since.elapsed().as_secs(),
             connection: self.connection(),
             progress: self.progress(),
@@ -423,6 +440,29 @@ impl Control for Shared {
                 }),
             }
         })
+    }
+
+    fn restore(
+        &self,
+        order: RestoreOrder,
+        progress: Arc<RestoreProgress>,
+    ) -> BoxFuture<'static, Result<Restored, RestoreError>> {
+        let tree = self.tree.clone();
+        let kernel = self.kernel.get().cloned().unwrap_or_else(|| Arc::new(NoKernel));
+        Box::pin(async move { tree.restore(&order, &progress, kernel).await })
+    }
+
+    fn diff(
+        &self,
+        names: [String; 2],
+        out: mpsc::Sender<Vec<Difference>>,
+    ) -> BoxFuture<'static, Result<(), RestoreError>> {
+        let tree = self.tree.clone();
+        Box::pin(async move { tree.diff(names, out).await })
+    }
+
+    fn tell(&self, kernel: Arc<dyn Kernel>) {
+        let _ = self.kernel.set(kernel);
     }
 
     fn follow(&self, volume_id: &str) -> BoxFuture<'static, Result<bool, String>> {
