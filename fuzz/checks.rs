@@ -11,6 +11,7 @@ use sealfs::journal::format::{FileHeader, Frame, Identity, Prelude, identity_fro
 use sealfs::meta::{
     CommitRow, DeadRow, Dirent, ExtentRow, Inode, SegmentRow, Stats, VolumeRow, keys,
 };
+use sealfs::s3ec::{self, Envelope, EnvelopePlace, Metadata, Recognised};
 use sealfs::seal::{
     self, AgeSlot, HEADER, InputKey, KEY, Keyring, KmsSlot, Opener, RecoveryKey, RootKey, Secret,
     VolumeKeys, offsets,
@@ -224,5 +225,53 @@ pub fn location(data: &[u8]) {
     }
     if let Some(id) = SegmentStore::id(&text.into()) {
         assert_eq!(SegmentStore::name(id), text.into());
+    }
+}
+
+/// Envelopes of the Amazon S3 Encryption Client: a JSON object of metadata in the first line, the
+/// instruction file behind it. What is taken for one says the same when it is written again, in either
+/// place, in ASCII; what has a name of the client's is never taken for clear.
+pub fn s3ec(data: &[u8]) {
+    let end = data.iter().position(|b| *b == b'\n').unwrap_or(data.len());
+    let (line, file) = (&data[..end], data.get(end + 1..).unwrap_or_default());
+    let metadata: Metadata = serde_json::from_slice(line).unwrap_or_default();
+    if let Ok(envelope) = Envelope::from_instruction_file(&metadata, file) {
+        assert_eq!(envelope.place(), EnvelopePlace::InstructionFile);
+        read_again(&envelope);
+    }
+    match s3ec::recognise(&metadata) {
+        Ok(Recognised::Sealed(envelope)) => {
+            assert_eq!(envelope.place(), EnvelopePlace::Metadata);
+            read_again(&envelope);
+        }
+        Ok(Recognised::Clear) => {
+            let notes = ["x-amz-unencrypted-content-md5", "x-amz-crypto-instr-file"];
+            let own = |name: &&String| s3ec::is_own_key(name);
+            let known = |name: &String| notes.contains(&name.to_ascii_lowercase().as_str());
+            assert!(metadata.keys().filter(own).all(known), "{metadata:?} taken for clear");
+        }
+        Ok(Recognised::Split) | Err(_) => {}
+    }
+}
+
+fn read_again(envelope: &Envelope) {
+    for place in [EnvelopePlace::Metadata, EnvelopePlace::InstructionFile] {
+        let (metadata, file) = (envelope.metadata(place), envelope.instruction_file());
+        assert!(file.is_ascii() && metadata.values().all(|value| value.is_ascii()));
+        let again = match place {
+            EnvelopePlace::Metadata => match s3ec::recognise(&metadata) {
+                Ok(Recognised::Sealed(again)) => again,
+                other => panic!("{other:?} of {metadata:?}"),
+            },
+            EnvelopePlace::InstructionFile => {
+                Envelope::from_instruction_file(&metadata, &file).expect("it was written")
+            }
+        };
+        assert_eq!(
+            again.metadata(EnvelopePlace::Metadata),
+            envelope.metadata(EnvelopePlace::Metadata)
+        );
+        assert_eq!(again.context(), envelope.context());
+        assert_eq!((again.format(), again.wrap()), (envelope.format(), envelope.wrap()));
     }
 }

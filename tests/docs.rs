@@ -27,6 +27,7 @@ const PAGES: &[&str] = &[
     "docs/RELIABILITY.md",
     "docs/USING.md",
     "docs/COMPARISON.md",
+    "docs/EXCHANGE.md",
     "docs/TROUBLESHOOTING.md",
     "packaging/README.md",
     "CHANGELOG.md",
@@ -152,6 +153,7 @@ fn every_command_and_flag_that_is_named_exists() {
             ],
         ),
         ("object", &["cat"]),
+        ("s3ec", &["cat", "head", "rewrap"]),
     ] {
         let of_each = commands.iter().map(|command| flags(&sealfs(&[group, command, "--help"])));
         help.insert(group, of_each.flatten().collect());

@@ -214,3 +214,9 @@ fn no_store_argument_is_shown_as_another() {
     // Guards against `status` and hints that name another place than is used.
     replay("location", checks::location);
 }
+
+#[test]
+fn no_metadata_makes_an_object_look_clear_or_the_parser_panic() {
+    // Guards against envelopes of the Amazon S3 Encryption Client that somebody else wrote.
+    replay("s3ec", checks::s3ec);
+}
