@@ -1,6 +1,7 @@
 //! Snapshots: each stays what it was whatever becomes of the volume, and what only it held comes free
 //! when it is deleted.
 
+mod mounts;
 mod past;
 mod volume;
 
@@ -11,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
+use mounts::Volume;
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use sealfs::base::Ino;
 use sealfs::commit::check::{CheckOptions, check};
 use sealfs::commit::snapshots::{Snapshot, open_snapshot, snapshots, what_they_hold};
@@ -211,4 +213,110 @@ async fn the_bucket_is_as_small_as_without_history_when_the_last_is_deleted() {
     until("as small as before", async || bytes_of(&bench.store).await <= plain * 105 / 100).await;
     assert!(m.shutdown(LONG).await);
     assert_eq!(bench.fsck(|o| o.data = true).await.problems, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_covers_what_only_snapshots_refer_to_and_a_repair_leaves_it_alone() {
+    // Guards against a snapshot whose data are gone and nobody says so, and against a repair that takes
+    // what only a snapshot refers to for a leftover: one such segment is taken away, one is altered.
+    let bench = Bench::new().await;
+    let m = bench.mount_with(quick).await.expect("mounts");
+    for name in ["gone", "altered", "whole"] {
+        write_file(&m.fs, Ino::ROOT, name, &contents(name, MIB)).await;
+        assert!(m.sync(LONG).await);
+    }
+    let kept = create(&m, "past").await;
+    let before: BTreeSet<_> =
+        segments(&bench.store).await.into_iter().map(|o| o.location).collect();
+    for name in ["gone", "altered", "whole"] {
+        remove(&m, name).await;
+    }
+    assert!(m.sync(LONG).await);
+    until("kept", async || m.view().holders().kept().is_some_and(|kept| kept.segments > 0)).await;
+    assert!(m.shutdown(LONG).await);
+    assert_eq!(bench.fsck(|o| o.data = true).await.problems, []);
+    // Repairing changes nothing of it.
+    let repaired = bench.fsck(|o| o.repair = true).await;
+    assert_eq!((repaired.problems.len(), repaired.repaired.len()), (0, 0), "{repaired:?}");
+    let mut names = before.iter();
+    let (first, second) = (names.next().expect("three"), names.next().expect("three"));
+    let bytes = bench.store.get(second).await.expect("there").bytes().await.expect("reads");
+    let mut altered = bytes.to_vec();
+    let at = altered.len() / 2;
+    altered[at] ^= 1;
+    bench.store.put(second, altered.into()).await.expect("puts");
+    bench.store.delete(first).await.expect("deletes");
+    let report = bench.fsck(|o| o.data = true).await;
+    let of = |name: &Path| {
+        let id = name.filename().expect("a name");
+        let found = report.problems.iter().find(|problem| problem.what.contains(id));
+        found.unwrap_or_else(|| panic!("nothing of {name} in {:?}", report.problems)).clone()
+    };
+    for name in [first, second] {
+        let files = of(name).files;
+        assert!(files.iter().any(|file| file.starts_with("snapshot past: /")), "{files:?}");
+    }
+    bench.fsck(|o| o.repair = true).await;
+    let m = bench.mount_with(quick).await.expect("mounts");
+    assert_eq!(snapshots(m.view().kv()).await.expect("lists"), [kept]);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let now: BTreeSet<_> = segments(&bench.store).await.into_iter().map(|o| o.location).collect();
+    assert!(before.iter().skip(1).all(|name| now.contains(name)), "a repair lost segments");
+    assert!(m.shutdown(LONG).await);
+}
+
+#[test]
+fn the_commands_work_on_a_mount_and_on_a_store() {
+    // Guards against a snapshot without what was just written, against an exit status 0 for what was not
+    // done, and against a list that cannot be read by a program.
+    needs_fuse!();
+    let v = Volume::mounted();
+    std::fs::write(v.at("a"), b"one").expect("writes");
+    let vault = v.text("vault");
+    let made =
+        v.ok(&["snapshot", "create", &vault, "monday", "--note", "a note", "--expire", "30d"]);
+    assert!(made.starts_with("snapshot monday: commit "), "{made}");
+    let twice = v.fails(&["snapshot", "create", &vault, "monday"], 1);
+    assert!(
+        twice.contains("there is a snapshot monday already\nhint: sealfs snapshot list"),
+        "{twice}"
+    );
+    for bad in ["now", "a/b", ".x"] {
+        v.fails(&["snapshot", "create", &vault, bad], 2);
+    }
+    let list = v.ok(&["snapshot", "list", &vault, "--json"]);
+    let list: serde_json::Value = serde_json::from_str(&list).expect("JSON");
+    let one = &list["snapshots"][0];
+    assert_eq!((&one["name"], &one["note"]), (&"monday".into(), &"a note".into()));
+    assert_eq!((&one["files"], &one["bytes"]), (&2.into(), &4096.into()), "{one}");
+    let month = one["expires_unix_secs"].as_u64().expect("a time")
+        - one["made_unix_secs"].as_u64().expect("a time");
+    assert!((29 * 86_400..=30 * 86_400).contains(&month), "{month}");
+    assert_eq!(v.status("snapshots"), 1);
+    // A STORE that is mounted here is asked as well; one that is not is mounted for a moment.
+    let (url, file) = (v.url(), v.text("passphrase"));
+    v.ok(&["snapshot", "create", &url, "tuesday"]);
+    v.umount();
+    let state = v.text("state");
+    let access = ["--passphrase-file", &file, "--state-dir", &state];
+    let on_store = |more: &[&'static str], names: &[&'static str]| -> Vec<String> {
+        let words = [&["snapshot"], more].concat().into_iter().map(str::to_owned);
+        let names = names.iter().map(|&name| name.to_owned());
+        let access = access.iter().map(|&word| word.to_owned());
+        words.chain([url.clone()]).chain(names).chain(access).collect()
+    };
+    let ok = |args: Vec<String>| v.ok(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    ok(on_store(&["create"], &["wednesday"]));
+    let text = ok(on_store(&["list"], &[]));
+    for name in ["monday", "tuesday", "wednesday", "3 snapshots hold"] {
+        assert!(text.contains(name), "{text}");
+    }
+    let half = on_store(&["delete"], &["monday", "thursday"]);
+    let none = v.fails(&half.iter().map(String::as_str).collect::<Vec<_>>(), 1);
+    assert!(none.contains("there is no snapshot thursday"), "{none}");
+    assert_eq!(ok(on_store(&["delete", "--older-than", "1h"], &[])), "0 snapshots deleted\n");
+    assert_eq!(ok(on_store(&["delete"], &["monday", "tuesday"])), "2 snapshots deleted\n");
+    let left = ok(on_store(&["list"], &[]));
+    assert!(left.contains("wednesday") && !left.contains("monday"), "{left}");
+    v.fails(&["snapshot", "list", &v.path("nowhere").display().to_string()], 9);
 }

@@ -8,7 +8,7 @@ mod ids;
 mod text;
 mod underway;
 
-pub use clock::{Clock, SystemClock, Timestamp, unix_secs};
+pub use clock::{Clock, SystemClock, Timestamp, date_of_day, unix_secs, utc_text};
 pub use histogram::{Histogram, Spread};
 pub use ids::{ChainValue, Ino, JournalId, JournalPos, SegmentId, VolumeId, hex};
 pub use text::{counted, one_line, plain_json, plural, shell_word};

@@ -343,37 +343,14 @@ impl LogFile {
 fn timestamp() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let (secs, ms) = (now.as_secs(), now.subsec_millis());
-    let (year, month, day) = date_of_day(secs / 86_400);
+    let (year, month, day) = crate::base::date_of_day(secs / 86_400);
     let (h, m, s) = (secs / 3600 % 24, secs / 60 % 60, secs % 60);
     format!("{year}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{ms:03}Z")
-}
-
-/// The Gregorian date of a day counted from 1970-01-01 (Howard Hinnant, "chrono-Compatible
-/// Low-Level Date Algorithms", `civil_from_days`).
-pub fn date_of_day(day: u64) -> (u64, u64, u64) {
-    let z = day + 719_468;
-    let (era, day_of_era) = (z / 146_097, z % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let march_month = (5 * day_of_year + 2) / 153;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    (year, month, day_of_year - (153 * march_month + 2) / 5 + 1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates_of_leap_years_are_right() {
-        // Guards against log lines a day off after February.
-        assert_eq!(date_of_day(0), (1970, 1, 1));
-        assert_eq!(date_of_day(11_016), (2000, 2, 29));
-        assert_eq!(date_of_day(11_017), (2000, 3, 1));
-        assert_eq!(date_of_day(20_779), (2026, 11, 22));
-    }
 
     #[test]
     fn a_log_file_never_grows_without_bound() {

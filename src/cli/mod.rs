@@ -116,8 +116,8 @@ enum Command {
     Config(conf::ConfigArgs),
     /// Check whether a bucket and this machine are fit for a volume
     Doctor(Box<doctor::DoctorArgs>),
-    /// Look at and restore earlier states of a volume
-    Snapshot(snapshot::SnapshotArgs),
+    /// Make, look at and restore earlier states of a volume
+    Snapshot(Box<snapshot::SnapshotArgs>),
     /// Check a volume, and repair it
     Fsck(Box<fsck::FsckArgs>),
     /// Export what only a local journal holds, as files
@@ -208,7 +208,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(*args),
         Command::Config(args) => conf::run(args, &Cli::command()),
         Command::Doctor(args) => doctor::run(*args),
-        Command::Snapshot(args) => snapshot::run(args),
+        Command::Snapshot(args) => snapshot::run(*args),
         Command::Fsck(args) => fsck::run(*args),
         Command::Recover(args) => recover::run(*args),
         Command::Key(args) => key::run(*args),

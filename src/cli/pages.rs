@@ -13,7 +13,7 @@ use crate::base::plain_json;
 use crate::seal::FORMAT_VERSION;
 
 use super::exit::{Exit, Failure, Outcome};
-use super::logging::date_of_day;
+use crate::base::date_of_day;
 
 /// The commit that this was built from, where whoever built it said so (`scripts/package` does).
 const COMMIT: Option<&str> = option_env!("SEALFS_COMMIT");

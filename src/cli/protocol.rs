@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use crate::fs::diff::Difference;
 use crate::fs::restore::{RestoreOrder, Restored};
 use crate::fuse::Counted;
-use crate::stack::{Numbers, Places, Progress, Setting, Settings, Status};
+use crate::stack::{
+    Numbers, Places, Progress, Setting, Settings, SnapshotAsk, SnapshotInfo, SnapshotList,
+    SnapshotRefused, Status,
+};
 
 use super::exit::Failure;
 
@@ -52,6 +55,15 @@ pub enum Ask {
         /// Their names.
         names: [String; 2],
     },
+    /// Answered with [`Say::Snapshots`].
+    SnapshotList,
+    /// Answered with [`Say::Snapshot`] or [`Say::SnapshotRefused`].
+    SnapshotCreate(SnapshotAsk),
+    /// Deletes these, all or none. Answered with [`Say::Done`] or [`Say::SnapshotRefused`].
+    SnapshotDelete {
+        /// Their names.
+        names: Vec<String>,
+    },
     /// As sync, then unmounts and ends the daemon.
     Umount {
         /// Give up after this long without any progress.
@@ -75,6 +87,12 @@ pub enum Say {
     Places(Box<Places>),
     /// What can be changed, as it is now.
     Settings(Settings),
+    /// All snapshots.
+    Snapshots(Box<SnapshotList>),
+    /// The snapshot that was made.
+    Snapshot(Box<SnapshotInfo>),
+    /// Why a snapshot was not made, or not deleted.
+    SnapshotRefused(SnapshotRefused),
     /// How far the bucket is behind; a few times a second.
     Progress(Progress),
     /// How far a restore is; a few times a second.
@@ -106,8 +124,8 @@ pub struct Sample {
     pub fuse: Counted,
 }
 
-/// Bytes of the longest request line the daemon reads.
-pub const LINE_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of the longest request line the daemon reads: names of all snapshots there can be.
+pub const LINE_BYTES_MAX: u64 = 2 << 20;
 
 /// One message as it is sent.
 pub fn line(message: &impl Serialize) -> Vec<u8> {

@@ -123,6 +123,28 @@ async fn client(
             };
             return send(&mut write, &answer).await;
         }
+        Ask::SnapshotList => {
+            let answer = match timeout(LOOK_MAX, control.snapshots()).await {
+                Ok(Ok(list)) => Say::Snapshots(Box::new(list)),
+                Ok(Err(why)) => Say::Failed(Failure::new(Exit::General, why)),
+                Err(_) => Say::Failed(Failure::new(Exit::Unreachable, "the store does not answer")),
+            };
+            return send(&mut write, &answer).await;
+        }
+        Ask::SnapshotCreate(ask) => {
+            let answer = match control.create_snapshot(ask).await {
+                Ok(made) => Say::Snapshot(Box::new(made)),
+                Err(why) => Say::SnapshotRefused(why),
+            };
+            return send(&mut write, &answer).await;
+        }
+        Ask::SnapshotDelete { names } => {
+            let answer = match control.delete_snapshots(names).await {
+                Ok(()) => Say::Done { pending_bytes: 0 },
+                Err(why) => Say::SnapshotRefused(why),
+            };
+            return send(&mut write, &answer).await;
+        }
         Ask::Set { settings } => {
             // Files of a cache that shrinks are removed.
             let set = tokio::task::spawn_blocking(move || change_all(&*control, &settings)).await;

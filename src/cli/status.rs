@@ -92,6 +92,12 @@ fn describe(s: &Status, now: SystemTime) -> String {
             format!("{} moved out of half-dead or tiny segments", size(s.cleaned_bytes)),
         );
     }
+    if let Some(n) = s.snapshots.filter(|n| *n > 0) {
+        let held = s
+            .snapshots_kept_bytes
+            .map(|bytes| format!(" hold {} that the volume does not need", size(bytes)));
+        line("snapshots", format!("{n}{}", held.unwrap_or_default()));
+    }
     let r = &s.requests;
     line(
         "requests",
@@ -169,6 +175,8 @@ mod tests {
             compress: "zstd:3".into(),
             segment_data_bytes: 3 << 20,
             segment_stored_bytes: 1 << 20,
+            snapshots: Some(2),
+            snapshots_kept_bytes: Some(1 << 20),
             resident_bytes: 80 << 20,
             warnings: vec!["a journal was set aside".into()],
             notes: vec!["the cache cannot be written".into()],

@@ -41,14 +41,18 @@ pub struct SyncArgs {
 
 /// Runs `sealfs sync`.
 pub fn run(args: SyncArgs) -> Outcome {
-    let client = Client::connect(&args.dir, true)?;
+    sync(&args.dir, args.stall_timeout)
+}
+
+/// Returns when everything written to the mount at `dir` before is in the bucket.
+pub(super) fn sync(dir: &Path, stall: Duration) -> Outcome {
+    let client = Client::connect(dir, true)?;
     let mut display = Display::new();
-    write_back(&args.dir, args.stall_timeout, &mut display).map_err(|e| {
-        let what =
-            format!("the kernel could not write back what {} holds: {e}", args.dir.display());
+    write_back(dir, stall, &mut display).map_err(|e| {
+        let what = format!("the kernel could not write back what {} holds: {e}", dir.display());
         Failure::new(Exit::Pending, what)
     })?;
-    let ask = Ask::Sync { stall_secs: whole_secs(args.stall_timeout) };
+    let ask = Ask::Sync { stall_secs: whole_secs(stall) };
     let answer = client.ask(&ask, |progress| display.show(progress));
     display.end();
     answer.map(drop)

@@ -57,7 +57,7 @@ impl Holders {
     }
 
     /// How many snapshots there are.
-    pub(super) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.state.read().present.len()
     }
 

@@ -35,7 +35,7 @@ pub use attended::{Attended, Wait};
 pub use care::fsck::{FsckOptions, FsckProgress, FsckReport, Problem, READING_DATA, fsck};
 pub use care::one_object::{ObjectKey, commit_now, object_key, read_object};
 pub use care::recover::{KeyringSource, LIST_NAME, RecoverOptions, Recovered, recover};
-pub use care::{audit, bucket_policy, doctor, inventory, migrate, rekey};
+pub use care::{audit, bucket_policy, doctor, inventory, migrate, rekey, snapshots};
 pub use error::{StackError, StackErrorKind};
 pub use init::{create_bucket, init};
 pub use keys::age::{
@@ -60,5 +60,8 @@ pub use running::control::{
 pub use running::mount::Mounted;
 pub use running::places::{Places, SegmentPlace};
 pub use running::role::{RoleName, Transition, Why};
+pub use running::snapshots::{
+    RefusalKind, SnapshotAsk, SnapshotInfo, SnapshotList, SnapshotRefused,
+};
 pub use s3ec_object::{Contents, EnvelopeAsk, ObjectName, S3ecObject};
 pub use store_options::StoreOptions;

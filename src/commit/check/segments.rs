@@ -38,6 +38,22 @@ pub struct SegmentSum {
 pub struct Segments(pub BTreeMap<SegmentId, SegmentSum>);
 
 impl Segments {
+    /// Takes up what a snapshot refers to, whose rows these are: the object must be there, and is
+    /// read once. Returns those that no row of the volume says to be needed.
+    pub fn take_up(&mut self, snapshot: &Segments) -> Vec<SegmentId> {
+        let mut forgotten = Vec::new();
+        for (&id, of) in snapshot.0.iter().filter(|(_, of)| of.row.is_some() || of.live > 0) {
+            let sum = self.0.entry(id).or_default();
+            if sum.row.is_none() && sum.kept.is_none() {
+                forgotten.push(id);
+                let segment = of.row.unwrap_or_default();
+                sum.kept = Some(KeptRow { death: u64::MAX, segment });
+                sum.object_len = of.object_len;
+            }
+        }
+        forgotten
+    }
+
     /// Counts an extent.
     pub(super) fn refer(&mut self, e: &Extent) {
         let (sum, len) = (self.0.entry(e.segment).or_default(), e.end - e.start);

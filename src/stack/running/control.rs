@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::role::{RoleName, Transition};
+use super::snapshots::{SnapshotAsk, SnapshotInfo, SnapshotList, SnapshotRefused};
 use crate::base::Spread;
 use crate::fs::diff::Difference;
 use crate::fs::restore::{Kernel, RestoreError, RestoreOrder, RestoreProgress, Restored};
@@ -140,6 +141,12 @@ pub struct Status {
     /// See `segment_data_bytes`.
     #[serde(default)]
     pub segment_stored_bytes: u64,
+    /// Snapshots of the volume; `None` for a mount that only reads.
+    #[serde(default)]
+    pub snapshots: Option<u64>,
+    /// Bytes of the bucket that only snapshots need; `None` while that is not known.
+    #[serde(default)]
+    pub snapshots_kept_bytes: Option<u64>,
     /// Resident memory of the daemon in bytes.
     pub resident_bytes: u64,
     /// Things that need a person: corruption found, a journal set aside. Empty when well.
@@ -251,6 +258,18 @@ pub trait Control: Send + Sync + 'static {
     /// volume's. Resolves when what was under way before is in the bucket, or after a minute: with
     /// true from the mount that writes the volume. The error is a sentence.
     fn follow(&self, volume_id: &str) -> BoxFuture<'static, Result<bool, String>>;
+    /// All snapshots, and what they hold. The error is a sentence.
+    fn snapshots(&self) -> BoxFuture<'static, Result<SnapshotList, String>>;
+    /// Makes a snapshot of the volume as it is now. Takes less than a minute.
+    fn create_snapshot(
+        &self,
+        ask: SnapshotAsk,
+    ) -> BoxFuture<'static, Result<SnapshotInfo, SnapshotRefused>>;
+    /// Deletes snapshots, all of these or none. Takes less than a minute.
+    fn delete_snapshots(
+        &self,
+        names: Vec<String>,
+    ) -> BoxFuture<'static, Result<(), SnapshotRefused>>;
 }
 
 /// Resident memory of this process in bytes, 0 where `/proc` does not say.

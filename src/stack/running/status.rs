@@ -17,6 +17,7 @@ use super::past::Pinned;
 use super::places::{Places, places};
 use super::rekey_duty::RekeyDuty;
 use super::role::{RoleName, Roles, Why};
+use super::snapshots::{self, SnapshotAsk, SnapshotInfo, SnapshotList, SnapshotRefused};
 use super::writer::Writer;
 use crate::base::{Ino, VolumeId, counted};
 use crate::commit::{View, WriterState};
@@ -349,6 +350,8 @@ impl Control for Shared {
             compress: self.segments.compression().to_string(),
             segment_data_bytes: self.segments.put_bytes().0,
             segment_stored_bytes: self.segments.put_bytes().1,
+            snapshots: writer.as_ref().map(|_| self.view.holders().count() as u64),
+            snapshots_kept_bytes: self.view.holders().kept().map(|kept| kept.bytes),
             resident_bytes: resident_bytes(),
             warnings: self.warnings(),
             notes: cache_note(&self.layers).into_iter().chain(self.rekey_note()).collect(),
@@ -401,6 +404,33 @@ impl Control for Shared {
             let found = places(&view, cache.as_deref(), Ino(ino)).await;
             let found = found.map_err(|e| e.to_string())?;
             Ok(found.map(|places| Places { sse_applied, ..places }))
+        })
+    }
+
+    fn snapshots(&self) -> BoxFuture<'static, Result<SnapshotList, String>> {
+        let view = self.view.clone();
+        Box::pin(async move { snapshots::list(view.kv()).await.map_err(|e| e.to_string()) })
+    }
+
+    fn create_snapshot(
+        &self,
+        ask: SnapshotAsk,
+    ) -> BoxFuture<'static, Result<SnapshotInfo, SnapshotRefused>> {
+        let writer = self.writer();
+        Box::pin(async move {
+            let writer = writer.ok_or_else(SnapshotRefused::read_only)?;
+            snapshots::create(&writer.committer, ask).await
+        })
+    }
+
+    fn delete_snapshots(
+        &self,
+        names: Vec<String>,
+    ) -> BoxFuture<'static, Result<(), SnapshotRefused>> {
+        let writer = self.writer();
+        Box::pin(async move {
+            let writer = writer.ok_or_else(SnapshotRefused::read_only)?;
+            snapshots::delete(&writer.committer, names).await
         })
     }
 

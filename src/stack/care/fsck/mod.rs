@@ -10,12 +10,14 @@
 //! | `objects` | the bucket's listing against the rows, strangers, leaked segments |
 //! | `data` | every sealed byte, in parallel, from where an interrupted run stopped |
 //! | `paths` | from inode numbers and damaged ranges to file names |
+//! | `snapshots` | each snapshot by the same rules |
 //! | `repair` | what is put right, and how |
 
 mod data;
 mod objects;
 mod paths;
 mod repair;
+mod snapshots;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -292,6 +294,7 @@ struct Look {
     commit: Option<CommitRow>,
     beside: BesideRow,
     report: Report,
+    past: snapshots::Past,
     segments: Segments,
     objects: Objects,
     damage: data::Damage,
@@ -384,13 +387,15 @@ impl Run<'_> {
         let beside = beside.unwrap_or_default();
         self.progress.begin("metadata");
         let rows = &self.progress.rows;
-        let (report, segments) = check(kv, CheckOptions::default(), rows).await?;
+        let (report, mut segments) = check(kv, CheckOptions::default(), rows).await?;
+        let past = self.look_at_snapshots(kv, &mut segments, &mut notes).await?;
         // After the rows: a segment that they name was in the bucket before they were.
         self.progress.begin("objects");
         let listing = Listing::read(&*self.volume.layers.retry).await?;
         let objects =
             objects::compare(self.volume, &listing, &segments, self.writer, &mut notes).await?;
-        let mut look = Look { commit, beside, report, segments, objects, notes, ..Look::default() };
+        let mut look =
+            Look { commit, beside, report, past, segments, objects, notes, ..Look::default() };
         if data {
             self.progress.begin(READING_DATA);
             look.take(
@@ -446,9 +451,16 @@ impl Run<'_> {
         let lost = look.objects.lost().chain(look.damage.ranges());
         let touched = paths::touched_files(kv, &lost.collect()).await?;
         let mut names = paths::Names::find(kv, touched.inodes()).await?;
+        problems.extend(look.past.problems.iter().cloned().map(plain));
+        let lost = look.objects.lost().chain(look.damage.ranges()).collect();
+        let mut in_snapshots = self.files_of_snapshots(kv, &look.past, &lost).await?;
         for (what, object) in look.objects.problems().chain(look.damage.problems()) {
             let files = match object {
-                Some(id) => names.describe(kv, touched.of(id)).await?,
+                Some(id) => {
+                    let mut files = names.describe(kv, touched.of(id)).await?;
+                    files.extend(in_snapshots.remove(&id).unwrap_or_default());
+                    files
+                }
                 None => Vec::new(),
             };
             problems.push(Problem { what, files });
