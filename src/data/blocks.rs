@@ -165,8 +165,8 @@ pub struct BlockCache {
     room: Arc<Semaphore>,
     /// Requests that may be.
     requests: Arc<Semaphore>,
-    /// Fetches that nobody waits for yet, a part of `fetches_max`: those who read in order must not
-    /// hold up who reads now.
+    /// Blocks that are fetched although nobody waits for them yet, a part of `room`: those who read in
+    /// order must not hold up who reads now. Not requests: many readers fetch little each.
     ahead: Arc<Semaphore>,
     options: BlockCacheOptions,
     hits: AtomicU64,
@@ -217,11 +217,16 @@ impl BlockCache {
             }),
             room: Arc::new(Semaphore::new(options.fetches_max * FETCH_BLOCKS as usize)),
             requests: Arc::new(Semaphore::new(REQUESTS_MAX.max(options.fetches_max))),
-            ahead: Arc::new(Semaphore::new((options.fetches_max * 7 / 10).max(1))),
+            ahead: Arc::new(Semaphore::new(Self::ahead_max(&options))),
             options,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         })
+    }
+
+    /// Blocks of read-ahead that may be under way: what seven of ten full requests bring.
+    fn ahead_max(options: &BlockCacheOptions) -> usize {
+        (options.fetches_max * 7 / 10).max(1) * FETCH_BLOCKS as usize
     }
 
     /// Appends `range` of segment `id` to `out`, without copying, if memory has all of it.
@@ -391,7 +396,7 @@ impl BlockCache {
     }
 
     fn start_fetch(self: &Arc<Self>, inner: &mut Inner, id: SegmentId, run: Range<u32>) {
-        let blocks = run.clone();
+        let (blocks, count) = (run.clone(), run.end - run.start);
         let (start, end) = (run.start as u64 * BLOCK, run.end as u64 * BLOCK);
         let wanted: Arc<Notify> = Arc::default();
         let hurry = wanted.clone();
@@ -400,10 +405,10 @@ impl BlockCache {
             let EndOfFetch { cache, .. } = &end_of_fetch;
             let turn = async {
                 let ahead = tokio::select! {
-                    ahead = cache.ahead.clone().acquire_owned() => Some(ahead),
+                    ahead = cache.ahead.clone().acquire_many_owned(count) => Some(ahead),
                     () = hurry.notified() => None,
                 };
-                (ahead, cache.turn(run.end - run.start).await)
+                (ahead, cache.turn(count).await)
             };
             let got = match timeout(TURN_MAX, turn).await {
                 Ok(_turn) => {
@@ -483,6 +488,27 @@ mod tests {
         assert_eq!(inner.piece(id, 5 * BLOCK, 6 * BLOCK).expect("held").len(), 10);
         assert_eq!(inner.piece(id, 4 * BLOCK + 3, 7 * BLOCK).expect("held").len(), 65_536 + 7);
         assert!(inner.piece(id, 6 * BLOCK, 7 * BLOCK).is_none());
+    }
+
+    #[tokio::test]
+    async fn many_readers_fetch_ahead_at_once_what_one_may_fetch_ahead() {
+        // Guards against sixteen readers in order who take turns: each fetches less ahead than a full
+        // request, so that requests were used up when little was under way.
+        let wait_get_per_call = Duration::from_secs(600);
+        let config = ThrottleConfig { wait_get_per_call, ..ThrottleConfig::default() };
+        let slow = ThrottledStore::new(InMemory::new(), config);
+        let segments = Arc::new(SegmentStore::new(Arc::new(slow)));
+        let options = BlockCacheOptions::default();
+        let cache = BlockCache::new(segments.clone(), options);
+        let (readers, each) = (16, 1536 << 10);
+        (0..readers).for_each(|_| cache.prefetch(segments.new_id(), 0..each));
+        let all = BlockCache::ahead_max(&options) - readers * (each / BLOCK) as usize;
+        let begun = async {
+            while cache.ahead.available_permits() != all {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), begun).await.expect("all are under way");
     }
 
     #[tokio::test]
