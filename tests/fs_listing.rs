@@ -188,3 +188,74 @@ async fn a_listing_in_an_outage_fails_in_time_and_goes_on_after_it() {
     assert_eq!((listed, failures), (NAMES + 2, 2));
     assert!(m.shutdown(LONG).await);
 }
+
+const FILES: usize = 300;
+
+fn name(n: usize) -> Vec<u8> {
+    format!("file{n:05}").into_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_that_are_asked_for_one_by_one_are_not_read_one_by_one() {
+    // Guards against a read of the store, or two, for each file that a program opens by name or
+    // deletes: time that grows with the volume. Counted on a mount that knows nothing yet.
+    let bench = Bench::new().await;
+    let m = bench.mount().await;
+    let dir = m.fs.mkdir(CALLER, Ino::ROOT, b"d".to_vec(), 0o755, 0).await.expect("mkdir").ino;
+    for n in 0..FILES {
+        make(&m.fs, dir, name(n), n as u64).await;
+    }
+    assert!(m.shutdown(LONG).await);
+    let m = bench.mount().await;
+    let before = m.view().loads();
+    for n in 0..FILES {
+        let found = m.fs.lookup(dir, name(n)).await.expect("there");
+        assert_eq!(found.size, n as u64);
+        let absent = m.fs.lookup(dir, format!("no{n}").into_bytes()).await;
+        assert_eq!(absent.err(), Some(sealfs::fs::FsError::NotFound));
+    }
+    assert!(m.view().loads() - before < 20, "{} reads of lookups", m.view().loads() - before);
+    assert!(m.shutdown(LONG).await);
+    let m = bench.mount().await;
+    let before = m.view().loads();
+    for n in 0..FILES {
+        m.fs.unlink(dir, name(n)).await.expect("unlinks");
+    }
+    assert!(m.view().loads() - before < 20, "{} reads of unlinks", m.view().loads() - before);
+    m.fs.rmdir(Ino::ROOT, b"d".to_vec()).await.expect("is empty");
+    assert!(m.shutdown(LONG).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_name_costs_no_read_of_the_store() {
+    // Guards against creates that get slower as the volume grows, because each looks into every
+    // table for a name that is not there: in a directory that this mount made and one it found, with
+    // commits in between, which is when rows leave the pending ones.
+    let bench = Bench::new().await;
+    let m = bench.mount().await;
+    let dir = m.fs.mkdir(CALLER, Ino::ROOT, b"d".to_vec(), 0o755, 0).await.expect("mkdir").ino;
+    let fill = async |m: &Mounted, from: usize| {
+        let before = m.view().loads();
+        for n in from..from + FILES {
+            // As the kernel does: looked up, then made.
+            m.fs.lookup(dir, name(n)).await.expect_err("not there yet");
+            make(&m.fs, dir, name(n), 0).await;
+            if n % 50 == 0 {
+                assert!(m.sync(LONG).await);
+                let again = m.fs.create(CALLER, dir, name(n), 0o644, 0).await;
+                assert_eq!(again.err(), Some(sealfs::fs::FsError::Exists));
+            }
+        }
+        m.view().loads() - before
+    };
+    let of_new = fill(&m, 0).await;
+    assert!(of_new < 20, "{of_new} reads in a directory that was just made");
+    assert!(m.shutdown(LONG).await);
+    let m = bench.mount().await;
+    let of_old = fill(&m, FILES).await;
+    assert!(of_old < 20, "{of_old} reads in a directory that was there");
+    for n in 0..2 * FILES {
+        m.fs.lookup(dir, name(n)).await.unwrap_or_else(|e| panic!("{n}: {e}"));
+    }
+    assert!(m.shutdown(LONG).await);
+}

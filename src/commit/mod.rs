@@ -6,6 +6,7 @@
 //! | `batch` | one mutation and its bytes in a journal record |
 //! | `pending` | the pending generations: what is in the journal and not yet in the bucket |
 //! | `caches` | the committed rows and extents that a view keeps |
+//! | `directories` | which names whole directories have |
 //! | `page` | rows of a range, pending ones over committed ones |
 //! | `extents` | extents in committed rows |
 //! | `view` | reads: pending generations over cached rows over the metadata store |
@@ -33,6 +34,7 @@ mod caches;
 pub mod check;
 mod clean;
 mod committer;
+mod directories;
 mod error;
 pub mod extents;
 pub mod holders;

@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
-use super::batch::Batch;
+use super::batch::{Batch, RowOp};
 use super::caches::{ExtentCache, KnownExtents, RowCache};
+use super::directories::Directories;
 use super::extents::{Committed, extent_of};
 use super::holders::Holders;
 use super::pack::{Placed, Plan};
@@ -126,6 +127,9 @@ pub struct View {
     /// Committed rows; `None`: known to be absent.
     rows: Mutex<RowCache>,
     extents: Mutex<ExtentCache>,
+    pub(super) directories: Mutex<Directories>,
+    /// Rows that were read one by one.
+    loads: AtomicU64,
     /// Segments whose live bytes are just being moved. Locked while a file comes to share what
     /// another has, so that meanwhile nothing moves and no record is released.
     moving: Arc<Mutex<HashSet<SegmentId>>>,
@@ -148,6 +152,8 @@ impl View {
             layers: RwLock::new(Layers { active: Generation::new(last), frozen: VecDeque::new() }),
             rows: Mutex::new(RowCache::new(options.rows_max)),
             extents: Mutex::new(ExtentCache::new(options.files_max)),
+            directories: Mutex::default(),
+            loads: AtomicU64::new(0),
             moving: Arc::default(),
             retired: AtomicU64::new(0),
             stats: Mutex::new(stats),
@@ -176,6 +182,11 @@ impl View {
     pub fn apply(&self, batch: Batch, record: RecordLoc, data_start: u32, cloned: &[Part]) -> bool {
         let data = batch.data_len() as u64;
         let mut layers = self.layers.write();
+        {
+            let set = |(_, op): &&(Key, RowOp)| !matches!(op, RowOp::Delete);
+            let mut directories = self.directories.lock();
+            batch.rows.iter().filter(set).for_each(|(key, _)| directories.set(key));
+        }
         let before = layers.active.row_bytes;
         layers.active.apply(batch, record, data_start, cloned);
         let after = layers.active.row_bytes;
@@ -286,6 +297,7 @@ impl View {
         self.retired.fetch_add(1, Ordering::AcqRel);
         self.rows.lock().clear();
         self.extents.lock().clear();
+        self.directories.lock().clear();
     }
 
     /// Begins behind record `last` of a journal, with nothing pending: what was has gone to the bucket,
@@ -354,10 +366,18 @@ impl View {
         if let Some(value) = self.pending_row(key) {
             return Lookup::Hit(value);
         }
-        match self.rows.lock().get(key) {
-            Some(value) => Lookup::Hit(value.clone()),
-            None => Lookup::Miss,
+        if let Some(value) = self.rows.lock().get(key) {
+            return Lookup::Hit(value.clone());
         }
+        match self.directories.lock().lacks(key) {
+            true => Lookup::Hit(None),
+            false => Lookup::Miss,
+        }
+    }
+
+    /// Rows that were read from the metadata store one by one so far.
+    pub fn loads(&self) -> u64 {
+        self.loads.load(Ordering::Relaxed)
     }
 
     /// The row of `key`, from the store if need be.
@@ -386,6 +406,7 @@ impl View {
     /// Fetches the committed row of `key` into the cache and returns it.
     pub async fn load(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError> {
         let before = self.retired.load(Ordering::Acquire);
+        self.loads.fetch_add(1, Ordering::Relaxed);
         // A copy: the store's value is a slice that would pin a whole block.
         let value = self.only_reading(|| self.kv.get(key)).await?;
         let value = value.map(|v| Bytes::copy_from_slice(&v));

@@ -11,6 +11,7 @@ use super::{Attr, DirEntry, Fs, FsError};
 use crate::base::Ino;
 use crate::commit::{Lookup, ViewError};
 use crate::meta::{DecodeError, Dirent, Inode, Key, Kind, NameHash, keys};
+use crate::store::kv::KvError;
 
 /// Inode numbers over which a directory may spread and still have its inodes fetched as one
 /// range, and rows that one such fetch brings.
@@ -186,6 +187,22 @@ impl Fs {
             loaded?;
         }
         Ok(self.view.inodes_now(inos))
+    }
+
+    /// Brings a row into memory that an operation needs, and what is likely to be needed with it.
+    pub(super) async fn load_row(&self, key: &[u8]) -> Result<(), ViewError> {
+        let Some((dir, inos)) = self.view.load_with_others(key).await? else { return Ok(()) };
+        let todo = missing(&inos, &self.view.inodes_now(&inos));
+        if let Some((first, last)) = self.as_range(dir, &todo) {
+            let (start, end) = (keys::inode(first), keys::inode(Ino(last.0 + 1)));
+            match self.view.scan(&start, &end, RANGE_ROWS, true).await {
+                Err(e @ ViewError::Store(KvError::Unavailable(_))) => return Err(e),
+                // Whoever needs the damaged one will hear of it.
+                Err(e) => log::debug!("reading the inodes of directory {dir}: {e}"),
+                Ok(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// First and last of `inos` if the range is worth fetching whole: inodes made one after

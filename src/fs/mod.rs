@@ -197,7 +197,7 @@ impl Fs {
             match step {
                 Step::Fail(e) => return Err(e),
                 Step::Row(key) => {
-                    self.view.load(&key).await?;
+                    self.load_row(&key).await?;
                 }
                 Step::Extents(file) => {
                     loads += 1;
@@ -320,7 +320,7 @@ impl Fs {
                 Ok(value) => return Ok(value),
                 Err(Step::Fail(e)) => return Err(e),
                 Err(Step::Row(key)) => {
-                    self.view.load(&key).await?;
+                    self.load_row(&key).await?;
                 }
                 Err(Step::Full | Step::Held | Step::Extents(_) | Step::Range(..)) => {
                     unreachable!("reads change nothing")

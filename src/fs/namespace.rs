@@ -160,6 +160,9 @@ impl Fs {
         self.add_entry(&mut batch, parent, &mut dir, name, ino, new.kind, inode.ctime);
         batch.put(keys::inode(parent), dir.encode());
         self.submit(state, batch, &[])?;
+        if new.kind == Kind::Dir {
+            self.view.made_directory(ino);
+        }
         self.lookups.add(ino);
         Ok(Attr::of(ino, &inode))
     }
