@@ -12,10 +12,10 @@ pub const FRAME: u64 = 128 << 10;
 /// Compressing has to save this part of a frame, or the frame is stored as it is.
 const SAVES: usize = 8;
 /// So many frames in a row that were not worth it, and a sample decides about the next; so many,
-/// and only every fourth is sampled.
+/// and only one of eight is sampled.
 const DOUBT_AFTER: u32 = 1;
-const DESPAIR_AFTER: u32 = 10;
-const SAMPLE_EVERY: u32 = 4;
+const DESPAIR_AFTER: u32 = SAMPLE_EVERY;
+const SAMPLE_EVERY: u32 = 8;
 /// A sample: this many pieces of so many bytes, which have to shrink by 1/32 together.
 const SAMPLES: usize = 4;
 const SAMPLE: usize = 4 << 10;
@@ -157,14 +157,14 @@ impl Frames {
     /// them one after the other. Takes as long as compressing does: for a thread that may block.
     ///
     /// Data that do not compress cost little: after a frame that was not worth it a sample of
-    /// 16 KiB decides whether the next is tried at all, and after ten one for four. With `doubt` a
-    /// sample decides about the first one as well.
+    /// 16 KiB decides whether the next is tried at all, and after eight one for eight. With `doubt` it
+    /// begins there: a sample decides about the first one as well.
     pub fn compress(data: &Bytes, level: i32, doubt: bool) -> (Frames, Vec<Bytes>) {
         let mut frames = Frames { data_len: data.len() as u64, ends: Box::default() };
         let count = frame_count(frames.data_len) as usize;
         let (mut ends, mut parts) = (Vec::with_capacity(count), Vec::new());
         let mut zstd = Compressors::new(level);
-        zstd.vain = if doubt { DOUBT_AFTER } else { 0 };
+        zstd.vain = if doubt { DESPAIR_AFTER } else { 0 };
         let mut end = 0u64;
         // Frames as they are, side by side, are one part.
         let mut raw: Range<usize> = 0..0;
@@ -198,13 +198,16 @@ struct Compressors {
     buffer: Vec<u8>,
     /// Frames since the last that was worth it.
     vain: u32,
+    /// Samples taken.
+    sampled: u32,
 }
 
 impl Compressors {
     fn new(level: i32) -> Compressors {
         // It fails for want of memory only: then frames stay as they are.
         let at = |level| zstd::bulk::Compressor::new(level).ok();
-        Compressors { frames: at(level), samples: at(SAMPLE_LEVEL), buffer: Vec::new(), vain: 0 }
+        let (frames, samples) = (at(level), at(SAMPLE_LEVEL));
+        Compressors { frames, samples, buffer: Vec::new(), vain: 0, sampled: 0 }
     }
 
     /// The frame, if compressing it saves enough.
@@ -238,6 +241,7 @@ impl Compressors {
         if step < SAMPLE {
             return true;
         }
+        self.sampled += 1;
         (0..SAMPLES).for_each(|n| sample.extend_from_slice(&frame[n * step..n * step + SAMPLE]));
         self.buffer.resize(sample.len() - sample.len() / SAMPLE_SAVES, 0);
         zstd.compress_to_buffer(&sample[..], &mut self.buffer[..]).is_ok()
@@ -335,16 +339,20 @@ mod tests {
     #[test]
     fn what_does_not_compress_is_looked_at_once_and_then_sampled() {
         // Guards against photographs that cost as much as text: of 65 frames of random bytes one
-        // is compressed in vain, and text behind them is found all the same, three frames late at
-        // most.
+        // is compressed in vain, and text behind them is found all the same, seven frames late at
+        // most. And of a segment behind such a one an eighth of the frames is sampled.
         let mut data = random(65 * FRAME as usize);
         data.extend(vec![b'x'; 10 * FRAME as usize]);
         let data = data.into();
         for doubt in [false, true] {
             let (frames, parts) = Frames::compress(&data, 3, doubt);
-            assert!((8..=11).contains(&parts.len()), "one slice of what was given, then frames");
-            assert!(frames.stored_len() < 68 * FRAME + 1000, "{}", frames.stored_len());
+            assert!((4..=11).contains(&parts.len()), "one slice of what was given, then frames");
+            assert!(frames.stored_len() < 72 * FRAME + 1000, "{}", frames.stored_len());
         }
+        let (mut zstd, frame) = (Compressors::new(3), random(FRAME as usize));
+        zstd.vain = DESPAIR_AFTER;
+        assert!((0..128).all(|_| zstd.compress(&frame).is_none()));
+        assert_eq!(zstd.sampled, 16);
     }
 
     proptest! {
