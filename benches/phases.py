@@ -77,10 +77,11 @@ def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def run(*command, seconds=COMMAND_SECONDS_MAX, env=None):
+def run(*command, seconds=None, env=None):
     """Runs a command to its end; raises with what it printed if it fails or takes too long."""
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds, env=env
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env,
+        timeout=seconds or COMMAND_SECONDS_MAX,
     )
     text = done.stdout.decode(errors="replace")
     if done.returncode != 0:
