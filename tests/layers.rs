@@ -49,7 +49,7 @@ const ROOMS: &[(&str, &[&[&str]])] = &[
             &["writer", "work", "replay", "check", "snapshots"],
             &["resolve", "error", "scan"],
             &["accounts"],
-            &["view"],
+            &["view directories"],
             &["caches", "extents", "page"],
             &["pack pending"],
             &["batch", "holders", "layouts", "options"],
