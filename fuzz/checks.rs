@@ -1,5 +1,5 @@
 //! What must hold for any bytes: no panic, no endless loop, nothing accepted that reads back as
-//! something else. Used by the fuzz targets, and by `tests/fuzz_corpus.rs`, which replays the
+//! something else. Used by the fuzz targets, and by `tests/format/fuzz_corpus.rs`, which replays the
 //! committed seeds.
 #![allow(dead_code)] // each target uses one
 
@@ -72,7 +72,7 @@ pub fn journal(data: &[u8]) {
     }
 }
 
-/// The key file that opens the seeds of the keyring; see `tests/fuzz_corpus.rs`.
+/// The key file that opens the seeds of the keyring; see `tests/format/fuzz_corpus.rs`.
 pub fn keyring_secret() -> Secret {
     Secret::KeyFile(vec![9; 40].into())
 }

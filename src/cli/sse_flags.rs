@@ -416,7 +416,7 @@ mod tests {
     }
 
     fn parse(args: &[&str]) -> Result<SseMode, SseFlagError> {
-        ask(args)?.for_new_volume()
+        for_new_volume(&ask(args)?)
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Tests of `cobblestone.rs`: shapes and refusals. The published vectors are in
-//! `tests/seal_vectors.rs`, the second implementation in `tests/python_interop.rs`.
+//! `tests/format/seal_vectors.rs`, the second implementation in `tests/format/python_interop.rs`.
 
 use super::super::offsets::{cipher_range, last_chunk};
 use super::*;

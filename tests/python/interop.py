@@ -1,4 +1,4 @@
-"""The other side of tests/python_interop.rs: Cobblestone-256 of the package `cryptography`.
+"""The other side of tests/format/python_interop.rs: Cobblestone-256 of the package `cryptography`.
 
   interop.py open CASES   opens each case's message file and writes its plain file
   interop.py seal CASES   seals each case's plain file into its message file

@@ -1,10 +1,16 @@
-//! What the tests in this directory share.
+//! What the test binaries share.
 
-// Each test file that includes this module uses another part of it.
-#![allow(dead_code)]
+// Each binary uses another part of it.
+#![allow(dead_code, unused_imports)]
 
+pub mod alone;
+pub mod e2e;
+pub mod mounts;
 pub mod relay;
 pub mod s3server;
+pub mod sse;
+pub mod suites;
+pub mod volume;
 
 use s3server::{ACCESS_KEY, BUCKET, REGION, S3Server, SECRET_KEY};
 use sealfs::store::s3::{S3Options, S3Store, SseMode, StaticCredentials, connect};

@@ -1,0 +1,25 @@
+//! The program as people run it: its commands, and mounts through the kernel.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use support::{e2e, mounts, sse, volume};
+
+mod cli_errors;
+mod cli_mount;
+mod docs;
+mod e2e_canary;
+mod e2e_outage;
+mod e2e_requests;
+mod e2e_tamper;
+mod e2e_tools;
+mod exchange;
+mod fault_daemon;
+mod fuse_posix;
+mod key_ways;
+mod kill;
+mod kill9;
+mod moto_sse;
+mod rgw_sse;
+mod sse_volume;
+mod ways;
