@@ -5,6 +5,9 @@
 //! credentials from the environment. Prints one JSON object a line:
 //! `{"phase":"raw_put","mib_per_s":…}`. Every GET is one range of `--mib` MiB; bodies are
 //! counted, not kept. Objects are below `rawget/` and deleted at the end.
+//!
+//! With `--list PREFIX` it only lists what is there below the prefix and GETs every object whole:
+//! `{"phase":"raw_get_all","files_per_s":…,"mib_per_s":…}`.
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{Region, RequestChecksumCalculation, ResponseChecksumValidation};
@@ -37,6 +40,9 @@ struct Args {
     /// Also time this many single-request GETs of 4 KiB, one after the other
     #[arg(long, default_value_t = 50)]
     small: usize,
+    /// Only list what is below this prefix, and get it
+    #[arg(long)]
+    list: Option<String>,
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -52,6 +58,9 @@ async fn main() -> Outcome<()> {
     let config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(true).build();
     let client = Client::from_conf(config);
 
+    if let Some(prefix) = &args.list {
+        return get_all(&client, &args, prefix).await;
+    }
     let contents = Bytes::from(pattern(args.mib << 20));
     let start = Instant::now();
     parallel(&args, |i| put(&client, &args.bucket, i, contents.clone())).await?;
@@ -77,6 +86,40 @@ async fn main() -> Outcome<()> {
         println!("{{\"phase\":\"raw_get_4k\",\"per_s\":{rate:.1}}}");
     }
     parallel(&args, |i| delete(&client, &args.bucket, i)).await?;
+    Ok(())
+}
+
+/// Lists and gets everything below a prefix.
+async fn get_all(client: &Client, args: &Args, prefix: &str) -> Outcome<()> {
+    let start = Instant::now();
+    let listing = client.list_objects_v2().bucket(&args.bucket).prefix(prefix);
+    let mut pages = listing.into_paginator().send();
+    let mut keys = Vec::new();
+    while let Some(page) = pages.next().await {
+        keys.extend(page?.contents().iter().filter_map(|o| o.key().map(str::to_owned)));
+    }
+    let count = keys.len();
+    let read = stream::iter(keys)
+        .map(|key| {
+            let request = client.get_object().bucket(&args.bucket).key(key);
+            async move {
+                let mut body = request.send().await?.body;
+                let mut length = 0;
+                while let Some(frame) = body.next().await {
+                    length += frame?.len();
+                }
+                Outcome::Ok(length)
+            }
+        })
+        .buffer_unordered(args.parallel)
+        .try_fold(0, async |sum, n| Ok(sum + n))
+        .await?;
+    let secs = start.elapsed().as_secs_f64();
+    let mib = read as f64 / f64::from(1 << 20);
+    let (files, speed) = (count as f64 / secs, mib / secs);
+    println!(
+        "{{\"phase\":\"raw_get_all\",\"files\":{count},\"files_per_s\":{files:.1},\"mib_per_s\":{speed:.1}}}"
+    );
     Ok(())
 }
 

@@ -298,6 +298,7 @@ pub fn failure(e: ExchangeError) -> Failure {
     match &e {
         ExchangeError::Stopped => stopped(),
         ExchangeError::Refused(_) => Failure::new(Exit::Usage, e),
+        ExchangeError::Keys(_) => Failure::new(Exit::Unreachable, e),
         ExchangeError::Local { .. } => Failure::new(Exit::General, e)
             .hint("what is done is done: the same command goes on from there"),
         ExchangeError::Store(cause) => {

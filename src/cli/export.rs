@@ -7,10 +7,11 @@ use std::time::Instant;
 use clap::Args;
 
 use super::exchange::{BucketAsk, RunArgs, Show, below, drive, failure, report};
+use super::exchange_keys::SealArgs;
 use super::exit::{Exit, Failure, Outcome};
 use super::sse_flags::{SseDetailFlags, SseKind};
 use super::volume_side::{VolumeArgs, VolumeSide};
-use crate::exchange::{BucketPath, ExchangeError, Run, Tree, export_tree};
+use crate::exchange::{BucketPath, ExchangeError, How, Run, Tree, export_tree};
 
 /// Flags of `sealfs export`.
 #[derive(Args, Clone, Debug)]
@@ -21,6 +22,7 @@ and said. The same command goes on after an interruption, and sends what has cha
 
 Examples:
   sealfs export ~/vault:photos s3://partner/in --plain
+  sealfs export ~/vault:photos s3://partner/in --kms-key alias/partner
   sealfs export s3://my-bucket/data s3://archive/2026 --plain --key-file volume.key --target-profile archive
   sealfs export ~/vault s3://partner/in --plain --target-sse aws:kms --target-storage-class STANDARD_IA")]
 pub struct ExportArgs {
@@ -41,6 +43,8 @@ pub struct ExportArgs {
     metadata: bool,
     #[command(flatten)]
     to: TargetArgs,
+    #[command(flatten)]
+    seal: SealArgs,
     #[command(flatten)]
     at: VolumeArgs,
 }
@@ -125,10 +129,7 @@ pub fn run(args: ExportArgs) -> Outcome {
     super::forbid_dumps(); // customer keys
     let parsed: Result<BucketPath, String> = args.target.parse();
     parsed.map_err(|e| Failure::new(Exit::Usage, e))?;
-    if !args.plain {
-        let what = "the objects would be in clear: whoever reads the bucket would read the files";
-        return Err(Failure::new(Exit::Usage, what).hint("if that is meant: --plain"));
-    }
+    args.seal.check(args.plain)?;
     let options = args.run.options(false, args.metadata)?;
     let ask = args.to.ask(&args.target)?;
     let (name, path) = apart(&args.volume);
@@ -143,9 +144,14 @@ pub fn run(args: ExportArgs) -> Outcome {
         let tree = Tree::open(&dir).map_err(|source| {
             failure(ExchangeError::Local { what: dir.display().to_string(), source })
         })?;
+        let seal = match args.seal.is_asked() {
+            true => Some(args.seal.seal_with(ask.region, ask.profile).await?),
+            false => None,
+        };
         let bucket = ask.connect().await?;
-        let (going, class) = (run.clone(), args.to.target_storage_class.clone());
-        let work = async move { export_tree(Arc::new(tree), bucket, going, class).await };
+        let how = How { storage_class: args.to.target_storage_class.clone(), seal };
+        let going = run.clone();
+        let work = async move { export_tree(Arc::new(tree), bucket, going, how).await };
         drive(&run, &show, work).await
     });
     runtime.shutdown_background();

@@ -7,9 +7,10 @@ use std::time::Instant;
 use clap::Args;
 
 use super::exchange::{BucketAsk, RunArgs, Show, below, drive, failure, report};
+use super::exchange_keys::OpenArgs;
 use super::exit::{Exit, Failure, Outcome};
 use super::sse_flags::SseReadFlags;
-use super::volume_side::{VolumeArgs, VolumeSide};
+use super::volume_side::{VolumeArgs, VolumeSide, refuse_outside};
 use crate::exchange::{ExchangeError, Run, Tree, import_bucket, import_directory};
 use crate::store::s3::SseMode;
 
@@ -24,7 +25,8 @@ Examples:
   sealfs import ~/pictures ~/vault pictures
   sealfs import s3://old-bucket/photos ~/vault photos --dry-run
   sealfs import s3://old-bucket s3://my-bucket/data --key-file volume.key --source-profile old
-  sealfs import s3://old-bucket ~/vault --exclude '*.tmp' --include '/2026/**'")]
+  sealfs import s3://old-bucket ~/vault --exclude '*.tmp' --include '/2026/**'
+  sealfs import s3://sealed-by-amazons-client ~/vault --kms-key alias/reports --any-encryption-context")]
 pub struct ImportArgs {
     /// s3://BUCKET[/PREFIX], or a directory of this machine
     #[arg(value_name = "SOURCE")]
@@ -46,6 +48,8 @@ pub struct ImportArgs {
     metadata: bool,
     #[command(flatten)]
     from: SourceArgs,
+    #[command(flatten)]
+    open: OpenArgs,
     #[command(flatten)]
     at: VolumeArgs,
 }
@@ -112,7 +116,7 @@ pub fn run(args: ImportArgs) -> Outcome {
     if is_bucket {
         let parsed: Result<crate::exchange::BucketPath, String> = args.source.parse();
         parsed.map_err(|e| Failure::new(Exit::Usage, e))?;
-    } else if args.from.is_given() || args.metadata {
+    } else if args.from.is_given() || args.open.is_given() || args.metadata {
         let what = format!("{} is a directory: flags of a bucket make no sense", args.source);
         return Err(Failure::new(Exit::Usage, what));
     } else if !Path::new(&args.source).is_dir() {
@@ -131,8 +135,10 @@ pub fn run(args: ImportArgs) -> Outcome {
         let going = run.clone();
         match ask {
             Some(ask) => {
+                let open = args.open.open_with(ask.region, ask.profile).await?;
                 let bucket = ask.connect().await?;
-                drive(&run, &show, async move { import_bucket(bucket, tree, going).await }).await
+                let work = async move { import_bucket(bucket, tree, going, open).await };
+                drive(&run, &show, work).await
             }
             None => {
                 let source = Path::new(&args.source);
@@ -158,6 +164,7 @@ fn target(dir: &Path, dry_run: bool) -> Outcome<Target> {
         true => Some(tempfile::tempdir().map_err(|e| local(dir, e))?),
         false => None,
     };
+    refuse_outside(dir)?;
     if !dry_run {
         std::fs::create_dir_all(dir).map_err(|e| local(dir, e))?;
     }

@@ -17,6 +17,7 @@ mod demo;
 mod dirs;
 mod doctor;
 mod exchange;
+mod exchange_keys;
 mod exit;
 mod export;
 mod fsck;
@@ -230,6 +231,22 @@ mod tests {
     /// Where a flag stands in every command that has it.
     fn heading(command: &str, flag: &str) -> Option<&'static str> {
         Some(match flag {
+            "kms-key"
+            | "aes-key-file"
+            | "encryption-context"
+            | "kms-key-region"
+            | "kms-key-endpoint-url"
+            | "kms-key-profile"
+            | "rsa-private-key"
+            | "any-encryption-context"
+            | "legacy"
+            | "rsa-public-key"
+            | "s3ec"
+            | "instruction-file"
+                if matches!(command, "import" | "export") =>
+            {
+                "Encryption Client"
+            }
             "endpoint-url" | "region" | "profile" | "allow-http" => "Store",
             "passphrase-file" | "passphrase-fd" | "passphrase-command" | "key-file"
             | "recovery-file" | "kms" | "kms-region" | "kms-endpoint-url" | "kms-profile"

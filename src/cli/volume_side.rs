@@ -24,6 +24,8 @@ use crate::store::Location;
 
 /// How long the upload at the end may stand still.
 const STALL_MAX: Duration = Duration::from_secs(600);
+/// How long it may take to end by itself before it is told again.
+const GRACE: Duration = Duration::from_secs(10);
 /// How often it is looked whether the mount is there, or gone.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -99,6 +101,15 @@ const PRIVATE: &str = "sealfs-exchange-";
 
 fn is_private(point: &Path) -> bool {
     point.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PRIVATE))
+}
+
+/// Refuses a directory that a link on the way leads out of every mount, also one that is not made yet.
+///
+/// # Errors
+/// It is, or would be, in no mount.
+pub fn refuse_outside(dir: &Path) -> Outcome {
+    let there = dir.ancestors().find(|at| at.symlink_metadata().is_ok());
+    live(there.unwrap_or(dir)).map(drop)
 }
 
 /// A directory of a live mount. Files that are moved into a directory where nothing is mounted would
@@ -185,7 +196,14 @@ impl PrivateMount {
         let said = Client::connect(self.point.path(), false)
             .and_then(|client| client.ask(&ask, |progress| display.show(progress)));
         display.end();
-        if said.is_err() {
+        // A terminal's Ctrl-C reaches it as well: then it is ending, and a second signal would have it
+        // leave the rest to the journal.
+        let begun = Instant::now();
+        while said.is_err() && begun.elapsed() < GRACE && matches!(self.child.try_wait(), Ok(None))
+        {
+            std::thread::sleep(LOOK);
+        }
+        if said.is_err() && matches!(self.child.try_wait(), Ok(None)) {
             // SAFETY: the process is our child, not waited for yet.
             unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
         }

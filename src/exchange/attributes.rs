@@ -85,9 +85,10 @@ impl Attributes {
         let get = |name: &str| metadata.get(name).map(|value| value.trim());
         let number = |name: &str| get(name).and_then(|text| text.parse::<u32>().ok());
         let time = |name: &str| get(name).and_then(time);
-        let mode = get("mode").and_then(mode).or_else(|| {
-            u32::from_str_radix(get("file-permissions")?, 8).ok().filter(|m| *m <= 0o177_777)
-        });
+        let mode =
+            get("mode").and_then(|text| mode(text, metadata.contains_key("ctime"))).or_else(|| {
+                u32::from_str_radix(get("file-permissions")?, 8).ok().filter(|m| *m <= 0o177_777)
+            });
         let target = get("--symlink-target").map(str::to_owned);
         let what = match mode.map(|mode| mode & libc::S_IFMT) {
             Some(libc::S_IFLNK) => What::Symlink,
@@ -109,8 +110,9 @@ impl Attributes {
     }
 }
 
-/// A mode of s3fs (decimal) or of rclone (octal).
-fn mode(text: &str) -> Option<u32> {
+/// A mode of s3fs (decimal) or of rclone (octal). `is_s3fs`: a time stands beside it that only s3fs
+/// writes; it leaves the type out of those of directories.
+fn mode(text: &str, is_s3fs: bool) -> Option<u32> {
     let is_mode = |mode: &u32| {
         const KINDS: [u32; 7] = [
             libc::S_IFREG,
@@ -126,7 +128,8 @@ fn mode(text: &str) -> Option<u32> {
     let decimal = text.parse().ok().filter(is_mode).filter(|_| !text.starts_with('0'));
     // Without a type it is what a person would write: 644.
     let octal = || u32::from_str_radix(text, 8).ok();
-    decimal.or_else(|| octal().filter(|mode| is_mode(mode) || *mode <= 0o7777))
+    let bare = || text.parse().ok().filter(|mode| is_s3fs && *mode <= 0o7777);
+    decimal.or_else(bare).or_else(|| octal().filter(|mode| is_mode(mode) || *mode <= 0o7777))
 }
 
 /// A time: seconds with or without a fraction, nanoseconds with `ns`, or RFC 3339.
@@ -242,6 +245,8 @@ mod tests {
         assert_eq!(s3fs.mtime, Some(Timestamp { secs: 1_700_000_000, nanos: 0 }));
         assert_eq!(of(&[("mode", "16877")]).what, What::Directory);
         assert_eq!(of(&[("mode", "41471")]).what, What::Symlink);
+        assert_eq!(of(&[("mode", "420"), ("ctime", "1")]).perm, Some(0o644));
+        assert_eq!(of(&[("mode", "644")]).perm, Some(0o644));
         assert_eq!(of(&[("mode", "40755")]).what, What::Directory);
         assert_eq!(of(&[("mode", "120777")]).what, What::Symlink);
         let aws = of(&[

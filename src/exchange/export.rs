@@ -9,23 +9,26 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use md5::{Digest, Md5};
 use object_store::PutPayload;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::attributes::{mtime_text, to_metadata};
 use super::bucket::{Bucket, patiently};
-use super::import::ORIGIN;
+use super::compare::ORIGIN;
 use super::large::blocking;
 use super::report::{Event, ExchangeError, Run, Trouble};
+use super::sealed::{SealWith, instruction_key, object_size};
 use super::tree::{Stat, Tree, stat_fd};
+use super::walk::{Item, say_what_is_lost, walk};
 use crate::base::{counted, hex};
+use crate::s3ec::{PLAIN_MAX, Sealing};
 use crate::store::s3::{About, Labels, Listed};
 
 /// Bytes of a part, and of the largest file that is put whole. Larger for files that would need more
@@ -39,18 +42,20 @@ const PARTS_AT_ONCE: usize = 4;
 const MEMORY_MAX: u64 = 128 << 20;
 /// Bytes that one permit of that memory stands for.
 const UNIT: u64 = 1 << 20;
-/// Bytes of a key.
-const KEY_BYTES_MAX: usize = 1024;
 /// Tries of a file that changes while it is read.
 const TRIES_MAX: u32 = 3;
+/// What is said of a file that is shorter than it was.
+const CHANGED: &str = "it changes while it is read";
 /// Keys that are deleted by one request.
 const DELETE_BATCH: usize = 1000;
 
-/// A regular file to export.
-struct Item {
-    path: PathBuf,
-    key: String,
-    stat: Stat,
+/// How objects are made.
+#[derive(Default)]
+pub struct How {
+    /// Their storage class; `None` leaves it to the bucket.
+    pub storage_class: Option<String>,
+    /// How they are sealed; `None` leaves them in clear.
+    pub seal: Option<SealWith>,
 }
 
 /// What the tasks of one export share.
@@ -59,7 +64,9 @@ struct Export {
     bucket: Bucket,
     run: Arc<Run>,
     listed: Vec<Listed>,
-    storage_class: Option<String>,
+    how: How,
+    /// Keys that instruction files get.
+    instructions: HashSet<String>,
     memory: Arc<Semaphore>,
 }
 
@@ -71,7 +78,7 @@ pub async fn export_tree(
     tree: Arc<Tree>,
     bucket: Bucket,
     run: Arc<Run>,
-    storage_class: Option<String>,
+    how: How,
 ) -> Result<(), ExchangeError> {
     let listed = bucket.list(&run).await?;
     bucket.refuse_volume(&run, &listed).await?;
@@ -91,97 +98,20 @@ pub async fn export_tree(
         )));
     }
     say_what_is_lost(&run);
+    let instructions: HashSet<String> = match &how.seal {
+        Some(seal) if seal.instruction_file => {
+            items.iter().map(|item| instruction_key(&item.key)).collect()
+        }
+        _ => HashSet::new(),
+    };
     let keep: HashSet<String> = match run.options.delete {
         true => items.iter().map(|item| item.key.clone()).collect(),
         false => HashSet::new(),
     };
     let memory = Arc::new(Semaphore::new((MEMORY_MAX / UNIT) as usize));
-    let export = Arc::new(Export { tree, bucket, run, listed, storage_class, memory });
+    let export = Arc::new(Export { tree, bucket, run, listed, how, instructions, memory });
     transfer(&export, items).await?;
     export.delete_rest(&keep).await
-}
-
-/// Every regular file that is meant; the rest is counted.
-fn walk(tree: &Tree, run: &Run, prefix: &str) -> Result<Vec<Item>, Trouble> {
-    let (mut items, mut seen) = (Vec::new(), HashSet::new());
-    let mut todo = vec![PathBuf::new()];
-    while let Some(dir) = todo.pop() {
-        let names = match tree.list(&dir) {
-            Ok(names) => names,
-            Err(e) => {
-                run.failed(&dir.display().to_string(), e);
-                continue;
-            }
-        };
-        if names.is_empty() && !dir.as_os_str().is_empty() {
-            run.lost("empty directories", 1);
-        }
-        let mut below = Vec::new();
-        for name in names {
-            if run.is_stopped() {
-                return Err(Trouble::End(ExchangeError::Stopped));
-            }
-            let path = dir.join(name);
-            let Some(stat) = tree.stat(&path)? else { continue };
-            let shown = path.to_string_lossy();
-            let filter = &run.options.filter;
-            if stat.is_dir() {
-                if !filter.prunes(&shown) {
-                    below.push(path);
-                }
-                continue;
-            }
-            if !filter.takes(&shown) {
-                continue;
-            }
-            match stat.kind() {
-                libc::S_IFREG => {}
-                libc::S_IFLNK => {
-                    run.lost("symlinks", 1);
-                    continue;
-                }
-                _ => {
-                    run.lost("devices, pipes and sockets", 1);
-                    continue;
-                }
-            }
-            let key = match path.to_str() {
-                Some(text) if prefix.len() + text.len() <= KEY_BYTES_MAX => {
-                    format!("{prefix}{text}")
-                }
-                Some(_) => {
-                    run.failed(
-                        &shown,
-                        format!("its key would have more than {KEY_BYTES_MAX} bytes"),
-                    );
-                    continue;
-                }
-                None => {
-                    run.failed(&shown, "its name is not UTF-8, as keys must be");
-                    continue;
-                }
-            };
-            if stat.nlink > 1 && !seen.insert(stat.id) {
-                run.lost("hard links, which became files of their own", 1);
-            }
-            if stat.blocks * 512 < stat.size / 2 && stat.size > 1 << 16 {
-                run.lost("files with holes, which became zeros", 1);
-            }
-            run.expects(stat.size);
-            items.push(Item { path, key, stat });
-        }
-        todo.extend(below.into_iter().rev());
-    }
-    Ok(items)
-}
-
-fn say_what_is_lost(run: &Run) {
-    let report = run.report();
-    let parts: Vec<_> = report.lost.iter().map(|(what, n)| format!("{n} {what}")).collect();
-    if !parts.is_empty() {
-        let text = format!("objects cannot hold: {}", parts.join(", "));
-        run.say(Event::Note(text));
-    }
 }
 
 async fn transfer(export: &Arc<Export>, items: Vec<Item>) -> Result<(), ExchangeError> {
@@ -237,6 +167,14 @@ impl Export {
             self.run.copied(item.stat.size);
             return Ok(());
         }
+        if self.instructions.contains(&item.key) {
+            let why = "its key is that of the instruction file of another file";
+            return Err(Trouble::One(why.into()));
+        }
+        if self.how.seal.is_some() && item.stat.size > PLAIN_MAX {
+            let why = format!("it is larger than the format takes, which is {PLAIN_MAX} bytes");
+            return Err(Trouble::One(why));
+        }
         for _ in 0..TRIES_MAX {
             let (tree, path) = (self.tree.clone(), item.path.clone());
             let (file, stat) = blocking(move || {
@@ -245,17 +183,22 @@ impl Export {
                 Ok((Arc::new(file), stat))
             })
             .await?;
-            let labels = self.labels(item, &stat).await?;
-            let done = match stat.size > PART {
-                true => self.in_parts(item, &file, &stat, &labels).await?,
-                false => self.whole(item, &file, &stat, &labels).await?,
+            let mut labels = self.labels(item, &stat).await?;
+            let sealing = self.begin(item, &mut labels).await?;
+            let done = match (sealing, stat.size > PART) {
+                (Some(sealing), true) => {
+                    self.sealed_in_parts(item, &file, &stat, &labels, sealing).await?
+                }
+                (Some(sealing), false) => self.sealed(item, &file, &stat, &labels, sealing).await?,
+                (None, true) => self.in_parts(item, &file, &stat, &labels).await?,
+                (None, false) => self.whole(item, &file, &stat, &labels).await?,
             };
             if done {
                 self.run.copied(stat.size);
                 return Ok(());
             }
         }
-        Err(Trouble::One("it changes while it is read".into()))
+        Err(Trouble::One(CHANGED.into()))
     }
 
     fn listed(&self, key: &str) -> Option<&Listed> {
@@ -266,14 +209,25 @@ impl Export {
     /// Whether the object is this file already.
     async fn is_there(&self, item: &Item) -> Result<bool, Trouble> {
         let Some(listed) = self.listed(&item.key) else { return Ok(false) };
-        if listed.size != item.stat.size {
+        if listed.size != object_size(self.how.seal.is_some(), item.stat.size) {
             return Ok(false);
         }
         let about = self.bucket.about(&self.run, &item.key).await?;
+        if let Some(seal) = &self.how.seal
+            && (!seal.is_such(&about.metadata) || self.lacks_instruction(item, seal))
+        {
+            return Ok(false);
+        }
         match self.run.options.checksum {
+            // What is in a sealed object is not compared: it is sealed again.
+            true if self.how.seal.is_some() => Ok(false),
             true => self.has_same_contents(item, listed, &about).await,
             false => Ok(about.metadata.get("mtime") == Some(&mtime_text(item.stat.mtime))),
         }
+    }
+
+    fn lacks_instruction(&self, item: &Item, seal: &SealWith) -> bool {
+        seal.instruction_file && self.listed(&instruction_key(&item.key)).is_none()
     }
 
     /// By the MD5 where the ETag is one, else by reading the object.
@@ -321,7 +275,7 @@ impl Export {
         let xattrs = blocking(move || Ok(tree.xattrs(&path)?)).await?;
         let mut labels = Labels {
             metadata: to_metadata(stat.mode, stat.uid, stat.gid, stat.mtime),
-            storage_class: self.storage_class.clone(),
+            storage_class: self.how.storage_class.clone(),
             ..Labels::default()
         };
         let mut lost = 0;
@@ -372,6 +326,116 @@ impl Export {
         Ok(true)
     }
 
+    /// Begins to seal, where that is asked for. The instruction file goes first: an object without one
+    /// could never be read.
+    async fn begin(&self, item: &Item, labels: &mut Labels) -> Result<Option<Sealing>, Trouble> {
+        let Some(seal) = &self.how.seal else { return Ok(None) };
+        let sealing = seal.begin().await?;
+        if let Some((body, beside)) = seal.label(&sealing, labels) {
+            self.put(&instruction_key(&item.key), body.into(), &beside).await?;
+        }
+        Ok(Some(sealing))
+    }
+
+    /// A small file, sealed: one PutObject. False if it has changed meanwhile.
+    async fn sealed(
+        &self,
+        item: &Item,
+        file: &Arc<File>,
+        stat: &Stat,
+        labels: &Labels,
+        mut sealing: Sealing,
+    ) -> Result<bool, Trouble> {
+        let _held = self.hold(2 * stat.size).await;
+        let bytes = read_piece(file, 0, stat.size).await?;
+        if bytes.len() as u64 != stat.size || !is_still(file, stat).await? {
+            return Ok(false);
+        }
+        let cipher = blocking(move || {
+            let mut cipher = Vec::with_capacity(bytes.len() + 16);
+            sealing.update(&bytes, &mut cipher)?;
+            sealing.finish(&mut cipher);
+            Ok(Bytes::from(cipher))
+        });
+        self.put(&item.key, cipher.await?, labels).await?;
+        self.run.moved(stat.size);
+        Ok(true)
+    }
+
+    /// A large file, sealed: one stream, whose parts go several at a time. False if it has changed
+    /// meanwhile.
+    async fn sealed_in_parts(
+        &self,
+        item: &Item,
+        file: &Arc<File>,
+        stat: &Stat,
+        labels: &Labels,
+        sealing: Sealing,
+    ) -> Result<bool, Trouble> {
+        let store = &self.bucket.store;
+        let sending = patiently(&self.run, || store.begin_key(&item.key, labels)).await?;
+        let size = part_size(stat.size);
+        let (all, begin) = (stat.size, (0u64, Some(sealing)));
+        let next = |at: u64, sealing: Option<Sealing>, file: Arc<File>, memory| async move {
+            let Some(mut sealing) = sealing else { return Ok::<_, Trouble>(None) };
+            let len = size.min(all - at);
+            let held = hold(memory, 2 * len).await;
+            let bytes = read_piece(&file, at, len).await?;
+            if bytes.len() as u64 != len {
+                return Err(Trouble::One(CHANGED.into()));
+            }
+            let (end, is_last) = (at + len, at + len == all);
+            let sealed = blocking(move || {
+                let mut cipher = Vec::with_capacity(bytes.len() + 16);
+                sealing.update(&bytes, &mut cipher)?;
+                if is_last {
+                    sealing.finish(&mut cipher);
+                    return Ok((cipher, None));
+                }
+                Ok((cipher, Some(sealing)))
+            });
+            let (cipher, sealing) = sealed.await?;
+            let number = (at / size) as i32 + 1;
+            Ok(Some(((number, Bytes::from(cipher), len, held), (end, sealing))))
+        };
+        let (source, memory) = (file.clone(), self.memory.clone());
+        let pieces = futures::stream::try_unfold(begin, move |(at, sealing)| {
+            next(at, sealing, source.clone(), memory.clone())
+        });
+        let part = async |piece: Result<Piece, Trouble>| {
+            let (number, cipher, len, _held) = piece?;
+            if self.run.is_stopped() {
+                return Err(Trouble::End(ExchangeError::Stopped));
+            }
+            self.run.options.rate.pace(len).await;
+            let payload = PutPayload::from(cipher);
+            let put = || store.put_part_of(&sending, number, payload.clone());
+            let done = patiently(&self.run, put).await?;
+            self.run.moved(len);
+            Ok(done)
+        };
+        let mut parts = Vec::new();
+        let sent = async {
+            let mut at_work = std::pin::pin!(pieces.map(part).buffered(PARTS_AT_ONCE));
+            while let Some(done) = at_work.next().await {
+                parts.push(done?);
+            }
+            is_still(file, stat).await
+        };
+        let ended = match sent.await {
+            Ok(true) => {
+                let end = || store.end_key(&sending, &parts, object_size(true, stat.size));
+                patiently(&self.run, end).await.map(|_| true).map_err(Trouble::from)
+            }
+            Err(Trouble::One(why)) if why == CHANGED => Ok(false),
+            other => other,
+        };
+        if !matches!(ended, Ok(true)) {
+            store.abort_key(&sending).await;
+        }
+        ended
+    }
+
     async fn put(&self, key: &str, bytes: Bytes, labels: &Labels) -> Result<(), Trouble> {
         self.run.options.rate.pace(bytes.len() as u64).await;
         let payload = PutPayload::from(bytes);
@@ -381,9 +445,8 @@ impl Export {
     }
 
     /// Memory for a part, held until it is dropped.
-    async fn hold(&self, bytes: u64) -> Option<tokio::sync::SemaphorePermit<'_>> {
-        let units = bytes.div_ceil(UNIT).clamp(1, MEMORY_MAX / UNIT) as u32;
-        self.memory.acquire_many(units).await.ok() // never closed
+    async fn hold(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        hold(self.memory.clone(), bytes).await
     }
 
     /// A large file: parts, several at a time. False if it has changed meanwhile.
@@ -454,6 +517,9 @@ impl Export {
             return Ok(());
         }
         let goes = |key: &&String| {
+            if self.instructions.contains(*key) {
+                return false;
+            }
             let below = self.bucket.below(key);
             !keep.contains(*key) && !below.is_empty() && run.options.filter.takes(below)
         };
@@ -476,6 +542,14 @@ impl Export {
         }
         Ok(())
     }
+}
+
+/// A part that is ready: its number, its bytes, how many of the file they are, and their memory.
+type Piece = (i32, Bytes, u64, Option<OwnedSemaphorePermit>);
+
+async fn hold(memory: Arc<Semaphore>, bytes: u64) -> Option<OwnedSemaphorePermit> {
+    let units = bytes.div_ceil(UNIT).clamp(1, MEMORY_MAX / UNIT) as u32;
+    memory.acquire_many_owned(units).await.ok() // never closed
 }
 
 /// Bytes of a part of a file of this size: whole MiB.

@@ -12,21 +12,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use md5::{Digest, Md5};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::attributes::{Attributes, What, is_understood};
 use super::bucket::{Bucket, patiently};
+use super::compare::{
+    ORIGIN, delete_rest, is_md5_of, is_unchanged, origin, origin_of_dir, same_contents,
+};
 use super::large::{FileSink, LARGE, PARTS_XATTR, Sink, blocking, fetch_large, pour};
 use super::names::{Key, Odd, places};
 use super::report::{Event, ExchangeError, Run, Trouble};
+use super::sealed::{CipherSink, Found, OpenWith, envelope_of, instructed, is_instruction};
 use super::tree::{Stat, Tree};
-use crate::base::{Timestamp, hex};
+use crate::base::Timestamp;
+use crate::s3ec::is_own_key;
 use crate::store::s3::{About, Body, Listed};
 
-/// The xattr that says which object a file came from, and what the file was then.
-pub const ORIGIN: &str = "user.sealfs.origin";
+/// The xattr that says which instruction file the envelope of a file's object was in.
+const INSTRUCTION: &str = "user.sealfs.instruction";
 /// Objects up to this size are in memory whole.
 const SMALL: u64 = 1 << 20;
 /// Tries of an object that is replaced while it is read.
@@ -46,6 +50,9 @@ struct Import {
     bucket: Bucket,
     tree: Arc<Tree>,
     run: Arc<Run>,
+    open: OpenWith,
+    /// Objects that have one under the name of their instruction file, and those.
+    instructed: HashSet<String>,
     streams: Arc<Semaphore>,
     is_root: bool,
     /// Permission bits of a file that nobody says anything of.
@@ -54,6 +61,8 @@ struct Import {
 
 /// What becomes of a file.
 struct Outfit {
+    /// ETag of the instruction file that it took to open the object.
+    instruction: Option<String>,
     attributes: Attributes,
     mtime: Timestamp,
     xattrs: Vec<(String, Vec<u8>)>,
@@ -68,6 +77,7 @@ pub async fn import_bucket(
     mut bucket: Bucket,
     tree: Arc<Tree>,
     run: Arc<Run>,
+    open: OpenWith,
 ) -> Result<(), ExchangeError> {
     let mut listed = bucket.list(&run).await?;
     if listed.is_empty() && !bucket.prefix.is_empty() {
@@ -80,9 +90,12 @@ pub async fn import_bucket(
             "{what}: --delete would delete everything\nhint: check the prefix"
         )));
     }
+    let instructed = with_instruction(&listed);
     let items = plan(&bucket, listed, &run)?;
     let keep: HashSet<PathBuf> = if run.options.delete { kept(&items) } else { HashSet::new() };
     let import = Arc::new(Import {
+        open,
+        instructed,
         streams: Arc::new(Semaphore::new(run.options.parallel)),
         is_root: is_root(),
         perm_default: 0o666 & !current_umask(),
@@ -159,6 +172,13 @@ async fn only_object(bucket: &mut Bucket, run: &Run) -> Vec<Listed> {
         modified: about.modified.unwrap_or(std::time::UNIX_EPOCH),
         e_tag: about.e_tag,
     }]
+}
+
+/// Keys of objects that have one under the name of their instruction file.
+fn with_instruction(listed: &[Listed]) -> HashSet<String> {
+    let has = |key: &str| listed.binary_search_by(|l| l.key.as_str().cmp(key)).is_ok();
+    let of = listed.iter().filter_map(|l| instructed(&l.key));
+    of.filter(|key| has(key)).map(str::to_owned).collect()
 }
 
 /// Where everything goes, as far as the filter takes it.
@@ -309,6 +329,13 @@ impl Import {
 
     /// What is at the path now, and whether that is the object already.
     fn look(&self, item: &Item) -> Result<(bool, Option<Stat>), Trouble> {
+        if self.is_instruction_file(&item.object)
+            && let Some(of) = item.path.to_str().and_then(instructed)
+            && let Some(read) = self.tree.xattr(Path::new(of), INSTRUCTION)?
+            && read == item.object.e_tag.as_bytes()
+        {
+            return Ok((true, None)); // its object was opened with it
+        }
         let Some(stat) = self.tree.stat(&item.path)? else { return Ok((false, None)) };
         if !stat.is_file() {
             return Ok((false, Some(stat)));
@@ -330,7 +357,11 @@ impl Import {
         if about.size != object.size {
             return Err(Trouble::One("it is not as long as it was listed".into()));
         }
-        let outfit = self.outfit(&about, object).await?;
+        let mut outfit = self.outfit(&about, object).await?;
+        if let Some(found) = self.envelope(object, &about).await? {
+            outfit.instruction.clone_from(&found.instruction);
+            return self.sealed(item, was, outfit, found, Some(body)).await;
+        }
         match outfit.attributes.what {
             What::File if object.size > SMALL => {
                 let temp = self.tree.temp();
@@ -341,10 +372,48 @@ impl Import {
             _ => {
                 let bytes = self.gather(object, body).await?;
                 drop(stream);
+                if self.is_instruction_file(object) && is_instruction(&about, &bytes) {
+                    return Ok(()); // it belongs to its object
+                }
                 let (me, item) = (self.clone(), item.clone());
                 blocking(move || me.small(&item, was, &bytes, outfit)).await
             }
         }
+    }
+
+    /// The envelope of an object of the Encryption Client.
+    async fn envelope(&self, object: &Listed, about: &About) -> Result<Option<Found>, Trouble> {
+        let beside = self.instructed.contains(&object.key);
+        envelope_of(&self.bucket, &self.run, &object.key, about, beside).await
+    }
+
+    /// Whether an object has the name of the instruction file of another one.
+    fn is_instruction_file(&self, object: &Listed) -> bool {
+        instructed(&object.key).is_some_and(|of| self.instructed.contains(of))
+    }
+
+    /// An object of the Encryption Client: into a file without its name, which it gets once all of
+    /// it is authenticated.
+    async fn sealed(
+        self: &Arc<Self>,
+        item: &Item,
+        was: Option<Stat>,
+        outfit: Outfit,
+        found: Found,
+        body: Option<Body>,
+    ) -> Result<(), Trouble> {
+        let object = &item.object;
+        let unlocked = self.open.unlock(&found.envelope).await?;
+        let temp = self.tree.temp();
+        let (tree, at, size) = (self.tree.clone(), temp.clone(), object.size);
+        let made = blocking(move || CipherSink::new(&unlocked, size, Arc::new(tree.write(&at)?)));
+        let poured = async {
+            let all = 0..object.size;
+            let sink = pour(&self.bucket, &self.run, object, all, body, made.await?).await?;
+            blocking(move || sink.finish()).await
+        };
+        let poured = poured.await.map(drop);
+        self.dress(item, was, temp, outfit, poured).await
     }
 
     async fn pour_into(&self, temp: &Path, object: &Listed, body: Body) -> Result<(), Trouble> {
@@ -374,6 +443,11 @@ impl Import {
         let about = self.bucket.about(&self.run, &item.object.key).await?;
         let mut outfit = self.outfit(&about, &item.object).await?;
         outfit.attributes.what = What::File;
+        if let Some(found) = self.envelope(&item.object, &about).await? {
+            let _stream = self.streams.acquire().await; // never closed
+            outfit.instruction.clone_from(&found.instruction);
+            return self.sealed(item, was, outfit, found, None).await;
+        }
         let (bucket, run) = (&self.bucket, &self.run);
         let temp = fetch_large(bucket, &self.tree, run, &item.object, &self.streams).await?;
         self.dress(item, was, temp, outfit, Ok(())).await
@@ -509,6 +583,9 @@ impl Import {
                     self.run.lost("metadata that no xattr can hold", 1);
                 }
             }
+            if let Some(e_tag) = &outfit.instruction {
+                self.tree.set_xattr(path, OsStr::new(INSTRUCTION), Some(e_tag.as_bytes()))?;
+            }
             if let Some(origin) = &outfit.origin {
                 self.tree.set_xattr(path, OsStr::new(ORIGIN), Some(origin.as_bytes()))?;
             }
@@ -524,7 +601,7 @@ impl Import {
         let mtime = attributes.mtime.unwrap_or_else(|| put.into());
         let mut xattrs = Vec::new();
         if self.run.options.metadata {
-            let own = about.metadata.iter().filter(|(name, _)| !is_understood(name));
+            let own = about.metadata.iter().filter(|(name, _)| is_own(name));
             xattrs.extend(
                 own.map(|(name, value)| {
                     (format!("user.s3.meta.{name}"), value.clone().into_bytes())
@@ -542,12 +619,12 @@ impl Import {
                 );
             }
         } else {
-            let left = about.metadata.keys().filter(|name| !is_understood(name)).count();
+            let left = about.metadata.keys().filter(|name| is_own(name)).count();
             if left > 0 || about.tags > 0 {
                 self.run.lost("files with metadata or tags (--metadata keeps them)", 1);
             }
         }
-        Ok(Outfit { attributes, mtime, xattrs, origin: None })
+        Ok(Outfit { instruction: None, attributes, mtime, xattrs, origin: None })
     }
 
     /// The marker of a directory: it is made, and gets what the marker says.
@@ -585,104 +662,14 @@ impl Import {
     }
 }
 
+/// Whether metadata say something that a file has no other place for.
+fn is_own(name: &str) -> bool {
+    !is_understood(name) && !is_own_key(name)
+}
+
 /// What servers say of objects that nobody said anything of.
 fn is_default_type(content_type: &str) -> bool {
     matches!(content_type, "binary/octet-stream" | "application/octet-stream")
-}
-
-/// ETag and size of the object, then size and time of the file that was made of it.
-fn origin(object: &Listed, file_size: u64, mtime: Timestamp) -> String {
-    let Listed { e_tag, size, .. } = object;
-    format!("1 {e_tag} {size} {file_size} {}.{:09}", mtime.secs, mtime.nanos)
-}
-
-fn origin_of_dir(object: &Listed, mtime: Timestamp) -> String {
-    origin(object, 0, mtime)
-}
-
-/// Whether a file is what the object was made into, and has not been changed since; or, if it was
-/// not made by an import, has its size and time.
-fn is_unchanged(stat: &Stat, said: Option<&[u8]>, object: &Listed) -> bool {
-    let mine = origin(object, stat.size, stat.mtime);
-    match said {
-        Some(said) if said == mine.as_bytes() => true,
-        _ => {
-            let put = Timestamp::from(object.modified);
-            // Whoever made it may have kept less than nanoseconds.
-            said.is_none() && stat.size == object.size && stat.mtime.secs == put.secs
-        }
-    }
-}
-
-/// Whether the ETag is the MD5 of the file.
-fn is_md5_of(tree: &Tree, path: &Path, object: &Listed) -> Result<bool, Trouble> {
-    if object.e_tag.len() != 32 || tree.stat(path)?.is_none_or(|stat| stat.size != object.size) {
-        return Ok(false);
-    }
-    let mut hash = Md5::new();
-    each_piece(tree, path, |piece| hash.update(piece))?;
-    Ok(hex(&hash.finalize()) == object.e_tag.to_ascii_lowercase())
-}
-
-fn each_piece(tree: &Tree, path: &Path, mut take: impl FnMut(&[u8])) -> Result<(), Trouble> {
-    use std::io::Read;
-    let mut file = tree.read(path)?;
-    let mut buffer = vec![0; SMALL as usize];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(n) => take(&buffer[..n]),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-}
-
-/// Whether two files of a tree have the same contents.
-fn same_contents(tree: &Tree, one: &Path, other: &Path) -> Result<bool, Trouble> {
-    let size = |path| Ok::<_, Trouble>(tree.stat(path)?.map(|stat| stat.size));
-    if size(one)? != size(other)? {
-        return Ok(false);
-    }
-    let hash = |path| -> Result<_, Trouble> {
-        let mut hash = sha2::Sha256::new();
-        each_piece(tree, path, |piece| sha2::Digest::update(&mut hash, piece))?;
-        Ok(sha2::Digest::finalize(hash))
-    };
-    Ok(hash(one)? == hash(other)?)
-}
-
-/// Deletes what `keep` does not keep and the filter takes; directories that are empty then.
-fn delete_rest(tree: &Tree, run: &Run, keep: &dyn Fn(&Path, bool) -> bool) -> Result<(), Trouble> {
-    /// Whether nothing is left in it.
-    fn clear(
-        tree: &Tree,
-        run: &Run,
-        keep: &dyn Fn(&Path, bool) -> bool,
-        dir: &Path,
-    ) -> Result<bool, Trouble> {
-        let mut is_empty = true;
-        for name in tree.list(dir)? {
-            let path = dir.join(&name);
-            let Some(stat) = tree.stat(&path)? else { continue };
-            let shown = path.to_string_lossy();
-            let goes = match stat.is_dir() {
-                true => clear(tree, run, keep, &path)? && run.options.filter.takes_dir(&shown),
-                false => run.options.filter.takes(&shown),
-            };
-            if !goes || keep(&path, stat.is_dir()) {
-                is_empty = false;
-                continue;
-            }
-            match run.options.dry_run {
-                true => run.say(Event::Would("delete", shown.into_owned())),
-                false => tree.remove(&path, stat.is_dir())?,
-            }
-            run.note(|report| report.deleted += 1);
-        }
-        Ok(is_empty)
-    }
-    clear(tree, run, keep, Path::new("")).map(drop)
 }
 
 fn current_umask() -> u32 {
@@ -696,37 +683,4 @@ fn current_umask() -> u32 {
 pub fn is_root() -> bool {
     // SAFETY: the call cannot fail.
     unsafe { libc::geteuid() == 0 }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::{Duration, UNIX_EPOCH};
-
-    #[test]
-    fn a_file_is_left_alone_only_if_neither_it_nor_its_object_has_changed() {
-        // Guards against an import that fetches everything again, and against one that misses a new
-        // version of the same length.
-        let object = Listed {
-            key: "k".into(),
-            size: 5,
-            modified: UNIX_EPOCH + Duration::from_secs(100),
-            e_tag: "aa".into(),
-        };
-        let tmp = tempfile::tempdir().expect("a directory");
-        std::fs::write(tmp.path().join("f"), "hello").expect("writes");
-        let tree = Tree::open(tmp.path()).expect("opens");
-        let at = Timestamp { secs: 7, nanos: 9 };
-        tree.set_times(Path::new("f"), None, at).expect("sets");
-        let stat = tree.stat(Path::new("f")).expect("looks").expect("is there");
-        let said = origin(&object, 5, at);
-        assert!(is_unchanged(&stat, Some(said.as_bytes()), &object));
-        let newer = Listed { e_tag: "bb".into(), ..object.clone() };
-        assert!(!is_unchanged(&stat, Some(said.as_bytes()), &newer));
-        let touched = Stat { mtime: Timestamp { secs: 8, nanos: 9 }, ..stat };
-        assert!(!is_unchanged(&touched, Some(said.as_bytes()), &object));
-        assert!(!is_unchanged(&stat, None, &object));
-        let copied = Stat { mtime: Timestamp { secs: 100, nanos: 0 }, ..stat };
-        assert!(is_unchanged(&copied, None, &object));
-    }
 }

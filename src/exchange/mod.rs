@@ -8,6 +8,7 @@
 
 mod attributes;
 mod bucket;
+mod compare;
 mod export;
 mod filter;
 mod import;
@@ -15,12 +16,15 @@ mod large;
 mod local;
 mod names;
 mod report;
+mod sealed;
 mod tree;
+mod walk;
 
 pub use bucket::{Bucket, BucketPath};
-pub use export::export_tree;
+pub use export::{How, export_tree};
 pub use filter::{BadPattern, Filter};
 pub use import::import_bucket;
 pub use local::import_directory;
 pub use report::{Event, ExchangeError, Failed, Options, Progress, Renamed, Report, Run};
+pub use sealed::{OpenWith, SealWith};
 pub use tree::Tree;

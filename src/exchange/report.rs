@@ -273,6 +273,9 @@ pub enum ExchangeError {
     /// Asked for something that makes no sense, or is refused by `--strict`.
     #[error("{0}")]
     Refused(String),
+    /// AWS KMS does not answer, or refuses.
+    #[error("{0}")]
+    Keys(String),
     /// Stopped by a signal.
     #[error("stopped; the same command goes on from here")]
     Stopped,

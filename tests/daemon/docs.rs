@@ -129,7 +129,7 @@ fn every_command_and_flag_that_is_named_exists() {
     // the code on the pages and compared with --help.
     let mut help: BTreeMap<&str, BTreeSet<String>> = [
         "init", "mount", "umount", "sync", "status", "stats", "top", "set", "info", "warm",
-        "bench", "config", "version", "demo", "doctor", "fsck", "recover",
+        "bench", "config", "version", "demo", "doctor", "fsck", "recover", "import", "export",
     ]
     .map(|command| (command, flags(&sealfs(&[command, "--help"]))))
     .into();

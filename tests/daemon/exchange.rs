@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::mounts::{Remote, Volume, wait_until};
+use crate::mounts::{self, Remote, Volume, wait_until};
 use crate::needs_fuse;
 use crate::support::s3server::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 
@@ -257,6 +257,9 @@ fn a_store_is_mounted_for_the_command_alone_and_an_ordinary_directory_is_refused
     server.put_raw("x/two", "2");
     run(&volume, &server, &args, 0);
     assert_eq!(fs::read_to_string(volume.at("x/two")).expect("is there"), "2");
+    std::os::unix::fs::symlink(volume.path("outside"), volume.at("out")).expect("links");
+    fs::create_dir(volume.path("outside")).expect("makes");
+    run(&volume, &server, &[&args[..3], &["out"], &args[3..]].concat(), 9);
     // Wrong key: the status of the mount.
     volume.umount();
     fs::write(&pass, "another\n").expect("writes");
@@ -362,4 +365,202 @@ fn a_prefix_with_a_volume_is_neither_read_as_files_nor_written_to() {
     }
     assert!(server.keys().len() >= keys);
     volume.umount();
+}
+
+#[test]
+fn objects_of_the_encryption_client_leave_and_come_back_and_damaged_ones_get_no_name() {
+    // Guards against plaintext that nothing authenticates under the name of a file, one bad object
+    // that stops the others, and an envelope that is taken for a file. Both versions, both places of
+    // the envelope, one stream of several parts.
+    needs_fuse!();
+    let (volume, server) = (Volume::mounted(), S3Server::start());
+    let key = volume.text("wrap.key");
+    fs::write(&key, [7u8; 32]).expect("writes");
+    fs::create_dir(volume.at("d")).expect("makes");
+    fs::write(volume.at("d/none"), "").expect("writes");
+    fs::write(volume.at("d/small"), "hello").expect("writes");
+    let large = bytes((17 << 20) + 5, 1);
+    fs::write(volume.at("d/large"), &large).expect("writes");
+    let (vault, from) = (volume.text("vault"), format!("{}:d", volume.text("vault")));
+    for (prefix, more) in [
+        ("v3", &[][..]),
+        ("v2", &["--s3ec", "v2"][..]),
+        ("beside", &["--instruction-file"][..]),
+        ("beside2", &["--s3ec", "v2", "--instruction-file"][..]),
+    ] {
+        let target = format!("s3://test/{prefix}");
+        let out =
+            [&["export", &from, &target, "--aes-key-file", &key, "--json"][..], more].concat();
+        let done = report(&run(&volume, &server, &out, 0));
+        assert_eq!(done["files"].as_u64(), Some(3), "{prefix}: {done}");
+        let sealed = server.get_raw(&format!("{prefix}/large")).expect("is there");
+        assert_eq!(sealed.len(), large.len() + 16, "{prefix}");
+        assert!(sealed[..1000] != large[..1000], "{prefix}");
+        let again = report(&run(&volume, &server, &out, 0));
+        assert_eq!(again["unchanged"].as_u64(), Some(3), "{prefix}: {again}");
+        let back = ["import", &target, &vault, prefix, "--aes-key-file", &key, "--json"];
+        let done = report(&run(&volume, &server, &back, 0));
+        assert_eq!(done["files"].as_u64(), Some(3), "{prefix}: {done}");
+        for name in ["none", "small", "large"] {
+            let (was, is) = (volume.at("d").join(name), volume.at(prefix).join(name));
+            assert!(fs::read(&was).expect("reads") == fs::read(&is).expect("reads"), "{prefix}");
+            let (was, is) = (fs::metadata(was).expect("looks"), fs::metadata(is).expect("looks"));
+            assert_eq!((was.mtime(), was.mtime_nsec()), (is.mtime(), is.mtime_nsec()), "{prefix}");
+        }
+        assert_eq!(fs::read_dir(volume.at(prefix)).expect("lists").count(), 3, "{prefix}");
+        let before = server.counts();
+        run(&volume, &server, &back, 0);
+        assert_eq!(server.counts().since(&before).get, 0, "{prefix}: nothing is fetched again");
+    }
+    // Without the key, or with another one: named, skipped, nothing under the name.
+    let said = run(&volume, &server, &["import", "s3://test/v3", &vault, "none"], 15).stderr;
+    assert!(String::from_utf8_lossy(&said).contains("v3/large"));
+    let other = volume.text("other.key");
+    fs::write(&other, [8u8; 32]).expect("writes");
+    let wrong = ["import", "s3://test/v3", &vault, "none", "--aes-key-file", &other];
+    run(&volume, &server, &wrong, 15);
+    assert_eq!(count_files(&volume.at("none")), 0);
+    // Damage in the last byte, in a middle part, and in an instruction file.
+    assert!(server.flip_raw("v3/small", 4) && server.flip_raw("v3/large", 9 << 20));
+    assert!(server.flip_raw("beside/large.instruction", 30));
+    for (prefix, bad, good) in [("v3", 2, 1), ("beside", 1, 2)] {
+        let source = format!("s3://test/{prefix}");
+        let damaged = ["import", &source, &vault, "bad", "--aes-key-file", &key, "--json"];
+        let done = report(&run(&volume, &server, &damaged, 15));
+        let count = |field: &str| done[field].as_u64().expect("a number");
+        assert_eq!((count("failed"), count("files")), (bad, good), "{done}");
+        assert!(!volume.at("bad/large").exists(), "{prefix}");
+        fs::remove_dir_all(volume.at("bad")).expect("removes");
+    }
+    let neither = ["export", &from, "s3://test/x", "--plain", "--aes-key-file", &key];
+    run(&volume, &server, &neither, 2);
+}
+
+/// A moto of this test; `None`, said loudly, where it is not installed.
+fn moto(dir: &Path) -> Option<(mounts::Holder, String)> {
+    let python = std::env::var("SEALFS_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
+    let port = port.expect("a free port").port();
+    let log = fs::File::create(dir.join("moto.log")).expect("a log");
+    let child = Command::new(&python)
+        .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()])
+        .stdout(log.try_clone().expect("a log"))
+        .stderr(log)
+        .spawn()
+        .ok()?;
+    let mut moto = mounts::Holder(child);
+    let begun = std::time::Instant::now();
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        if let Ok(Some(_)) = moto.0.try_wait() {
+            eprintln!("SKIPPED: no moto ({python} -m pip install 'moto[server]>=5.2.5')");
+            return None;
+        }
+        assert!(begun.elapsed().as_secs() < 60, "moto does not listen");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let url = format!("http://127.0.0.1:{port}");
+    let made = Command::new("curl").args(["-sf", "-X", "PUT", &format!("{url}/bkt")]).status();
+    assert!(made.is_ok_and(|status| status.success()), "curl makes a bucket");
+    Some((moto, url))
+}
+
+#[test]
+fn what_rclone_and_s3fs_wrote_on_moto_keeps_its_times_permissions_and_links() {
+    // Guards against metadata that are understood as we remember them, not as the tools write them:
+    // Debian's rclone and s3fs put the files there. And they read what an export wrote.
+    needs_fuse!();
+    for tool in ["rclone", "s3fs"] {
+        if !Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success()) {
+            eprintln!("SKIPPED: no {tool} (apt-get install rclone s3fs)");
+            return;
+        }
+    }
+    // SAFETY: geteuid cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("SKIPPED: owners are set by root only");
+        return;
+    }
+    let volume = Volume::mounted();
+    let Some((_moto, url)) = moto(&volume.path("run")) else { return };
+    let source = volume.path("source");
+    fs::create_dir_all(source.join("d")).expect("makes");
+    fs::write(source.join("d/file"), "hello").expect("writes");
+    fs::set_permissions(source.join("d/file"), fs::Permissions::from_mode(0o604)).expect("sets");
+    std::os::unix::fs::chown(source.join("d/file"), Some(1234), Some(5678)).expect("gives");
+    let mut touch = Command::new("touch");
+    touch.args(["-d", "2003-04-05 06:07:08.9"]).arg(source.join("d/file"));
+    assert!(touch.status().expect("runs").success());
+    fs::write(volume.path("rclone.conf"), "").expect("writes");
+    let rclone = |args: &[&str]| {
+        let output = Command::new("timeout")
+            .args(["120", "rclone"])
+            .args(args)
+            .env_remove("AWS_CA_BUNDLE")
+            .env("RCLONE_CONFIG", volume.path("rclone.conf"))
+            .env("RCLONE_S3_NO_CHECK_BUCKET", "true")
+            .env("RCLONE_CONFIG_M_TYPE", "s3")
+            .env("RCLONE_CONFIG_M_PROVIDER", "Other")
+            .env("RCLONE_CONFIG_M_ENDPOINT", &url)
+            .env("RCLONE_CONFIG_M_ACCESS_KEY_ID", "moto")
+            .env("RCLONE_CONFIG_M_SECRET_ACCESS_KEY", "moto")
+            .output()
+            .expect("rclone runs");
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "rclone {args:?}: {err}");
+    };
+    let from = source.display().to_string();
+    rclone(&["copy", &from, "m:bkt/rclone"]);
+    rclone(&["copy", "--metadata", &from, "m:bkt/meta"]);
+
+    let (point, keys) = (volume.path("s3fs"), volume.path("s3fs.keys"));
+    fs::create_dir(&point).expect("makes");
+    fs::write(&keys, "moto:moto").expect("writes");
+    fs::set_permissions(&keys, fs::Permissions::from_mode(0o600)).expect("sets");
+    let mut s3fs = Command::new("timeout");
+    s3fs.args(["60", "s3fs", "bkt"]).arg(&point);
+    s3fs.args(["-o", &format!("passwd_file={},url={url}", keys.display())]);
+    s3fs.args(["-o", "use_path_request_style,use_xattr"]);
+    assert!(s3fs.status().expect("runs").success(), "s3fs mounts");
+    wait_until("s3fs is mounted", || {
+        let mounts = fs::read_to_string("/proc/self/mounts").expect("reads");
+        mounts.contains(&format!(" {} fuse.s3fs ", point.display()))
+    });
+    // Not `cp -p`: it sets the mode by an ACL, of which s3fs keeps the owner's part.
+    let script = "mkdir s3fs/s3fs && cp source/d/file s3fs/s3fs/file && \
+                  chmod 604 s3fs/s3fs/file && chown 1234:5678 s3fs/s3fs/file && \
+                  touch -r source/d/file s3fs/s3fs/file && \
+                  ln -s file s3fs/s3fs/link && mkdir s3fs/s3fs/empty && chmod 750 s3fs/s3fs/empty; \
+                  made=$?; umount s3fs || umount -l s3fs; exit $made";
+    let mut shell = Command::new("timeout");
+    let written =
+        shell.args(["120", "sh", "-c", script]).current_dir(volume.path("run").join(".."));
+    assert!(written.status().expect("runs").success(), "files are written through s3fs");
+
+    let on_moto = |args: &[&str]| {
+        let remote = Remote::s3(&url, "bkt", "moto", "moto");
+        let output = volume.command(args).envs(remote.env).output().expect("runs");
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {err}");
+    };
+    let vault = volume.text("vault");
+    on_moto(&["import", "s3://bkt", &vault]);
+    let look = |name: &str| fs::metadata(volume.at(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    for name in ["rclone/d/file", "meta/d/file", "s3fs/file"] {
+        let meta = look(name);
+        assert_eq!((meta.mtime(), meta.mtime_nsec()), (1_049_522_828, 900_000_000), "{name}");
+        assert_eq!(fs::read_to_string(volume.at(name)).expect("reads"), "hello", "{name}");
+    }
+    for name in ["meta/d/file", "s3fs/file"] {
+        let meta = look(name);
+        assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o604, 1234, 5678), "{name}");
+    }
+    assert_eq!(fs::read_link(volume.at("s3fs/link")).expect("a link"), Path::new("file"));
+    assert_eq!(look("s3fs/empty").mode() & 0o7777, 0o750);
+
+    // And back: rclone finds every time, so that it has nothing to copy.
+    on_moto(&["export", &format!("{vault}:meta"), "s3://bkt/out", "--plain"]);
+    let back = volume.text("back");
+    rclone(&["copy", "m:bkt/out", &back]);
+    let meta = fs::metadata(volume.path("back").join("d/file")).expect("is there");
+    assert_eq!((meta.mtime(), meta.mtime_nsec()), (1_049_522_828, 900_000_000));
 }

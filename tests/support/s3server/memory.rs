@@ -243,6 +243,11 @@ impl Memory {
         let Some(byte) = bytes.get_mut(at) else { return false };
         *byte ^= 1;
         self.put_raw(key, bytes.into());
+        if let Some(changed) = self.raw().get(key) {
+            let (tags, labels) = (object.tags.clone(), object.labels.clone());
+            let object = Object { tags, labels, ..Object::clone(&changed) };
+            let _ = self.raw().put(key, object, &WriteCondition::None); // no condition, no refusal
+        }
         true
     }
 }

@@ -1,0 +1,145 @@
+"""Import and export beside rclone and raw GETs: files/s and MiB/s. Run by scripts/bench-exchange.
+
+Fills a bucket of the in-memory server (benches/s3mem.rs) with small and with large objects, then times
+each tool from an empty target: raw GETs (bytes counted, not kept), `rclone copy` into a directory, `sealfs
+import` into a live mount (the time until every file is there, and until all of it is in the volume's
+bucket), a second run of each, which has nothing to do, and the way out: `rclone copy` and `sealfs export
+--plain` of the same files.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import time
+
+SMALL = 4 << 10
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--bin", type=pathlib.Path, required=True, help="where sealfs is")
+    options.add_argument("--small", type=int, default=10_000, help="objects of 4 KiB")
+    options.add_argument("--large", type=int, default=20, help="large objects")
+    options.add_argument("--mib", type=int, default=50, help="MiB of a large object")
+    options.add_argument("--parallel", type=int, default=16, help="transfers at a time, of all tools")
+    args = options.parse_args()
+    args.bin = args.bin.resolve()
+    with tempfile.TemporaryDirectory(prefix="sealfs-bench-") as work:
+        Bench(args, pathlib.Path(work)).run()
+
+
+class Bench:
+    def __init__(self, args, work):
+        self.args, self.work = args, work
+        server = [args.bin / "examples" / "s3mem", "--bucket", "plain", "--bucket", "volume",
+                  "--bucket", "out"]
+        self.server = subprocess.Popen(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        said = {}
+        while "secret_access_key" not in said:
+            name, _, value = self.server.stdout.readline().strip().partition("=")
+            said[name] = value
+        self.env = os.environ | {
+            "AWS_ENDPOINT_URL_S3": said["endpoint"],
+            "AWS_ENDPOINT_URL": said["endpoint"],
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": said["access_key_id"],
+            "AWS_SECRET_ACCESS_KEY": said["secret_access_key"],
+            "SEALFS_RUNTIME_DIR": str(work / "run"),
+            "RCLONE_CONFIG": str(work / "rclone.conf"),
+            "RCLONE_CONFIG_MEM_TYPE": "s3",
+            "RCLONE_CONFIG_MEM_PROVIDER": "Other",
+            "RCLONE_CONFIG_MEM_ENDPOINT": said["endpoint"],
+            "RCLONE_CONFIG_MEM_ACCESS_KEY_ID": said["access_key_id"],
+            "RCLONE_CONFIG_MEM_SECRET_ACCESS_KEY": said["secret_access_key"],
+            # The server knows no CreateBucket.
+            "RCLONE_S3_NO_CHECK_BUCKET": "true",
+        }
+        self.endpoint = said["endpoint"]
+        (work / "rclone.conf").touch()
+        (work / "run").mkdir()
+
+    def call(self, *command):
+        begun = time.monotonic()
+        done = subprocess.run([str(word) for word in command], env=self.env, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return time.monotonic() - begun, done.stdout
+
+    def sealfs(self, *words):
+        return self.call(self.args.bin / "sealfs", *words)
+
+    def rclone(self, source, target):
+        at_once = str(self.args.parallel)
+        return self.call("rclone", "copy", "--transfers", at_once, "--checkers", at_once, source, target)[0]
+
+    def run(self):
+        try:
+            self.fill()
+            self.volume()
+            for kind, count, size in (
+                ("small", self.args.small, SMALL),
+                ("large", self.args.large, self.args.mib << 20),
+            ):
+                if count:
+                    self.measure(kind, count, size)
+        finally:
+            subprocess.run(["umount", "-l", self.work / "vault"], capture_output=True)
+            self.server.stdin.close()
+            self.server.wait()
+
+    def fill(self):
+        made = self.work / "made"
+        for kind, count, size in (
+            ("small", self.args.small, SMALL),
+            ("large", self.args.large, self.args.mib << 20),
+        ):
+            for n in range(count):
+                path = made / kind / f"d{n % 100:02}" / f"f{n:06}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(os.urandom(size))
+        self.rclone(made, "mem:plain")
+        shutil.rmtree(made)
+
+    def volume(self):
+        (self.work / "key").write_bytes(os.urandom(32))
+        (self.work / "vault").mkdir()
+        key = ("--key-file", self.work / "key")
+        self.sealfs("init", "s3://volume/v", *key, "--no-recovery")
+        local = ("--cache-dir", self.work / "cache", "--state-dir", self.work / "state")
+        self.sealfs("mount", "s3://volume/v", self.work / "vault", *key, *local)
+
+    def measure(self, kind, count, size):
+        def row(what, secs):
+            speed = count * size / secs / (1 << 20)
+            print(f"{kind:6} {what:42} {secs:8.2f} s {count / secs:10.0f} files/s {speed:8.1f} MiB/s", flush=True)
+
+        print(f"{kind}: {count} objects of {size} bytes, {self.args.parallel} at a time")
+        at_once = ("--parallel", self.args.parallel)
+        vault, copy = self.work / "vault", self.work / "copy"
+        raw = (self.args.bin / "examples" / "rawget", "--endpoint", self.endpoint, "--bucket", "plain")
+        row("raw GETs", self.call(*raw, "--list", f"{kind}/", *at_once)[0])
+        row("rclone copy, into a directory", self.rclone(f"mem:plain/{kind}", copy / kind))
+        row("rclone copy, nothing to do", self.rclone(f"mem:plain/{kind}", copy / kind))
+        begin = ("import", f"s3://plain/{kind}", vault, kind, "--json", *at_once)
+        secs, said = self.sealfs(*begin)
+        assert json.loads(said)["files"] == count, said
+        row("sealfs import", secs)
+        row("  until all is in the volume's bucket", secs + self.sealfs("sync", vault)[0])
+        secs, said = self.sealfs(*begin)
+        assert json.loads(said)["unchanged"] == count, said
+        row("sealfs import, nothing to do", secs)
+        row("rclone copy, out of the directory", self.rclone(copy / kind, f"mem:out/rclone/{kind}"))
+        out = ("export", f"{vault}:{kind}", f"s3://out/sealfs/{kind}", "--plain", "--json", *at_once)
+        secs, said = self.sealfs(*out)
+        assert json.loads(said)["files"] == count, said
+        row("sealfs export --plain", secs)
+        secs, said = self.sealfs(*out)
+        assert json.loads(said)["unchanged"] == count, said
+        row("sealfs export, nothing to do", secs)
+
+
+main()
