@@ -576,3 +576,30 @@ async fn aes_key_wrap_opens() {
         assert_eq!(again.wrap(), Wrap::AesGcm);
     }
 }
+
+#[tokio::test]
+async fn a_wrap_of_version_3_may_name_the_contents_as_version_2_does() {
+    // Guards against objects of the Java client that sealfs does not open, and against the reverse: a
+    // wrap of version 3 in an envelope of version 2.
+    let (keys, none, place) = (keys(), Metadata::new(), EnvelopePlace::Metadata);
+    let public = keys.rsa_private.as_ref().unwrap().public();
+    for with in [WrapWith::Aes, WrapWith::Rsa] {
+        for (format, name) in [(SealFormat::V3, "x-amz-3"), (SealFormat::V2, "x-amz-key-v2")] {
+            let mut object = stored(&keys, format, with, &none, place, b"text").await;
+            let unlocked = object.envelope().unwrap().unlock(&keys, &rules(&none)).await.unwrap();
+            let as_other = match format {
+                SealFormat::V3 => Content::Gcm,
+                SealFormat::V2 => Content::CommittingGcm,
+            };
+            let wrapped = match with {
+                WrapWith::Rsa => {
+                    wrap::rsa_oaep_wrap(&public, as_other, &unlocked.data_key).unwrap()
+                }
+                _ => wrap::aes_gcm_wrap(keys.aes.as_ref().unwrap(), as_other, &unlocked.data_key),
+            };
+            object.metadata.insert(name.into(), STANDARD.encode(wrapped));
+            let opened = object.open(&keys, &rules(&none)).await;
+            assert_eq!(opened.is_ok(), format == SealFormat::V3, "{with:?} {format:?}");
+        }
+    }
+}

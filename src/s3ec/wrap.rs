@@ -251,8 +251,19 @@ fn aead(key: &AesKey) -> LessSafeKey {
     LessSafeKey::new(UnboundKey::new(algorithm, key.bytes()).expect("the length is its own"))
 }
 
+/// What an AES or RSA wrap may say of the contents. The Ruby client writes `115` for version 3, as all
+/// do in contexts of KMS; sources of the Java client have the name of version 2 there. It lets nobody
+/// in: contents of version 3 open under the commitment to their data key, or not at all.
+fn bound_names(content: Content) -> &'static [&'static str] {
+    match content {
+        Content::CommittingGcm => &["115", "AES/GCM/NoPadding"],
+        Content::Gcm => &["AES/GCM/NoPadding"],
+        Content::Cbc => &["AES/CBC/PKCS5Padding"],
+    }
+}
+
 /// IV, ciphertext, tag.
-fn aes_gcm_wrap(key: &AesKey, content: Content, data_key: &DataKey) -> Vec<u8> {
+pub(super) fn aes_gcm_wrap(key: &AesKey, content: Content, data_key: &DataKey) -> Vec<u8> {
     let mut iv = [0; IV];
     random(&mut iv);
     let mut sealed = Zeroizing::new(data_key.to_vec());
@@ -274,10 +285,14 @@ fn aes_gcm_open(key: &AesKey, envelope: &Envelope) -> Result<DataKey> {
         )));
     }
     let (iv, sealed) = envelope.wrapped.split_first_chunk::<IV>().expect("the length was checked");
-    let mut bytes = Zeroizing::new(sealed.to_vec());
-    let aad = Aad::from(envelope.content.name().as_bytes());
-    let opened = aead(key).open_in_place(Nonce::assume_unique_for_key(*iv), aad, &mut bytes);
-    data_key(opened.map_err(|_| envelope.does_not_open("AES"))?)
+    for name in bound_names(envelope.content) {
+        let mut bytes = Zeroizing::new(sealed.to_vec());
+        let (nonce, aad) = (Nonce::assume_unique_for_key(*iv), Aad::from(name.as_bytes()));
+        if let Ok(opened) = aead(key).open_in_place(nonce, aad, &mut bytes) {
+            return data_key(opened);
+        }
+    }
+    Err(envelope.does_not_open("AES"))
 }
 
 fn aes_wrap_open(key: &AesKey, envelope: &Envelope) -> Result<DataKey> {
@@ -306,7 +321,11 @@ fn aes_ecb_open(key: &AesKey, envelope: &Envelope) -> Result<DataKey> {
 }
 
 /// Length of the key, key, name of the contents' algorithm.
-fn rsa_oaep_wrap(key: &RsaPublic, content: Content, data_key: &DataKey) -> Result<Vec<u8>> {
+pub(super) fn rsa_oaep_wrap(
+    key: &RsaPublic,
+    content: Content,
+    data_key: &DataKey,
+) -> Result<Vec<u8>> {
     let plain = [&[KEY as u8][..], &data_key[..], content.name().as_bytes()].concat();
     let plain = Zeroizing::new(plain);
     let key = OaepPublicEncryptingKey::new(key.0.clone());
@@ -329,7 +348,7 @@ fn rsa_oaep_open(key: &RsaPrivate, envelope: &Envelope) -> Result<DataKey> {
         return Err(S3ecError::tampered("the wrapped data key is not 32 bytes and a name"));
     }
     let (bytes, name) = rest.split_at(KEY);
-    match name == envelope.content.name().as_bytes() {
+    match bound_names(envelope.content).iter().any(|bound| name == bound.as_bytes()) {
         true => data_key(bytes),
         false => Err(envelope.other_contents()),
     }

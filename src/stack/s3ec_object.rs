@@ -22,7 +22,7 @@ use crate::s3ec::{
     Envelope, EnvelopePlace, INSTRUCTION_MAX, INSTRUCTION_SUFFIX, Keys, Metadata, OpenRules,
     Recognised, S3ecError, S3ecErrorKind, Unlocked, is_own_key, recognise,
 };
-use crate::store::s3::{About, Labels, S3Store};
+use crate::store::s3::{About, COPY_MAX, Labels, S3Store};
 use crate::store::{ErrorClass, class};
 
 /// Attempts of one request, and the pause before the second; it doubles up to the last.
@@ -288,7 +288,8 @@ impl S3ecObject {
                 metadata
                     .retain(|name, _| !is_own_key(name) || name.starts_with("x-amz-unencrypted"));
                 metadata.extend(gone);
-                let copy = || self.store.replace_metadata(&self.name.key, &self.about, &metadata);
+                let (key, was) = (&self.name.key, &self.about);
+                let copy = || self.store.replace_metadata(key, was, &metadata, COPY_MAX);
                 patiently(copy).await.map_err(|e| unwritten(&self.name, &self.name.key, e))
             }
         }

@@ -13,7 +13,7 @@ use super::proof::e_tag_of;
 use super::read::quoted;
 use super::sse::{self, SecretKey32};
 use super::write::{percent_encoded, with_source_key, with_sse};
-use super::{COPY_MAX, Inner, Labels, S3Store};
+use super::{Inner, Labels, S3Store};
 use crate::store::error::ErrorClass;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::types::{
@@ -63,7 +63,8 @@ macro_rules! as_it_was {
 impl S3Store {
     /// Gives an object other user metadata, provided that it still is the one of `was`. Contents,
     /// ETag of an object that was put whole, headers, tags, storage class and encryption stay; access
-    /// lists are those of a new object. In a versioned bucket the version before stays as well.
+    /// lists are those of a new object. In a versioned bucket the version before stays as well. `copy_max`:
+    /// above it the copy is made of parts ([`super::COPY_MAX`]).
     ///
     /// # Errors
     /// `Precondition` if it was replaced; `Foreign` if the server says that it is done and it is not.
@@ -72,17 +73,24 @@ impl S3Store {
         key: &str,
         was: &About,
         metadata: &BTreeMap<String, String>,
+        copy_max: u64,
     ) -> Result<()> {
         let inner = &self.inner;
         let (head, customer) = inner.head_with_key(key).await?;
+        // An attempt whose answer was lost may have done it.
+        if labels_of(&head) == *metadata && head.content_length() == i64::try_from(was.size).ok() {
+            return Ok(());
+        }
         let e_tag = head.e_tag().unwrap_or_default();
         if super::proof::bare(e_tag) != was.e_tag {
             return Err(replaced(key));
         }
-        match was.size > COPY_MAX {
-            false => inner.relabel_whole(key, &head, customer.as_ref(), metadata).await?,
+        let (size, customer) = (was.size, customer.as_ref());
+        match size > copy_max {
+            false => inner.relabel_whole(key, &head, customer, metadata).await?,
             true => {
-                inner.relabel_in_parts(key, was.size, &head, customer.as_ref(), metadata).await?
+                let part = COPY_PART.min(copy_max.max(1));
+                inner.relabel_in_parts(key, size, part, &head, customer, metadata).await?;
             }
         }
         let now = self.about(key).await?;
@@ -128,6 +136,12 @@ impl S3Store {
             .map_err(|e| write_from_sdk(e, "put", key, Condition::Update, sse.mode()))?;
         e_tag_of(answer.e_tag(), "put", key).map(drop)
     }
+}
+
+/// The user metadata of an object, names in lower case.
+fn labels_of(head: &HeadObjectOutput) -> BTreeMap<String, String> {
+    let pair = |(name, value): (&String, &String)| (name.to_ascii_lowercase(), value.clone());
+    head.metadata().into_iter().flatten().map(pair).collect()
 }
 
 fn replaced(key: &str) -> object_store::Error {
@@ -187,6 +201,7 @@ impl Inner {
         &self,
         key: &str,
         size: u64,
+        part: u64,
         was: &HeadObjectOutput,
         customer: Option<&SecretKey32>,
         metadata: &BTreeMap<String, String>,
@@ -203,7 +218,7 @@ impl Inner {
             .map_err(|e| from_sdk(e, ACTION, key, Condition::None))?;
         let id = begun.upload_id().unwrap_or_default();
         let copied = match same_encryption(key, was, begun.server_side_encryption()) {
-            Ok(()) => self.copy_parts_of(key, id, size, was, customer).await,
+            Ok(()) => self.copy_parts_of(key, id, (size, part), was, customer).await,
             Err(e) => Err(e),
         };
         if copied.is_err() {
@@ -220,14 +235,14 @@ impl Inner {
         &self,
         key: &str,
         id: &str,
-        size: u64,
+        (size, part): (u64, u64),
         was: &HeadObjectOutput,
         customer: Option<&SecretKey32>,
     ) -> Result<()> {
         const ACTION: &str = "copy a part of";
         let mut parts = Vec::new();
-        for (start, number) in (0..size).step_by(COPY_PART as usize).zip(1..) {
-            let last = (start + COPY_PART).min(size) - 1;
+        for (start, number) in (0..size).step_by(part as usize).zip(1..) {
+            let last = (start + part).min(size) - 1;
             let mut request = self
                 .client
                 .upload_part_copy()

@@ -15,6 +15,8 @@ use sealfs::s3ec::{
     seal,
 };
 use sealfs::store::kms::{Kms, KmsPlace};
+use sealfs::store::s3::{S3Options, connect};
+use sealfs::store::{ErrorClass, class};
 use serde_json::{Value, json};
 
 use super::{BUCKET, Moto};
@@ -475,4 +477,46 @@ fn a_data_key_is_wrapped_anew_where_its_envelope_is() {
             assert!(place.contents(&object, &["--aes-key-file", aes]) == plain);
         }
     }
+}
+
+#[test]
+fn metadata_of_an_object_that_is_too_large_for_one_copy_is_replaced_in_parts() {
+    // Guards against what only objects above 5 GiB would show: here the limit is 5 MiB. Headers, tags
+    // and contents stay.
+    let Some(place) = Place::start() else { return };
+    let plain = contents(11 << 20);
+    let put = place
+        .s3
+        .put_object()
+        .bucket(BUCKET)
+        .key("large")
+        .content_type("text/x-odd")
+        .tagging("team=blue&n=1")
+        .metadata("mtime", "12")
+        .body(ByteStream::from(plain.clone()));
+    place.runtime.block_on(put.send()).expect("stored");
+    place.keys(); // sets the credentials
+    let options = S3Options {
+        endpoint_url: Some(place.moto.endpoint.clone()),
+        region: Some("us-east-1".into()),
+        ..S3Options::new(BUCKET, "")
+    };
+    let metadata = map(&[("mtime", "13"), ("x-amz-w", "02")]);
+    place.runtime.block_on(async {
+        let store = connect(options).await.expect("connected");
+        let was = store.about("large").await.expect("there");
+        store.replace_metadata("large", &was, &metadata, 5 << 20).await.expect("replaced");
+        let again = store.replace_metadata("large", &was, &metadata, 5 << 20).await;
+        again.expect("done already");
+        let again = store.replace_metadata("large", &was, &map(&[]), 5 << 20).await;
+        assert_eq!(class(&again.expect_err("another ETag now")), ErrorClass::Precondition);
+        let now = store.about("large").await.expect("there");
+        assert_eq!(now.metadata, metadata);
+        assert_eq!(now.headers.get("content-type").map(String::as_str), Some("text/x-odd"));
+        assert_eq!(
+            store.tags_of("large").await.expect("tags"),
+            map(&[("team", "blue"), ("n", "1")])
+        );
+    });
+    assert!(place.get("large").0 == plain);
 }
