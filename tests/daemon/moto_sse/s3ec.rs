@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use aws_sdk_s3::primitives::ByteStream;
 use sealfs::s3ec::{
-    AesKey, EnvelopePlace, Keys, KmsByName, Metadata, RsaPublic, SealFormat, SealRules, WrapWith,
-    seal,
+    AesKey, EnvelopePlace, Keys, KmsKey, Metadata, RsaPublic, SealFormat, SealRules, WrapWith, seal,
 };
-use sealfs::store::kms::{Kms, KmsPlace};
-use sealfs::store::s3::{S3Options, connect};
+use sealfs::store::kms::{KmsContext, KmsError, KmsTrouble};
+use sealfs::store::s3::{S3Options, StaticCredentials, connect};
 use sealfs::store::{ErrorClass, class};
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use super::{BUCKET, Moto};
 
@@ -33,6 +33,7 @@ fn script(name: &str) -> PathBuf {
 struct Place {
     moto: Moto,
     s3: aws_sdk_s3::Client,
+    kms: aws_sdk_kms::Client,
     kms_key: String,
     runtime: tokio::runtime::Runtime,
     dir: tempfile::TempDir,
@@ -55,7 +56,7 @@ impl Place {
         let made = runtime.block_on(kms.create_key().send()).expect("a key of KMS");
         let kms_key = made.key_metadata().expect("described").key_id().to_owned();
         let dir = tempfile::tempdir().expect("a directory");
-        Some(Place { s3: moto.client(), moto, kms_key, runtime, dir })
+        Some(Place { s3: moto.client(), moto, kms, kms_key, runtime, dir })
     }
 
     /// `sealfs s3ec …` on an object.
@@ -122,19 +123,8 @@ impl Place {
     }
 
     fn keys(&self) -> Keys {
-        let place = KmsPlace {
-            region: Some("us-east-1".into()),
-            endpoint_url: Some(self.moto.endpoint.clone()),
-            ..KmsPlace::default()
-        };
-        // SAFETY: of this test's process only its own threads are about, and all set the same.
-        unsafe {
-            std::env::set_var("AWS_ACCESS_KEY_ID", "moto");
-            std::env::set_var("AWS_SECRET_ACCESS_KEY", "moto");
-        }
-        let kms = self.runtime.block_on(Kms::connect(&place)).expect("KMS");
         Keys {
-            kms: Some(Arc::new(KmsByName { kms, key: self.kms_key.clone() })),
+            kms: Some(Arc::new(MotoKms { client: self.kms.clone(), key: self.kms_key.clone() })),
             aes: Some(AesKey::read(&fixture("aes.key")).expect("a key")),
             rsa_private: None,
             rsa_public: Some(RsaPublic::read(&fixture("rsa-pub.pem")).expect("a key")),
@@ -161,6 +151,44 @@ impl Place {
         let path = self.dir.path().join(name);
         fs::write(&path, bytes).expect("a file");
         path
+    }
+}
+
+/// moto's KMS with credentials of its own: those of the environment are everybody's in this process.
+struct MotoKms {
+    client: aws_sdk_kms::Client,
+    key: String,
+}
+
+fn failed(e: impl std::fmt::Debug) -> KmsError {
+    let (message, hint) = (format!("{e:?}"), String::new());
+    KmsError { trouble: KmsTrouble::Unusable, message, hint }
+}
+
+#[async_trait::async_trait]
+impl KmsKey for MotoKms {
+    fn name(&self) -> &str {
+        &self.key
+    }
+
+    async fn data_key(
+        &self,
+        context: &KmsContext,
+    ) -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), KmsError> {
+        let asked = self.client.generate_data_key().key_id(&self.key);
+        let asked = asked.key_spec(aws_sdk_kms::types::DataKeySpec::Aes256);
+        let asked = asked.set_encryption_context(Some(context.clone().into_iter().collect()));
+        let got = asked.send().await.map_err(failed)?;
+        let (plain, wrapped) = (got.plaintext.expect("given"), got.ciphertext_blob.expect("given"));
+        Ok((plain.into_inner().into(), wrapped.into_inner()))
+    }
+
+    async fn encrypt(&self, _: &[u8], _: &KmsContext) -> Result<Vec<u8>, KmsError> {
+        unreachable!("new data keys come wrapped")
+    }
+
+    async fn decrypt(&self, _: &[u8], _: &KmsContext) -> Result<Zeroizing<Vec<u8>>, KmsError> {
+        unreachable!("sealfs itself opens")
     }
 }
 
@@ -495,10 +523,13 @@ fn metadata_of_an_object_that_is_too_large_for_one_copy_is_replaced_in_parts() {
         .metadata("mtime", "12")
         .body(ByteStream::from(plain.clone()));
     place.runtime.block_on(put.send()).expect("stored");
-    place.keys(); // sets the credentials
     let options = S3Options {
         endpoint_url: Some(place.moto.endpoint.clone()),
         region: Some("us-east-1".into()),
+        credentials: Some(StaticCredentials {
+            access_key_id: "moto".into(),
+            secret_access_key: "moto".to_owned().into(),
+        }),
         ..S3Options::new(BUCKET, "")
     };
     let metadata = map(&[("mtime", "13"), ("x-amz-w", "02")]);
