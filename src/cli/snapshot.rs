@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use crate::base::{counted, one_line, plain_json, unix_secs, utc_text};
 use crate::stack::{
-    KeyOptions, RefusalKind, SnapshotAsk, SnapshotInfo, SnapshotList, SnapshotRefused, StackError,
-    snapshots,
+    KeyOptions, RefusalKind, Schedule, SnapshotAsk, SnapshotInfo, SnapshotList, SnapshotRefused,
+    StackError, schedule, snapshots,
 };
 
 use super::args::{SecretArgs, StoreArgs, duration};
@@ -55,6 +55,8 @@ enum SnapshotCommand {
     List(ListArgs),
     /// Delete snapshots; what only they hold comes free
     Delete(DeleteArgs),
+    /// Show or change when snapshots are made by themselves
+    Schedule(ScheduleArgs),
     /// Put files and directories back as they were
     Restore(Box<RestoreArgs>),
     /// Show what differs between two snapshots, or one and the volume as it is
@@ -131,6 +133,34 @@ struct DeleteArgs {
     older_than: Option<Duration>,
 }
 
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  sealfs snapshot schedule s3://my-bucket/data hourly=24,daily=30,monthly=12
+  sealfs snapshot schedule s3://my-bucket/data off
+  sealfs snapshot schedule s3://my-bucket/data
+
+The mount that writes the volume makes one for each hour, day and month (UTC) and keeps as many as this says. It is
+the volume's, whichever machine mounts it. `off` makes no more, and leaves those that there are.")]
+struct ScheduleArgs {
+    /// s3://BUCKET[/PREFIX] or file:///ABSOLUTE/DIRECTORY
+    #[arg(value_name = "STORE")]
+    store: String,
+    /// hourly=N, daily=N, monthly=N, joined by commas, or off [default: show it]
+    #[arg(value_name = "SCHEDULE")]
+    to: Option<Schedule>,
+    /// One JSON object; its fields are never renamed
+    #[arg(long)]
+    json: bool,
+    /// Where this machine remembers what it has seen of the volume
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    access: StoreArgs,
+    #[command(flatten)]
+    secret: SecretArgs,
+}
+
 /// The longest age that a flag takes.
 const AGE_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
@@ -152,6 +182,7 @@ pub fn run(args: SnapshotArgs) -> Outcome {
         SnapshotCommand::Create(args) => create(&args),
         SnapshotCommand::List(args) => list(&args),
         SnapshotCommand::Delete(args) => delete(&args),
+        SnapshotCommand::Schedule(args) => change_schedule(&args),
         SnapshotCommand::Restore(args) => snapshot_restore::run(*args),
         SnapshotCommand::Diff(args) => snapshot_diff::run(*args),
     }
@@ -333,6 +364,34 @@ fn delete(args: &DeleteArgs) -> Outcome {
         true => print_json(&Deleted { deleted: names }),
         false => {
             println!("{} deleted", counted(names.len() as u64, "snapshot"));
+            Ok(())
+        }
+    }
+}
+
+/// A schedule, for programs.
+#[derive(Serialize)]
+struct Shown {
+    schedule: String,
+}
+
+fn change_schedule(args: &ScheduleArgs) -> Outcome {
+    super::keep_private();
+    let mut store = args.access.resolve(&args.store)?;
+    let state_dir = absolute_or(args.state_dir.as_deref(), state_dir)?;
+    store.state_dir = Some(state_dir.clone());
+    let key = args.secret.read_for(&store)?;
+    let options = KeyOptions { store, key, state_dir };
+    let (volume, now) = attend(&options, schedule(&options, args.to))?;
+    if args.to.is_some() {
+        for why in Client::tell_mounts(volume).1 {
+            eprintln!("sealfs: warning: the mount here: {why}");
+        }
+    }
+    match args.json {
+        true => print_json(&Shown { schedule: now.to_string() }),
+        false => {
+            println!("{now}");
             Ok(())
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use indicatif::{HumanBytes, HumanDuration};
 
-use crate::base::{counted, one_line, plain_json};
+use crate::base::{counted, one_line, plain_json, utc_text};
 use crate::stack::{Connection, Status};
 
 use super::client::Client;
@@ -98,6 +98,11 @@ fn describe(s: &Status, now: SystemTime) -> String {
             .map(|bytes| format!(" hold {} that the volume does not need", size(bytes)));
         line("snapshots", format!("{n}{}", held.unwrap_or_default()));
     }
+    if let Some(next) = s.snapshot_next_unix_secs {
+        let last =
+            s.snapshot_last.as_deref().map_or(String::new(), |name| format!("; last {name}"));
+        line("schedule", format!("{}; next {}{last}", s.snapshot_schedule, utc_text(next)));
+    }
     let r = &s.requests;
     line(
         "requests",
@@ -176,6 +181,10 @@ mod tests {
             segment_data_bytes: 3 << 20,
             segment_stored_bytes: 1 << 20,
             snapshots: Some(2),
+            snapshot_schedule: "hourly=24".into(),
+            snapshot_last: Some("hourly-1970-01-01T00Z".into()),
+            snapshot_last_unix_secs: Some(7),
+            snapshot_next_unix_secs: Some(3600),
             snapshots_kept_bytes: Some(1 << 20),
             resident_bytes: 80 << 20,
             warnings: vec!["a journal was set aside".into()],

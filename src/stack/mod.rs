@@ -35,6 +35,7 @@ pub use attended::{Attended, Wait};
 pub use care::fsck::{FsckOptions, FsckProgress, FsckReport, Problem, READING_DATA, fsck};
 pub use care::one_object::{ObjectKey, commit_now, object_key, read_object};
 pub use care::recover::{KeyringSource, LIST_NAME, RecoverOptions, Recovered, recover};
+pub use care::schedule::schedule;
 pub use care::{audit, bucket_policy, doctor, inventory, migrate, rekey, snapshots};
 pub use error::{StackError, StackErrorKind};
 pub use init::{create_bucket, init};
@@ -53,6 +54,7 @@ pub use options::{InitOptions, LocalDisk, MountOptions};
 pub use records::accept::Accept;
 pub use records::departure::{announce_end, is_running};
 pub use records::last_use::{last_used, note_place, remember_use};
+pub use records::schedule::Schedule;
 pub use records::{config, config_use};
 pub use running::control::{
     Connection, Control, Numbers, Progress, Requests, Setting, Settings, Status, resident_bytes,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::mounts::Volume;
 use crate::needs_fuse;
-use crate::volume::{self, Bench, LONG, contents, read_file, write_file};
+use crate::volume::{self, Bench, LONG, contents, options_of, read_file, secret, write_file};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
@@ -21,7 +21,7 @@ use sealfs::commit::snapshots::{Snapshot, open_snapshot, snapshots, what_they_ho
 use sealfs::commit::{CleanOptions, SnapshotError, SnapshotOrder};
 use sealfs::fs::WriteFlags;
 use sealfs::meta::{SnapshotName, SnapshotOrigin};
-use sealfs::stack::{MountOptions, Mounted};
+use sealfs::stack::{KeyOptions, MountOptions, Mounted, schedule};
 use sealfs::store::SegmentStore;
 
 const MIB: usize = 1 << 20;
@@ -318,4 +318,46 @@ fn the_commands_work_on_a_mount_and_on_a_store() {
     let left = ok(on_store(&["list"], &[]));
     assert!(left.contains("wednesday") && !left.contains("monday"), "{left}");
     v.fails(&["snapshot", "list", &v.path("nowhere").display().to_string()], 9);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_schedule_of_the_volume_is_kept_and_what_has_expired_goes() {
+    // Guards against a schedule that is remembered and not kept, against two of an hour, and against a
+    // snapshot that outlives its time. Each look is asked for: by itself it comes twice a minute.
+    let bench = Bench::new().await;
+    let options = KeyOptions {
+        store: options_of(bench.store.clone()),
+        key: secret().into(),
+        state_dir: bench.state(),
+    };
+    let to = "hourly=2,daily=3".parse().expect("a schedule");
+    let (_, now) = schedule(&options, Some(to)).await.expect("changes");
+    assert_eq!(now.to_string(), "hourly=2,daily=3");
+    let m = bench.mount_with(quick).await.expect("mounts");
+    let brief = SnapshotOrder { expires_secs: sealfs::base::unix_secs() + 2, ..order("brief") };
+    m.create_snapshot(brief, LONG).await.expect("a snapshot");
+    let names = async || -> Vec<String> {
+        let all = snapshots(m.view().kv()).await.expect("lists");
+        all.iter().map(|s| s.name.to_string()).collect()
+    };
+    let origins = ["hourly-2", "daily-2"];
+    until("as the schedule says", async || {
+        m.follow_config().await;
+        let names = names().await;
+        let made = origins.map(|kind| names.iter().filter(|n| n.starts_with(kind)).count());
+        assert!(made[0] <= 2 && made[1] <= 2, "{names:?}"); // an hour may end meanwhile
+        made.iter().all(|n| *n > 0) && !names.contains(&"brief".to_string())
+    })
+    .await;
+    let status = m.control.status();
+    assert_eq!(status.snapshot_schedule, "hourly=2,daily=3");
+    assert!(status.snapshot_last.is_some() && status.snapshot_next_unix_secs.is_some());
+    assert_eq!(status.warnings, Vec::<String>::new());
+    // Off: those that are there stay.
+    let before = names().await;
+    schedule(&options, Some("off".parse().expect("a schedule"))).await.expect("changes");
+    m.follow_config().await;
+    until("off", async || m.control.status().snapshot_next_unix_secs.is_none()).await;
+    assert_eq!(names().await, before);
+    assert!(m.shutdown(LONG).await);
 }

@@ -288,6 +288,8 @@ impl Ground {
             key_watch: self.key_watch,
             keys: self.keys,
             rekey: Arc::default(),
+            scheduled: Default::default(),
+            schedule_now: Arc::default(),
             beat_now: Arc::default(),
             plan: self.plan,
             state: self.state,

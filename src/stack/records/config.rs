@@ -10,6 +10,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, UpdateVersion};
 use serde::{Deserialize, Serialize};
 
+use super::schedule::Schedule;
 use crate::stack::StackError;
 use crate::store::names::CONFIG_NAME;
 use crate::store::s3::SseMode;
@@ -91,25 +92,33 @@ pub struct VolumeConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rekey: Option<u32>,
     /// How new segments are stored. What is there stays as it is: every segment says itself.
-    #[serde(default, with = "compression", skip_serializing_if = "is_none")]
+    #[serde(default, with = "as_text", skip_serializing_if = "is_none")]
     pub compress: Compression,
+    /// When snapshots are made by themselves.
+    #[serde(default, with = "as_text", skip_serializing_if = "Schedule::is_off")]
+    pub snapshots: Schedule,
 }
 
 fn is_none(compress: &Compression) -> bool {
     *compress == Compression::None
 }
 
-/// As a string, `zstd:3`. One that this program does not know is a newer one's.
-mod compression {
+/// As a string, such as `zstd:3`. One that this program does not know is a newer one's.
+mod as_text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    use crate::store::Compression;
-
-    pub(crate) fn serialize<S: Serializer>(it: &Compression, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(it: &impl Display, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(it)
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Compression, D::Error> {
+    pub(crate) fn deserialize<'de, T, D>(from: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
         String::deserialize(from)?.parse().map_err(D::Error::custom)
     }
 }
@@ -128,7 +137,8 @@ impl VolumeConfig {
     pub fn new(mode: &SseMode, tags: BTreeMap<String, String>) -> VolumeConfig {
         let (version, sse) = (CONFIG_VERSION, mode.into());
         let compress = Compression::None;
-        VolumeConfig { version, generation: 1, sse, tags, rekey: None, compress }
+        let snapshots = Schedule::default();
+        VolumeConfig { version, generation: 1, sse, tags, rekey: None, compress, snapshots }
     }
 
     /// The next generation, with these settings; the rest stays.
@@ -141,6 +151,12 @@ impl VolumeConfig {
     pub fn with_rekey(&self, rekey: Option<u32>) -> VolumeConfig {
         let (version, generation) = (CONFIG_VERSION, self.generation + 1);
         VolumeConfig { version, generation, rekey, ..self.clone() }
+    }
+
+    /// The next generation, with this schedule of snapshots.
+    pub fn with_schedule(&self, snapshots: Schedule) -> VolumeConfig {
+        let (version, generation) = (CONFIG_VERSION, self.generation + 1);
+        VolumeConfig { version, generation, snapshots, ..self.clone() }
     }
 }
 

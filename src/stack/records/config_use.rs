@@ -8,6 +8,7 @@ use object_store::ObjectStore;
 use parking_lot::Mutex;
 
 use super::config::{self, SseRecord, VolumeConfig};
+use super::schedule::Schedule;
 use crate::stack::{StackError, StackErrorKind};
 use crate::store::s3::{S3Store, SecretKey32, SseAsk, SseMode};
 
@@ -174,6 +175,11 @@ impl VolumeSse {
         self.state.lock().config.rekey
     }
 
+    /// When snapshots are made by themselves.
+    pub(crate) fn schedule(&self) -> Schedule {
+        self.state.lock().config.snapshots
+    }
+
     /// What is worth saying, for `status` and the terminal.
     pub(crate) fn notes(&self) -> Vec<String> {
         self.state.lock().notes.clone()
@@ -198,6 +204,7 @@ impl VolumeSse {
             return;
         }
         let (generation, rekey, now) = (config.generation, config.rekey, name(&config.sse));
+        let snapshots = config.snapshots;
         match self.adopt(config) {
             Ok(()) => log::info!("the volume's configuration was changed; its encryption: {now}"),
             Err(e) => {
@@ -205,6 +212,7 @@ impl VolumeSse {
                 log::error!("{note}");
                 let mut state = self.state.lock();
                 (state.config.generation, state.config.rekey) = (generation, rekey);
+                state.config.snapshots = snapshots;
                 state.notes = vec![note];
             }
         }

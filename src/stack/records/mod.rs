@@ -5,6 +5,7 @@
 //! | `config`, `config_use` | what the volume remembers of its encryption, and what follows |
 //! | `lease` | who holds the volume read-write |
 //! | `departure` | processes of this machine that are about to let the volume go |
+//! | `schedule` | when snapshots are made by themselves |
 //! | `state` | what this machine remembers of the volume |
 //! | `history` | whether the bucket continues what this machine has seen |
 //! | `lineage` | whether bucket and journal belong to one history |
@@ -19,4 +20,5 @@ pub(super) mod history;
 pub(super) mod last_use;
 pub(super) mod lease;
 pub(super) mod lineage;
+pub mod schedule;
 pub(super) mod state;

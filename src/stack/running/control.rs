@@ -144,6 +144,18 @@ pub struct Status {
     /// Snapshots of the volume; `None` for a mount that only reads.
     #[serde(default)]
     pub snapshots: Option<u64>,
+    /// When snapshots are made by themselves: `off`, or such as `hourly=24,daily=30`.
+    #[serde(default)]
+    pub snapshot_schedule: String,
+    /// The last snapshot that the schedule made.
+    #[serde(default)]
+    pub snapshot_last: Option<String>,
+    /// When that was, Unix seconds.
+    #[serde(default)]
+    pub snapshot_last_unix_secs: Option<u64>,
+    /// When it makes the next, Unix seconds; `None` if it makes none.
+    #[serde(default)]
+    pub snapshot_next_unix_secs: Option<u64>,
     /// Bytes of the bucket that only snapshots need; `None` while that is not known.
     #[serde(default)]
     pub snapshots_kept_bytes: Option<u64>,

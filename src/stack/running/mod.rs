@@ -13,6 +13,7 @@
 //! | `gates` | what a mount lets its committer do |
 //! | `rekey_duty` | what a mount does for a rekey |
 //! | `control`, `status`, `places` | what it says of itself: plain data, and how that is found out |
+//! | `scheduling` | the schedule of snapshots is kept |
 //! | `snapshots` | what commands are told of snapshots |
 //! | `disks` | how the local disks are, in sentences |
 
@@ -28,6 +29,7 @@ pub(super) mod past;
 pub(super) mod places;
 pub(super) mod rekey_duty;
 pub(super) mod role;
+pub(super) mod scheduling;
 pub(super) mod snapshots;
 pub(super) mod status;
 pub(super) mod writer;

@@ -17,6 +17,7 @@ use super::past::Pinned;
 use super::places::{Places, places};
 use super::rekey_duty::RekeyDuty;
 use super::role::{RoleName, Roles, Why};
+use super::scheduling::ScheduleState;
 use super::snapshots::{self, SnapshotAsk, SnapshotInfo, SnapshotList, SnapshotRefused};
 use super::writer::Writer;
 use crate::base::{Ino, VolumeId, counted};
@@ -90,6 +91,10 @@ pub(crate) struct Shared {
     pub(crate) key_watch: Arc<KeyWatch>,
     pub(crate) keys: VolumeKeys,
     pub(crate) rekey: Arc<RekeyDuty>,
+    /// How the schedule of snapshots is doing.
+    pub(crate) scheduled: ScheduleState,
+    /// Has it looked at at once.
+    pub(crate) schedule_now: Arc<tokio::sync::Notify>,
     /// Has the next heartbeat come at once.
     pub(crate) beat_now: Arc<tokio::sync::Notify>,
     /// How it writes, or would.
@@ -216,6 +221,7 @@ impl Shared {
         self.key_watch.look().await;
         self.sse.look(&*self.sealed).await;
         self.tend_rekey().await;
+        self.schedule_now.notify_one();
         self.beat_now.notify_one();
     }
 
@@ -276,6 +282,9 @@ impl Shared {
                  of the bucket may go unnoticed: {why}; make the directory writable, or free space"
             ));
         }
+        if let Some(why) = self.scheduled.now().failed.filter(|_| writer.is_some()) {
+            warnings.push(format!("a snapshot of the schedule failed, and is tried again: {why}"));
+        }
         warnings.extend(refused(&self.layers.retry.refusals(), &self.store));
         if let Some(aside) = writer.as_ref().and_then(|writer| writer.set_aside.as_ref()) {
             let aside = aside.display();
@@ -306,6 +315,7 @@ impl Control for Shared {
         let writer = self.writer();
         let committed = writer.as_ref().map(|writer| writer.committer.progress());
         let oldest = committed.and_then(|p| p.oldest);
+        let scheduled = self.scheduled.now();
         Status {
             volume_id: self.volume.to_string(),
             store: self.store.clone(),
@@ -351,6 +361,10 @@ impl Control for Shared {
             segment_data_bytes: self.segments.put_bytes().0,
             segment_stored_bytes: self.segments.put_bytes().1,
             snapshots: writer.as_ref().map(|_| self.view.holders().count() as u64),
+            snapshot_schedule: self.sse.schedule().to_string(),
+            snapshot_last: scheduled.last.as_ref().map(|(name, _)| name.clone()),
+            snapshot_last_unix_secs: scheduled.last.map(|(_, at)| at),
+            snapshot_next_unix_secs: scheduled.next,
             snapshots_kept_bytes: self.view.holders().kept().map(|kept| kept.bytes),
             resident_bytes: resident_bytes(),
             warnings: self.warnings(),
@@ -503,9 +517,11 @@ impl Control for Shared {
         let committer = self.writer().map(|writer| writer.committer.clone());
         let (sse, sealed, beat_now) =
             (self.sse.clone(), self.sealed.clone(), self.beat_now.clone());
+        let schedule_now = self.schedule_now.clone();
         Box::pin(async move {
             key_watch.look().await;
             sse.look(&*sealed).await;
+            schedule_now.notify_one();
             beat_now.notify_one(); // it tends a rekey, and says which epoch is written in
             if let Some(note) = key_watch.note() {
                 return Err(note);

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
 use super::gates::SharedLease;
+use super::scheduling::keep_schedule;
 use super::status::Shared;
 use crate::base::counted;
 use crate::commit::Committer;
@@ -52,6 +53,8 @@ struct Tasks {
     notes: JoinHandle<()>,
     /// Removes files that an earlier mount left without a name.
     reaps: JoinHandle<()>,
+    /// Makes and deletes snapshots when they are due.
+    schedules: JoinHandle<()>,
 }
 
 impl Writer {
@@ -76,7 +79,8 @@ impl Writer {
                 shared.clone(),
             )),
             beats: tokio::spawn(beat(lease, committer.clone(), shared.clone())),
-            notes: tokio::spawn(note_commits(committer, shared.clone())),
+            notes: tokio::spawn(note_commits(committer.clone(), shared.clone())),
+            schedules: tokio::spawn(keep_schedule(committer, shared.clone())),
             reaps: tokio::spawn(reap(shared.fs.clone())),
         });
     }
@@ -86,12 +90,12 @@ impl Writer {
     pub(crate) async fn stop(&self, grace: Duration) {
         self.committer.stop();
         let Some(tasks) = self.tasks.lock().take() else { return };
-        let Tasks { commits, syncs, beats, notes, reaps } = tasks;
-        for task in [&syncs, &beats, &notes, &reaps] {
+        let Tasks { commits, syncs, beats, notes, reaps, schedules } = tasks;
+        for task in [&syncs, &beats, &notes, &reaps, &schedules] {
             task.abort();
         }
         end(commits, grace).await;
-        for task in [syncs, beats, notes, reaps] {
+        for task in [syncs, beats, notes, reaps, schedules] {
             end(task, END_MAX).await;
         }
         self.committer.give_up_cleaning(); // its task may have been aborted

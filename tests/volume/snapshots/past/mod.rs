@@ -1,6 +1,7 @@
 //! Looking into snapshots, and getting things back out of them.
 
 mod compared;
+mod crashes;
 mod restored;
 mod seen;
 
