@@ -160,6 +160,8 @@ impl From<StackErrorKind> for Exit {
             StackErrorKind::Unreachable => Exit::Unreachable,
             StackErrorKind::Unsuitable => Exit::Unsuitable,
             StackErrorKind::InUse => Exit::InUse,
+            StackErrorKind::Pending => Exit::Pending,
+            StackErrorKind::Busy => Exit::Busy,
             StackErrorKind::Corrupt => Exit::Corrupt,
             StackErrorKind::Format => Exit::Format,
             StackErrorKind::Stopped => Exit::Stopped,

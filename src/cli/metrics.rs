@@ -175,6 +175,10 @@ impl Metrics {
         out.gauge("sealfs_online", None, f64::from(online), help)?;
         let help = "Time since the mount started";
         out.gauge("sealfs_uptime", Some(Unit::Seconds), status.uptime_secs as f64, help)?;
+        if let Some(last) = &status.last_transition {
+            let help = "When the mount came by its role, in seconds since 1970";
+            out.gauge("sealfs_role_since", Some(Unit::Seconds), last.unix_secs as f64, help)?;
+        }
         let help = "Things that need a person; sealfs status says which";
         out.gauge("sealfs_warnings", None, status.warnings.len() as f64, help)?;
         let help = "Objects in the bucket that are known to be damaged or missing";

@@ -43,6 +43,7 @@ mod progress;
 mod protocol;
 mod recover;
 mod reload;
+mod role;
 mod s3ec;
 mod s3ec_keys;
 mod scrape;
@@ -95,6 +96,10 @@ enum Command {
     Umount(umount::UmountArgs),
     /// Wait until everything is in the bucket
     Sync(sync::SyncArgs),
+    /// Make a mount that follows the writer of its volume
+    Promote(role::PromoteArgs),
+    /// Upload what is pending and let another machine write the volume; this mount follows
+    Demote(role::DemoteArgs),
     /// Show how a mount is
     Status(status::StatusArgs),
     /// Show what a mount is doing, a line a second
@@ -198,6 +203,8 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount::run(*args),
         Command::Umount(args) => umount::run(args),
         Command::Sync(args) => sync::run(args),
+        Command::Promote(args) => role::promote(args),
+        Command::Demote(args) => role::demote(args),
         Command::Status(args) => status::run(args),
         Command::Stats(args) => stats::run(args),
         Command::Top(args) => stats::top(args),

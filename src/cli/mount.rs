@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use log::LevelFilter;
 
 use crate::commit::CleanOptions;
-use crate::fuse::{Options as FuseOptions, TTL_FOLLOWER};
+use crate::fuse::Options as FuseOptions;
 use crate::meta::SnapshotName;
 use crate::seal::Secret;
 use crate::stack::{Accept, MountOptions};
@@ -93,7 +93,7 @@ pub struct MountArgs {
 
 /// What may have gone back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Accepted {
+pub enum Accepted {
     Older,
     History,
     Keyring,
@@ -101,7 +101,7 @@ enum Accepted {
     Config,
 }
 
-fn accepted(what: &[Accepted]) -> Accept {
+pub fn accepted(what: &[Accepted]) -> Accept {
     let has = |one| what.contains(&one);
     Accept {
         older: has(Accepted::Older),
@@ -280,9 +280,7 @@ fn plan(args: &MountArgs) -> Outcome<Plan> {
     }
     fuse.read_only |= args.read_only;
     fuse.read_only |= args.snapshot.is_some();
-    if fuse.read_only && args.snapshot.is_none() {
-        fuse.ttl = TTL_FOLLOWER;
-    }
+    fuse.frozen = args.snapshot.is_some();
     let cache_dir = dirs::absolute_or(args.local.cache_dir.as_deref(), dirs::cache_dir)?;
     let state_dir = dirs::absolute_or(args.local.state_dir.as_deref(), dirs::state_dir)?;
     store.state_dir = (!accepted(&args.accept_rollback).keyring).then(|| state_dir.clone());

@@ -27,6 +27,11 @@ pub fn is_listened_to() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some_and(|to| !to.is_empty())
 }
 
+/// How it is.
+pub fn status(status: &str) {
+    tell(&format!("STATUS={}", status.replace('\n', " ")));
+}
+
 /// The mount is about to end.
 pub fn stopping(status: &str) {
     tell(&format!("STOPPING=1\nSTATUS={}", status.replace('\n', " ")));

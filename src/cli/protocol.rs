@@ -7,7 +7,7 @@ use crate::fs::diff::Difference;
 use crate::fs::restore::{RestoreOrder, Restored};
 use crate::fuse::Counted;
 use crate::stack::{
-    Numbers, Places, Progress, Setting, Settings, SnapshotAsk, SnapshotInfo, SnapshotList,
+    Accept, Numbers, Places, Progress, Setting, Settings, SnapshotAsk, SnapshotInfo, SnapshotList,
     SnapshotRefused, Status,
 };
 
@@ -63,6 +63,18 @@ pub enum Ask {
     SnapshotDelete {
         /// Their names.
         names: Vec<String>,
+    },
+    /// A follower becomes the writer; answered with [`Say::Done`] or [`Say::Failed`].
+    Promote {
+        /// Take the volume from the mount that holds it.
+        takeover: bool,
+        /// What may be older, or other, than what this machine has seen.
+        accept: Accept,
+    },
+    /// As sync, then the writer becomes a follower.
+    Demote {
+        /// Give up after this long without any progress.
+        stall_secs: u64,
     },
     /// As sync, then unmounts and ends the daemon.
     Umount {

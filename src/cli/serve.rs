@@ -16,7 +16,9 @@ use tokio::time::timeout;
 
 use crate::base::{counted, one_line};
 use crate::fuse::{self, Session};
-use crate::stack::{self, Attended, Connection, Control, Mounted, StackError};
+use crate::stack::{
+    self, Attended, Connection, Control, Mounted, RoleName, StackError, Transition, Why,
+};
 
 use super::busy::{Foreign, places_of};
 use super::daemon::Starting;
@@ -109,8 +111,35 @@ pub async fn serve(plan: Plan, starting: Starting) -> Outcome {
     if let Some(hangup) = running.serving.signals.take_reload() {
         tokio::spawn(reload::reloads(hangup, Arc::clone(&running.serving.control)));
     }
-    notify::ready(&format!("mounted on {}", point.display()));
-    running.run().await
+    let roles = running.serving.control.transitions();
+    notify::ready(&said_of(&point, &roles.borrow()));
+    let telling = tokio::spawn(tell_roles(point, roles));
+    let outcome = running.run().await;
+    telling.abort();
+    outcome
+}
+
+/// Tells the service manager of each change of the role.
+async fn tell_roles(point: PathBuf, mut roles: watch::Receiver<Transition>) {
+    while roles.changed().await.is_ok() {
+        let now = *roles.borrow_and_update();
+        notify::status(&said_of(&point, &now));
+    }
+}
+
+fn said_of(point: &Path, now: &Transition) -> String {
+    format!("mounted on {}, {}", point.display(), role_in_words(now))
+}
+
+/// A role and how it came about.
+pub fn role_in_words(now: &Transition) -> &'static str {
+    match (now.role, now.why) {
+        (_, Why::Fenced) => "follower: another mount has taken the volume over",
+        (RoleName::Writer, Why::Promoted) => "writer: promoted",
+        (RoleName::Writer, _) => "writer",
+        (RoleName::Follower, Why::Demoted) => "follower: demoted",
+        (RoleName::Follower, _) => "follower",
+    }
 }
 
 /// Starts, says what it waits for meanwhile, and undoes it at a signal or when whoever waits for
@@ -175,6 +204,7 @@ async fn start(plan: Plan) -> Outcome<Started> {
         }
     };
     mounted.control.tell(session.notifier());
+    mounted.attach(session.kernel());
     let socket = match Socket::bind(plan.places) {
         Ok(socket) => socket,
         Err(e) => {

@@ -14,7 +14,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::fuse::Operations;
-use crate::stack::{Control, Progress, Setting, Settings};
+use crate::stack::{
+    Attended, Control, DemoteAsk, Progress, PromoteAsk, Setting, Settings, StackError, Transition,
+};
 
 use super::exit::{Exit, Failure, Outcome};
 use super::leaving::stalled;
@@ -188,6 +190,16 @@ async fn client(
         Ask::SnapshotDiff { names } => {
             tokio::spawn(snapshot_serve::compare(control.clone(), names, say));
         }
+        Ask::Promote { takeover, accept } => {
+            let attended = Attended::default();
+            let asked = PromoteAsk { takeover, accept, attended: attended.clone() };
+            tokio::spawn(answer_change(Arc::clone(&control).promote(asked), attended, say));
+        }
+        Ask::Demote { stall_secs } => {
+            let (attended, stall) = (Attended::default(), Duration::from_secs(stall_secs));
+            let asked = DemoteAsk { stall, attended: attended.clone() };
+            tokio::spawn(answer_change(Arc::clone(&control).demote(asked), attended, say));
+        }
         Ask::Umount { stall_secs, lazy, force_local } => {
             let stall = Duration::from_secs(stall_secs);
             let asked = UmountAsked { stall, lazy, force_local, say };
@@ -214,6 +226,31 @@ async fn client(
             return Ok(());
         }
     }
+}
+
+/// Tells how a change of the role went. Who goes away wants none any more: as long as nothing has
+/// changed, it is given up.
+async fn answer_change(
+    change: impl Future<Output = Result<Transition, StackError>>,
+    attended: Attended,
+    say: mpsc::Sender<Say>,
+) {
+    tokio::pin!(change);
+    let outcome = tokio::select! {
+        outcome = &mut change => outcome,
+        () = say.closed() => {
+            attended.stop();
+            change.await
+        }
+    };
+    let last = match outcome {
+        Ok(_) => Say::Done { pending_bytes: 0 },
+        Err(e) => {
+            log::warn!("the role stays as it is: {e}");
+            Say::Failed(e.into())
+        }
+    };
+    let _ = say.send(last).await; // the client may have gone
 }
 
 /// Changes settings; returns what holds now.

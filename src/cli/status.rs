@@ -13,6 +13,7 @@ use crate::stack::{Connection, Status};
 use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
 use super::protocol::{Ask, Say};
+use super::serve::role_in_words;
 
 /// Flags of `sealfs status`.
 #[derive(Args, Clone, Debug)]
@@ -57,6 +58,12 @@ fn describe(s: &Status, now: SystemTime) -> String {
     let up = HumanDuration(Duration::from_secs(s.uptime_secs));
     line("mounted", format!("{}, for {up} (sealfs {}, pid {})", s.mount_point, s.version, s.pid));
     line("state", connection(&s.connection, now));
+    if let Some(last) = &s.last_transition {
+        let since = UNIX_EPOCH + Duration::from_secs(last.unix_secs);
+        let ago = HumanDuration(now.duration_since(since).unwrap_or_default());
+        let (role, commit) = (role_in_words(last), last.commit_sequence);
+        line("role", format!("{role}; for {ago}, since commit {commit}"));
+    }
     line(
         "pending",
         match s.oldest_pending_secs {

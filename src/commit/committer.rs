@@ -413,6 +413,11 @@ impl Committer {
         self.stop.send_replace(true);
     }
 
+    /// It is not to end after all: [`Committer::run`] may be called again.
+    pub fn go_on(&self) {
+        self.stop.send_replace(false);
+    }
+
     /// The last commit.
     pub fn committed(&self) -> CommitRow {
         *self.rows.committed.borrow()

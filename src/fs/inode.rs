@@ -100,6 +100,11 @@ impl Fs {
         self.clone().consult(move |fs| Ok(Attr::of(ino, &fs.inode(ino)?)))
     }
 
+    /// [`Fs::getattr`] if memory knows.
+    pub fn getattr_now(&self, ino: Ino) -> Option<Attr> {
+        Some(Attr::of(ino, &self.inode(ino).ok()?))
+    }
+
     /// Changes attributes. Whether the caller may is the kernel's decision. Changing the owner
     /// clears set-id bits and file capabilities, as Linux does.
     ///

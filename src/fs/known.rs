@@ -52,6 +52,15 @@ impl Known {
         self.groups.get(&group).is_some_and(|counts| counts[at] > 0)
     }
 
+    /// The count of `ino`.
+    pub(super) fn count(&self, ino: Ino) -> u64 {
+        let (group, at) = place(ino);
+        match self.groups.get(&group).map_or(0, |counts| counts[at]) {
+            MANY => self.many.get(&ino).copied().unwrap_or(MANY.into()),
+            few => few.into(),
+        }
+    }
+
     /// Takes `n` away; true if that was the last.
     pub(super) fn sub(&mut self, ino: Ino, n: u64) -> bool {
         let (group, at) = place(ino);

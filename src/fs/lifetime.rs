@@ -98,6 +98,10 @@ impl Lookups {
         self.inner.lock().counts.is_empty()
     }
 
+    fn times_known(&self, ino: Ino) -> u64 {
+        self.inner.lock().counts.count(ino)
+    }
+
     fn is_known(&self, ino: Ino) -> bool {
         self.inner.lock().counts.contains(ino)
     }
@@ -129,6 +133,11 @@ impl Fs {
         let mut known = self.lookups.known();
         known.push(Ino::ROOT);
         known
+    }
+
+    /// How many references to `ino` the kernel holds.
+    pub fn times_known(&self, ino: Ino) -> u64 {
+        self.lookups.times_known(ino)
     }
 
     /// The kernel forgets `nlookup` of its references to `ino`; an inode without a name goes

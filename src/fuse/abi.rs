@@ -292,10 +292,11 @@ impl Out {
         self.u32(BLOCK_SIZE).u32(0)
     }
 
-    /// Appends `struct fuse_entry_out` (128 bytes): a name that leads to `a`.
-    pub fn entry(&mut self, a: &Attr, terms: Terms) -> &mut Self {
+    /// Appends `struct fuse_entry_out` (128 bytes): a name that leads to `a`, which the kernel is to
+    /// know as `node`.
+    pub fn entry(&mut self, node: u64, a: &Attr, terms: Terms) -> &mut Self {
         let (name, attributes) = (terms.name_ttl.0, terms.ttl.0);
-        self.u64(a.ino.0).u64(generation(a)).u64(name).u64(attributes).u32(0).u32(0);
+        self.u64(node).u64(generation(a)).u64(name).u64(attributes).u32(0).u32(0);
         self.attr(a, terms.powerless)
     }
 
@@ -424,7 +425,7 @@ mod tests {
         };
         const TERMS: Terms = Terms { ttl: TtlSecs(1), name_ttl: TtlSecs(1), powerless: false };
         assert_eq!(len(|o| o.attr(&attr(), false)), 88);
-        assert_eq!(len(|o| o.entry(&attr(), TERMS)), ENTRY_LEN);
+        assert_eq!(len(|o| o.entry(7, &attr(), TERMS)), ENTRY_LEN);
         assert_eq!(len(|o| o.negative_entry(TtlSecs(1))), ENTRY_LEN);
         assert_eq!(len(|o| o.attr_out(&attr(), TERMS)), 104);
         assert_eq!(len(|o| o.statx_out(&attr(), TERMS)), 288);

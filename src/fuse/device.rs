@@ -26,10 +26,12 @@ pub struct Device {
     counters: Arc<Counters>,
 }
 
-/// `FUSE_NOTIFY_INVAL_INODE` of linux/fuse.h.
+/// Notifications of linux/fuse.h (`FUSE_NOTIFY_*`).
 const NOTIFY_INVAL_INODE: i32 = 2;
-/// `FUSE_NOTIFY_INVAL_ENTRY`.
 const NOTIFY_INVAL_ENTRY: i32 = 3;
+const NOTIFY_INC_EPOCH: i32 = 8;
+/// `FUSE_EXPIRE_ONLY`, a flag of the second.
+const EXPIRE_ONLY: u32 = 1 << 0;
 
 /// What asking for the next request came to.
 #[derive(Debug, PartialEq, Eq)]
@@ -109,49 +111,65 @@ impl Device {
         self.put(unique, -errno, body)
     }
 
-    /// Has the kernel write its dirty pages of `ino` in these bytes back and drop them, and ask
+    /// Has the kernel write its dirty pages of `node` in these bytes back and drop them, and ask
     /// for the attributes again. Blocks until the requests that this makes are answered: never
     /// call it on a request thread.
-    pub fn write_back(&self, ino: Ino, bytes: Range<u64>) -> io::Result<()> {
+    pub fn write_back(&self, node: u64, bytes: Range<u64>) -> io::Result<()> {
         let len = bytes.end.saturating_sub(bytes.start);
         if len == 0 {
             return Ok(());
         }
         // Both are signed there; 0 is "to the end".
         let len = if bytes.end > i64::MAX as u64 { 0 } else { len };
-        self.notify(ino, bytes.start, len)
+        self.notify(node, bytes.start, len)
     }
 
-    /// Has the kernel ask for the attributes of `ino` again before it uses them. Never waits.
-    pub fn refresh_attributes(&self, ino: Ino) -> io::Result<()> {
-        self.notify(ino, u64::MAX, 0) // from -1 on: no pages
+    /// Has the kernel ask for the attributes of `node` again before it uses them. Never waits.
+    pub fn refresh_attributes(&self, node: u64) -> io::Result<()> {
+        self.notify(node, u64::MAX, 0) // from -1 on: no pages
     }
 
     /// Has the kernel forget that `name` in `parent` leads anywhere, or nowhere. Waits for whoever
     /// changes that directory: never call it on a request thread.
     pub fn forget_name(&self, parent: Ino, name: &[u8]) -> io::Result<()> {
-        let mut body = Vec::with_capacity(17 + name.len()); // struct fuse_notify_inval_entry_out
-        body.extend_from_slice(&parent.0.to_ne_bytes());
-        body.extend_from_slice(&(name.len() as u32).to_ne_bytes());
-        body.extend_from_slice(&[0; 4]);
-        body.extend_from_slice(name);
-        body.push(0);
-        match self.put(0, NOTIFY_INVAL_ENTRY, &body) {
-            // It knows neither, or that is no directory any more.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(()),
+        self.notify_name(parent, name, 0)
+    }
+
+    fn notify(&self, node: u64, start: u64, len: u64) -> io::Result<()> {
+        let mut body = [0u8; 24]; // struct fuse_notify_inval_inode_out
+        body[0..8].copy_from_slice(&node.to_ne_bytes());
+        body[8..16].copy_from_slice(&start.to_ne_bytes());
+        body[16..24].copy_from_slice(&len.to_ne_bytes());
+        unless_unknown(self.put(0, NOTIFY_INVAL_INODE, &body))
+    }
+
+    /// Has the kernel look `name` in directory `parent` up again before it uses it; what is mounted on
+    /// it, or works in it, stays (Linux 6.2; before, the name is dropped). Waits for what is being
+    /// looked up in `parent`: never call it on a request thread.
+    pub fn expire_name(&self, parent: Ino, name: &[u8]) -> io::Result<()> {
+        let done = self.notify_name(parent, name, EXPIRE_ONLY);
+        match done {
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.notify_name(parent, name, 0),
             done => done,
         }
     }
 
-    fn notify(&self, ino: Ino, start: u64, len: u64) -> io::Result<()> {
-        let mut body = [0u8; 24]; // struct fuse_notify_inval_inode_out
-        body[0..8].copy_from_slice(&ino.0.to_ne_bytes());
-        body[8..16].copy_from_slice(&start.to_ne_bytes());
-        body[16..24].copy_from_slice(&len.to_ne_bytes());
-        match self.put(0, NOTIFY_INVAL_INODE, &body) {
-            // The kernel does not know the inode any more: it has nothing of it.
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-            done => done,
+    fn notify_name(&self, parent: Ino, name: &[u8], flags: u32) -> io::Result<()> {
+        let mut body = Vec::with_capacity(17 + name.len()); // struct fuse_notify_inval_entry_out
+        body.extend_from_slice(&parent.0.to_ne_bytes());
+        body.extend_from_slice(&(name.len() as u32).to_ne_bytes());
+        body.extend_from_slice(&flags.to_ne_bytes());
+        body.extend_from_slice(name);
+        body.push(0);
+        unless_unknown(self.put(0, NOTIFY_INVAL_ENTRY, &body))
+    }
+
+    /// Has the kernel look every name up again before it uses it; false before Linux 6.16.
+    pub fn expire_all_names(&self) -> io::Result<bool> {
+        match self.put(0, NOTIFY_INC_EPOCH, &[]) {
+            Ok(()) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+            Err(e) => Err(e),
         }
     }
 
@@ -164,6 +182,14 @@ impl Device {
         let parts = [IoSlice::new(&header), IoSlice::new(body)];
         // The kernel takes a message in one call or refuses it; there are no short writes.
         (&self.file).write_vectored(&parts).map(drop)
+    }
+}
+
+/// What the kernel does not know any more needs no notice.
+fn unless_unknown(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(()),
+        done => done,
     }
 }
 

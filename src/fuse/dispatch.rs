@@ -25,17 +25,15 @@ use super::abi::{self, Body, ENTRY_LEN, Header, Malformed, Out, Terms, TtlSecs, 
 use super::device::Device;
 use super::errno::Errno;
 use super::mount::Negotiated;
-use super::options::{Options, TTL_WRITER as TTL_FOREVER};
+use super::nodes::{self, Nodes};
+use super::options::{Options, TTL_FOLLOWER, TTL_WRITER as TTL_FOREVER};
 use super::reply::Reply;
 use super::signals::is_dying;
 
 /// What all request threads of a mount share.
 pub struct Adapter {
     pub(super) fs: Arc<Tree>,
-    /// How long the kernel may keep names and attributes.
-    ttl: TtlSecs,
-    /// Nothing on the mount may give power, and Linux would let it.
-    powerless: AtomicBool,
+    pub(super) common: Arc<Common>,
     /// Opening a file is a request. It costs one, and is wanted where files may not be opened for
     /// writing that Linux would let pass: those of snapshots.
     pub(super) answers_open: bool,
@@ -53,6 +51,78 @@ pub struct Adapter {
 /// by the requests the kernel has under way.
 type Interruptible = Arc<Mutex<HashMap<u64, (AbortHandle, u32)>>>;
 
+/// What an answer is given by, at the time when it is given: the role may have changed since it was
+/// asked for.
+pub(super) struct Common {
+    fs: Arc<Tree>,
+    /// How long the kernel may keep names and attributes of a mount that writes.
+    ttl: TtlSecs,
+    /// Nothing of it ever changes: as long as that.
+    frozen: bool,
+    /// Nothing on the mount may give power, and Linux would let it.
+    powerless: AtomicBool,
+    pub(super) nodes: Nodes,
+}
+
+impl Common {
+    fn is_followed(&self) -> bool {
+        !self.frozen && !self.fs.volume().is_writer()
+    }
+
+    /// On which terms the kernel gets attributes of the volume now.
+    pub(super) fn terms(&self) -> Terms {
+        let ttl = match self.is_followed() {
+            false => self.ttl,
+            true => TTL_FOLLOWER,
+        };
+        Terms { ttl, name_ttl: ttl, powerless: self.powerless.load(Ordering::SeqCst) }
+    }
+
+    /// On which terms it gets those of `ino`.
+    pub(super) fn terms_of(&self, ino: Ino) -> Terms {
+        terms_for(&self.fs, ino, self.terms())
+    }
+
+    /// The number that the kernel gets for the file of `attr`.
+    pub(super) fn node(&self, attr: &Attr, device: &Arc<Device>) -> u64 {
+        let ino = attr.ino;
+        let times_known = || self.fs.volume().times_known(ino);
+        let shown = self.nodes.show(attr, self.is_followed(), times_known);
+        drop_pages(shown.former, device);
+        shown.node
+    }
+
+    /// Looks whether the file that the kernel asked about by `asked` has changed behind its back.
+    pub(super) fn look(&self, asked: u64, attr: &Attr, device: &Arc<Device>) {
+        if self.is_followed() {
+            drop_pages(self.nodes.look(asked, attr).former, device);
+        }
+    }
+
+    /// The kernel has written to a file, and was refused: it is to forget what it believes of it.
+    pub(super) fn refused(&self, node: u64, device: &Arc<Device>) {
+        self.nodes.distrust(nodes::ino_of(node));
+        drop_pages(Some(node), device);
+    }
+
+    /// The kernel forgets `nlookup` of its references to `ino`.
+    pub(super) fn forget(&self, ino: Ino, nlookup: u64) {
+        self.fs.forget(ino, nlookup);
+        self.nodes.forget(ino, || self.fs.volume().times_known(ino));
+    }
+}
+
+/// Has the kernel read again what it shows through handles that are open on a former number.
+fn drop_pages(former: Option<u64>, device: &Arc<Device>) {
+    let Some(former) = former else { return };
+    let device = Arc::clone(device);
+    tokio::task::spawn_blocking(move || {
+        if let Err(e) = device.write_back(former, 0..u64::MAX) {
+            log::debug!("the kernel keeps pages of node {former:x}: {e}");
+        }
+    });
+}
+
 /// How often it is looked whether a caller that got a signal is about to end.
 const DYING_LOOK: Duration = Duration::from_millis(250);
 
@@ -65,7 +135,12 @@ pub(super) struct Request<'a> {
 
 impl Request<'_> {
     pub fn ino(&self) -> Ino {
-        Ino(self.header.nodeid)
+        nodes::ino_of(self.header.nodeid)
+    }
+
+    /// The number by which the kernel asked.
+    pub fn node(&self) -> u64 {
+        self.header.nodeid
     }
 
     pub fn caller(&self) -> Caller {
@@ -113,12 +188,13 @@ impl Adapter {
     ) -> Adapter {
         let interruptible = Arc::default();
         let Negotiated { setxattr_ext, write_back } = agreed;
-        let powerless = AtomicBool::new(false);
+        let (powerless, nodes) = (AtomicBool::new(false), Nodes::new(write_back));
         let answers_open = fs.refuses_some() && !options.read_only;
+        let (ttl, frozen) = (options.ttl, options.frozen);
+        let common = Common { fs: Arc::clone(&fs), ttl, frozen, powerless, nodes };
         Adapter {
             fs,
-            ttl: options.ttl,
-            powerless,
+            common: Arc::new(common),
             answers_open,
             fsync_remote: options.fsync_remote,
             setxattr_ext,
@@ -128,25 +204,20 @@ impl Adapter {
         }
     }
 
-    /// On which terms the kernel gets attributes of the volume now.
-    pub(super) fn terms(&self) -> Terms {
-        let powerless = self.powerless.load(Ordering::SeqCst);
-        Terms { ttl: self.ttl, name_ttl: self.ttl, powerless }
-    }
-
-    /// On which terms it gets those of `ino`.
-    pub(super) fn terms_of(&self, ino: Ino) -> Terms {
-        terms_for(&self.fs, ino, self.terms())
+    /// The inode that a request is about, unless the kernel goes by a state of it that is none any
+    /// more.
+    pub(super) fn changeable(&self, rq: &Request<'_>) -> Option<Ino> {
+        (!self.common.nodes.is_former(rq.node())).then(|| rq.ino())
     }
 
     /// From now on the kernel gets attributes with or without what gives power, those included
     /// that it has. Costs a short message for every inode that it knows.
     pub(super) fn set_powerless(&self, powerless: bool, device: &Device) {
-        if self.powerless.swap(powerless, Ordering::SeqCst) == powerless {
+        if self.common.powerless.swap(powerless, Ordering::SeqCst) == powerless {
             return;
         }
         for ino in self.fs.known_inodes() {
-            if let Err(e) = device.refresh_attributes(ino) {
+            if let Err(e) = device.refresh_attributes(ino.0) {
                 log::error!("the kernel keeps the old attributes of inode {ino}: {e}");
             }
         }
@@ -289,9 +360,9 @@ impl Adapter {
     where
         F: Future<Output = Result<Attr, FsError>> + Send + 'static,
     {
-        let (fs, terms) = (Arc::clone(&self.fs), self.terms());
+        let common = Arc::clone(&self.common);
         self.run(reply, Interrupt::Never, op, move |reply, attr| {
-            answer_entry(&fs, reply, &attr, terms);
+            answer_entry(&common, reply, &attr);
         });
     }
 
@@ -347,11 +418,11 @@ pub(super) fn terms_for(fs: &Tree, ino: Ino, terms: Terms) -> Terms {
 }
 
 /// Answers with an entry, and takes the counted lookup back if the kernel did not want it.
-pub(super) fn answer_entry(fs: &Arc<Tree>, reply: Reply, attr: &Attr, terms: Terms) {
+pub(super) fn answer_entry(common: &Common, reply: Reply, attr: &Attr) {
     let mut out = Out::with_capacity(ENTRY_LEN);
-    out.entry(attr, terms_for(fs, attr.ino, terms));
+    out.entry(common.node(attr, reply.device()), attr, common.terms_of(attr.ino));
     if !reply.out(&out) {
-        fs.forget(attr.ino, 1);
+        common.forget(attr.ino, 1);
     }
 }
 

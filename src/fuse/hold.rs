@@ -10,13 +10,17 @@
 //! that it has. A daemon without `CAP_SYS_ADMIN` cannot put anything back: it says so, and from then
 //! on shows no set-id bits, no file capabilities, and device nodes that nobody but root may open.
 
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::options::Options;
 
@@ -134,7 +138,7 @@ fn unescape(field: &[u8]) -> PathBuf {
 }
 
 /// Keeps watch over every mount of one file system.
-struct Watch<P> {
+struct Watch {
     table: File,
     /// `major:minor` of the file system.
     device: String,
@@ -142,7 +146,17 @@ struct Watch<P> {
     /// It has been said that options are gone and cannot be put back.
     told: bool,
     /// Told whether what gives power is to be withheld, which it is not at first.
-    powerless: P,
+    powerless: Box<dyn Fn(bool) + Send>,
+    /// Mounts that a change of role has made read-only, or will once no file is open for writing.
+    refusing: HashSet<u64>,
+}
+
+/// What is kept refused, for who changes it.
+pub(super) struct Hold {
+    watch: Arc<Mutex<Watch>>,
+    /// An eventfd(2) that has the thread look.
+    wake: Arc<File>,
+    point: PathBuf,
 }
 
 /// Starts to keep what `options` refuse refused, for the mount on `point`.
@@ -151,53 +165,168 @@ pub(super) fn start(
     device: String,
     options: &Options,
     powerless: impl Fn(bool) + Send + 'static,
-) -> io::Result<()> {
+) -> io::Result<Hold> {
     let wanted = Held::of(options);
-    let table = File::open(TABLE)?;
-    let mut watch = Watch { table, device, wanted, told: false, powerless };
+    let (table, changes) = (File::open(TABLE)?, File::open(TABLE)?);
+    let (powerless, refusing) = (Box::new(powerless), HashSet::new());
+    let mut watch = Watch { table, device, wanted, told: false, powerless, refusing };
     // fusermount3 refuses more than it is asked to.
     watch.wanted = watch.look()?.iter().fold(wanted, |all, mount| Held(all.0 | mount.held.0));
+    let (watch, wake) = (Arc::new(Mutex::new(watch)), Arc::new(eventfd()?));
+    let hold = Hold { watch: Arc::clone(&watch), wake: Arc::clone(&wake), point: point.into() };
     let point = point.to_owned();
     std::thread::Builder::new().name("remounts".into()).spawn(move || {
-        if let Err(e) = watch.run() {
+        if let Err(e) = run(&watch, changes, &wake) {
             log::error!("cannot watch {} for remounts: {e}", point.display());
         }
     })?;
-    Ok(())
+    Ok(hold)
 }
 
-impl<P: Fn(bool)> Watch<P> {
-    fn run(&mut self) -> io::Result<()> {
-        let mut again = None;
-        loop {
-            self.wait(again)?;
-            let mounts = self.look()?;
-            if mounts.is_empty() {
-                return Ok(()); // unmounted
+fn eventfd() -> io::Result<File> {
+    // SAFETY: the call takes no pointers.
+    match unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) } {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: the call has just made this descriptor.
+        fd => Ok(unsafe { File::from_raw_fd(fd) }),
+    }
+}
+
+fn run(watch: &Mutex<Watch>, mut changes: File, wake: &File) -> io::Result<()> {
+    let mut again = None;
+    loop {
+        wait(&mut changes, wake, again)?;
+        let mut watch = watch.lock();
+        let mounts = watch.look()?;
+        if mounts.is_empty() {
+            return Ok(()); // unmounted
+        }
+        // Each of them, whatever became of the one before.
+        let all = mounts.iter().filter(|mount| !watch.restore(mount)).count() == 0;
+        watch.told &= !all;
+        (watch.powerless)(watch.told);
+        again = (!all && !watch.told).then_some(AGAIN);
+    }
+}
+
+/// Returns when the table has changed since the last call, when it is woken, or after `bound`.
+fn wait(changes: &mut File, wake: &File, bound: Option<Duration>) -> io::Result<()> {
+    // Whatever changes from here on is heard of.
+    changes.rewind()?;
+    io::copy(changes, &mut io::sink())?;
+    let on = |fd: &File, events| libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    let mut fds = [on(changes, libc::POLLPRI), on(wake, libc::POLLIN)];
+    let ms = bound.map_or(-1, |b| b.as_millis().try_into().unwrap_or(libc::c_int::MAX));
+    // SAFETY: `fds` are two valid pollfds and outlive the call.
+    if unsafe { libc::poll(fds.as_mut_ptr(), 2, ms) } == -1 {
+        match io::Error::last_os_error() {
+            e if e.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            e => return Err(e),
+        }
+    }
+    let mut count = [0; 8];
+    match (&*wake).read(&mut count) {
+        Err(e) if e.kind() != io::ErrorKind::WouldBlock => Err(e),
+        _ => Ok(()),
+    }
+}
+
+impl Hold {
+    fn here(&self, watch: &mut Watch) -> io::Result<(Mount, OwnedFd)> {
+        let mounts = watch.look()?;
+        let mount = mounts.into_iter().rfind(|mount| mount.point == self.point);
+        let mount = mount.ok_or(io::ErrorKind::NotFound)?;
+        let root = open_root(&mount)?;
+        Ok((mount, root))
+    }
+
+    /// The root of the file system, open to be read, whatever is mounted over it.
+    pub(super) fn root(&self) -> io::Result<File> {
+        let (_, root) = self.here(&mut self.watch.lock())?;
+        File::open(format!("/proc/self/fd/{}", root.as_raw_fd()))
+    }
+
+    /// Has Linux write back what is dirty and forget the names and inodes that nobody uses: a remount
+    /// with everything as it is (`shrink_dcache_sb` in `reconfigure_super` of fs/super.c). Takes
+    /// requests to ourselves: never call it on a request thread.
+    ///
+    /// # Errors
+    /// `EPERM`: it takes `CAP_SYS_ADMIN`.
+    pub(super) fn shrink(&self) -> io::Result<()> {
+        let (mount, root) = self.here(&mut self.watch.lock())?;
+        match mount.held.has(READ_ONLY) {
+            // The whole file system would become read-only. There is little that lasts, either.
+            true => Ok(()),
+            false => remount(&mount, &root, 0, Held::default()),
+        }
+    }
+
+    /// From now on the mounts are read-only, each as soon as no file of it is open for writing; false
+    /// if this process may not do that.
+    pub(super) fn refuse_changes(&self) -> io::Result<bool> {
+        let mut watch = self.watch.lock();
+        for mount in watch.look()?.iter().filter(|mount| !mount.held.has(READ_ONLY)) {
+            match put_back(mount, READ_ONLY) {
+                Err(e) if e.raw_os_error() == Some(libc::EPERM) => return Ok(false),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {} // nobody gets there
+                _ => drop(watch.refusing.insert(mount.id)),
             }
-            // Each of them, whatever became of the one before.
-            let all = mounts.iter().filter(|mount| !self.restore(mount)).count() == 0;
-            self.told &= !all;
-            (self.powerless)(self.told);
-            again = (!all && !self.told).then_some(AGAIN);
         }
+        watch.wanted = Held(watch.wanted.0 | READ_ONLY.0);
+        drop(watch);
+        (&*self.wake).write_all(&1u64.to_ne_bytes()).map(|()| true)
     }
 
-    /// Returns when the table has changed since it was last read, or after `bound`.
-    fn wait(&self, bound: Option<Duration>) -> io::Result<()> {
-        let fd = self.table.as_raw_fd();
-        let mut fd = libc::pollfd { fd, events: libc::POLLPRI, revents: 0 };
-        let ms = bound.map_or(-1, |b| b.as_millis().try_into().unwrap_or(libc::c_int::MAX));
-        // SAFETY: `fd` is one valid pollfd and outlives the call.
-        match unsafe { libc::poll(&mut fd, 1, ms) } {
-            -1 => match io::Error::last_os_error() {
-                e if e.kind() == io::ErrorKind::Interrupted => Ok(()),
-                e => Err(e),
-            },
-            _ => Ok(()),
+    /// The mounts may be written again, those that were refused by us.
+    ///
+    /// # Errors
+    /// `EPERM`: it takes `CAP_SYS_ADMIN`; they are still read-only then.
+    pub(super) fn allow_changes(&self) -> io::Result<()> {
+        let mut watch = self.watch.lock();
+        let wanted = watch.wanted;
+        watch.wanted = wanted.without(READ_ONLY);
+        let allowed = self.allow(&mut watch);
+        if allowed.is_err() {
+            watch.wanted = wanted;
         }
+        allowed
     }
 
+    fn allow(&self, watch: &mut Watch) -> io::Result<()> {
+        let (mount, root) = self.here(watch)?;
+        if mount.held.has(READ_ONLY) {
+            // The file system too: it may have been mounted so.
+            let writable = Mount { held: mount.held.without(READ_ONLY), ..mount };
+            remount(&writable, &root, 0, Held::default())?;
+        }
+        let refusing = std::mem::take(&mut watch.refusing);
+        for mount in watch.look()?.into_iter().filter(|mount| refusing.contains(&mount.id)) {
+            if mount.held.has(READ_ONLY) && mount.point != self.point {
+                let root = open_root(&mount)?;
+                let writable = Mount { held: mount.held.without(READ_ONLY), ..mount };
+                remount(&writable, &root, libc::MS_BIND, Held::default())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the mount is read-only.
+    pub(super) fn is_refusing(&self) -> io::Result<bool> {
+        let (mount, _) = self.here(&mut self.watch.lock())?;
+        Ok(mount.held.has(READ_ONLY))
+    }
+
+    /// Whether this process may change the mounts: sets what is set.
+    ///
+    /// # Errors
+    /// `EPERM` if it may not.
+    pub(super) fn check(&self) -> io::Result<()> {
+        let (mount, root) = self.here(&mut self.watch.lock())?;
+        remount(&mount, &root, libc::MS_BIND, Held::default())
+    }
+}
+
+impl Watch {
     /// The mounts of the file system.
     fn look(&mut self) -> io::Result<Vec<Mount>> {
         let mut text = Vec::new();
@@ -215,6 +344,10 @@ impl<P: Fn(bool)> Watch<P> {
         }
         let (names, at) = (missing.names(), mount.point.display());
         match put_back(mount, missing) {
+            Ok(()) if missing == READ_ONLY && self.refusing.contains(&mount.id) => {
+                log::info!("no file of {at} is open for writing any more: it is read-only now");
+                true
+            }
             Ok(()) => {
                 log::warn!("a remount of {at} had left out {names}: in force again");
                 true
@@ -311,7 +444,9 @@ fn remount(mount: &Mount, root: &OwnedFd, kind: libc::c_ulong, add: Held) -> io:
     let path = CString::new(format!("/proc/self/fd/{}", root.as_raw_fd()))?;
     let all = Held(mount.held.0 | add.0);
     let named = NAMES.iter().filter(|(held, ..)| all.has(*held));
-    let flags = named.fold(libc::MS_REMOUNT | kind | mount.keep, |all, (.., flag)| all | flag);
+    let dirs = if all.has(SYNC) { libc::MS_DIRSYNC } else { 0 };
+    let first = libc::MS_REMOUNT | kind | mount.keep | dirs;
+    let flags = named.fold(first, |all, (.., flag)| all | flag);
     let none = std::ptr::null();
     // SAFETY: a NUL-terminated string that outlives the call, and null pointers, which it allows.
     let rc = unsafe { libc::mount(none, path.as_ptr(), none, flags, none.cast()) };

@@ -6,6 +6,8 @@
 //! | file | what |
 //! | --- | --- |
 //! | `mount` | mounting, negotiation, tuning, unmounting |
+//! | `nodes` | under which number the kernel knows a file |
+//! | `role` | what the kernel has to do when a mount changes its role |
 //! | `hold` | putting back what a remount has left out of what the mount refuses |
 //! | `device` | one `/dev/fuse` descriptor: read a request, write a reply |
 //! | `abi` | the bytes of requests and replies |
@@ -28,6 +30,7 @@ mod dispatch;
 mod errno;
 mod hold;
 mod mount;
+mod nodes;
 mod notify;
 mod operations;
 mod ops_attr;
@@ -37,6 +40,7 @@ mod ops_names;
 mod ops_xattr;
 mod options;
 mod reply;
+mod role;
 mod seek;
 mod signals;
 mod table;
@@ -58,6 +62,7 @@ pub use mount::{MountError, REQUEST_DATA_MAX, device_number, unmount};
 pub use notify::Notifier;
 pub use operations::{Counted, Operation, Operations};
 pub use options::{Options, TTL_FOLLOWER, TTL_WRITER, UnknownOption};
+pub use role::KernelSide;
 pub use table::{Entry, Life, life, mounted_at, mounts};
 
 use abi::HEADER_LEN;
@@ -74,6 +79,8 @@ pub struct Session {
     ended: watch::Receiver<usize>,
     operations: Operations,
     notifier: Arc<Notifier>,
+    /// What it can be told.
+    told: KernelSide,
     /// fuser's half of the mount. Kept: dropping it unmounts what fusermount3 mounted.
     _kernel: mount::KernelSession,
 }
@@ -93,20 +100,24 @@ pub fn serve(
         .map_err(MountError::Threads)?;
     let device = mount::device_number(&point);
     mount::tune(&point, device.as_deref());
+    let clone = Device::clone_of(kernel.as_fd())
+        .inspect_err(|_| mount::abandon(&point))
+        .map_err(MountError::Threads)?;
+    let (clone, mut hold) = (Arc::new(clone), None);
     if let Some(device) = &device {
-        let kernel = Device::clone_of(kernel.as_fd())
-            .inspect_err(|_| mount::abandon(&point))
-            .map_err(MountError::Threads)?;
-        let powerless = move |powerless| adapter.set_powerless(powerless, &kernel);
-        if let Err(e) = hold::start(&point, device.clone(), options, powerless) {
-            log::error!("cannot watch {} for remounts: {e}", point.display());
+        let (to, adapter) = (Arc::clone(&clone), Arc::clone(&adapter));
+        let powerless = move |powerless| adapter.set_powerless(powerless, &to);
+        match hold::start(&point, device.clone(), options, powerless) {
+            Ok(started) => hold = Some(Arc::new(started)),
+            Err(e) => log::error!("cannot watch {} for remounts: {e}", point.display()),
         }
     }
-    let notifier = Notifier::new(&kernel)
+    let notifier = Notifier::new(&kernel, Arc::clone(&adapter.common))
         .inspect_err(|_| mount::abandon(&point))
         .map_err(MountError::Threads)?;
     let notifier = Arc::new(notifier);
-    Ok(Session { point, device, ended, operations, notifier, _kernel: kernel })
+    let told = KernelSide { adapter, device: clone, hold, runtime: runtime.clone() };
+    Ok(Session { point, device, ended, operations, notifier, told, _kernel: kernel })
 }
 
 /// Starts the request threads. The watch holds how many are left; also what they count.
@@ -191,6 +202,11 @@ impl Session {
     /// Tells the kernel what to forget of it.
     pub fn notifier(&self) -> Arc<Notifier> {
         Arc::clone(&self.notifier)
+    }
+
+    /// What it can be told when the mount changes its role.
+    pub fn kernel(&self) -> KernelSide {
+        self.told.clone()
     }
 
     /// What it was asked for so far.

@@ -119,11 +119,16 @@ fn wanted(follower: bool) -> InitFlags {
         | InitFlags::FUSE_DONT_MASK // fs applies the umask, unless a default ACL replaces it
         | InitFlags::FUSE_EXPORT_SUPPORT // file handles of any inode: lookups of "." and ".."
         | InitFlags::FUSE_SETXATTR_EXT
-        | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
-    if follower {
-        both | InitFlags::FUSE_AUTO_INVAL_DATA
-    } else {
-        both | InitFlags::FUSE_WRITEBACK_CACHE | InitFlags::FUSE_EXPLICIT_INVAL_DATA
+        | InitFlags::FUSE_HANDLE_KILLPRIV_V2
+        // While it follows: other attributes mean other data. Costs a writer nothing, whose
+        // attributes last.
+        | InitFlags::FUSE_AUTO_INVAL_DATA;
+    // What was agreed holds as long as the mount, whatever its role. Linux believes its own size of a
+    // file with write-back: a follower cannot have that, and writes through once it is promoted. Of a
+    // writer that is demoted `nodes` takes care.
+    match follower {
+        true => both,
+        false => both | InitFlags::FUSE_WRITEBACK_CACHE,
     }
 }
 

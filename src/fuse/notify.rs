@@ -2,18 +2,20 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use super::device::Device;
+use super::dispatch::Common;
 use crate::base::Ino;
 use crate::fs::restore::Kernel;
 
 /// The kernel, as it remembers one mount.
-pub struct Notifier(Device);
+pub struct Notifier(Device, Arc<Common>);
 
 impl Notifier {
     /// Through the connection `kernel`.
-    pub(super) fn new(kernel: &impl AsFd) -> io::Result<Notifier> {
-        Device::clone_of(kernel.as_fd()).map(Notifier)
+    pub(super) fn new(kernel: &impl AsFd, common: Arc<Common>) -> io::Result<Notifier> {
+        Device::clone_of(kernel.as_fd()).map(|device| Notifier(device, common))
     }
 }
 
@@ -31,6 +33,6 @@ impl Kernel for Notifier {
     }
 
     fn forget_inode(&self, ino: Ino) {
-        told("a file", self.0.write_back(ino, 0..u64::MAX));
+        told("a file", self.0.write_back(self.1.nodes.current(ino), 0..u64::MAX));
     }
 }

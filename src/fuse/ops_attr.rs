@@ -1,17 +1,18 @@
 //! Operations on attributes: getattr, statx, setattr, statfs.
 
-use crate::fs::{SetAttr, SetTime, StatFs};
+use crate::fs::{FsError, SetAttr, SetTime, StatFs};
 
 use super::abi::{Malformed, Out, SetAttrIn, fattr};
 use super::dispatch::{Adapter, Interrupt, Request};
 
 impl Adapter {
     pub(super) fn getattr(&self, rq: Request<'_>) -> Result<(), Malformed> {
-        let terms = self.terms_of(rq.ino());
+        let (common, asked) = (self.common.clone(), rq.node());
         let attr = self.fs.getattr(rq.ino());
         self.run(rq.reply, Interrupt::Allowed, attr, move |reply, attr| {
+            common.look(asked, &attr, reply.device());
             let mut out = Out::with_capacity(104);
-            out.attr_out(&attr, terms);
+            out.attr_out(&attr, common.terms_of(attr.ino));
             reply.out(&out);
         });
         Ok(())
@@ -19,24 +20,37 @@ impl Adapter {
 
     /// As getattr, with the time of birth (`stat` prints it, `statx` with `STATX_BTIME`).
     pub(super) fn statx(&self, rq: Request<'_>) -> Result<(), Malformed> {
-        let terms = self.terms_of(rq.ino());
+        let (common, asked) = (self.common.clone(), rq.node());
         let attr = self.fs.getattr(rq.ino());
         self.run(rq.reply, Interrupt::Allowed, attr, move |reply, attr| {
+            common.look(asked, &attr, reply.device());
             let mut out = Out::with_capacity(288);
-            out.statx_out(&attr, terms);
+            out.statx_out(&attr, common.terms_of(attr.ino));
             reply.out(&out);
         });
         Ok(())
     }
 
     pub(super) fn setattr(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
-        let terms = self.terms();
+        let common = self.common.clone();
         let change = change_of(&SetAttrIn::decode(&mut rq.body)?);
-        let changed = self.fs.setattr(rq.caller(), rq.ino(), change);
-        self.run(rq.reply, Interrupt::Never, changed, move |reply, attr| {
-            let mut out = Out::with_capacity(104);
-            out.attr_out(&attr, terms);
-            reply.out(&out);
+        let Some(ino) = self.changeable(&rq) else {
+            rq.reply.error(FsError::Stale);
+            return Ok(());
+        };
+        let changed = self.fs.setattr(rq.caller(), ino, change);
+        self.run_to(rq.reply, Interrupt::Never, changed, move |reply, changed| match changed {
+            Ok(attr) => {
+                let mut out = Out::with_capacity(104);
+                out.attr_out(&attr, common.terms_of(attr.ino));
+                reply.out(&out);
+            }
+            Err(e) => {
+                if e == FsError::ReadOnly {
+                    common.nodes.distrust(ino); // these may be times that it goes on to believe
+                }
+                reply.error(e);
+            }
         });
         Ok(())
     }

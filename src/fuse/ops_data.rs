@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::base::Ino;
 use crate::fs::{FsError, Whence, WriteFlags};
 
 use super::abi::{Malformed, Out, ReadIn, WriteIn};
 use super::dispatch::{Adapter, Interrupt, Request};
 use super::errno::Errno;
+use super::nodes::ino_of;
 use super::reply::Reply;
 use super::seek::seek;
 
@@ -46,12 +46,21 @@ impl Adapter {
         let flags = WriteFlags {
             kill_suidgid: (write_flags & WRITE_KILL_SUIDGID != 0).then(|| rq.caller()),
             sync: synchronous,
-            cached: write_flags & WRITE_CACHE != 0,
+            // Without write-back it comes from a mapping, whose times nobody sends.
+            cached: write_flags & WRITE_CACHE != 0 && self.write_back,
         };
-        let ino = rq.ino();
+        let node = rq.node();
+        let Some(ino) = self.changeable(&rq) else {
+            rq.reply.error(FsError::Stale);
+            return Ok(());
+        };
+        let common = self.common.clone();
         let answer = move |reply: Reply, result| {
             if flags.kill_suidgid.is_some() {
-                reply.mode_changed(ino);
+                reply.mode_changed(node);
+            }
+            if let Err(FsError::ReadOnly) = result {
+                common.refused(node, reply.device());
             }
             answer_written(reply, result);
         };
@@ -93,10 +102,14 @@ impl Adapter {
     pub(super) fn fallocate(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
         rq.body.skip(8)?; // file handle
         let (offset, len, mode) = (rq.body.u64()?, rq.body.u64()?, rq.body.u32()? as i32);
-        let ino = rq.ino();
+        let node = rq.node();
+        let Some(ino) = self.changeable(&rq) else {
+            rq.reply.error(FsError::Stale);
+            return Ok(());
+        };
         let done = self.fs.fallocate(rq.caller(), ino, offset, len, mode);
         self.run(rq.reply, Interrupt::Never, done, move |reply, ()| {
-            reply.mode_changed(ino);
+            reply.mode_changed(node);
             reply.done();
         });
         Ok(())
@@ -115,7 +128,7 @@ impl Adapter {
         };
         let ino = rq.ino();
         let has_dirty_pages = self.write_back && self.fs.may_write(ino);
-        let device = has_dirty_pages.then(|| Arc::clone(rq.reply.device()));
+        let device = has_dirty_pages.then(|| (Arc::clone(rq.reply.device()), rq.node()));
         let found = seek(Arc::clone(&self.fs), device, ino, offset, whence);
         self.run(rq.reply, Interrupt::Allowed, found, |reply, offset| {
             let mut out = Out::with_capacity(8);
@@ -128,14 +141,18 @@ impl Adapter {
     /// `wide`: the 64-bit variant of Linux 6.18, whose answer has a 64-bit length.
     pub(super) fn copy_file_range(&self, mut rq: Request<'_>, wide: bool) -> Result<(), Malformed> {
         rq.body.skip(8)?; // file handle
-        let (offset_in, to) = (rq.body.u64()?, Ino(rq.body.u64()?));
+        let (offset_in, node) = (rq.body.u64()?, rq.body.u64()?);
         rq.body.skip(8)?; // file handle
         let (offset_out, len) = (rq.body.u64()?, rq.body.u64()?);
         let len = len.min(COPY_MAX);
-        let (caller, from) = (rq.caller(), rq.ino());
+        let (caller, from, to) = (rq.caller(), rq.ino(), ino_of(node));
+        if self.common.nodes.is_former(node) {
+            rq.reply.error(FsError::Stale);
+            return Ok(());
+        }
         let copied = self.fs.copy_file_range(caller, from, offset_in, to, offset_out, len);
         self.run(rq.reply, Interrupt::Never, copied, move |reply, n| {
-            reply.mode_changed(to);
+            reply.mode_changed(node);
             let mut out = Out::with_capacity(8);
             match wide {
                 true => out.u64(n),

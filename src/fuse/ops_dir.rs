@@ -1,12 +1,9 @@
 //! Listing directories: readdir, and readdirplus, which also counts a lookup of each entry.
 
-use std::sync::Arc;
-
-use crate::base::Ino;
-use crate::fs::{Attr, DirEntry, Tree, behind_group, ends_group};
+use crate::fs::{Attr, DirEntry, behind_group, ends_group};
 
 use super::abi::{ENTRY_LEN, Malformed, Out, Terms, dirent_len};
-use super::dispatch::{Adapter, Interrupt, Request, terms_for};
+use super::dispatch::{Adapter, Common, Interrupt, Request};
 
 /// How long names are taken to be when a page of entries is asked for: a directory of longer
 /// ones costs a little work done twice, one of shorter ones a few more requests.
@@ -30,15 +27,16 @@ impl Adapter {
         let (after, size) = cursor(&mut rq)?;
         let entries_max = size / (ENTRY_LEN + dirent_len(NAME_LEN_TYPICAL)) + 1;
         let page = self.fs.readdirplus(rq.ino(), after, entries_max);
-        let (fs, terms) = (self.fs.clone(), self.terms());
+        let common = self.common.clone();
         // Not interruptible: the page has counted lookups that must reach the kernel.
         self.run(rq.reply, Interrupt::Never, page, move |reply, mut page| {
             let fitted = fitting(page.iter().map(|(entry, _)| entry), ENTRY_LEN, size);
-            forget(&fs, &page[fitted..]);
+            forget(&common, &page[fitted..]);
             go_on(page[..fitted].last_mut().map(|(entry, _)| entry), after);
-            let out = encode_plus(&page[..fitted], |ino| terms_for(&fs, ino, terms));
+            let told = |attr: &Attr| (common.node(attr, reply.device()), common.terms_of(attr.ino));
+            let out = encode_plus(&page[..fitted], told);
             if !reply.out(&out) {
-                forget(&fs, &page[..fitted]);
+                forget(&common, &page[..fitted]);
             }
         });
         Ok(())
@@ -55,9 +53,9 @@ fn cursor(rq: &mut Request<'_>) -> Result<(u64, usize), Malformed> {
 type Listed = (DirEntry, Option<Attr>);
 
 /// Takes back the lookups counted for entries the kernel does not get.
-fn forget(fs: &Arc<Tree>, page: &[Listed]) {
+fn forget(common: &Common, page: &[Listed]) {
     for attr in page.iter().filter_map(|(_, attr)| attr.as_ref()) {
-        fs.forget(attr.ino, 1);
+        common.forget(attr.ino, 1);
     }
 }
 
@@ -97,12 +95,16 @@ fn encode_plain(page: &[DirEntry]) -> Out {
     out
 }
 
-fn encode_plus(page: &[Listed], terms: impl Fn(Ino) -> Terms) -> Out {
+/// `told`: the number that the kernel gets for an entry, and on which terms.
+fn encode_plus(page: &[Listed], told: impl Fn(&Attr) -> (u64, Terms)) -> Out {
     let len = page.iter().map(|(e, _)| ENTRY_LEN + dirent_len(e.name.len())).sum();
     let mut out = Out::with_capacity(len);
     for (e, attr) in page {
         match attr {
-            Some(attr) => out.entry(attr, terms(attr.ino)),
+            Some(attr) => {
+                let (node, terms) = told(attr);
+                out.entry(node, attr, terms)
+            }
             // Linux then lists the name and looks it up when it is wanted.
             None => out.zeros(ENTRY_LEN),
         };
@@ -118,8 +120,9 @@ mod tests {
     use crate::base::Timestamp;
     use crate::fs::Kind;
 
-    fn terms(_: Ino) -> Terms {
-        Terms { ttl: TtlSecs(1), name_ttl: TtlSecs(1), powerless: false }
+    fn told(attr: &Attr) -> (u64, Terms) {
+        let terms = Terms { ttl: TtlSecs(1), name_ttl: TtlSecs(1), powerless: false };
+        (attr.ino.0, terms)
     }
 
     fn page(n: u64) -> Vec<Listed> {
@@ -154,7 +157,7 @@ mod tests {
         // Guards against Linux taking what was left out for an inode: it looks the name up.
         let mut page = page(2);
         page[0].1 = None;
-        let out = encode_plus(&page, terms);
+        let out = encode_plus(&page, told);
         let each = ENTRY_LEN + dirent_len(11);
         assert_eq!(out.0.len(), 2 * each);
         assert_eq!(out.0[..ENTRY_LEN], [0; ENTRY_LEN]);
@@ -173,7 +176,7 @@ mod tests {
         for size in [0, 170, 171, 1000, 4096, 100_000] {
             let fitted = fitting(&names, ENTRY_LEN, size);
             assert_eq!(fitted, 50.min(size / (ENTRY_LEN + dirent_len(11))), "{size}");
-            assert!(encode_plus(&page[..fitted], terms).0.len() <= size);
+            assert!(encode_plus(&page[..fitted], told).0.len() <= size);
             let fitted = fitting(&names, 0, size);
             assert_eq!(fitted, 50.min(size / dirent_len(11)), "{size}");
             assert!(encode_plain(&names[..fitted]).0.len() <= size);

@@ -4,8 +4,9 @@ use crate::base::Ino;
 use crate::fs::{Attr, FsError, RenameFlags};
 
 use super::abi::{ENTRY_LEN, Malformed, Out};
-use super::dispatch::{Adapter, Interrupt, Request, answer_entry, terms_for};
+use super::dispatch::{Adapter, Interrupt, Request, answer_entry};
 use super::errno::Errno;
+use super::nodes::ino_of;
 use super::reply::Reply;
 
 /// `FOPEN_KEEP_CACHE`: opening a file does not make its cached pages doubtful.
@@ -18,14 +19,14 @@ impl Adapter {
         let name = rq.body.name()?;
         let parent = rq.ino();
         let found = self.fs.lookup(parent, name);
-        let (fs, terms) = (self.fs.clone(), self.terms());
+        let common = self.common.clone();
         // Not interruptible: a lookup that has counted must be answered.
         self.run_to(rq.reply, Interrupt::Never, found, move |reply, result| match result {
-            Ok(attr) => answer_entry(&fs, reply, &attr, terms),
+            Ok(attr) => answer_entry(&common, reply, &attr),
             Err(FsError::NotFound) => {
                 let mut out = Out::with_capacity(ENTRY_LEN);
                 // What is not in a directory that never changes never will be.
-                out.negative_entry(terms_for(&fs, parent, terms).ttl);
+                out.negative_entry(common.terms_of(parent).ttl);
                 reply.out(&out);
             }
             Err(e) => reply.error(e),
@@ -35,7 +36,7 @@ impl Adapter {
 
     pub(super) fn forget(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
         let nlookup = rq.body.u64()?;
-        self.fs.forget(rq.ino(), nlookup);
+        self.common.forget(rq.ino(), nlookup);
         rq.reply.none();
         Ok(())
     }
@@ -44,8 +45,8 @@ impl Adapter {
         let count = rq.body.u32()?;
         rq.body.skip(4)?;
         for _ in 0..count {
-            let (ino, nlookup) = (Ino(rq.body.u64()?), rq.body.u64()?);
-            self.fs.forget(ino, nlookup);
+            let (ino, nlookup) = (ino_of(rq.body.u64()?), rq.body.u64()?);
+            self.common.forget(ino, nlookup);
         }
         rq.reply.none();
         Ok(())
@@ -85,7 +86,7 @@ impl Adapter {
     }
 
     pub(super) fn link(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
-        let ino = Ino(rq.body.u64()?);
+        let ino = ino_of(rq.body.u64()?);
         let name = rq.body.name()?;
         let made = self.fs.link(ino, rq.ino(), name);
         self.run_entry(rq.reply, made);
@@ -175,12 +176,13 @@ impl Adapter {
     where
         F: Future<Output = Result<Attr, FsError>> + Send + 'static,
     {
-        let (fs, terms) = (self.fs.clone(), self.terms());
+        let common = self.common.clone();
         self.run(reply, Interrupt::Never, made, move |reply, attr| {
             let mut out = Out::with_capacity(ENTRY_LEN + 16);
-            out.entry(&attr, terms).open(FOPEN_KEEP_CACHE);
+            let node = common.node(&attr, reply.device());
+            out.entry(node, &attr, common.terms()).open(FOPEN_KEEP_CACHE);
             if !reply.out(&out) {
-                fs.forget(attr.ino, 1);
+                common.forget(attr.ino, 1);
             }
         });
     }

@@ -40,7 +40,7 @@ impl Adapter {
         let room = rq.body.u32()?;
         rq.body.skip(4)?;
         let name = rq.body.name()?;
-        if name == b"security.capability" && self.terms().powerless {
+        if name == b"security.capability" && self.common.terms().powerless {
             rq.reply.error(FsError::NoAttr);
             return Ok(());
         }

@@ -28,8 +28,10 @@ pub struct Options {
     pub fsync_remote: bool,
     /// Whether the root has a directory `.snapshots`, and lists it (`snapdir=hidden|visible|off`).
     pub snapdir: SnapDir,
-    /// How long the kernel may keep names and attributes. Long for the one writer; a mount
-    /// that follows another must keep it below its staleness bound.
+    /// It shows what never changes: a snapshot.
+    pub frozen: bool,
+    /// How long the kernel may keep names and attributes of a mount that writes; of one that follows
+    /// it is [`TTL_FOLLOWER`].
     pub ttl: TtlSecs,
     /// Request threads. Each may hold one write of up to 1 MiB.
     pub threads: usize,
@@ -55,6 +57,7 @@ impl Default for Options {
             sync: false,
             fsync_remote: false,
             snapdir: SnapDir::default(),
+            frozen: false,
             ttl: TTL_WRITER,
             threads: THREADS_DEFAULT,
         }

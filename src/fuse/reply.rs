@@ -7,7 +7,6 @@ use std::time::Instant;
 use super::abi::{Header, Out};
 use super::device::Device;
 use super::errno::Errno;
-use crate::base::Ino;
 
 /// The right and the duty to answer one request. Dropping it unanswered answers `EINTR` when
 /// the operation could be interrupted and was, else `EIO`.
@@ -45,11 +44,11 @@ impl Reply {
         &self.device
     }
 
-    /// Tells the kernel, before the answer, that the mode of `ino` may have changed: the answers
+    /// Tells the kernel, before the answer, that the mode of `node` may have changed: the answers
     /// to WRITE, FALLOCATE and COPY_FILE_RANGE carry no attributes, and Linux would go on
     /// running a program with the set-user-id bit that a write has just taken from it.
-    pub fn mode_changed(&self, ino: Ino) {
-        if let Err(e) = self.device.refresh_attributes(ino) {
+    pub fn mode_changed(&self, node: u64) {
+        if let Err(e) = self.device.refresh_attributes(node) {
             log_unsent(self.unique, &e);
         }
     }

@@ -15,19 +15,20 @@ use crate::fs::{FsError, Tree, Whence};
 /// Holes that turn out to be filled before the whole rest of the file is written back.
 const FILLED_MAX: u32 = 32;
 
-/// As [`Tree::lseek`]. `device`: the connection to a kernel that may have dirty pages.
+/// As [`Tree::lseek`]. `device`: the connection to a kernel that may have dirty pages, and the number by
+/// which it knows the file.
 ///
 /// # Errors
 /// Those of [`Tree::lseek`]; [`FsError::Io`] if the kernel cannot be asked to write back.
 pub(super) async fn seek(
     fs: Arc<Tree>,
-    device: Option<Arc<Device>>,
+    device: Option<(Arc<Device>, u64)>,
     ino: Ino,
     offset: u64,
     whence: Whence,
 ) -> Result<u64, FsError> {
     let mut found = fs.lseek(ino, offset, whence).await;
-    let Some(device) = device else { return found };
+    let Some((device, node)) = device else { return found };
     for filled in 0.. {
         let hole = match (&found, whence) {
             (Ok(at), Whence::Data) if *at == offset => return found,
@@ -43,7 +44,7 @@ pub(super) async fn seek(
             (Err(_), _) => return found,
         };
         let last = hole.end == u64::MAX && hole.start == offset;
-        write_back(&device, ino, hole).await?;
+        write_back(&device, node, hole).await?;
         let again = fs.lseek(ino, offset, whence).await;
         // A hole that moved on was filled; the one it moved to may be next.
         if last || whence == Whence::Data || again == found {
@@ -54,11 +55,11 @@ pub(super) async fn seek(
     found
 }
 
-async fn write_back(device: &Arc<Device>, ino: Ino, bytes: Range<u64>) -> Result<(), FsError> {
+async fn write_back(device: &Arc<Device>, node: u64, bytes: Range<u64>) -> Result<(), FsError> {
     let device = Arc::clone(device);
-    let done = tokio::task::spawn_blocking(move || device.write_back(ino, bytes)).await;
+    let done = tokio::task::spawn_blocking(move || device.write_back(node, bytes)).await;
     let failed = |e: &dyn std::fmt::Display| {
-        FsError::Io(format!("the kernel did not write back inode {}: {e}", ino.0))
+        FsError::Io(format!("the kernel did not write back node {node}: {e}"))
     };
     match done {
         Ok(done) => done.map_err(|e| failed(&e)),

@@ -20,6 +20,10 @@ pub enum StackErrorKind {
     Unsuitable,
     /// Another mount has the volume.
     InUse,
+    /// Not everything is in the bucket.
+    Pending,
+    /// It is in use, or just being changed.
+    Busy,
     /// Something in the bucket or the local state is damaged, tampered with or rolled back.
     Corrupt,
     /// The volume is of a format, or uses features, that this sealfs does not know.
@@ -218,6 +222,16 @@ pub enum StackError {
         /// What to do next.
         hint: String,
     },
+    /// A mount that runs does not change its role.
+    #[error("{message}")]
+    Role {
+        /// What kind of trouble it is.
+        kind: StackErrorKind,
+        /// A sentence.
+        message: String,
+        /// What to do next.
+        hint: String,
+    },
     /// What keeps the seed of a slot (a key service, the owner of an age key) does not give it.
     #[error("{message}")]
     Keeper {
@@ -337,7 +351,9 @@ impl StackError {
             | StackError::Ending { .. }
             | StackError::Metadata(KvError::Fenced)
             | StackError::Journal(JournalError::InUse(_)) => StackErrorKind::InUse,
-            StackError::Encryption { kind, .. } | StackError::Keeper { kind, .. } => *kind,
+            StackError::Encryption { kind, .. }
+            | StackError::Keeper { kind, .. }
+            | StackError::Role { kind, .. } => *kind,
             StackError::Rollback { .. }
             | StackError::OtherHistory { .. }
             | StackError::TooOld { .. }
@@ -386,7 +402,9 @@ impl StackError {
                 "it uploads what was pending: wait, or leave that to the next mount: \
                  kill {pid}; kill {pid}"
             ),
-            StackError::Encryption { hint, .. } | StackError::Keeper { hint, .. } => hint.clone(),
+            StackError::Encryption { hint, .. }
+            | StackError::Keeper { hint, .. }
+            | StackError::Role { hint, .. } => hint.clone(),
             StackError::KeyringRollback { .. } | StackError::KeyringForeign { .. } => {
                 "somebody put back an old keyring, or made one of old keys; if you put it back: \
                  sealfs mount --accept-rollback=keyring, which trusts whoever was removed since"

@@ -65,5 +65,6 @@ pub use running::role::{RoleName, Transition, Why};
 pub use running::snapshots::{
     RefusalKind, SnapshotAsk, SnapshotInfo, SnapshotList, SnapshotRefused,
 };
+pub use running::transition::{DemoteAsk, PromoteAsk};
 pub use s3ec_object::{Contents, EnvelopeAsk, ObjectName, S3ecObject};
 pub use store_options::StoreOptions;

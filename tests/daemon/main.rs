@@ -21,5 +21,6 @@ mod kill;
 mod kill9;
 mod moto_sse;
 mod rgw_sse;
+mod roles;
 mod sse_volume;
 mod ways;

@@ -18,5 +18,6 @@ mod fs_spine;
 mod fsck;
 mod model;
 mod rekey;
+mod roles;
 mod snapshots;
 mod unsteady_store;

@@ -262,9 +262,9 @@ impl Tree {
         })
     }
 
-    /// Whether `ino` may be opened for writing, as far as it is a matter of where it is.
+    /// Whether `ino` may be opened for writing, as far as that is no matter of its permissions.
     pub fn may_write(&self, ino: Ino) -> bool {
-        At::of(ino) == At::Volume
+        At::of(ino) == At::Volume && self.volume().is_writer()
     }
 
     /// As [`Fs::create`], for open(2): a file that is there already is an answer, unless it must not

@@ -13,7 +13,7 @@ pub(super) mod neighbours;
 pub(super) mod unmounted;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use object_store::ObjectStore;
 use parking_lot::{Mutex, RwLock};
@@ -35,16 +35,13 @@ use crate::stack::records::last_use::note_use;
 use crate::stack::records::state::{Remembered, StateFile};
 use crate::stack::running::claim::{Ask, Held, Opener, Seat, WritePlan, claim, random_instance};
 use crate::stack::running::disks::make_dir;
-use crate::stack::running::look::Look;
+use crate::stack::running::look::{Look, Source};
 use crate::stack::running::mount::Mounted;
 use crate::stack::running::past::{Pinned, SnapshotsOf, WATCH_EVERY};
 use crate::stack::running::status::Shared;
 use crate::stack::{Accept, Layers, MountOptions, StackError, unlock_store};
 use crate::store::kv::{Kv, KvOptions};
 use crate::store::{Compression, Sealed, SegmentStore};
-
-/// How long a mount that failed may take to give the lease back.
-const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Opens a volume: keyring, metadata, lease, journal with its replay; then starts the background
 /// tasks. Must run inside a tokio runtime.
@@ -62,10 +59,8 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
         mounted = assemble(options, &mut held) => mounted,
         () = attended.stopped() => Err(StackError::Stopped),
     };
-    if mounted.is_err()
-        && !matches!(tokio::time::timeout(RELEASE_DEADLINE, held.undo()).await, Ok(true))
-    {
-        log::warn!("the lease was not given back");
+    if mounted.is_err() {
+        held.give_back().await;
     }
     mounted
 }
@@ -86,7 +81,7 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
         name: &ground.name,
         before,
         attended: attended.clone(),
-        kv_options: ground.kv_options.clone(),
+        source: Source::Alone(ground.kv_options.clone()),
         open_timeout: options.open_timeout,
         config: ground.config_generation,
         at_least: options.at_least,
@@ -305,6 +300,7 @@ impl Ground {
             blocks,
             writer: RwLock::default(),
             role: Default::default(),
+            kernel_side: Mutex::default(),
             remembered: Mutex::new(remembered),
             rate: Default::default(),
         })

@@ -1,7 +1,7 @@
 //! What of the records may be worse than this machine has seen, because a person says so.
 
 /// What is accepted though this machine has seen better (`--accept-rollback`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Accept {
     /// A bucket at an earlier commit: the later ones are given up.
     pub older: bool,

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use object_store::ObjectStore;
 use tokio::task::JoinHandle;
@@ -29,6 +30,9 @@ use crate::store::kv::{Kv, KvError};
 /// How often the metadata are looked at when others keep changing them in between.
 const LOOKS_MAX: u32 = 3;
 
+/// How long a claim that failed may take to give the lease back.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
+
 /// How a mount writes, or would.
 #[derive(Clone, Debug)]
 pub(crate) struct WritePlan {
@@ -38,6 +42,7 @@ pub(crate) struct WritePlan {
     pub(crate) state_dir: PathBuf,
     pub(crate) journal_bytes_max: u64,
     pub(crate) disk: LocalDisk,
+    pub(crate) open_timeout: Duration,
     pub(crate) commit: CommitOptions,
 }
 
@@ -48,6 +53,7 @@ impl WritePlan {
             state_dir: state_dir.to_owned(),
             journal_bytes_max: options.journal_bytes_max,
             disk: options.disk.clone(),
+            open_timeout: options.open_timeout,
             commit: CommitOptions {
                 interval: options.commit_interval,
                 dead_grace: options.dead_grace,
@@ -94,8 +100,14 @@ impl Held {
         }
     }
 
-    /// Gives the lease back if it was taken, and free before; false if that failed.
-    pub(crate) async fn undo(self) -> bool {
+    /// Gives the lease back if it was taken, and free before; within bounds.
+    pub(crate) async fn give_back(self) {
+        if !matches!(tokio::time::timeout(RELEASE_DEADLINE, self.undo()).await, Ok(true)) {
+            log::warn!("the lease was not given back");
+        }
+    }
+
+    async fn undo(self) -> bool {
         let taken = match (self.lease, self.acquiring) {
             (Some(lease), _) => Some(lease),
             (None, Some(acquiring)) => {

@@ -8,14 +8,15 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::role::{RoleName, Transition};
 use super::snapshots::{SnapshotAsk, SnapshotInfo, SnapshotList, SnapshotRefused};
+use super::transition::{DemoteAsk, PromoteAsk};
 use crate::base::Spread;
 use crate::fs::diff::Difference;
 use crate::fs::restore::{Kernel, RestoreError, RestoreOrder, RestoreProgress, Restored};
-use crate::stack::Places;
+use crate::stack::{Places, StackError};
 use crate::store::RequestSnapshot;
 
 /// Whether the store can be reached and written.
@@ -266,6 +267,18 @@ pub trait Control: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<(), RestoreError>>;
     /// Who is told of what changes without having been asked for by the kernel. The first call counts.
     fn tell(&self, kernel: Arc<dyn Kernel>);
+    /// How it came by its role, and each change of that.
+    fn transitions(&self) -> watch::Receiver<Transition>;
+    /// A follower becomes the writer.
+    fn promote(
+        self: Arc<Self>,
+        ask: PromoteAsk,
+    ) -> BoxFuture<'static, Result<Transition, StackError>>;
+    /// The writer becomes a follower.
+    fn demote(
+        self: Arc<Self>,
+        ask: DemoteAsk,
+    ) -> BoxFuture<'static, Result<Transition, StackError>>;
     /// Looks at keyring and configuration of the volume at once and follows them, if `volume_id` is this
     /// volume's. Resolves when what was under way before is in the bucket, or after a minute: with
     /// true from the mount that writes the volume. The error is a sentence.

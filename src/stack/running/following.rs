@@ -14,6 +14,9 @@ use crate::stack::records::history::{refuse_discord, remember};
 use crate::stack::records::state::Remembered;
 use crate::stack::{Accept, StackError};
 
+/// How long until it is tried again to read what the bucket has.
+const READER_RETRY: Duration = Duration::from_secs(15);
+
 /// See the module.
 pub(crate) struct Follower {
     shared: Arc<Shared>,
@@ -31,6 +34,24 @@ impl Follower {
         loop {
             tokio::time::sleep(refresh).await;
             self.follow().await;
+        }
+    }
+
+    /// The same once what is shown was read by this mount as a writer, which is to be exchanged.
+    pub(crate) async fn run_behind(mut self, refresh: Duration) {
+        self.begin().await;
+        self.shared.view.follow().await;
+        self.run(refresh).await;
+    }
+
+    /// Goes over to reading, however long the store is away.
+    pub(crate) async fn begin(&mut self) {
+        while let Err(e) = self.catch_up().await {
+            if matches!(e, StackError::Rollback { .. } | StackError::OtherHistory { .. }) {
+                return self.refuse(&e);
+            }
+            log::warn!("metadata cannot be read yet: {e}");
+            tokio::time::sleep(READER_RETRY).await;
         }
     }
 
@@ -69,7 +90,7 @@ impl Follower {
 
     /// Goes on with the newest state, which nothing that was read leads to: that the bucket holds
     /// what was seen is looked up in its rows.
-    pub(crate) async fn catch_up(&mut self) -> Result<(), StackError> {
+    async fn catch_up(&mut self) -> Result<(), StackError> {
         let kv = &self.shared.followed;
         let log_store = Arc::new(self.shared.sealed.apart());
         let store: Arc<dyn ObjectStore> = log_store.clone();
@@ -107,7 +128,7 @@ impl Follower {
         }
     }
 
-    pub(crate) fn refuse(&self, why: &StackError) {
+    fn refuse(&self, why: &StackError) {
         log::error!("{why}: nothing of it is shown");
         self.shared.view.kv().refuse(why.to_string());
     }

@@ -60,12 +60,20 @@ impl Found {
     }
 }
 
+/// By what the metadata are opened.
+pub(crate) enum Source<'a> {
+    /// By themselves.
+    Alone(KvOptions),
+    /// To take the place of these, which go on as they are.
+    Beside(&'a Kv),
+}
+
 /// How the metadata are opened and what they are held against.
 pub(crate) struct Look<'a> {
     pub(crate) name: &'a str,
     pub(crate) before: &'a Remembered,
     pub(crate) attended: Attended,
-    pub(crate) kv_options: KvOptions,
+    pub(crate) source: Source<'a>,
     pub(crate) open_timeout: Duration,
     /// The generation of the configuration.
     pub(crate) config: u64,
@@ -81,16 +89,12 @@ impl Look<'_> {
         store: Arc<dyn ObjectStore>,
         local: Option<&Recovery>,
     ) -> Result<(Kv, Found), StackError> {
-        self.waits();
-        let kv = Kv::open_to_check(store, self.kv_options.clone(), self.open_timeout).await?;
-        self.checked(kv, local).await
-    }
-
-    fn waits(&self) {
-        self.attended.waits_for(format!("the metadata of {}", self.name), self.open_timeout);
-    }
-
-    async fn checked(&self, kv: Kv, local: Option<&Recovery>) -> Result<(Kv, Found), StackError> {
+        let limit = self.open_timeout;
+        self.attended.waits_for(format!("the metadata of {}", self.name), limit);
+        let kv = match &self.source {
+            Source::Alone(options) => Kv::open_to_check(store, options.clone(), limit).await?,
+            Source::Beside(kv) => kv.successor(store, limit).await?,
+        };
         match self.check(&kv, local).await {
             Ok(found) => Ok((kv, found)),
             Err(e) => {

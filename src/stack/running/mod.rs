@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `mount` | a running mount and its orderly end |
 //! | `role` | which role a mount has, and how it comes by another |
+//! | `transition` | a role is changed because somebody asks: promote, demote |
 //! | `writer` | the writing half of a mount, with its tasks |
 //! | `following` | how a mount that only reads goes on with the bucket |
 //! | `look` | the metadata compared with what this machine remembers, before anything is written |
@@ -32,4 +33,5 @@ pub(super) mod role;
 pub(super) mod scheduling;
 pub(super) mod snapshots;
 pub(super) mod status;
+pub(super) mod transition;
 pub(super) mod writer;

@@ -7,15 +7,17 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use super::role::{RoleName, Why};
+use super::role::{RoleName, Transition, Why};
 use super::status::Shared;
+use super::transition::{DemoteAsk, PromoteAsk};
 use super::writer::Writer;
 use crate::base::VolumeId;
 use crate::commit::snapshots::Snapshot;
 use crate::commit::{SnapshotError, SnapshotOrder, View};
 use crate::fs::{Fs, Tree};
+use crate::fuse::KernelSide;
 use crate::meta::SnapshotName;
-use crate::stack::Control;
+use crate::stack::{Control, StackError};
 use crate::store::Health;
 
 /// How long the committer may take to end the step it is in, when everything is in the bucket.
@@ -66,6 +68,27 @@ impl Mounted {
         let (fs, control, volume) = (shared.fs.clone(), shared.clone(), shared.volume);
         let tree = shared.tree.clone();
         Mounted { fs, tree, control, volume, set_aside, shared, looks: Mutex::new(Some(looks)) }
+    }
+
+    /// The kernel that serves it; needed for a change of the role.
+    pub fn attach(&self, kernel: KernelSide) {
+        self.shared.attach(kernel);
+    }
+
+    /// A follower becomes the writer; see [`Control::promote`].
+    ///
+    /// # Errors
+    /// As [`mount`](crate::stack::mount), and [`StackError::Role`]; it is a follower still.
+    pub async fn promote(&self, ask: PromoteAsk) -> Result<Transition, StackError> {
+        self.control.clone().promote(ask).await
+    }
+
+    /// The writer becomes a follower; see [`Control::demote`].
+    ///
+    /// # Errors
+    /// [`StackError::Role`] and those of the store; it is the writer still.
+    pub async fn demote(&self, ask: DemoteAsk) -> Result<Transition, StackError> {
+        self.control.clone().demote(ask).await
     }
 
     /// What a person should know of how it was mounted.

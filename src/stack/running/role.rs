@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::claim::{Held, Opener, go_on};
@@ -25,8 +26,6 @@ use crate::meta::{CommitRow, DecodeError, keys};
 use crate::stack::records::state::Remembered;
 use crate::stack::{Accept, StackError};
 
-/// How long until an overtaken mount tries again to read what the bucket has.
-const READER_RETRY: Duration = Duration::from_secs(15);
 /// How long the committer of an overtaken mount may take to end the step it is in.
 const FENCED_STEP_MAX: Duration = Duration::from_secs(5);
 /// How long the end of a mount waits for a change of role that is under way.
@@ -71,27 +70,40 @@ pub struct Transition {
 
 /// See the module.
 pub(crate) struct Roles {
-    last: Mutex<Transition>,
+    last: watch::Sender<Transition>,
     /// What an overtaken half left in the journal.
     left: Mutex<Option<(Progress, PathBuf)>>,
     /// Held by whoever changes the role, and by the end of the mount.
     pub(crate) changing: Arc<tokio::sync::Mutex<()>>,
     /// Follows the bucket, or waits until the writing half is fenced.
     task: Mutex<Option<JoinHandle<()>>>,
+    /// Gives a lease back that could not be when it was due.
+    releases: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Default for Roles {
     fn default() -> Roles {
         let (role, why, unix_secs) = (RoleName::Follower, Why::Mounted, unix_secs());
-        let last = Mutex::new(Transition { role, why, unix_secs, commit_sequence: 0 });
-        Roles { last, left: Mutex::default(), changing: Arc::default(), task: Mutex::default() }
+        let first = Transition { role, why, unix_secs, commit_sequence: 0 };
+        Roles {
+            last: watch::Sender::new(first),
+            left: Mutex::default(),
+            changing: Arc::default(),
+            task: Mutex::default(),
+            releases: Mutex::default(),
+        }
     }
 }
 
 impl Roles {
     /// How the mount came by its role.
     pub(crate) fn last(&self) -> Transition {
-        *self.last.lock()
+        *self.last.borrow()
+    }
+
+    /// Follows the changes of the role.
+    pub(crate) fn changes(&self) -> watch::Receiver<Transition> {
+        self.last.subscribe()
     }
 
     /// What an overtaken half left in the journal, and where that is.
@@ -100,18 +112,35 @@ impl Roles {
     }
 
     pub(crate) fn note(&self, role: RoleName, why: Why, commit_sequence: u64) {
-        *self.last.lock() = Transition { role, why, unix_secs: unix_secs(), commit_sequence };
+        let now = Transition { role, why, unix_secs: unix_secs(), commit_sequence };
+        self.last.send_replace(now);
     }
 
     /// `task` takes the place of the one before.
-    fn run(&self, task: JoinHandle<()>) {
+    pub(crate) fn run(&self, task: JoinHandle<()>) {
         if let Some(before) = self.task.lock().replace(task) {
             before.abort();
         }
     }
 
+    /// `task` gives a lease back.
+    pub(crate) fn release_later(&self, task: JoinHandle<()>) {
+        if let Some(before) = self.releases.lock().replace(task) {
+            before.abort();
+        }
+    }
+
+    /// Nobody gives a lease back any more, that may be taken again.
+    pub(crate) async fn forget_release(&self) {
+        let task = self.releases.lock().take();
+        if let Some(task) = task {
+            task.abort();
+            let _ = task.await; // aborted, or ended by itself
+        }
+    }
+
     /// Nothing follows, or waits, any more.
-    async fn rest(&self) {
+    pub(crate) async fn rest(&self) {
         let before = self.task.lock().take();
         if let Some(before) = before {
             before.abort();
@@ -159,7 +188,11 @@ impl Shared {
         Ok(())
     }
 
-    async fn prepare(
+    /// [`Shared::take_up`] up to the point where changes are taken.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn prepare(
         &self,
         local: (Journal, Recovery),
         found: &Found,
@@ -214,7 +247,7 @@ impl Shared {
     }
 
     /// From now on changes are taken.
-    fn begin(self: &Arc<Self>, writer: Writer, next_ino: u64, why: Why) {
+    pub(crate) fn begin(self: &Arc<Self>, writer: Writer, next_ino: u64, why: Why) {
         let writer = Arc::new(writer);
         let half = Half { journal: writer.journal.clone(), committer: writer.committer.clone() };
         *self.writer.write() = Some(writer.clone());
@@ -234,7 +267,10 @@ impl Shared {
     /// follows. What it had pending stays in the journal.
     async fn until_fenced(self: Arc<Self>, writer: Arc<Writer>) {
         writer.committer.until_fenced().await;
-        let _changing = self.role.changing.lock().await;
+        let changing = self.role.changing.lock().await;
+        if self.writer().is_none_or(|now| !Arc::ptr_eq(&now, &writer)) {
+            return; // it was laid down meanwhile
+        }
         // For the next mount: a copy of this directory may have gone on under the same
         // names, which nothing in the bucket would tell.
         self.remembered.lock().fenced = true;
@@ -244,26 +280,27 @@ impl Shared {
         writer.stop(FENCED_STEP_MAX).await;
         // The writer's handle refuses reads from now on: go on as a follower does.
         let mut follower = Follower::new(self.clone());
-        while let Err(e) = follower.catch_up().await {
-            if matches!(e, StackError::Rollback { .. } | StackError::OtherHistory { .. }) {
-                follower.refuse(&e);
-                break;
-            }
-            log::warn!("metadata cannot be read yet: {e}");
-            tokio::time::sleep(READER_RETRY).await;
-        }
+        follower.begin().await;
         let pending = self.pending_of(&writer);
         if pending.pending_bytes > 0 {
             *self.role.left.lock() = Some((pending, self.plan.journal_dir()));
         }
+        let kernel = self.kernel_side.lock().clone();
+        if let Some(kernel) = &kernel {
+            kernel.note_files(false);
+        }
         self.lay_down(Why::Fenced);
         self.view.follow().await;
         drop(writer);
+        if let Some(kernel) = kernel {
+            tokio::task::spawn_blocking(move || kernel.follow());
+        }
+        drop(changing);
         follower.run(self.refresh).await;
     }
 
     /// From now on nothing is changed through this mount.
-    fn lay_down(&self, why: Why) {
+    pub(crate) fn lay_down(&self, why: Why) {
         let sequence = self.remembered.lock().sequence;
         self.fs.end_writing(|| self.view.restart(JournalPos(0)));
         *self.writer.write() = None;

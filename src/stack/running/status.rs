@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::claim::WritePlan;
 use super::control::{
@@ -16,9 +16,10 @@ use super::disks::{cache_note, journal_warning, space_of};
 use super::past::Pinned;
 use super::places::{Places, places};
 use super::rekey_duty::RekeyDuty;
-use super::role::{RoleName, Roles, Why};
+use super::role::{Roles, Transition, Why};
 use super::scheduling::ScheduleState;
 use super::snapshots::{self, SnapshotAsk, SnapshotInfo, SnapshotList, SnapshotRefused};
+use super::transition::{DemoteAsk, PromoteAsk};
 use super::writer::Writer;
 use crate::base::{Ino, VolumeId, counted};
 use crate::commit::{View, WriterState};
@@ -26,11 +27,13 @@ use crate::data::BlockCache;
 use crate::fs::diff::Difference;
 use crate::fs::restore::{Kernel, NoKernel, RestoreError, RestoreOrder, RestoreProgress, Restored};
 use crate::fs::{Fs, Tree};
+use crate::fuse::KernelSide;
 use crate::seal::VolumeKeys;
 use crate::stack::keys::watch::KeyWatch;
 use crate::stack::layers::Layers;
 use crate::stack::records::config_use::VolumeSse;
 use crate::stack::records::state::{Remembered, StateFile};
+use crate::stack::{StackError, StackErrorKind};
 use crate::store::kv::Kv;
 use crate::store::{Health, Refusals, Sealed, SegmentStore};
 
@@ -45,6 +48,11 @@ const FOLLOW_MAX: Duration = Duration::from_secs(50);
 /// Why nothing more gets into the bucket.
 const OVERTAKEN: &str =
     "another mount has taken the volume over; what is pending stays in the local journal";
+
+fn broke(what: &str, e: &tokio::task::JoinError) -> StackError {
+    let (kind, hint) = (StackErrorKind::Other, "look how the mount is: sealfs status".into());
+    StackError::Role { kind, message: format!("bug in {what}: {e}"), hint }
+}
 
 /// How fast the store takes bytes.
 #[derive(Default)]
@@ -123,6 +131,8 @@ pub(crate) struct Shared {
     /// The writing half; see [`Shared::writer`].
     pub(crate) writer: RwLock<Option<Arc<Writer>>>,
     pub(crate) role: Roles,
+    /// What the kernel is told when the role changes, once it is served.
+    pub(crate) kernel_side: Mutex<Option<KernelSide>>,
     pub(crate) rate: Rate,
 }
 
@@ -177,13 +187,6 @@ impl Shared {
                 }
                 _ => Connection::Online,
             },
-        }
-    }
-
-    fn role_name(&self) -> RoleName {
-        match self.connection() {
-            Connection::ReadOnly | Connection::Fenced => RoleName::Follower,
-            _ => RoleName::Writer,
         }
     }
 
@@ -507,6 +510,27 @@ impl Control for Shared {
 
     fn tell(&self, kernel: Arc<dyn Kernel>) {
         let _ = self.kernel.set(kernel);
+    }
+
+    fn transitions(&self) -> watch::Receiver<Transition> {
+        self.role.changes()
+    }
+
+    fn promote(
+        self: Arc<Self>,
+        ask: PromoteAsk,
+    ) -> BoxFuture<'static, Result<Transition, StackError>> {
+        // On a task of its own: nobody drops it half-way.
+        let promoted = tokio::spawn(async move { Shared::promote(&self, ask).await });
+        Box::pin(async move { promoted.await.map_err(|e| broke("promoting", &e))? })
+    }
+
+    fn demote(
+        self: Arc<Self>,
+        ask: DemoteAsk,
+    ) -> BoxFuture<'static, Result<Transition, StackError>> {
+        let demoted = tokio::spawn(async move { Shared::demote(&self, ask).await });
+        Box::pin(async move { demoted.await.map_err(|e| broke("demoting", &e))? })
     }
 
     fn follow(&self, volume_id: &str) -> BoxFuture<'static, Result<bool, String>> {

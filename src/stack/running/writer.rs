@@ -108,9 +108,20 @@ impl Writer {
         shared.save(true)
     }
 
+    /// It is not stopped after all.
+    pub(crate) fn go_on(&self, shared: &Arc<Shared>) {
+        self.committer.go_on();
+        self.start(shared);
+    }
+
     /// Gives the lease back, within `limit`; false if it is not certain that it was.
     pub(crate) async fn release(&self, limit: Duration) -> bool {
-        let release = async { self.lease.lock().await.release().await };
+        Writer::release_lease(&self.lease, limit).await
+    }
+
+    /// The same of the lease alone.
+    pub(crate) async fn release_lease(lease: &SharedLease, limit: Duration) -> bool {
+        let release = async { lease.lock().await.release().await };
         match tokio::time::timeout(limit, release).await {
             Ok(Beat::Held) => return true,
             Ok(Beat::Lost(holder)) => {
