@@ -47,7 +47,8 @@ pub fn run(args: DiffArgs) -> Outcome {
     let names = [args.from.clone(), args.to.clone()];
     match args.at.find(true)? {
         Volume::Mounted(client) => client.ask_each(&Ask::SnapshotDiff { names }, |say| match say {
-            Say::Differences(found) => print(&found, args.json).map(|()| None),
+            // Nobody reads on: that is told, or ends the process, when it ends.
+            Say::Differences(found) => Ok((!print(&found, args.json)).then_some(())),
             Say::Done { .. } => Ok(Some(())),
             _ => Ok(None),
         }),
@@ -55,26 +56,29 @@ pub fn run(args: DiffArgs) -> Outcome {
             let (out, mut found) = mpsc::channel::<Vec<Difference>>(BATCHES_MAX);
             let printing = async {
                 while let Some(some) = found.recv().await {
-                    print(&some, args.json)?;
+                    if !print(&some, args.json) {
+                        found.close(); // which ends the comparison
+                        return false;
+                    }
                 }
-                Ok(())
+                true
             };
             let (compared, printed) = futures::join!(control.diff(names, out), printing);
-            compared.map_err(|e| failure(&e))?;
-            printed
+            // Nobody reads on: that is told, or ends the process, when it ends.
+            if printed { compared.map_err(|e| failure(&e)) } else { Ok(()) }
         }),
     }
 }
 
-/// Prints differences; fails when nobody reads them any more.
-fn print(found: &[Difference], json: bool) -> Outcome {
+/// Prints differences; false when nobody reads them any more.
+fn print(found: &[Difference], json: bool) -> bool {
     for one in found {
         match json {
             true => println!("{}", serde_json::to_string(one).expect("plain data has a JSON form")),
             false => println!("{}", line_of(one)),
         }
     }
-    super::out::written()
+    super::out::written().is_ok()
 }
 
 fn line_of(one: &Difference) -> String {

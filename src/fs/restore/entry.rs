@@ -147,7 +147,7 @@ impl Fs {
                 None => log::debug!("a segment is being moved: its bytes are copied"),
             }
         }
-        self.restore_in_pieces(origin, original, to).await
+        Box::pin(self.restore_in_pieces(origin, original, to)).await
     }
 
     /// All of a file in one batch. `None`: what it would share is on its way to another segment.

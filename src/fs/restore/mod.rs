@@ -183,7 +183,7 @@ impl Tree {
         let origin = entry::Origin { fs, checkpoint: slot.snapshot.id };
         self.until_kept(&slot.snapshot).await.map_err(fail)?;
         let mut walk = Walk::new(self.volume().clone(), origin, order, progress, kernel);
-        let outcome = walk.all().await;
+        let outcome = Box::pin(walk.all()).await;
         walk.tell_kernel().await;
         let volume = self.volume().clone();
         let synced = tokio::task::spawn_blocking(move || volume.fsync_now(Ino::ROOT)).await;

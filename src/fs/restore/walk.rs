@@ -65,10 +65,10 @@ impl<'a> Walk<'a> {
     pub(super) async fn all(&mut self) -> Result<Restored, RestoreError> {
         let base = self.base().await?;
         match &self.order.paths[..] {
-            [] => self.tree(Ino::ROOT, base, Vec::new()).await?,
+            [] => Box::pin(self.tree(Ino::ROOT, base, Vec::new())).await?,
             paths => {
                 for path in paths {
-                    self.path(base, path).await?;
+                    Box::pin(self.path(base, path)).await?;
                 }
             }
         }
@@ -155,10 +155,10 @@ impl<'a> Walk<'a> {
         path: Vec<Vec<u8>>,
     ) -> Result<(), RestoreError> {
         if kind != Kind::Dir {
-            return self.file(parent, name, from, &path).await;
+            return Box::pin(self.file(parent, name, from, &path)).await;
         }
         match self.dir(parent, name, from, &path).await? {
-            Some(to) => self.tree(from, to, path).await,
+            Some(to) => Box::pin(self.tree(from, to, path)).await,
             None => Ok(()),
         }
     }
@@ -207,7 +207,7 @@ impl<'a> Walk<'a> {
                 path.push(entry.name);
                 let name = path.last().expect("just pushed").clone();
                 if entry.kind != Kind::Dir {
-                    self.file(to, &name, entry.ino, &path).await?;
+                    Box::pin(self.file(to, &name, entry.ino, &path)).await?;
                 } else if let Some(to) = self.dir(to, &name, entry.ino, &path).await? {
                     way.push(self.enter(entry.ino, to, path).await?);
                 }

@@ -95,6 +95,18 @@ impl Tree {
         self.past.open_count()
     }
 
+    /// The file system of a snapshot, which refuses every change and has the inode numbers of the
+    /// volume. It stays open for as long as it is held.
+    ///
+    /// # Errors
+    /// Those of opening it.
+    pub async fn snapshot(&self, name: &str) -> Result<Option<Arc<Fs>>, FsError> {
+        match self.find_snapshot(name).await? {
+            Some(snapshot) => Ok(Some(self.open_snapshot(&snapshot).await?.1)),
+            None => Ok(None),
+        }
+    }
+
     /// The snapshot of this name.
     pub(super) async fn find_snapshot(&self, name: &str) -> Result<Option<Snapshot>, FsError> {
         self.past.source.find(name).await

@@ -395,6 +395,11 @@ impl Export<'_> {
             }
             whole &= pending.fresh || start <= at;
             at = end;
+            // Restored from a snapshot: the journal says only where in the bucket it is.
+            if matches!(source, Source::Segment { .. }) {
+                whole = false;
+                continue;
+            }
             parts.push(format!("{start}..{end}"));
             if let Source::Record { record, skip } = source
                 && let Err(e) = self.copy(&file, start, record, skip, (end - start) as u32)

@@ -1,7 +1,9 @@
 //! Looking into snapshots, and getting things back out of them.
 
 mod compared;
+mod costs;
 mod crashes;
+mod histories;
 mod restored;
 mod seen;
 

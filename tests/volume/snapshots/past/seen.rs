@@ -304,6 +304,23 @@ async fn a_mount_of_a_snapshot_shows_it_beside_the_writer_and_says_when_it_is_go
     crate::volume::write_file(&m.fs, sealfs::base::Ino::ROOT, "g", b"the writer goes on").await;
     assert!(m.sync(LONG).await);
     assert!(past.fs.lookup(sealfs::base::Ino::ROOT, b"g".to_vec()).await.is_err());
+    // A mount that follows shows it below its root.
+    let third = tempfile::tempdir().expect("a directory");
+    let follower = bench
+        .mount_with(|o| {
+            o.state_dir = third.path().join("state");
+            o.cache_dir = third.path().join("cache");
+            o.read_only = true;
+        })
+        .await
+        .expect("mounts");
+    let seen = follower.tree.snapshot("s").await.expect("opens").expect("is there");
+    assert_eq!(crate::volume::read_file(&seen, "f").await, "one");
+    let order = super::all_of("s");
+    let refused = super::restore(&follower, &order).await.expect_err("it only reads");
+    assert!(refused.to_string().contains("read-only"), "{refused}");
+    drop(seen);
+    assert!(follower.shutdown(LONG).await);
     let missing = bench
         .mount_with(|o| {
             at(o);
@@ -318,4 +335,56 @@ async fn a_mount_of_a_snapshot_shows_it_beside_the_writer_and_says_when_it_is_go
     assert!(missing.hint().expect("says what to do").contains("those there are: s"));
     assert!(past.shutdown(LONG).await);
     assert!(m.shutdown(LONG).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_is_seen_through_the_kernel_at_once() {
+    // Guards against names, contents, attributes and listings that Linux remembers for a year, since
+    // only the mount changes them: the daemon restores what the kernel has not asked for.
+    if !can_mount() {
+        return;
+    }
+    let bench = Bench::new().await;
+    let seen = see(&bench, quick).await;
+    seen.with(|at| fill(&at).expect("fills")).await;
+    create(&seen.mounted, "s").await;
+    let (open, listed) = seen
+        .with(|at| {
+            fs::write(at.join("dir/file"), b"now other contents").expect("writes");
+            fs::remove_file(at.join("large")).expect("removes");
+            assert_eq!(refused(fs::metadata(at.join("large"))), libc::ENOENT);
+            fs::set_permissions(at.join("dir"), fs::Permissions::from_mode(0o700)).expect("sets");
+            fs::remove_file(at.join("link")).expect("removes");
+            fs::create_dir(at.join("new")).expect("makes");
+            let listed = fs::read_dir(&at).expect("lists").count();
+            let read = fs::File::open(at.join("dir/file")).expect("opens");
+            (read, listed)
+        })
+        .await;
+    assert_eq!(listed, 3);
+    let order = super::RestoreOrder { delete: true, ..super::all_of("s") };
+    let done = seen.mounted.control.restore(order, Default::default()).await.expect("restores");
+    assert!(done.deleted == 1 && done.conflicts == 0, "{done:?}");
+    seen.with(move |at| {
+        assert_eq!(read(at.join("dir/file")), b"as it was");
+        assert_eq!(read(at.join("second")), b"as it was", "the other name of it");
+        let inode = |name: &str| fs::metadata(at.join(name)).expect("there").ino();
+        assert_eq!(inode("dir/file"), inode("second"));
+        assert_eq!(read(at.join("large")), crate::volume::contents("large", 3 << 20));
+        assert_eq!(read(at.join("link")), b"as it was");
+        assert_eq!(fs::metadata(at.join("dir")).expect("there").mode() & 0o7777, 0o755);
+        assert_eq!(refused(fs::metadata(at.join("new"))), libc::ENOENT);
+        assert_eq!(fs::read_dir(&at).expect("lists").count(), 4);
+        // Who had it open keeps what it was.
+        let mut bytes = [0; 100];
+        let n = std::os::unix::fs::FileExt::read_at(&open, &mut bytes, 0).expect("reads");
+        assert_eq!(&bytes[..n], b"now other contents");
+        // And the kernel goes on from there.
+        fs::write(at.join("dir/file"), b"changed again").expect("writes");
+        fs::rename(at.join("large"), at.join("new")).expect("renames");
+        assert_eq!(read(at.join("second")), b"changed again");
+    })
+    .await;
+    seen.end().await;
+    assert_eq!(bench.fsck(|o| o.data = true).await.problems, []);
 }
