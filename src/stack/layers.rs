@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures::FutureExt;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 
@@ -13,12 +14,14 @@ use super::{Attended, StackError, StoreOptions};
 use crate::seal::VolumeKeys;
 use crate::store::s3::{self, S3Options, S3Store};
 use crate::store::{
-    CacheOptions, Cached, FileStore, Invalidate, Limits, Location, RequestStats, Retry,
+    Ahead, CacheOptions, Cached, FileStore, Invalidate, Limits, Location, RequestStats, Retry,
     RetryOptions, Sealed,
 };
 
 /// The store below sealing: what the bucket really holds.
 pub struct Layers {
+    /// Below all of it: what is fetched before it is asked for.
+    pub(super) ahead: Ahead,
     /// Retrying, uncached, unsealed: for the keyring and the probe.
     pub retry: Arc<Retry>,
     /// What was asked of the store.
@@ -71,6 +74,8 @@ impl Layers {
                     limits: options.limits.clone(),
                     ..S3Options::new(bucket, prefix)
                 })
+                // Its type is as deep as the library is high: who waits for it shall not repeat that.
+                .boxed()
                 .await
                 .map_err(|e| StackError::Store {
                     what: format!("connecting to {}", options.location),
@@ -88,7 +93,8 @@ impl Layers {
             limits: options.limits.clone(),
             ..RetryOptions::default()
         };
-        let mut retry = Retry::new(bare, retry_options, stats.clone());
+        let ahead = Ahead::new(bare);
+        let mut retry = Retry::new(Arc::new(ahead.clone()), retry_options, stats.clone());
         if let Some(s3) = &s3_store {
             retry = retry.with_multipart(s3.clone());
         }
@@ -97,6 +103,7 @@ impl Layers {
         let opened = OnceLock::new();
         let limits = options.limits.clone();
         Ok(Layers {
+            ahead,
             retry,
             stats,
             s3: s3_store,

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use object_store::ObjectStore;
 use parking_lot::{Mutex, RwLock};
 use slatedb::config::{
@@ -21,14 +22,17 @@ use slatedb::{CloseReason, Db, DbReader, DbReaderMode, ErrorKind, WriteBatch};
 use slatedb_common::retry::NonRetryable;
 use tokio::sync::watch;
 
-use super::error::{ErrorClass, class};
+use super::error::{ErrorClass, class, told};
 use super::kv_store::{SlateStore, UploadLimit};
 use super::names::META_PREFIX;
 
 pub(super) mod answers;
 mod checkpoints;
 mod compact;
+mod foresight;
 mod roles;
+
+pub use foresight::start_of_metadata;
 mod walk;
 
 pub use checkpoints::Checkpoint;
@@ -48,6 +52,8 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a compaction may go on once the database is to be closed, so that a short one is not
 /// done for nothing. What it leaves is collected later.
 const COMPACTION_GRACE: Duration = Duration::from_secs(1);
+/// Objects that a mount which changed nothing may leave in the log: the next one reads them at once.
+const LEFT_IN_LOG_MAX: u64 = 8;
 /// How long the last flush to level 0 may take. It only spares the next mount the replay of what
 /// is in the log already.
 const LAST_FLUSH_MAX: Duration = Duration::from_secs(10);
@@ -110,12 +116,13 @@ impl From<slatedb::Error> for KvError {
         // The message of a slatedb error carries its sources, which name the object.
         let text = error_chain(&e);
         if let Some(NonRetryable(cause)) = NonRetryable::find(&e) {
-            // See `kv_store` for what is marked so.
-            let cause = cause.downcast_ref::<object_store::Error>().map(class);
-            return match cause {
+            // See `kv_store` for what is marked so: what the store said is all there is to say.
+            let cause = cause.downcast_ref::<object_store::Error>();
+            let text = cause.map_or(text, told);
+            return match cause.map(class) {
                 Some(ErrorClass::TooLarge) => KvError::TooLarge(text),
-                Some(ErrorClass::Auth | ErrorClass::Unsupported) => KvError::Unavailable(text),
-                _ => KvError::Damaged(text),
+                Some(ErrorClass::Corrupt) | None => KvError::Damaged(text),
+                Some(_) => KvError::Unavailable(text),
             };
         }
         match e.kind() {
@@ -183,6 +190,8 @@ pub struct Kv {
     closing: watch::Sender<bool>,
     /// The last [`Kv::reopen`] failed, perhaps after it had raised the epoch.
     reopen_broke_off: AtomicBool,
+    /// Something was committed through this handle, if only perhaps.
+    has_committed: AtomicBool,
     /// Commits since the memtable last went to level 0.
     commits: AtomicU64,
     collected: Mutex<Option<Instant>>,
@@ -263,6 +272,7 @@ impl Kv {
             compacting: watch::Sender::new(false),
             closing: watch::Sender::new(false),
             reopen_broke_off: AtomicBool::new(false),
+            has_committed: AtomicBool::new(false),
             commits: AtomicU64::new(0),
             collected: Mutex::new(None),
             reads_only,
@@ -299,6 +309,15 @@ impl Kv {
         Ok(kv)
     }
 
+    async fn bounded<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, KvError>> + Send,
+    ) -> Result<T, KvError> {
+        // Boxed: it stands within many others, none of which shall be as large, or as deep.
+        told_why(&self.store(), bounded(limit, work.boxed())).await
+    }
+
     fn store(&self) -> Arc<SlateStore> {
         self.store.read().clone()
     }
@@ -326,7 +345,7 @@ impl Kv {
                 }
             }
         };
-        bounded(self.options.read_timeout, reading).await
+        self.bounded(self.options.read_timeout, reading).await
     }
 
     /// Waits until there is another handle than `failed`, if a read failed because that was closed:
@@ -408,7 +427,7 @@ impl Kv {
                 }
             }
         };
-        bounded(self.options.read_timeout, reading).await
+        self.bounded(self.options.read_timeout, reading).await
     }
 
     /// Writes all of `rows` (`None` deletes) as one atomic batch and returns when the bucket
@@ -431,6 +450,7 @@ impl Kv {
         if batch.is_empty() {
             return Ok(());
         }
+        self.has_committed.store(true, Ordering::Relaxed);
         let handle = db.write(batch).await?;
         db.flush().await?;
         // `flush` returning is not the promise; the write's own durability is.
@@ -521,7 +541,9 @@ impl Kv {
         self.stop_compacting(if flush { COMPACTION_GRACE } else { Duration::ZERO }).await;
         let handle = self.handle();
         let flushed = match &handle {
-            Handle::Writer(db) if flush && db.manifest().l0().len() < L0_MAX => {
+            Handle::Writer(db)
+                if flush && db.manifest().l0().len() < L0_MAX && self.has_log(db) =>
+            {
                 bounded(LAST_FLUSH_MAX, self.flush_memtable()).await
             }
             _ => Ok(()),
@@ -531,6 +553,25 @@ impl Kv {
             log::info!("what is in the metadata's log stays there for now: {e}");
         }
         close_handle(handle).await
+    }
+}
+
+impl Kv {
+    /// The object of the log behind which the next replay begins, and the newest one.
+    pub fn log_span(&self) -> (u64, u64) {
+        let after = match self.handle() {
+            Handle::Writer(db) => db.manifest().replay_after_wal_id(),
+            Handle::Reader(db) => db.manifest().replay_after_wal_id(),
+        };
+        (after, self.store().answers().log_top().max(after))
+    }
+
+    /// Whether the next mount would have to read much of the log: something was committed, or many
+    /// have come and gone without that, each of which leaves an object there.
+    fn has_log(&self, db: &Db) -> bool {
+        let last = self.store().answers().log_top();
+        let left = last.saturating_sub(db.manifest().replay_after_wal_id());
+        self.has_committed.load(Ordering::Relaxed) || left > LEFT_IN_LOG_MAX
     }
 }
 
@@ -605,6 +646,20 @@ async fn bounded<T>(
         Ok(result) => result,
         Err(_) => Err(KvError::Unavailable(format!("no answer in {} s", limit.as_secs()))),
     }
+}
+
+/// What `work` comes to; where it waited for nothing, with what the store said meanwhile.
+async fn told_why<T>(
+    store: &SlateStore,
+    work: impl Future<Output = Result<T, KvError>>,
+) -> Result<T, KvError> {
+    let (begun, trouble) = (Instant::now(), store.trouble());
+    work.await.map_err(|e| match (e, trouble.since(begun)) {
+        (KvError::Unavailable(text), Some(why)) if !text.contains(&why) => {
+            KvError::Unavailable(format!("{text}: {why}"))
+        }
+        (e, _) => e,
+    })
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -28,11 +29,12 @@ use object_store::{
     Result, UploadPart,
 };
 use parking_lot::Mutex;
+use slatedb::object_store_tag::{ObjectStoreCallTag, SstType, TableStoreKind};
 use slatedb_common::retry::NonRetryable;
 use tokio::sync::watch;
 
 use super::bounds::refuse_endless;
-use super::error::{ErrorClass, class};
+use super::error::{ErrorClass, class, sentence};
 use super::kv::answers::{Answers, refuse_gaps};
 use super::names::is_odd;
 use super::rope::Rope;
@@ -111,6 +113,7 @@ pub(super) struct SlateStore {
     unclear: Mutex<LruCache<Path, ()>>,
     limit: Arc<UploadLimit>,
     answers: Arc<Answers>,
+    trouble: Arc<Trouble>,
 }
 
 impl SlateStore {
@@ -118,7 +121,7 @@ impl SlateStore {
         let learned = watch::Sender::new((TABLE_BYTES as u64, false));
         let limit = Arc::new(UploadLimit { learned });
         let unclear = Mutex::new(LruCache::new(UNCLEAR_MAX));
-        SlateStore { inner, unclear, limit, answers: Arc::default() }
+        SlateStore { inner, unclear, limit, answers: Arc::default(), trouble: Arc::default() }
     }
 
     /// What is learned of the size that objects may have.
@@ -131,7 +134,7 @@ impl SlateStore {
         let answers = Arc::new(Answers::aside());
         let (inner, limit) = (self.inner.clone(), self.limit.clone());
         let unclear = Mutex::new(LruCache::new(UNCLEAR_MAX));
-        SlateStore { inner, unclear, limit, answers }
+        SlateStore { inner, unclear, limit, answers, trouble: self.trouble.clone() }
     }
 
     /// What it keeps of what it reads.
@@ -150,18 +153,32 @@ impl SlateStore {
         refuse_gaps(&*self.inner, listed, after).await
     }
 
-    /// Marks what asking again does not mend; while the database is opened, also that the store
-    /// refuses: whoever waits is told at once.
+    /// Marks what asking again does not mend; while the database is opened, also all that was asked
+    /// again below already: whoever waits is told at once.
     fn mark(&self, e: Error) -> Error {
-        let is_final = match class(&e) {
-            ErrorClass::Corrupt | ErrorClass::TooLarge => true,
-            ErrorClass::Auth | ErrorClass::Unsupported => self.answers.is_opening(),
-            _ => false,
-        };
-        match is_final {
-            true => Error::Generic { store: "sealfs", source: Box::new(NonRetryable(Box::new(e))) },
-            false => e,
+        self.trouble.note(&e);
+        match class(&e) {
+            ErrorClass::Corrupt | ErrorClass::TooLarge => marked(e),
+            _ if self.answers.is_opening() && is_refusal(&e) => marked(e),
+            _ => e,
         }
+    }
+
+    /// The same for a read of a table that somebody waits for, and nothing but that read.
+    fn mark_read(&self, e: Error) -> Error {
+        match class(&e) {
+            ErrorClass::Foreign => self.mark(e),
+            _ if is_refusal(&e) => {
+                self.trouble.note(&e);
+                marked(e)
+            }
+            _ => self.mark(e),
+        }
+    }
+
+    /// What went wrong last.
+    pub(super) fn trouble(&self) -> Arc<Trouble> {
+        self.trouble.clone()
     }
 
     /// What a create that found `location` there comes to: its own success if the object holds
@@ -191,12 +208,55 @@ impl fmt::Display for SlateStore {
     }
 }
 
+fn marked(e: Error) -> Error {
+    Error::Generic { store: "sealfs", source: Box::new(NonRetryable(Box::new(e))) }
+}
+
 fn mark(e: Error) -> Error {
     match class(&e) {
-        ErrorClass::Corrupt | ErrorClass::TooLarge => {
-            Error::Generic { store: "sealfs", source: Box::new(NonRetryable(Box::new(e))) }
-        }
+        ErrorClass::Corrupt | ErrorClass::TooLarge => marked(e),
         _ => e,
+    }
+}
+
+/// Whether an error is an answer, or what stands in the place of one: not an absence, nor a
+/// condition, which SlateDB asks about, nor what it tries another way, nor a store that is busy or away.
+fn is_refusal(e: &Error) -> bool {
+    let is_tried_otherwise = matches!(e, Error::NotImplemented { .. } | Error::NotSupported { .. });
+    !is_tried_otherwise
+        && !matches!(
+            class(e),
+            ErrorClass::NotFound
+                | ErrorClass::Precondition
+                | ErrorClass::AlreadyExists
+                | ErrorClass::Throttled
+                | ErrorClass::Transport
+        )
+}
+
+/// Whether it is a read of a table for somebody who reads rows.
+fn is_for_a_reader(options: &GetOptions) -> bool {
+    ObjectStoreCallTag::from_extensions(&options.extensions).is_some_and(|tag| {
+        tag.sst_type == SstType::Compacted
+            && matches!(tag.kind, TableStoreKind::Main | TableStoreKind::Reader)
+    })
+}
+
+/// What went wrong last, for whoever has waited for nothing and wants to know why.
+#[derive(Default)]
+pub(super) struct Trouble(Mutex<Option<(Instant, String)>>);
+
+impl Trouble {
+    fn note(&self, e: &Error) {
+        let expected = [ErrorClass::NotFound, ErrorClass::Precondition, ErrorClass::AlreadyExists];
+        if !expected.contains(&class(e)) {
+            *self.0.lock() = Some((Instant::now(), sentence(e)));
+        }
+    }
+
+    /// What it was, if it was after `begun`.
+    pub(super) fn since(&self, begun: Instant) -> Option<String> {
+        self.0.lock().as_ref().filter(|(at, _)| *at >= begun).map(|(_, what)| what.clone())
     }
 }
 
@@ -264,6 +324,9 @@ impl ObjectStore for SlateStore {
         if outcome.is_ok() {
             self.unclear.lock().pop(location);
         }
+        if let Ok(put) = &outcome {
+            self.answers.own(location, &payload, put);
+        }
         outcome.map_err(|e| self.mark(e))
     }
 
@@ -278,7 +341,9 @@ impl ObjectStore for SlateStore {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.answers.get(&*self.inner, location, options).await.map_err(|e| self.mark(e))
+        let for_a_reader = is_for_a_reader(&options);
+        let got = self.answers.get(&*self.inner, location, options).await;
+        got.map_err(|e| if for_a_reader { self.mark_read(e) } else { self.mark(e) })
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
@@ -294,7 +359,14 @@ impl ObjectStore for SlateStore {
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let listing = self.answers.list(self.inner.clone(), prefix).enumerate();
-        let bounded = listing.map(|(n, one)| refuse_endless(n).and(one));
+        let (answers, trouble) = (self.answers.clone(), self.trouble.clone());
+        let bounded = listing.map(move |(n, one)| {
+            refuse_endless(n).and(one).map_err(|e| {
+                trouble.note(&e);
+                let is_final = answers.is_opening() && is_refusal(&e);
+                if is_final { marked(e) } else { mark(e) }
+            })
+        });
         // No database names its objects so.
         let is_ours = |one: &Result<ObjectMeta>| !one.as_ref().is_ok_and(|o| is_odd(&o.location));
         bounded.filter(move |one| futures::future::ready(is_ours(one))).boxed()

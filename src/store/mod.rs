@@ -1,10 +1,11 @@
 //! Where sealed objects live: one `object_store::ObjectStore` per concern, stacked.
 //!
-//! `sealed → cached → retry → s3 | file | memory`. Each layer is one wrapper in one file (or
+//! `sealed → cached → retry → ahead → s3 | file | memory`. Each layer is one wrapper in one file (or
 //! folder) and knows nothing of the others but the trait. Called by `stack/` (which builds the
 //! stack), `commit/` and `data/` (through [`SegmentStore`] and the key-value store). Never holds
 //! plaintext on disk; never names a FUSE or journal type.
 
+mod ahead;
 mod bounds;
 pub mod cached;
 pub mod error;
@@ -23,6 +24,7 @@ pub mod sealed;
 pub mod segments;
 pub mod stats;
 
+pub use ahead::Ahead;
 pub use cached::{CacheOptions, CacheRule, Cached};
 pub use error::{ErrorClass, StoreError, advice, class, sentence, told};
 pub use file::FileStore;

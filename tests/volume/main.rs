@@ -19,5 +19,7 @@ mod fsck;
 mod model;
 mod rekey;
 mod roles;
+mod round_trips;
 mod snapshots;
 mod unsteady_store;
+mod wrong_answers;

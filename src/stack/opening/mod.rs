@@ -15,6 +15,7 @@ pub(super) mod unmounted;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::FutureExt;
 use object_store::ObjectStore;
 use parking_lot::{Mutex, RwLock};
 
@@ -39,8 +40,9 @@ use crate::stack::running::look::{Look, Source};
 use crate::stack::running::mount::Mounted;
 use crate::stack::running::past::{Pinned, SnapshotsOf, WATCH_EVERY};
 use crate::stack::running::status::Shared;
-use crate::stack::{Accept, Layers, MountOptions, StackError, unlock_store};
-use crate::store::kv::{Kv, KvOptions};
+use crate::stack::{Accept, Layers, MountOptions, StackError, StackErrorKind, unlock_store};
+use crate::store::kv::{Kv, KvOptions, start_of_metadata};
+use crate::store::names::{CONFIG_NAME, LEASE_NAME};
 use crate::store::{Compression, Sealed, SegmentStore};
 
 /// Opens a volume: keyring, metadata, lease, journal with its replay; then starts the background
@@ -56,7 +58,7 @@ pub async fn mount(options: MountOptions) -> Result<Mounted, StackError> {
     let attended = options.store.attended.clone();
     let mut held = Held::default();
     let mounted = tokio::select! {
-        mounted = assemble(options, &mut held) => mounted,
+        mounted = assemble(options, &mut held).boxed() => mounted,
         () = attended.stopped() => Err(StackError::Stopped),
     };
     if mounted.is_err() {
@@ -88,8 +90,18 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
         accept: options.accept_rollback,
     };
     let recovery = local.as_ref().map(|(_, recovery)| recovery);
-    let (kv, found) = look.open(sealed.clone(), recovery).await?;
-    let mut seat = Seat { kv, found, log_store: sealed.clone() };
+    let mut log_store = sealed.clone();
+    let (kv, found) = match look.open(sealed.clone(), recovery).await {
+        // What was fetched ahead may be older than what a mount that has just ended here remembers.
+        Err(e) if ground.layers.ahead.was_used() && e.kind() == StackErrorKind::Corrupt => {
+            log::debug!("{e}: looking once more");
+            ground.layers.ahead.end();
+            log_store = Arc::new(sealed.apart());
+            look.open(log_store.clone(), recovery).await?
+        }
+        looked => looked?,
+    };
+    let mut seat = Seat { kv, found, log_store };
     let instance = random_instance();
     match recovery {
         None => seat.kv.follow(),
@@ -128,9 +140,21 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
             shared.state.set_seen(&seen)?;
         }
     }
+    shared.layers.ahead.end();
+    shared.layers.retry.set_hurried(false);
     let mounted = Mounted::start(shared);
     attended.goes_on();
     Ok(mounted)
+}
+
+/// Begins to fetch what every start reads, while the keyring is read and the key is derived.
+fn foresee(layers: &Layers, read_only: bool) {
+    layers.ahead.whole(CONFIG_NAME.into());
+    if !read_only {
+        layers.ahead.whole(LEASE_NAME.into());
+    }
+    let guess = layers.place.start().map(|start| (start.manifest, start.log.0, start.log.1));
+    start_of_metadata(&layers.ahead, guess);
 }
 
 /// The metadata of a mount.
@@ -169,7 +193,9 @@ impl Ground {
             store_options.state_dir = None;
         }
         let layers = Layers::connect(&store_options, options.read_timeout, false).await?;
+        foresee(&layers, options.read_only);
         let unlocked = unlock_store(&layers, &name, &options.key).await?;
+        layers.retry.set_hurried(true); // it has just answered
         let (keyring, keys) = (unlocked.keyring.clone(), unlocked.keys.clone());
         let slot = unlocked.slot;
         let key_watch = Arc::new(KeyWatch::new(layers.retry.clone(), &name, unlocked));
@@ -179,7 +205,15 @@ impl Ground {
         }
         let first = Sealed::new(layers.retry.clone(), keys.clone());
         first.renew_by(key_watch.clone());
-        let loaded = config::load(&first).await?;
+        let mut loaded = config::load(&first).await?;
+        let state_dir = options.state_dir.join(volume.to_string());
+        let accept = options.accept_rollback;
+        let state = Arc::new(StateFile::new(&state_dir, keys.clone()));
+        let before = state.load_continued(accept.keyring)?.unwrap_or_default();
+        if loaded.config.generation < before.config_generation {
+            // It was fetched ahead, and somebody may have changed it since.
+            loaded = config::load(&first).await?;
+        }
         let config_generation = loaded.config.generation;
         let compress = options.compress.unwrap_or(loaded.config.compress);
         let ask = options.store.sse.clone();
@@ -187,15 +221,11 @@ impl Ground {
         for note in sse.notes() {
             log::warn!("{note}");
         }
-        let state_dir = options.state_dir.join(volume.to_string());
         let cache_dir = options.cache_dir.join(volume.to_string());
-        let accept = options.accept_rollback;
         make_dir(&state_dir)?;
         make_dir(&cache_dir)?;
         note_use(&options.state_dir, &options.store, &keyring, slot);
         let layers = layers.with_cache(cache_dir, options.cache_bytes_max);
-        let state = Arc::new(StateFile::new(&state_dir, keys.clone()));
-        let before = state.load_continued(accept.keyring)?.unwrap_or_default();
         if !accept.keyring {
             before.check_keyring(keyring.generation())?;
         }

@@ -18,6 +18,8 @@ use crate::base::{Clock, SystemClock, VolumeId, hex};
 use crate::seal::Keyring;
 use crate::stack::{StackError, StoreOptions};
 
+/// Name of the directory, in the state directory, of what is known of stores.
+const STORES: &str = "stores";
 /// Name of the file beside the rest of what this machine remembers of the volume.
 const FILE_NAME: &str = "slots-used.json";
 /// Bytes of it at most; a longer one is not ours.
@@ -56,16 +58,56 @@ pub fn remember_use(
 /// opened it.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
+    endpoint: String,
     store: String,
     wanted: Option<VolumeId>,
     file: Option<PathBuf>,
 }
 
+/// Where the metadata of a volume stood when this machine last closed it: a guess at what the next
+/// start will read, which is fetched before it is known. Nothing is believed because of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Start {
+    /// The newest manifest.
+    pub(crate) manifest: u64,
+    /// The object of the log behind which replay begins, and the last one.
+    pub(crate) log: (u64, u64),
+}
+
 impl Place {
+    /// Where the metadata stood, if this machine knows.
+    pub(crate) fn start(&self) -> Option<Start> {
+        let text = fs::read_to_string(self.file.as_deref()?).ok()?;
+        let numbers =
+            text.lines().nth(1)?.split(' ').map(str::parse).collect::<Result<Vec<_>, _>>();
+        match numbers.ok()?[..] {
+            [manifest, after, last] => Some(Start { manifest, log: (after, last) }),
+            _ => None,
+        }
+    }
+
+    /// Remembers where the metadata of `volume` stand.
+    pub(crate) fn note_start(&self, volume: VolumeId, start: Start) {
+        let Some(file) = &self.file else { return };
+        let Start { manifest, log: (after, last) } = start;
+        let text = format!("{volume}\n{manifest} {after} {last}\n");
+        if let Err(e) = write_private(file, text.as_bytes()) {
+            log::debug!("{} was not written: {e}", file.display());
+        }
+    }
+
     /// That of a STORE.
     pub(crate) fn of(store: &StoreOptions) -> Place {
-        let file = store.state_dir.as_deref().map(|dir| place(dir, store));
-        Place { store: store.location.to_string(), wanted: store.volume, file }
+        let endpoint = store.endpoint_url.as_deref().unwrap_or_default().trim_end_matches('/');
+        let (endpoint, wanted) = (endpoint.to_owned(), store.volume);
+        let mut place = Place { endpoint, store: store.location.to_string(), wanted, file: None };
+        place.file = store.state_dir.as_deref().map(|dir| dir.join(STORES).join(place.name()));
+        place
+    }
+
+    /// Names the store.
+    pub(crate) fn name(&self) -> String {
+        hex(&Sha256::digest(format!("{} {}", self.endpoint, self.store))[..16])
     }
 
     /// Refuses the keyring of another volume than is meant: two that one secret opens, or whose
@@ -94,14 +136,8 @@ impl Place {
 fn seen_in(file: &Path) -> Option<String> {
     let is_small = fs::metadata(file).is_ok_and(|found| found.len() <= BYTES_MAX);
     let seen = is_small.then(|| fs::read_to_string(file).ok()).flatten()?;
-    Some(seen.trim().to_owned()).filter(|seen| !seen.is_empty())
-}
-
-/// What holds the volume that was last opened at a store.
-fn place(state_dir: &Path, store: &StoreOptions) -> PathBuf {
-    let endpoint = store.endpoint_url.as_deref().unwrap_or_default().trim_end_matches('/');
-    let name = format!("{endpoint} {}", store.location);
-    state_dir.join("stores").join(hex(&Sha256::digest(name)[..16]))
+    let first = seen.lines().next()?.trim().to_owned();
+    Some(first).filter(|seen| !seen.is_empty())
 }
 
 fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
@@ -114,7 +150,8 @@ fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 
 /// Remembers which volume is at a store.
 pub fn note_place(state_dir: &Path, store: &StoreOptions, volume: VolumeId) {
-    let (file, id) = (place(state_dir, store), volume.to_string());
+    let place = Place::of(&store.seen_in(state_dir));
+    let (Some(file), id) = (place.file, volume.to_string()) else { return };
     if seen_in(&file).as_deref() != Some(&*id)
         && let Err(e) = write_private(&file, id.as_bytes())
     {
@@ -137,6 +174,24 @@ fn path(state_dir: &Path, volume: VolumeId) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_the_metadata_stood_is_known_until_another_volume_is_there() {
+        // Guards against a guess that makes a volume look like another one, and against rubbish.
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = StoreOptions::new(crate::store::Location::Memory).seen_in(dir.path());
+        let (place, volume) = (Place::of(&store), VolumeId([1; 16]));
+        let start = Start { manifest: 17, log: (8, 9) };
+        assert_eq!(place.start(), None);
+        place.note_start(volume, start);
+        note_place(dir.path(), &store, volume);
+        assert_eq!(place.start(), Some(start));
+        assert_eq!(seen_in(place.file.as_deref().expect("one")), Some(volume.to_string()));
+        note_place(dir.path(), &store, VolumeId([2; 16]));
+        assert_eq!(place.start(), None);
+        fs::write(place.file.as_deref().expect("one"), "x\n1 2 -3\n").expect("writes");
+        assert_eq!(place.start(), None);
+    }
 
     #[test]
     fn the_last_use_of_each_slot_is_kept_until_the_slot_is_gone() {

@@ -17,8 +17,12 @@ use super::departure::{Departure, read_line, start_of};
 use crate::base::{hex, unix_secs};
 use crate::stack::{Attended, StackError};
 use crate::store::names::LEASE_NAME;
-use crate::store::{ErrorClass, Sealed, class};
+use crate::store::{ErrorClass, ProbeError, Sealed, class};
 
+/// How often the lease is asked for when others come in between.
+const TAKES_MAX: u32 = 3;
+/// The entity tag of nothing.
+const NO_E_TAG: &str = "\"00000000000000000000000000000000\"";
 /// How often a heartbeat meets another version of its own lease before it gives up.
 const UPDATES_MAX: u32 = 4;
 /// How often the holder shows that it lives: 30 requests an hour.
@@ -75,6 +79,8 @@ pub(crate) struct LeaseAsk {
     pub(crate) least: u64,
     /// Take it from whoever holds it.
     pub(crate) takeover: bool,
+    /// Whether the store keeps conditions is to be found out: nothing here says so.
+    pub(crate) probes: bool,
 }
 
 /// The lease of this mount.
@@ -260,6 +266,50 @@ pub(crate) async fn holding(sealed: &Sealed, least: u32) -> Result<Option<Holdin
     Err(StackError::Store { what: "reading who holds the volume".into(), message })
 }
 
+/// The first object that a mount writes was not taken, in the encryption that the volume asks for.
+fn refused(e: object_store::Error) -> StackError {
+    match class(&e) {
+        ErrorClass::Auth
+        | ErrorClass::Unsupported
+        | ErrorClass::SseMismatch
+        | ErrorClass::Other => ProbeError::Failed { what: "replace an object", source: e }.into(),
+        _ => StackError::store("recording who holds the volume", e),
+    }
+}
+
+/// How one try of taking the lease ended.
+enum Taken {
+    Ours(Lease),
+    /// Somebody has it, and how that is said.
+    Held(StackError),
+    /// It was another one by then.
+    Raced,
+}
+
+/// Whether the store keeps the promises that one writer relies on (`store/probe`), tried on the
+/// lease that is about to be taken: creating it must be refused, and so must replacing a version that
+/// it is not. A store that takes either has got what it had.
+async fn probe(store: &Arc<dyn ObjectStore>, held: &Row) -> Result<(), StackError> {
+    let other = UpdateVersion { e_tag: Some(NO_E_TAG.into()), version: None };
+    let creates = write(store, held, PutMode::Create);
+    let updates = write(store, held, PutMode::Update(other));
+    let (created, updated) = futures::join!(creates, updates);
+    let refusal = |e: &object_store::Error| {
+        matches!(class(e), ErrorClass::Precondition | ErrorClass::AlreadyExists)
+    };
+    let failed = |what| move |source| StackError::from(ProbeError::Failed { what, source });
+    match created {
+        Err(e) if refusal(&e) => {}
+        Ok(_) => return Err(ProbeError::CreateOverwrites.into()),
+        Err(e) => return Err(failed("create an object twice")(e)),
+    }
+    match updated {
+        Err(e) if refusal(&e) => Ok(()),
+        Ok(_) => Err(ProbeError::UpdateIgnoresVersion.into()),
+        Err(e) => Err(failed("update a stale version of an object")(e)),
+    }
+}
+
 impl Lease {
     /// Takes the lease, if it is free, or with `takeover`. A holder on this machine that is about
     /// to end is waited for. Dropping the call half-way may leave the lease taken.
@@ -272,19 +322,46 @@ impl Lease {
         ask: LeaseAsk,
         attended: &Attended,
     ) -> Result<Lease, StackError> {
+        let mut refusal = None;
+        for _ in 0..TAKES_MAX {
+            match Lease::take(&store, &ask, attended).await? {
+                Taken::Ours(mut lease) => {
+                    // Whoever had it in between may have written.
+                    lease.was_held |= refusal.is_some();
+                    return Ok(lease);
+                }
+                // What was read may be from before this start began to wait for anything. Once more.
+                Taken::Held(e) if refusal.is_some() => return Err(e),
+                Taken::Held(e) => refusal = Some(e),
+                Taken::Raced => {
+                    let holder = "mounts that come in between".into();
+                    refusal = Some(StackError::InUse { holder });
+                }
+            }
+        }
+        Err(refusal.expect("each round that ends here set it"))
+    }
+
+    /// One try of [`Lease::acquire`].
+    async fn take(
+        store: &Arc<dyn ObjectStore>,
+        ask: &LeaseAsk,
+        attended: &Attended,
+    ) -> Result<Taken, StackError> {
         let takeover = ask.takeover;
         let fail = |e| StackError::store("reading who holds the volume", e);
         let mut row = Row::new(&ask.mount);
         row.term = ask.least + 1;
         let (mut was_free, mut was_held) = (true, false);
         let mut departure = Departure::new(attended);
-        let mut held = match read(&store).await {
+        let mut held = match read(store).await {
             Err(e) if takeover && class(&e) == ErrorClass::Corrupt => {
                 log::warn!("replacing the record of who holds the volume, which is damaged");
-                return match write(&store, &row, PutMode::Overwrite).await {
+                return match write(store, &row, PutMode::Overwrite).await {
                     Ok(version) => {
-                        let renewed = Renewed::now();
-                        Ok(Lease { store, row, version, was_free: false, was_held: true, renewed })
+                        let (store, renewed) = (store.clone(), Renewed::now());
+                        let (was_free, was_held) = (false, true);
+                        Ok(Taken::Ours(Lease { store, row, version, was_free, was_held, renewed }))
                     }
                     Err(e) => Err(StackError::store("recording who holds the volume", e)),
                 };
@@ -303,8 +380,9 @@ impl Lease {
         {
             was_held = true;
             while !row.is_over() && departure.wait(row.pid).await {}
-            held = read(&store).await.map_err(fail)?;
+            held = read(store).await.map_err(fail)?;
         }
+        let is_first = held.is_none();
         let mode = match held {
             None => PutMode::Create,
             Some((held, version)) if held.is_over() || held.is_of(&ask.before) || takeover => {
@@ -313,28 +391,37 @@ impl Lease {
                     log::warn!("taking the volume over from {}", held.holder());
                     was_held = true;
                 }
+                if ask.probes {
+                    probe(store, &held).await?;
+                }
                 PutMode::Update(version)
             }
             Some((held, _)) => {
                 let in_use = StackError::InUse { holder: held.holder() };
-                return Err(match held.is_local() {
+                return Ok(Taken::Held(match held.is_local() {
                     true => departure.refused(held.pid, in_use),
                     false => in_use,
-                });
+                }));
             }
         };
-        match write(&store, &row, mode).await {
+        match write(store, &row, mode).await {
             Ok(version) => {
-                Ok(Lease { store, row, version, was_free, was_held, renewed: Renewed::now() })
+                let (its, renewed) = (store.clone(), Renewed::now());
+                let mut lease = Lease { store: its, row, version, was_free, was_held, renewed };
+                // There was nothing to try it on before.
+                if is_first
+                    && ask.probes
+                    && let Err(e) = probe(store, &lease.row).await
+                {
+                    lease.release().await;
+                    return Err(e);
+                }
+                Ok(Taken::Ours(lease))
             }
             Err(e) if matches!(class(&e), ErrorClass::Precondition | ErrorClass::AlreadyExists) => {
-                let holder = match read(&store).await.map_err(fail)? {
-                    Some((held, _)) => held.holder(),
-                    None => "a mount that came in between".into(),
-                };
-                Err(StackError::InUse { holder })
+                Ok(Taken::Raced)
             }
-            Err(e) => Err(StackError::store("recording who holds the volume", e)),
+            Err(e) => Err(refused(e)),
         }
     }
 

@@ -21,6 +21,8 @@ use crate::seal::{FINGERPRINT, VolumeKeys};
 use crate::stack::StackError;
 
 const FILE_NAME: &str = "state";
+/// How long it counts that a store has been found to keep conditions: servers are exchanged.
+const PROBED_SECS_MAX: u64 = 30 * 24 * 3600;
 /// The first bytes of a file of local state; the epoch and its fingerprint follow.
 const MAGIC: &[u8; 8] = b"SEALFSST";
 
@@ -60,6 +62,17 @@ pub(crate) struct Remembered {
     /// The mount that had made the last commit in the bucket when that one began.
     #[serde(default)]
     pub seen_instance: String,
+    /// Changes that were lost with the local journal, which somebody accepted, and when (Unix
+    /// seconds).
+    #[serde(default)]
+    pub lost_records: u64,
+    #[serde(default)]
+    pub lost_secs: u64,
+    /// The store that has been found to keep conditions, and when (Unix seconds).
+    #[serde(default)]
+    pub probed: String,
+    #[serde(default)]
+    pub probed_secs: u64,
     /// That mount was fenced: another has gone on with the volume.
     #[serde(default)]
     pub fenced: bool,
@@ -116,6 +129,12 @@ impl Remembered {
         self.manifest = self.manifest.max(other.manifest);
         self.keyring_generation = self.keyring_generation.max(other.keyring_generation);
         self.config_generation = self.config_generation.max(other.config_generation);
+    }
+
+    /// Whether a store has been found to keep conditions, and not too long ago.
+    pub fn has_probed(&self, store: &str, now_secs: u64) -> bool {
+        let age = now_secs.checked_sub(self.probed_secs); // from the future: not known
+        self.probed == store && age.is_some_and(|secs| secs < PROBED_SECS_MAX)
     }
 
     /// Refuses a keyring that is older than one that was seen.
@@ -177,6 +196,10 @@ impl StateFile {
                 instance: own.instance,
                 seen_instance: own.seen_instance,
                 fenced: own.fenced,
+                lost_records: own.lost_records,
+                lost_secs: own.lost_secs,
+                probed: own.probed,
+                probed_secs: own.probed_secs,
                 ..seen.clone()
             };
         })

@@ -10,11 +10,11 @@ use std::time::Duration;
 use object_store::ObjectStore;
 use tokio::task::JoinHandle;
 
-use super::canary::probe_store;
+use super::canary::explained;
 use super::disks::{human, room_for, space_of};
 use super::gates::SharedLease;
 use super::look::{Found, Look};
-use crate::base::{JournalPos, SystemClock};
+use crate::base::{JournalPos, SystemClock, unix_secs};
 use crate::commit::CommitOptions;
 use crate::journal::{Journal, JournalError, JournalOptions, RecordLoc, Recovery};
 use crate::seal::VolumeKeys;
@@ -151,19 +151,23 @@ pub(crate) async fn claim(
     held: &mut Held,
 ) -> Result<Seat, StackError> {
     let Ask { layers, sealed, look, recovery, .. } = ask;
-    probe_store(layers).await?;
     let lease = LeaseAsk {
         mount: ask.instance,
         before: look.before.instance.clone(),
         least: seat.found.beside.lease,
         takeover: ask.takeover,
+        probes: !look.before.has_probed(&layers.place.name(), unix_secs()),
     };
     let store: Arc<dyn ObjectStore> = (*sealed).clone();
-    held.acquire(store, lease, look.attended.clone()).await?;
+    match held.acquire(store, lease, look.attended.clone()).await {
+        Err(StackError::Unsuitable(e)) => return Err(explained(layers, e).await),
+        outcome => outcome?,
+    }
     // Whoever had it until now may have gone on since.
     let mut is_old = held.was_held().await;
     for tries_left in (0..LOOKS_MAX).rev() {
         if is_old {
+            layers.ahead.end(); // what was fetched before is old, too
             let _ = seat.kv.close(false).await; // nothing was written through it
             seat.log_store = Arc::new(sealed.apart());
             let again = look.open(seat.log_store.clone(), Some(recovery)).await?;

@@ -30,11 +30,20 @@ pub(crate) struct Found {
 impl Found {
     async fn read(kv: &Kv) -> Result<Found, StackError> {
         let lacks = |what| ViewError::from(DecodeError(what));
-        let commit = last_commit(kv).await?;
-        let stats = kv.get(&keys::stats()).await?.ok_or_else(|| lacks("no statistics"))?;
-        kv.get(&keys::next_ino()).await?.ok_or_else(|| lacks("no inode number"))?;
-        let writer = kv.get(&keys::writer()).await?.map(|id| hex(&id));
-        let beside = kv.get(&keys::beside()).await?;
+        let (stats, ino) = (keys::stats(), keys::next_ino());
+        let (writer, beside) = (keys::writer(), keys::beside());
+        // At once: they may lie in several blocks and tables. Boxed, since such futures are large.
+        let (commit, stats, ino, writer, beside) = futures::join!(
+            Box::pin(last_commit(kv)),
+            Box::pin(kv.get(&stats)),
+            Box::pin(kv.get(&ino)),
+            Box::pin(kv.get(&writer)),
+            Box::pin(kv.get(&beside))
+        );
+        let (commit, beside) = (commit?, beside?);
+        let stats = stats?.ok_or_else(|| lacks("no statistics"))?;
+        ino?.ok_or_else(|| lacks("no inode number"))?;
+        let writer = writer?.map(|id| hex(&id));
         let beside = beside.as_deref().map(BesideRow::decode).transpose();
         let beside = beside.map_err(ViewError::from)?.unwrap_or_default();
         let stats = Stats::decode(&stats).map_err(ViewError::from)?;

@@ -17,6 +17,7 @@ use crate::commit::{SnapshotError, SnapshotOrder, View};
 use crate::fs::{Fs, Tree};
 use crate::fuse::KernelSide;
 use crate::meta::SnapshotName;
+use crate::stack::records::last_use::Start;
 use crate::stack::{Control, StackError};
 use crate::store::Health;
 
@@ -197,6 +198,9 @@ impl Mounted {
             Err(_) => log::warn!("closing the metadata store took too long, left as it is"),
         }
         if let Some(writer) = &writer {
+            let kv = self.shared.view.kv();
+            let start = Start { manifest: kv.manifest_id(), log: kv.log_span() };
+            self.shared.layers.place.note_start(self.volume, start);
             if let Err(e) = writer.note_last(&self.shared) {
                 log::warn!("what this machine remembers was not saved: {e}");
             }

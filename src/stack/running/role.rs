@@ -23,6 +23,7 @@ use crate::commit::{CommitOptions, Committer, ViewError};
 use crate::fs::Half;
 use crate::journal::{Journal, Recovery};
 use crate::meta::{CommitRow, DecodeError, keys};
+use crate::stack::records::lineage::refuse_lost;
 use crate::stack::records::state::Remembered;
 use crate::stack::{Accept, StackError};
 
@@ -202,6 +203,10 @@ impl Shared {
     ) -> Result<(Writer, u64), StackError> {
         let attended = &self.layers.attended;
         let opener = Opener { plan: &self.plan, keys: &self.keys, attended };
+        let lost = match refuse_lost(&local.1, found.commit, before.0) {
+            Err(StackError::JournalLost { records, .. }) => records,
+            _ => 0,
+        };
         let local = go_on(local, found, before, &opener).await?;
         let (journal, base) = (local.journal, local.base);
         self.view.restart(base);
@@ -219,6 +224,15 @@ impl Shared {
             remembered.seen_instance = found.writer.clone().unwrap_or_default();
             remembered.instance = hex(&instance);
             remembered.fenced = false;
+            if before.1.journal {
+                // Shown from now on, until it is accepted once more when nothing is lost.
+                (remembered.lost_records, remembered.lost_secs) = (lost, unix_secs());
+            }
+            let store = self.layers.place.name();
+            if !remembered.has_probed(&store, unix_secs()) {
+                // The claim has found it out.
+                (remembered.probed, remembered.probed_secs) = (store, unix_secs());
+            }
         }
         let row = CommitRow {
             journal: journal.id(),

@@ -165,6 +165,24 @@ fn refused(refusals: &Refusals, store: &str) -> Vec<String> {
     warnings
 }
 
+/// That changes were lost with the local journal, once that was accepted.
+fn lost(remembered: &Remembered) -> Option<String> {
+    let records = remembered.lost_records;
+    let days = crate::base::unix_secs().saturating_sub(remembered.lost_secs) / (24 * 3600);
+    let when = match days {
+        0 => "today".into(),
+        days => format!("{} ago", counted(days, "day")),
+    };
+    (records > 0).then(|| {
+        format!(
+            "at least {} that had been on stable storage here {} lost with the local journal, which was \
+             accepted {when}; this is shown until a mount is told --accept-rollback=journal once more",
+            counted(records, "change"),
+            if records == 1 { "was" } else { "were" },
+        )
+    })
+}
+
 impl Shared {
     fn connection(&self) -> Connection {
         let Some(writer) = self.writer() else {
@@ -288,6 +306,7 @@ impl Shared {
         if let Some(why) = self.scheduled.now().failed.filter(|_| writer.is_some()) {
             warnings.push(format!("a snapshot of the schedule failed, and is tried again: {why}"));
         }
+        warnings.extend(lost(&self.remembered.lock()));
         warnings.extend(refused(&self.layers.retry.refusals(), &self.store));
         if let Some(aside) = writer.as_ref().and_then(|writer| writer.set_aside.as_ref()) {
             let aside = aside.display();

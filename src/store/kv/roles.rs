@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::FutureExt;
 use object_store::ObjectStore;
 use slatedb::DbReader;
 use slatedb::db_cache::SplitCache;
 
 use super::{
     Handle, Kv, KvError, KvOptions, bounded, close_handle, new_cache, open_reading, open_writer,
+    told_why,
 };
-use crate::store::error::{ErrorClass, class};
+use crate::store::error::{ErrorClass, class, told};
 use crate::store::kv_store::SlateStore;
 
 /// Opens the database at its newest state. What the store lists shows whether something is missing
@@ -23,8 +25,14 @@ async fn look(
     options: &KvOptions,
 ) -> Result<DbReader, KvError> {
     store.answers().hold();
+    store.answers().lists_log();
     let reading = open_reading(store.clone(), cache.clone(), options);
-    let (db, listed) = futures::join!(reading, store.listed_log());
+    let listing = async {
+        let listed = store.listed_log().await;
+        store.answers().listed(listed.as_deref().ok());
+        listed
+    };
+    let (db, listed) = futures::join!(reading, listing);
     let db = db?;
     let after = db.manifest().replay_after_wal_id();
     let whole = match listed {
@@ -37,7 +45,7 @@ async fn look(
             let _ = db.close().await; // a reader: there is nothing to lose
             match class(&e) {
                 ErrorClass::Corrupt => Err(KvError::Damaged(e.to_string())),
-                _ => Err(KvError::Unavailable(e.to_string())),
+                _ => Err(KvError::Unavailable(told(&e))),
             }
         }
     }
@@ -56,7 +64,8 @@ impl Kv {
     ) -> Result<Kv, KvError> {
         let store = Arc::new(SlateStore::new(store));
         let cache = new_cache(&options);
-        let db = bounded(open_timeout, look(&store, &cache, &options)).await?;
+        let db =
+            told_why(&store, bounded(open_timeout, look(&store, &cache, &options).boxed())).await?;
         Ok(Kv::new(Handle::Reader(Arc::new(db)), store, cache, options))
     }
 
@@ -76,7 +85,11 @@ impl Kv {
         open_timeout: Duration,
     ) -> Result<Kv, KvError> {
         let store = Arc::new(SlateStore::new(store));
-        let db = bounded(open_timeout, look(&store, &self.cache, &self.options)).await?;
+        let db = told_why(
+            &store,
+            bounded(open_timeout, look(&store, &self.cache, &self.options).boxed()),
+        )
+        .await?;
         let (cache, options) = (self.cache.clone(), self.options.clone());
         Ok(Kv::new(Handle::Reader(Arc::new(db)), store, cache, options))
     }
@@ -132,7 +145,7 @@ impl Kv {
     pub async fn become_writer(&self, open_timeout: Duration) -> Result<(), KvError> {
         let (epoch, store) = (self.writer_epoch(), self.store());
         let opening = open_writer(store.clone(), self.cache.clone(), Some(epoch));
-        let db = bounded(open_timeout, opening).await?;
+        let db = told_why(&store, bounded(open_timeout, opening.boxed())).await?;
         store.answers().let_go();
         let old = std::mem::replace(&mut *self.handle.write(), Handle::Writer(Arc::new(db)));
         self.reads_only.send_replace(false);

@@ -27,6 +27,9 @@ pub(super) struct Budget {
 /// finds out with less.
 const RESENT_MAX: u64 = 64 << 10;
 
+/// Attempts in answer to [`ErrorClass::Foreign`] while somebody waits for a start.
+const FOREIGN_HURRIED: u32 = 3;
+
 /// Time to allow for `len` bytes at the slowest rate that still counts as progress.
 fn transfer_time(len: u64) -> Duration {
     Duration::from_millis(len.saturating_mul(1000) / SLOWEST_RATE)
@@ -65,6 +68,8 @@ pub(super) struct Attempts {
     jitter: AtomicU64,
     /// Whether the bucket was there at some time: only then may "no such bucket" pass.
     seen: AtomicBool,
+    /// Somebody waits for a start, and is told soon of answers that are not the store's.
+    pub(super) hurried: AtomicBool,
     refused: Refused,
 }
 
@@ -72,7 +77,8 @@ impl Attempts {
     pub(super) fn new(options: RetryOptions, stats: Arc<RequestStats>) -> Attempts {
         let jitter = AtomicU64::new(options.jitter_seed);
         let (health, seen) = (watch::Sender::new(Health::Online), AtomicBool::new(false));
-        Attempts { options, stats, health, jitter, seen, refused: Refused::default() }
+        let (hurried, refused) = (AtomicBool::new(false), Refused::default());
+        Attempts { options, stats, health, jitter, seen, hurried, refused }
     }
 
     pub(super) fn options(&self) -> &RetryOptions {
@@ -226,6 +232,9 @@ impl Clock<'_> {
         let class = class(&error);
         let may_pass = match class {
             ErrorClass::NoBucket => self.attempts.seen.load(Relaxed),
+            ErrorClass::Foreign if self.attempts.hurried.load(Relaxed) => {
+                self.attempt < FOREIGN_HURRIED
+            }
             ErrorClass::Foreign => self.body <= RESENT_MAX,
             class => class.is_retryable(),
         };

@@ -149,6 +149,12 @@ impl Retry {
         self.attempts.health()
     }
 
+    /// While it is `hurried`, an answer that is not the store's is not waited out: who starts a mount,
+    /// with a store that has just answered, is told at once.
+    pub fn set_hurried(&self, hurried: bool) {
+        self.attempts.hurried.store(hurried, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// What the store refuses for good at present.
     pub fn refusals(&self) -> Refusals {
         self.attempts.refused().now()

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test file uses a part of it
 
 pub mod gated;
+pub mod measured;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

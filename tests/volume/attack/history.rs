@@ -281,6 +281,30 @@ async fn volume_until(done: impl Fn() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_on_the_writers_machine_leaves_what_the_writer_remembers_as_it_is() {
+    // Guards against a follower that has read what the machine remembers before the writer started,
+    // and saves that over what the writer keeps: the writer's journal then looks like another
+    // mount's, and what is pending in it is set aside. It saves last, when the writer is gone.
+    let bench = Bench::over(Arc::new(InMemory::new())).await;
+    let m = bench.mount().await;
+    commit(&m, "a1").await;
+    m.shutdown(LONG).await;
+    let slow = std::time::Duration::from_millis(700);
+    let follower =
+        bench.mount_with(|o| (o.read_only, o.refresh) = (true, slow)).await.expect("follows");
+    let m = bench.mount().await;
+    commit(&m, "a2").await;
+    let seen = follower.control.status().commit_sequence;
+    crash(m, "pending").await;
+    volume_until(|| follower.control.status().commit_sequence > seen).await;
+    follower.shutdown(LONG).await;
+    let m = bench.mount().await;
+    assert_eq!(m.set_aside, None);
+    m.fs.lookup(Ino::ROOT, b"pending".to_vec()).await.expect("what was pending is replayed");
+    m.shutdown(LONG).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_running_follower_shows_nothing_of_another_history() {
     // Guards against a bucket that is exchanged under a follower: for an older one, or a fork that
     // has gone further. It stays where it was, or shows nothing.
@@ -599,8 +623,17 @@ async fn a_journal_that_is_emptied_cut_or_taken_away_is_missed() {
             let accept = sealfs::stack::Accept { journal: true, ..Default::default() };
             let m = a.mount_with(|o| o.accept_rollback = accept).await.expect("accepted");
             commit(&m, "a2").await;
+            // It is not forgotten with the mount that was told to go on.
+            let says = |m: &Mounted| m.control.status().warnings.join("; ");
+            assert!(says(&m).contains("lost with the local journal"), "{what}: {}", says(&m));
             m.shutdown(LONG).await;
-            a.mount().await.shutdown(LONG).await;
+            let m = a.mount().await;
+            assert!(says(&m).contains("lost with the local journal"), "{what}: {}", says(&m));
+            m.shutdown(LONG).await;
+            let m = a.mount_with(|o| o.accept_rollback = accept).await.expect("nothing is lost");
+            assert_eq!(says(&m), "", "{what}");
+            m.shutdown(LONG).await;
+            assert_eq!(says(&a.mount().await), "", "{what}");
         }
     }
 }

@@ -1,0 +1,84 @@
+//! What a mount and its end ask of the bucket: round trips one after the other, and requests, counted.
+
+use std::sync::Arc;
+
+use object_store::memory::InMemory;
+use sealfs::base::Ino;
+use sealfs::stack::{MountOptions, Mounted};
+
+use crate::volume::measured::{Cost, Measured};
+use crate::volume::{Bench, LONG, contents, write_file};
+
+/// What a mount and its end may cost, in round trips one after the other and in requests.
+#[derive(Clone, Copy)]
+struct Bound {
+    trips: u64,
+    gets: usize,
+    puts: usize,
+    lists: usize,
+}
+
+impl Bound {
+    fn check(&self, what: &str, cost: &Cost) {
+        eprintln!("{what}: {}", cost.shown());
+        let of = |kind| cost.of(kind);
+        let within = cost.trips <= self.trips
+            && of("GET") <= self.gets
+            && of("PUT") <= self.puts
+            && of("LIST") <= self.lists
+            && of("DELETE") == 0;
+        assert!(within, "{what} takes more than before: {}", cost.shown());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mount_and_its_end_take_few_round_trips() {
+    // Guards against requests that wait for one another without need: each is felt where the bucket
+    // is far away. Counted under a clock of the test's own, so that no load of the machine changes it.
+    let bucket = Arc::new(InMemory::new());
+    let bench = Bench::over(bucket.clone()).await;
+    let m = bench.mount().await;
+    for n in 0..20 {
+        write_file(&m.fs, Ino::ROOT, &format!("f{n}"), &contents(&format!("f{n}"), 5_000)).await;
+    }
+    assert!(m.shutdown(LONG).await);
+    let store = Measured::new(bucket);
+    let fresh = Bench { store: store.clone(), local: tempfile::tempdir().expect("tempdir") };
+    let mount = async |change: fn(&mut MountOptions)| {
+        store.begin();
+        let cached = |o: &mut MountOptions| {
+            o.cache_bytes_max = 64 << 20;
+            change(o);
+        };
+        let m = fresh.mount_with(cached).await.expect("mounts");
+        (m, store.cost())
+    };
+    let end = async |m: Mounted| {
+        store.begin();
+        assert!(m.shutdown(LONG).await);
+        store.cost()
+    };
+    let cold = Bound { trips: 8, gets: 10, puts: 5, lists: 2 };
+    let known = Bound { trips: 5, gets: 11, puts: 3, lists: 2 };
+    let nothing_pending = Bound { trips: 3, gets: 1, puts: 2, lists: 0 };
+    let (m, cost) = mount(|_| {}).await;
+    cold.check("a mount with nothing local", &cost);
+    nothing_pending.check("its end, with nothing pending", &end(m).await);
+    for round in 0..3 {
+        let (m, cost) = mount(|_| {}).await;
+        // Each mount that changes nothing leaves an object in the log, for a while.
+        let known = Bound { gets: known.gets + round, ..known };
+        known.check("a mount where the volume was mounted before", &cost);
+        nothing_pending.check("its end, with nothing pending", &end(m).await);
+    }
+    let (m, _) = mount(|_| {}).await;
+    write_file(&m.fs, Ino::ROOT, "new", &contents("new", 5_000)).await;
+    let changed = Bound { trips: 30, gets: 40, puts: 12, lists: 8 };
+    changed.check("the end of a mount with a change that is pending", &end(m).await);
+    let (m, cost) = mount(|_| {}).await;
+    Bound { trips: 7, gets: 14, ..known }.check("a mount after that", &cost);
+    nothing_pending.check("its end, with nothing pending", &end(m).await);
+    let (m, cost) = mount(|o| o.read_only = true).await;
+    Bound { trips: 3, gets: 14, puts: 0, lists: 2 }.check("a mount that only reads", &cost);
+    Bound { trips: 2, gets: 4, puts: 0, lists: 0 }.check("its end", &end(m).await);
+}
