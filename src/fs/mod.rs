@@ -196,14 +196,15 @@ impl Fs {
             };
             match step {
                 Step::Fail(e) => return Err(e),
-                Step::Row(key) => {
-                    self.load_row(&key).await?;
-                }
+                // On the heap: every operation's future would be as large as what reads the store.
+                Step::Row(key) => Box::pin(self.load_row(&key)).await?,
                 Step::Extents(file) => {
                     loads += 1;
-                    self.load_to_count(file, loads == blocks::LOADS_MAX).await;
+                    Box::pin(self.load_to_count(file, loads == blocks::LOADS_MAX)).await;
                 }
-                Step::Range(file, start, end) => self.view.load_extents(file, start, end).await?,
+                Step::Range(file, start, end) => {
+                    Box::pin(self.view.load_extents(file, start, end)).await?
+                }
                 Step::Held => self.role.until_released().await?,
                 Step::Full => {
                     let since = *full_since.get_or_insert_with(Instant::now);
@@ -319,9 +320,7 @@ impl Fs {
             match attempt(&self) {
                 Ok(value) => return Ok(value),
                 Err(Step::Fail(e)) => return Err(e),
-                Err(Step::Row(key)) => {
-                    self.load_row(&key).await?;
-                }
+                Err(Step::Row(key)) => Box::pin(self.load_row(&key)).await?,
                 Err(Step::Full | Step::Held | Step::Extents(_) | Step::Range(..)) => {
                     unreachable!("reads change nothing")
                 }
