@@ -180,6 +180,18 @@ async fn names_are_taken_once_and_only_what_is_there_is_deleted() {
 async fn the_bucket_is_as_small_as_without_history_when_the_last_is_deleted() {
     // Guards against what deleted snapshots held staying in the bucket: segments, tables of the
     // metadata, manifests. Made and deleted in an order that is not that of their making.
+    come_and_go(24, 6).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes"]
+async fn a_thousand_snapshots_come_and_go() {
+    // The same, for long enough that every table was compacted and collected many times.
+    come_and_go(1000, 40).await;
+}
+
+/// So many snapshots of a volume that changes, at most so many of them at a time.
+async fn come_and_go(rounds: usize, most: usize) {
     let bench = Bench::new().await;
     let m = bench.mount_with(quick).await.expect("mounts");
     write_file(&m.fs, Ino::ROOT, "stays", &contents("stays", 3 * MIB)).await;
@@ -187,7 +199,7 @@ async fn the_bucket_is_as_small_as_without_history_when_the_last_is_deleted() {
     let plain = bytes_of(&bench.store).await;
     let mut live: Vec<Snapshot> = Vec::new();
     let mut seed = 7u64;
-    for round in 0..24 {
+    for round in 0..rounds {
         let name = format!("f{}", round % 5);
         let size = MIB / 4 + round * 1000;
         if round >= 5 {
@@ -196,7 +208,7 @@ async fn the_bucket_is_as_small_as_without_history_when_the_last_is_deleted() {
         write_file(&m.fs, Ino::ROOT, &name, &contents(&format!("{name}{round}"), size)).await;
         live.push(create(&m, &format!("s{round}")).await);
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        if live.len() > 6 {
+        if live.len() > most {
             let gone = live.remove((seed >> 33) as usize % live.len());
             delete(&m, &[gone.name.as_str()]).await;
         }
