@@ -254,7 +254,7 @@ mod tests {
             {
                 "Encryption Client"
             }
-            "endpoint-url" | "region" | "profile" | "allow-http" => "Store",
+            "endpoint-url" | "region" | "profile" | "volume-id" | "allow-http" => "Store",
             "passphrase-file" | "passphrase-fd" | "passphrase-command" | "key-file"
             | "recovery-file" | "kms" | "kms-region" | "kms-endpoint-url" | "kms-profile"
             | "age-identity" => "Key",
