@@ -32,9 +32,10 @@ impl Found {
         let lacks = |what| ViewError::from(DecodeError(what));
         let (stats, ino) = (keys::stats(), keys::next_ino());
         let (writer, beside) = (keys::writer(), keys::beside());
-        // At once: they may lie in several blocks and tables. Boxed, since such futures are large.
-        let (commit, stats, ino, writer, beside) = futures::join!(
-            Box::pin(last_commit(kv)),
+        // The first brings the index of the newest table; the rest at once, as they may lie in several
+        // blocks and tables. Boxed, since such futures are large.
+        let commit = last_commit(kv).await;
+        let (stats, ino, writer, beside) = futures::join!(
             Box::pin(kv.get(&stats)),
             Box::pin(kv.get(&ino)),
             Box::pin(kv.get(&writer)),
