@@ -9,9 +9,10 @@ use clap::Args;
 use super::exchange::{BucketAsk, RunArgs, Show, below, drive, failure, report};
 use super::exchange_keys::SealArgs;
 use super::exit::{Exit, Failure, Outcome};
-use super::sse_flags::{SseDetailFlags, SseKind};
+use super::sse_flags::SseDetailFlags;
 use super::volume_side::{VolumeArgs, VolumeSide};
 use crate::exchange::{BucketPath, ExchangeError, How, Run, Tree, export_tree};
+use crate::store::s3::SseKind;
 
 /// Flags of `sealfs export`.
 #[derive(Args, Clone, Debug)]

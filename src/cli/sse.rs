@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 use indicatif::{HumanBytes, ProgressBar};
 
-use super::sse_flags::{SseDetailFlags, SseKind};
+use super::sse_flags::SseDetailFlags;
 use crate::base::{VolumeId, counted, plain_json};
 use crate::stack::audit::{AuditOptions, AuditReport, Walked, audit};
 use crate::stack::inventory::{self, InventoryOptions};
 use crate::stack::migrate::{MigrateOptions, PARALLEL_DEFAULT, Phase, migrate};
+use crate::store::s3::SseKind;
 
 use super::args::{SecretArgs, StoreAddress, StoreArgs};
 use super::client::Client;

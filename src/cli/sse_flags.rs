@@ -2,8 +2,9 @@
 //!
 //! Flattened into `init`, `mount` and others. Never talks to the store.
 
-use crate::store::s3::{SecretKey32, SseAsk, SseMode};
+use crate::store::s3::{SecretKey32, SseAsk, SseKind, SseMode};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use clap::builder::PossibleValue;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use zeroize::{Zeroize, Zeroizing};
@@ -14,23 +15,21 @@ const KEY_FILE_BYTES_MAX: u64 = 1024;
 const TAGS_MAX: usize = 10;
 
 /// The values of `--sse`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum SseKind {
-    /// Send nothing; the bucket's default encryption applies.
-    #[value(name = "default")]
-    Default,
-    /// SSE-S3.
-    #[value(name = "AES256")]
-    Aes256,
-    /// SSE-KMS.
-    #[value(name = "aws:kms")]
-    Kms,
-    /// DSSE-KMS.
-    #[value(name = "aws:kms:dsse")]
-    Dsse,
-    /// SSE-C with the key of `--sse-c-key-file`.
-    #[value(name = "customer")]
-    Customer,
+impl clap::ValueEnum for SseKind {
+    fn value_variants<'a>() -> &'a [SseKind] {
+        &SseKind::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            SseKind::Default => "Send nothing; the bucket's default encryption applies",
+            SseKind::S3 => "SSE-S3",
+            SseKind::Kms => "SSE-KMS",
+            SseKind::Dsse => "DSSE-KMS",
+            SseKind::Customer => "SSE-C with the key of `--sse-c-key-file`",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
 }
 
 /// The server-side encryption flags as typed.
@@ -209,19 +208,6 @@ pub enum SseFlagError {
     },
 }
 
-impl SseKind {
-    /// As it is typed.
-    pub fn name(self) -> &'static str {
-        match self {
-            SseKind::Default => "default",
-            SseKind::Aes256 => "AES256",
-            SseKind::Kms => "aws:kms",
-            SseKind::Dsse => "aws:kms:dsse",
-            SseKind::Customer => "customer",
-        }
-    }
-}
-
 impl SseFlags {
     /// What these flags ask for; reads the customer key files. Errors: [`SseFlagError`], each a
     /// sentence with a hint.
@@ -274,7 +260,7 @@ impl SseDetailFlags {
         let mode = match kind {
             None => None,
             Some(SseKind::Default) => Some(SseMode::Default),
-            Some(SseKind::Aes256) => Some(SseMode::S3),
+            Some(SseKind::S3) => Some(SseMode::S3),
             Some(SseKind::Kms) => {
                 let context = self.context()?;
                 Some(SseMode::Kms { key_id, context, bucket_key: self.sse_bucket_key })

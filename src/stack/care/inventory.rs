@@ -16,7 +16,7 @@ use crate::stack::opening::unmounted::Opened;
 use crate::stack::records::config_use;
 use crate::stack::{Key, StackError, StackErrorKind, StoreOptions};
 use crate::store::location::percent_decode;
-use crate::store::s3::SseMode;
+use crate::store::s3::{SseKind, SseMode};
 use crate::store::shown_key;
 
 /// The columns that are needed.
@@ -110,10 +110,10 @@ fn compare(
 /// The mode that an `EncryptionStatus` stands for.
 fn mode_of(status: &str) -> &'static str {
     match status {
-        "SSE-S3" => "AES256",
-        "SSE-KMS" => "aws:kms",
-        "DSSE-KMS" => "aws:kms:dsse",
-        "SSE-C" => "customer",
+        "SSE-S3" => SseKind::S3.name(),
+        "SSE-KMS" => SseKind::Kms.name(),
+        "DSSE-KMS" => SseKind::Dsse.name(),
+        "SSE-C" => SseKind::Customer.name(),
         _ => "none",
     }
 }

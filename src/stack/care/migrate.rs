@@ -18,7 +18,7 @@ use tokio::time::Interval;
 use super::audit::{AuditOptions, AuditReport, Exception, Tally, Walked, audit_as, key_of_alias};
 use crate::base::VolumeId;
 use crate::stack::opening::unmounted::{Opened, is_gone, patiently};
-use crate::stack::records::config::{self, SseRecord};
+use crate::stack::records::config;
 use crate::stack::records::lease::{self, HEARTBEAT};
 use crate::stack::running::canary::probe_store;
 use crate::stack::{Key, StackError, StackErrorKind, StoreOptions};
@@ -136,7 +136,7 @@ pub async fn migrate(
         to: target.to_string(),
         ..MigrateReport::default()
     };
-    if was.generation == 0 || was.sse != SseRecord::from(&target) || was.tags != tags {
+    if was.generation == 0 || was.sse != target.remembered() || was.tags != tags {
         config::replace(&*sealed, &opened.loaded, &was.changed(&target, tags)).await?;
     }
     if options.new_only {

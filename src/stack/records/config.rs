@@ -19,62 +19,6 @@ use crate::store::{Compression, ErrorClass, class};
 /// Version of the JSON object that this program writes and reads.
 const CONFIG_VERSION: u32 = 1;
 
-/// The server-side encryption that a volume asks for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "mode")]
-pub enum SseRecord {
-    /// Nothing is asked for.
-    #[default]
-    #[serde(rename = "default")]
-    Default,
-    /// SSE-S3.
-    #[serde(rename = "AES256")]
-    S3,
-    /// SSE-KMS.
-    #[serde(rename = "aws:kms")]
-    Kms {
-        /// Key id, ARN or alias, as it was given.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        key: Option<String>,
-        /// Encryption context.
-        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-        context: BTreeMap<String, String>,
-        /// Bucket key on or off.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        bucket_key: Option<bool>,
-    },
-    /// DSSE-KMS.
-    #[serde(rename = "aws:kms:dsse")]
-    Dsse {
-        /// As for SSE-KMS.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        key: Option<String>,
-        /// As for SSE-KMS.
-        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-        context: BTreeMap<String, String>,
-    },
-    /// SSE-C.
-    #[serde(rename = "customer")]
-    Customer {
-        /// The id of the key that writes ([`crate::store::s3::SecretKey32::id`]).
-        key: String,
-    },
-}
-
-impl From<&SseMode> for SseRecord {
-    fn from(mode: &SseMode) -> SseRecord {
-        match mode.clone() {
-            SseMode::Default => SseRecord::Default,
-            SseMode::S3 => SseRecord::S3,
-            SseMode::Kms { key_id, context, bucket_key } => {
-                SseRecord::Kms { key: key_id, context, bucket_key }
-            }
-            SseMode::Dsse { key_id, context } => SseRecord::Dsse { key: key_id, context },
-            SseMode::Customer { key } => SseRecord::Customer { key: key.id().to_owned() },
-        }
-    }
-}
-
 /// The object's plaintext.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeConfig {
@@ -82,8 +26,10 @@ pub struct VolumeConfig {
     version: u32,
     /// 1 when it is created, and one more with every change; 0 where there is none.
     pub generation: u64,
-    /// The server-side encryption to ask for.
-    pub sse: SseRecord,
+    /// The server-side encryption to ask for, and the id of the customer key that writes
+    /// ([`crate::store::s3::SecretKey32::id`]).
+    #[serde(with = "sse")]
+    pub sse: SseMode<String>,
     /// Tags of every object.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
@@ -123,6 +69,60 @@ mod as_text {
     }
 }
 
+/// As an object with the `mode` by its name and what belongs to that mode.
+mod sse {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    use crate::store::s3::{SseKind, SseMode};
+
+    #[derive(Default, Serialize, Deserialize)]
+    struct Fields {
+        mode: String,
+        /// KMS key id, ARN or alias, as it was given; or the id of the customer key.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
+        /// Encryption context.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        context: BTreeMap<String, String>,
+        /// Bucket key on or off.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bucket_key: Option<bool>,
+    }
+
+    pub(super) fn serialize<S: Serializer>(it: &SseMode<String>, to: S) -> Result<S::Ok, S::Error> {
+        let mode = it.name().to_owned();
+        let fields = match it.clone() {
+            SseMode::Default | SseMode::S3 => Fields { mode, ..Fields::default() },
+            SseMode::Kms { key_id: key, context, bucket_key } => {
+                Fields { mode, key, context, bucket_key }
+            }
+            SseMode::Dsse { key_id: key, context } => {
+                Fields { mode, key, context, bucket_key: None }
+            }
+            SseMode::Customer { key } => Fields { mode, key: Some(key), ..Fields::default() },
+        };
+        fields.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<SseMode<String>, D::Error> {
+        let Fields { mode, key, context, bucket_key } = Fields::deserialize(from)?;
+        let kind = SseKind::of_name(&mode).ok_or_else(|| D::Error::custom("an unknown mode"))?;
+        Ok(match kind {
+            SseKind::Default => SseMode::Default,
+            SseKind::S3 => SseMode::S3,
+            SseKind::Kms => SseMode::Kms { key_id: key, context, bucket_key },
+            SseKind::Dsse => SseMode::Dsse { key_id: key, context },
+            SseKind::Customer => {
+                SseMode::Customer { key: key.ok_or_else(|| D::Error::missing_field("key"))? }
+            }
+        })
+    }
+}
+
 /// A configuration as it was read, and which version of the object it was.
 #[derive(Clone, Debug, Default)]
 pub struct Loaded {
@@ -135,7 +135,7 @@ pub struct Loaded {
 impl VolumeConfig {
     /// The configuration of a new volume.
     pub fn new(mode: &SseMode, tags: BTreeMap<String, String>) -> VolumeConfig {
-        let (version, sse) = (CONFIG_VERSION, mode.into());
+        let (version, sse) = (CONFIG_VERSION, mode.remembered());
         let compress = Compression::None;
         let snapshots = Schedule::default();
         VolumeConfig { version, generation: 1, sse, tags, rekey: None, compress, snapshots }
@@ -144,7 +144,7 @@ impl VolumeConfig {
     /// The next generation, with these settings; the rest stays.
     pub fn changed(&self, mode: &SseMode, tags: BTreeMap<String, String>) -> VolumeConfig {
         let (version, generation) = (CONFIG_VERSION, self.generation + 1);
-        VolumeConfig { version, generation, sse: mode.into(), tags, ..self.clone() }
+        VolumeConfig { version, generation, sse: mode.remembered(), tags, ..self.clone() }
     }
 
     /// The next generation, in which every object is brought into this key epoch, or none is.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use object_store::ObjectStore;
 use parking_lot::Mutex;
 
-use super::config::{self, SseRecord, VolumeConfig};
+use super::config::{self, VolumeConfig};
 use super::schedule::Schedule;
 use crate::stack::{StackError, StackErrorKind};
 use crate::store::s3::{S3Store, SecretKey32, SseAsk, SseMode};
@@ -31,7 +31,7 @@ pub fn choose(config: &VolumeConfig, ask: &SseAsk) -> Result<Choice, StackError>
     let mut notes = Vec::new();
     let mode = match &ask.mode {
         Some(mode) => {
-            if SseRecord::from(mode) != config.sse {
+            if mode.remembered() != config.sse {
                 notes.push(format!(
                     "this mount writes with --sse {mode}, the volume remembers {}; to make it \
                      the volume's: sealfs sse migrate STORE --to {}",
@@ -60,52 +60,35 @@ pub fn choose(config: &VolumeConfig, ask: &SseAsk) -> Result<Choice, StackError>
 }
 
 /// The configuration's mode in words.
-pub fn name(sse: &SseRecord) -> String {
-    match sse {
-        SseRecord::Customer { key } => format!("customer (key {key})"),
-        other => match plain_mode(other) {
-            Some(mode) => mode.to_string(),
-            None => "another mode".into(),
-        },
+pub fn name(sse: &SseMode<String>) -> String {
+    match sse.clone().with_key(Err::<SecretKey32, _>) {
+        Ok(mode) => mode.to_string(),
+        Err(key) => format!("customer (key {key})"),
     }
-}
-
-fn plain_mode(sse: &SseRecord) -> Option<SseMode> {
-    Some(match sse.clone() {
-        SseRecord::Default => SseMode::Default,
-        SseRecord::S3 => SseMode::S3,
-        SseRecord::Kms { key, context, bucket_key } => {
-            SseMode::Kms { key_id: key, context, bucket_key }
-        }
-        SseRecord::Dsse { key, context } => SseMode::Dsse { key_id: key, context },
-        SseRecord::Customer { .. } => return None,
-    })
 }
 
 /// The mode that the configuration names, with its key out of those given.
 fn remembered(config: &VolumeConfig, ask: &SseAsk) -> Result<SseMode, StackError> {
-    let mode = match (&config.sse, &ask.write_key) {
-        (SseRecord::Customer { key }, _) => return customer(key, &ask.keys()),
-        (other, None) => plain_mode(other),
-        (other, Some(_)) => {
-            return Err(StackError::Encryption {
-                kind: StackErrorKind::Secret,
-                message: format!(
-                    "--sse-c-key-file has no meaning here: the volume's mode is {}",
-                    name(other)
-                ),
-                hint: "to read what a customer key has encrypted: --sse-c-read-key-file FILE; to \
-                       change the mode: sealfs sse migrate STORE --to customer"
-                    .into(),
-            });
-        }
-    };
-    Ok(mode.unwrap_or_default())
+    let is_customer = matches!(config.sse, SseMode::Customer { .. });
+    if ask.write_key.is_some() && !is_customer {
+        return Err(StackError::Encryption {
+            kind: StackErrorKind::Secret,
+            message: format!(
+                "--sse-c-key-file has no meaning here: the volume's mode is {}",
+                name(&config.sse)
+            ),
+            hint: "to read what a customer key has encrypted: --sse-c-read-key-file FILE; to \
+                   change the mode: sealfs sse migrate STORE --to customer"
+                .into(),
+        });
+    }
+    config.sse.clone().with_key(|id| customer(&id, &ask.keys()))
 }
 
-fn customer(id: &str, keys: &[SecretKey32]) -> Result<SseMode, StackError> {
+/// The customer key with this id, out of those given.
+fn customer(id: &str, keys: &[SecretKey32]) -> Result<SecretKey32, StackError> {
     if let Some(key) = keys.iter().find(|key| key.id() == id) {
-        return Ok(SseMode::Customer { key: key.clone() });
+        return Ok(key.clone());
     }
     let message = match keys {
         [] => format!("the volume is encrypted with customer key {id} (SSE-C)"),
@@ -158,7 +141,7 @@ impl VolumeSse {
         };
         let choice = choose(&config, &self.ask)?;
         s3.set_object_tags(&choice.tags);
-        if SseRecord::from(&choice.mode) != SseRecord::from(&s3.sse_mode()) {
+        if choice.mode != s3.sse_mode() {
             s3.set_sse_mode(choice.mode);
         }
         *self.state.lock() = State { config, notes: choice.notes };

@@ -11,6 +11,7 @@ use md5::{Digest, Md5};
 use parking_lot::Mutex;
 use sha2::Sha256;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt;
 use zeroize::Zeroizing;
 
@@ -21,9 +22,48 @@ pub const AWS_KMS: &str = "aws:kms";
 /// Value of `x-amz-server-side-encryption` for DSSE-KMS.
 pub const AWS_KMS_DSSE: &str = "aws:kms:dsse";
 
-/// The server-side encryption of one mount. The same for every object it writes.
-#[derive(Clone, Debug, Default)]
-pub enum SseMode {
+/// The modes without what belongs to them: one table of their names, for flags, reports and the
+/// configuration of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SseKind {
+    /// Nothing is asked.
+    Default,
+    /// SSE-S3.
+    S3,
+    /// SSE-KMS.
+    Kms,
+    /// DSSE-KMS.
+    Dsse,
+    /// SSE-C.
+    Customer,
+}
+
+impl SseKind {
+    /// All of them, as help shows them.
+    pub const ALL: [SseKind; 5] =
+        [SseKind::Default, SseKind::S3, SseKind::Kms, SseKind::Dsse, SseKind::Customer];
+
+    /// As it is typed and remembered.
+    pub fn name(self) -> &'static str {
+        match self {
+            SseKind::Default => "default",
+            SseKind::S3 => AES256,
+            SseKind::Kms => AWS_KMS,
+            SseKind::Dsse => AWS_KMS_DSSE,
+            SseKind::Customer => "customer",
+        }
+    }
+
+    /// The mode of this name.
+    pub fn of_name(name: &str) -> Option<SseKind> {
+        SseKind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// The server-side encryption of one mount. The same for every object it writes. `K` is the customer
+/// key; of the mode that a volume remembers only its id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SseMode<K = SecretKey32> {
     /// Nothing is asked; the bucket's default applies. What it was is recorded for `status`.
     #[default]
     Default,
@@ -48,7 +88,7 @@ pub enum SseMode {
     /// SSE-C: every request that touches contents carries this key.
     Customer {
         /// The key.
-        key: SecretKey32,
+        key: K,
     },
 }
 
@@ -107,6 +147,42 @@ impl fmt::Debug for SecretKey32 {
     }
 }
 
+impl Eq for SecretKey32 {}
+
+impl<K> SseMode<K> {
+    /// Which mode it is.
+    pub fn kind(&self) -> SseKind {
+        match self {
+            SseMode::Default => SseKind::Default,
+            SseMode::S3 => SseKind::S3,
+            SseMode::Kms { .. } => SseKind::Kms,
+            SseMode::Dsse { .. } => SseKind::Dsse,
+            SseMode::Customer { .. } => SseKind::Customer,
+        }
+    }
+
+    /// As `--sse` names it.
+    pub fn name(&self) -> &'static str {
+        self.kind().name()
+    }
+
+    /// The same mode with what `key` gives for a customer key.
+    ///
+    /// # Errors
+    /// Those of `key`.
+    pub fn with_key<L, E>(self, key: impl FnOnce(K) -> Result<L, E>) -> Result<SseMode<L>, E> {
+        Ok(match self {
+            SseMode::Default => SseMode::Default,
+            SseMode::S3 => SseMode::S3,
+            SseMode::Kms { key_id, context, bucket_key } => {
+                SseMode::Kms { key_id, context, bucket_key }
+            }
+            SseMode::Dsse { key_id, context } => SseMode::Dsse { key_id, context },
+            SseMode::Customer { key: of } => SseMode::Customer { key: key(of)? },
+        })
+    }
+}
+
 impl SseMode {
     /// Value of `x-amz-server-side-encryption`, or `None` where the header is not sent.
     pub fn algorithm(&self) -> Option<&'static str> {
@@ -118,15 +194,10 @@ impl SseMode {
         }
     }
 
-    /// As `--sse` names it.
-    pub fn name(&self) -> &'static str {
-        match self {
-            SseMode::Default => "default",
-            SseMode::Customer { .. } => "customer",
-            SseMode::S3 | SseMode::Kms { .. } | SseMode::Dsse { .. } => {
-                self.algorithm().unwrap_or_default()
-            }
-        }
+    /// The mode as a volume remembers it: a customer key by its id.
+    pub fn remembered(&self) -> SseMode<String> {
+        let Ok(mode) = self.clone().with_key(|key| Ok::<_, Infallible>(key.id().to_owned()));
+        mode
     }
 
     /// The first thing in which an object that is described as `applied` is not in this mode;
@@ -220,7 +291,7 @@ impl Applied {
         match (&self.algorithm, &self.customer_algorithm, &self.customer_key_md5) {
             (Some(algorithm), _, _) => algorithm,
             (None, None, None) => "none",
-            _ => "customer",
+            _ => SseKind::Customer.name(),
         }
     }
 

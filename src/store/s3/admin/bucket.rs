@@ -181,7 +181,10 @@ impl S3Store {
             let default = rule.apply_server_side_encryption_by_default();
             let blocked = rule.blocked_encryption_types().map(|b| b.encryption_type());
             Some(DefaultEncryption {
-                algorithm: default.map(|d| d.sse_algorithm().as_str()).unwrap_or("AES256").into(),
+                algorithm: default
+                    .map(|d| d.sse_algorithm().as_str())
+                    .unwrap_or(sse::AES256)
+                    .into(),
                 kms_key: default.and_then(|d| d.kms_master_key_id()).map(str::to_owned),
                 bucket_key: rule.bucket_key_enabled().unwrap_or(false),
                 blocks_customer: blocked.map(|all| all.contains(&EncryptionType::SseC)),
