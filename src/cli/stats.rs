@@ -145,7 +145,7 @@ struct Interval<'a> {
 }
 
 impl Interval<'_> {
-    /// How much a counter grew a second. A mount that began anew meanwhile has grown by nothing.
+    /// How much a counter grew a second. A mount that was started again meanwhile has grown by nothing.
     fn rate(&self, of: impl Fn(&Sample) -> u64) -> f64 {
         let grown = of(self.now).saturating_sub(of(self.before));
         grown as f64 / self.took.as_secs_f64().max(0.001)

@@ -1,4 +1,4 @@
-//! One generation on its way to the bucket, kept over failed tries: what has been uploaded is
+//! One generation on its way to the bucket. It is kept when a try fails: what has been uploaded is
 //! not uploaded again, and what a failed upload may have left behind is deleted later.
 
 use std::sync::Arc;

@@ -188,7 +188,7 @@ mod tests {
         let later = keys::dirents_from(Ino(7), NameHash(505)).0;
         assert!(listings.find(&later, &end, 1).is_none(), "a wait for rows that may not be there");
         assert!(listings.find(&from, &keys::dirents(Ino(8)).1, 1).is_none());
-        assert!(listings.find(&from, &end, 2).is_none(), "what a commit has made void");
+        assert!(listings.find(&from, &end, 2).is_none(), "a commit has changed it");
         start(&listings, &from, &behind, &end, 1);
         assert_eq!(listings.0.lock().len(), 1, "not twice");
     }

@@ -1,6 +1,6 @@
 //! The thin file layer the journal stands on: what a file system is asked, and no more.
 //!
-//! [`RealDisk`] asks the operating system. [`super::disk_sim::SimDisk`] is a disk in memory
+//! [`RealDisk`] asks the operating system. `tests/support/disk_sim` is a disk in memory
 //! that crashes, tears and refuses on demand.
 //!
 //! Assumed of the medium: [`DiskFile::datasync`] and [`DiskIo::sync_dir`] mean what they say;

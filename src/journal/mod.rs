@@ -9,7 +9,7 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `format` | the byte layouts, pure |
-//! | `disk`, `disk_sim` | the thin file layer; a simulated disk that crashes on demand |
+//! | `disk` | the thin file layer, which tests replace by a disk that crashes on demand |
 //! | `directory` | names, lock, identity, spare files: which file is which |
 //! | `recovery` | what survives a crash, and what is corruption |
 //! | `log`, `append`, `sync`, `read`, `keeper` | the open journal |
@@ -17,7 +17,6 @@
 mod append;
 mod directory;
 pub mod disk;
-pub mod disk_sim;
 mod error;
 pub mod format;
 mod keeper;

@@ -59,7 +59,7 @@ impl Journal {
         }
         if let Err(e) = result {
             out.truncate(before);
-            // The file may have been released and written anew while it was read.
+            // The file may have been released and written again while it was read.
             if shared.released.load(Ordering::Acquire) >= loc.pos.0 {
                 return Err(JournalError::Released(loc.pos));
             }

@@ -55,7 +55,7 @@ pub use records::accept::Accept;
 pub use records::departure::{announce_end, is_running};
 pub use records::last_use::{last_used, note_place, remember_use};
 pub use records::schedule::Schedule;
-pub use records::{config, config_use};
+pub use records::{config, encryption};
 pub use running::control::{
     Connection, Control, Numbers, Progress, Requests, Setting, Settings, Status, resident_bytes,
 };

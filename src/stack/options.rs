@@ -31,6 +31,20 @@ pub struct InitOptions {
     pub compress: Compression,
 }
 
+impl InitOptions {
+    /// The defaults for a store and what opens the volume.
+    pub fn new(store: StoreOptions, secret: Secret) -> InitOptions {
+        InitOptions {
+            store,
+            secret,
+            label: "first".into(),
+            kdf: KdfParams::default(),
+            owner: (0, 0),
+            compress: Compression::None,
+        }
+    }
+}
+
 /// How long `init` and `mount` wait for the metadata store to open.
 pub(super) const OPEN_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -117,7 +131,7 @@ impl MountOptions {
             cache_dir: cache_dir.into(),
             state_dir: state_dir.into(),
             cache_bytes_max: 10 << 30,
-            journal_bytes_max: 8 << 30,
+            journal_bytes_max: 10 << 30,
             commit_interval: Duration::from_secs(2),
             read_timeout: Duration::from_secs(30),
             read_only: false,

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use crate::e2e::noise;
 use crate::mounts::{Volume, wait_at_most, wait_until};
+use crate::support::disk_sim::{Fault as DiskFault, SimDisk};
 use crate::support::s3server::{Fault, FaultKind, Outage, RequestKind, S3Server};
 use sealfs::base::Ino;
-use sealfs::journal::disk_sim::{Fault as DiskFault, SimDisk};
 use sealfs::seal::{Keyring, Secret};
 use sealfs::stack::LocalDisk;
 

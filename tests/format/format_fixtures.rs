@@ -286,14 +286,7 @@ async fn make_the_fixture() {
     fs::create_dir_all(&bucket).expect("makes a directory");
     let compress: Compression = "zstd".parse().expect("a way to compress");
     let (label, kdf) = ("frozen".into(), KdfParams::FLOOR);
-    let new = InitOptions {
-        store: store(&bucket),
-        secret: secret(),
-        label,
-        kdf,
-        owner: (0, 0),
-        compress,
-    };
+    let new = InitOptions { label, kdf, compress, ..InitOptions::new(store(&bucket), secret()) };
     init(new).await.expect("init");
     let m = mount(options(&bucket, local)).await.expect("mounts");
     fill(&m).await;

@@ -8,11 +8,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::disk_sim::SplitMix;
 use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
 use sealfs::base::{ChainValue, Ino, JournalId, JournalPos, SegmentId, Timestamp};
 use sealfs::commit::{Batch, CloneSource, DataOp};
-use sealfs::journal::disk_sim::SplitMix;
 use sealfs::meta::{
     CommitRow, DeadRow, Dirent, ExtentRow, Inode, InodeExtent, Kind, SegmentRow, keys,
 };

@@ -3,6 +3,8 @@
 
 #[path = "../support/alone.rs"]
 mod alone;
+#[path = "../support/disk_sim.rs"]
+mod disk_sim;
 #[path = "../support/volume/mod.rs"]
 mod volume;
 

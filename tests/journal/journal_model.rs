@@ -1,9 +1,9 @@
 //! The journal against a plain vector, on a disk that crashes at any request and loses, tears
 //! or reorders what was not synced.
 
+use crate::disk_sim::{Fault, Restart, SimDisk, SplitMix};
 use proptest::prelude::*;
 use sealfs::base::JournalPos;
-use sealfs::journal::disk_sim::{Fault, Restart, SimDisk, SplitMix};
 use sealfs::journal::{Journal, JournalError, JournalOptions};
 use sealfs::seal::VolumeKeys;
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! The journal after crashes, damage, full disks and failed syncs, case by case.
 
+use crate::disk_sim::{Fault, Restart, SimDisk};
 use sealfs::base::{JournalPos, Timestamp};
 use sealfs::journal::disk::{DiskIo, RealDisk};
-use sealfs::journal::disk_sim::{Fault, Restart, SimDisk};
 use sealfs::journal::format::FILE_HEADER_BYTES;
 use sealfs::journal::{Journal, JournalError, JournalOptions, RecordLoc, Recovery};
 use sealfs::seal::VolumeKeys;

@@ -1,4 +1,8 @@
 //! The local write-back journal: what survives which end of the process or of the machine.
 
+#[path = "../support/disk_sim.rs"]
+mod disk_sim;
+
+mod disk_sim_tests;
 mod journal_model;
 mod journal_recovery;

@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod alone;
+pub mod disk_sim;
 pub mod e2e;
 pub mod mounts;
 pub mod relay;

@@ -601,12 +601,10 @@ async fn what_init_was_told_of_compression_is_remembered() {
     // Guards against a volume that is compressed by the mount that thinks of the flag only.
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let options = InitOptions {
-        store: volume::options_of(store.clone()),
-        secret: volume::secret(),
         label: "test".into(),
         kdf: KdfParams::FLOOR,
-        owner: (0, 0),
         compress: "zstd:7".parse().expect("known"),
+        ..InitOptions::new(volume::options_of(store.clone()), volume::secret())
     };
     init(options).await.expect("init");
     let bench = Bench { store, local: tempfile::tempdir().expect("tempdir") };

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::support::disk_sim::{Fault, Restart, SimDisk};
 use crate::volume::gated::{Gate, Gated};
 use crate::volume::{Bench, CALLER, LONG};
 use bytes::Bytes;
@@ -20,7 +21,6 @@ use object_store::path::Path;
 use sealfs::base::Ino;
 use sealfs::commit::CleanOptions;
 use sealfs::fs::{Fs, FsError, Kind, RenameFlags, SetAttr, WriteFlags};
-use sealfs::journal::disk_sim::{Fault, Restart, SimDisk};
 use sealfs::stack::{LocalDisk, Mounted};
 
 /// A store that dies at a chosen request: from then on nothing acts and everything fails.

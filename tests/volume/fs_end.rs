@@ -28,14 +28,7 @@ fn store(custom: &Arc<dyn ObjectStore>) -> StoreOptions {
 
 async fn format(bucket: &Arc<dyn ObjectStore>) {
     let (label, kdf) = ("test".into(), KdfParams::FLOOR);
-    let options = InitOptions {
-        store: store(bucket),
-        secret: secret(),
-        label,
-        kdf,
-        owner: (0, 0),
-        compress: Default::default(),
-    };
+    let options = InitOptions { label, kdf, ..InitOptions::new(store(bucket), secret()) };
     init(options).await.expect("init");
 }
 

@@ -30,12 +30,9 @@ fn store(custom: &Arc<dyn ObjectStore>) -> StoreOptions {
 async fn new_volume() -> Arc<dyn ObjectStore> {
     let bucket: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     init(InitOptions {
-        store: store(&bucket),
-        secret: secret(),
         label: "test".into(),
         kdf: KdfParams::FLOOR,
-        owner: (0, 0),
-        compress: Default::default(),
+        ..InitOptions::new(store(&bucket), secret())
     })
     .await
     .expect("init");

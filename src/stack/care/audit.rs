@@ -14,7 +14,7 @@ use object_store::{ObjectMeta, ObjectStore};
 use rand_sample::Sample;
 use serde::Serialize;
 
-use crate::stack::records::config_use;
+use crate::stack::records::encryption;
 use crate::store::names::{CONFIG_NAME, KEYRING_NAME, LEASE_NAME, META_PREFIX, SEGMENT_PREFIX};
 
 use crate::seal::offsets::plain_len;
@@ -44,7 +44,7 @@ pub struct AuditOptions {
 /// How far a walk over the objects is, of an audit or of a migration, which makes several.
 #[derive(Debug, Default)]
 pub struct Walked {
-    /// Walks begun; with each, the other numbers begin anew.
+    /// Walks begun; each resets the other numbers.
     pub walks: AtomicU64,
     /// Objects there are to look at; 0 until they are counted.
     pub total: AtomicU64,
@@ -205,7 +205,7 @@ pub fn is_of_a_volume(name: &str, bytes: u64) -> bool {
 pub async fn audit(options: &AuditOptions, walked: Arc<Walked>) -> Result<AuditReport, StackError> {
     let opened = Opened::open(&options.store, options.key.as_ref()).await?;
     let s3 = opened.s3(&options.store)?;
-    let mode = config_use::choose(&opened.loaded.config, &options.store.sse)?.mode;
+    let mode = encryption::choose(&opened.loaded.config, &options.store.sse)?.mode;
     audit_as(options, &opened, s3, &mode, walked).await
 }
 

@@ -13,7 +13,7 @@ use object_store::ObjectStore;
 
 use super::audit::{AuditReport, is_of_a_volume};
 use crate::stack::opening::unmounted::Opened;
-use crate::stack::records::config_use;
+use crate::stack::records::encryption;
 use crate::stack::{Key, StackError, StackErrorKind, StoreOptions};
 use crate::store::location::percent_decode;
 use crate::store::s3::{SseKind, SseMode};
@@ -51,7 +51,7 @@ struct Line {
 pub async fn audit(options: &InventoryOptions) -> Result<AuditReport, StackError> {
     let opened = Opened::open(&options.store, options.key.as_ref()).await?;
     let s3 = opened.s3(&options.store)?;
-    let mode = config_use::choose(&opened.loaded.config, &options.store.sse)?.mode;
+    let mode = encryption::choose(&opened.loaded.config, &options.store.sse)?.mode;
     opened.layers.attended.goes_on();
     let lines = read(&options.file, options.schema.as_deref())?;
     let mut sizes = HashMap::new();

@@ -132,7 +132,7 @@ pub async fn migrate(
     let tags = options.store.sse.tags.clone().unwrap_or_else(|| was.tags.clone());
     s3.set_object_tags(&tags);
     let mut report = MigrateReport {
-        from: crate::stack::records::config_use::name(&was.sse),
+        from: crate::stack::records::encryption::name(&was.sse),
         to: target.to_string(),
         ..MigrateReport::default()
     };

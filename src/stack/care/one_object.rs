@@ -11,7 +11,7 @@ use crate::commit::last_commit;
 use crate::seal::VolumeKeys;
 use crate::stack::keys::watch::KeyWatch;
 use crate::stack::records::config;
-use crate::stack::records::config_use::VolumeSse;
+use crate::stack::records::encryption::VolumeSse;
 use crate::stack::store_options::READ_TIMEOUT;
 use crate::stack::{KeyOptions, Layers, StackError, StackErrorKind, open_keyring};
 use crate::store::kv::{Kv, KvOptions};

@@ -30,7 +30,7 @@ use crate::seal::{SlotInfo, SlotKind};
 use crate::stack::keys::watch::KeyWatch;
 use crate::stack::opening::unmounted::patiently;
 use crate::stack::records::config;
-use crate::stack::records::config_use::VolumeSse;
+use crate::stack::records::encryption::VolumeSse;
 use crate::stack::records::lease::{HEARTBEAT, Holding, holding};
 use crate::stack::running::rekey_duty::{READERS_GRACE, bounded};
 use crate::stack::store_options::READ_TIMEOUT;

@@ -471,7 +471,7 @@ impl Lease {
                 Err(e) => return Beat::Unknown(e.to_string()),
             }
             match read(&self.store).await {
-                // Our own row in another version of the object: it was encrypted anew.
+                // Our own row in another version of the object: the server encrypted it again.
                 Ok(Some((row, version))) if row.mount == self.row.mount => self.version = version,
                 Ok(Some((row, _))) => return Beat::Lost(row.holder()),
                 Ok(None) => return Beat::Unknown("the lease object is gone".into()),

@@ -2,7 +2,7 @@
 //!
 //! | file | holds |
 //! | --- | --- |
-//! | `config`, `config_use` | what the volume remembers of its encryption, and what follows |
+//! | `config`, `encryption` | what the volume remembers of its encryption, and what follows |
 //! | `lease` | who holds the volume read-write |
 //! | `departure` | processes of this machine that are about to let the volume go |
 //! | `schedule` | when snapshots are made by themselves |
@@ -14,8 +14,8 @@
 
 pub(super) mod accept;
 pub mod config;
-pub mod config_use;
 pub(super) mod departure;
+pub mod encryption;
 pub(super) mod history;
 pub(super) mod last_use;
 pub(super) mod lease;

@@ -7,7 +7,7 @@ use futures::FutureExt;
 use crate::commit::Gates;
 use crate::meta::BesideRow;
 use crate::seal::VolumeKeys;
-use crate::stack::records::config_use::VolumeSse;
+use crate::stack::records::encryption::VolumeSse;
 use crate::stack::records::lease::{Beat, Lease};
 use crate::store::{Sealed, SegmentStore};
 

@@ -31,7 +31,7 @@ use crate::fuse::KernelSide;
 use crate::seal::VolumeKeys;
 use crate::stack::keys::watch::KeyWatch;
 use crate::stack::layers::Layers;
-use crate::stack::records::config_use::VolumeSse;
+use crate::stack::records::encryption::VolumeSse;
 use crate::stack::records::state::{Remembered, StateFile};
 use crate::stack::{StackError, StackErrorKind};
 use crate::store::kv::Kv;

@@ -1,7 +1,7 @@
 //! Where the access key comes from, and that a replaced one is noticed.
 //!
 //! Holds the credentials of one client. The SDK reads its files once and keeps what it found; here
-//! every load asks all sources anew, so that keys which were replaced (in a file, by
+//! every load asks all sources again, so that keys which were replaced (in a file, by
 //! `aws sso login`, by a role) are found when the server refuses the old ones. Called by the SDK
 //! for every request; there is one load at a time, which all requests wait for and which goes on when
 //! they are given up.

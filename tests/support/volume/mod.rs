@@ -39,12 +39,9 @@ pub fn options_of(store: Arc<dyn ObjectStore>) -> StoreOptions {
 /// What makes a volume in `store`, whose first slot has this secret and label.
 pub fn init_options(store: Arc<dyn ObjectStore>, secret: Secret, label: &str) -> InitOptions {
     InitOptions {
-        store: options_of(store),
-        secret,
         label: label.into(),
         kdf: KdfParams::FLOOR,
-        owner: (0, 0),
-        compress: Default::default(),
+        ..InitOptions::new(options_of(store), secret)
     }
 }
 

@@ -72,14 +72,8 @@ async fn new_volume() -> Arc<InMemory> {
     if VOLUME.get().is_none() {
         let bucket = Arc::new(InMemory::new());
         let (store, label) = (store(&bucket, false), "model".into());
-        let options = InitOptions {
-            store,
-            secret: secret(),
-            label,
-            kdf: KdfParams::FLOOR,
-            owner: (0, 0),
-            compress: Default::default(),
-        };
+        let options =
+            InitOptions { label, kdf: KdfParams::FLOOR, ..InitOptions::new(store, secret()) };
         init(options).await.expect("init");
         let _ = VOLUME.set(bucket);
     }

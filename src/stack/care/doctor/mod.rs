@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::bucket_policy::{denies_plain_http, with_tls_only};
 use crate::stack::keys::watch::KeyWatch;
 use crate::stack::records::config::{self, VolumeConfig};
-use crate::stack::records::config_use;
+use crate::stack::records::encryption;
 use crate::stack::{Key, Layers, StackError, StackErrorKind, StoreOptions, unlock_store};
 use crate::store::s3::{DefaultEncryption, S3Store, Setting, SseMode, Versioning};
 use crate::store::{advice, class, sentence};
@@ -198,7 +198,7 @@ async fn store(
         Some(key) => volume(report, options, layers, key).await,
         None => None,
     };
-    let choice = match config.as_ref().map(|config| config_use::choose(config, ask)) {
+    let choice = match config.as_ref().map(|config| encryption::choose(config, ask)) {
         Some(Ok(choice)) => Some(choice),
         Some(Err(e)) => {
             report.stack("volume", &e);

@@ -35,7 +35,7 @@ use crate::seal::VolumeKeys;
 use crate::stack::keys::watch::KeyWatch;
 use crate::stack::options::OPEN_TIMEOUT;
 use crate::stack::records::config;
-use crate::stack::records::config_use::VolumeSse;
+use crate::stack::records::encryption::VolumeSse;
 use crate::stack::records::history::refuse_discord;
 use crate::stack::records::last_use::note_use;
 use crate::stack::records::lease::held_by;

@@ -1,4 +1,4 @@
-//! How an object is encrypted on the server, and encrypting it anew there.
+//! How an object is encrypted on the server, and encrypting it again there.
 //!
 //! For audit and migration. Looks at one object at a time, below every other layer: no retries,
 //! no cache, no sealing. Source: S3 API Reference, "HeadObject", "CopyObject", "UploadPartCopy",
@@ -95,7 +95,7 @@ impl S3Store {
         }
     }
 
-    /// Encrypts an object anew in the present mode, on the server, provided that it still is the
+    /// Encrypts an object again, in the present mode, on the server, provided that it still is the
     /// version that was inspected. `copy_max`: above it the copy is made of parts ([`COPY_MAX`]).
     ///
     /// # Errors

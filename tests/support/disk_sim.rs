@@ -4,13 +4,15 @@
 //! something is counted, and a [`Fault`] can be set for any of them. After a crash
 //! [`SimDisk::restart`] decides what the medium kept: everything (the process was killed) or,
 //! from a seed, some of what was not synced (power loss). Handles of the former life fail.
+#![allow(dead_code)] // each test binary uses a part of it
 
-use super::disk::{DiskFile, DiskIo, LockAnswer};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use sealfs::journal::disk::{DiskFile, DiskIo, LockAnswer};
 
 /// The unit that a power loss writes wholly or not at all, in bytes.
 pub const SECTOR: usize = 512;
@@ -471,57 +473,5 @@ impl DiskIo for SimDisk {
         }
         drop(state);
         Ok(LockAnswer::Held(Box::new(SimLock { disk: self.clone(), path: path.to_owned(), life })))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn disk_with(content: &[u8]) -> (SimDisk, Arc<dyn DiskFile>) {
-        let disk = SimDisk::new();
-        let file = disk.create(Path::new("/d/f")).unwrap();
-        file.pwrite(content, 0).unwrap();
-        file.datasync().unwrap();
-        disk.sync_dir(Path::new("/d")).unwrap();
-        (disk, file)
-    }
-
-    #[test]
-    fn a_power_loss_keeps_what_was_synced_and_only_some_of_the_rest() {
-        // Guards against a simulated disk that is kinder than a real one: over many seeds
-        // unsynced sectors must be lost, kept and mixed.
-        let mut seen = BTreeSet::new();
-        for seed in 0..200 {
-            let (disk, file) = disk_with(&[1; 2048]);
-            file.pwrite(&[2; 1024], 512).unwrap();
-            disk.restart(Restart::PowerLoss { seed });
-            let now = disk.content(Path::new("/d/f")).unwrap();
-            assert_eq!((&now[..512], &now[1536..]), (&[1; 512][..], &[1; 512][..]));
-            seen.insert((now[512], now[1024]));
-        }
-        assert_eq!(seen.len(), 4);
-    }
-
-    #[test]
-    fn a_handle_of_a_former_life_cannot_write() {
-        // Guards against a test whose "killed" journal goes on changing the disk.
-        let (disk, file) = disk_with(b"x");
-        disk.restart(Restart::Kill);
-        assert!(file.pwrite(b"y", 0).is_err());
-        assert_eq!(disk.content(Path::new("/d/f")).unwrap(), b"x");
-    }
-
-    #[test]
-    fn unsynced_names_vanish_in_order() {
-        // Guards against directory changes surviving out of order, which no journaling file
-        // system does.
-        for seed in 0..50 {
-            let (disk, _file) = disk_with(b"x");
-            disk.rename(Path::new("/d/f"), Path::new("/d/g")).unwrap();
-            disk.rename(Path::new("/d/g"), Path::new("/d/h")).unwrap();
-            disk.restart(Restart::PowerLoss { seed });
-            assert_eq!(disk.paths().len(), 1);
-        }
     }
 }
