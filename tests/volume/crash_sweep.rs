@@ -19,8 +19,14 @@ use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use sealfs::base::Ino;
-use sealfs::commit::CleanOptions;
+use sealfs::commit::{CleanOptions, SnapshotOrder};
+use sealfs::fs::restore::{NoKernel, RestoreOrder, RestoreProgress};
 use sealfs::fs::{Fs, FsError, Kind, RenameFlags, SetAttr, WriteFlags};
+<<<<<<< Updated upstream
+=======
+use sealfs::journal::disk_sim::{Fault, Restart, SimDisk};
+use sealfs::meta::{SnapshotName, SnapshotOrigin};
+>>>>>>> Stashed changes
 use sealfs::stack::{LocalDisk, Mounted};
 
 /// A store that dies at a chosen request: from then on nothing acts and everything fails.
@@ -73,11 +79,15 @@ enum Step {
     Fsync,
     /// `sealfs sync`: durable in the bucket from here on.
     Sync,
+    /// A snapshot of the volume as it is.
+    Snap,
+    /// A file, in place, as it was then.
+    Back(&'static str),
 }
 
-use Step::{Fsync, Link, Mkdir, Rename, Share, Sync, Truncate, Unlink, Write};
+use Step::{Back, Fsync, Link, Mkdir, Rename, Share, Snap, Sync, Truncate, Unlink, Write};
 
-const WORK: [Step; 33] = [
+const WORK: [Step; 38] = [
     Mkdir("d"),
     Write("a", 0, 30_000),
     Write("d/b", 0, 5),
@@ -112,8 +122,14 @@ const WORK: [Step; 33] = [
     Fsync,
     // What pending files share is not moved: from here on it may be.
     Sync,
+    Snap,
     Unlink("moved/f"),
+    Write("copy", 0, 1_000),
+    // Of one the segments are the volume's, of the other only the snapshot's.
+    Back("copy"),
+    Back("moved/f"),
     Write("last", 0, 1_000),
+    Fsync,
 ];
 
 /// What each step makes of a tree. Pure.
@@ -168,7 +184,7 @@ fn apply(tree: &mut Tree, links: &mut BTreeMap<String, String>, n: usize, step: 
                 tree.insert(other, content.expect("a file"));
             }
         }
-        Fsync | Sync => {}
+        Back(_) | Fsync | Snap | Sync => {}
     }
 }
 
@@ -185,7 +201,13 @@ fn history() -> Vec<(usize, Tree)> {
         tree.clone().into_iter().chain(linked).collect::<Tree>()
     };
     let mut all = vec![(0, tree.clone())];
+    let mut kept = Tree::new();
     for (n, step) in WORK.iter().enumerate() {
+        match step {
+            Snap => kept = seen(&tree, &links),
+            Back(path) => drop(tree.insert((*path).into(), kept[*path].clone())),
+            _ => {}
+        }
         if let Write(path, ..) = step
             && !tree.contains_key(*path)
             && !links.contains_key(*path)
@@ -251,6 +273,21 @@ async fn perform(m: &Mounted, n: usize, step: Step) -> std::result::Result<(), F
             let (dir, name) = at(fs, path).await?;
             fs.unlink(dir, name).await?;
         }
+        Snap => {
+            let name = SnapshotName::parse("s").expect("a name");
+            let (note, origin) = (String::new(), SnapshotOrigin::ByHand);
+            let order = SnapshotOrder { name, note, expires_secs: 0, origin };
+            let made = Box::pin(m.create_snapshot(order, Duration::from_secs(1))).await;
+            made.map_err(|e| FsError::Io(e.to_string()))?;
+        }
+        Back(path) => {
+            let path = path.split('/').map(|name| name.into()).collect();
+            let order =
+                RestoreOrder { snapshot: "s".into(), paths: vec![path], ..Default::default() };
+            let progress = RestoreProgress::default();
+            let restored = Box::pin(m.tree.restore(&order, &progress, Arc::new(NoKernel))).await;
+            restored.map_err(|e| FsError::Io(e.to_string()))?;
+        }
         Fsync => fs.fsync_now(Ino::ROOT)?,
         Sync if !m.sync(Duration::from_millis(400)).await => {
             return Err(FsError::Io("not synced".into()));
@@ -293,7 +330,7 @@ struct Reached {
 async fn work(m: &Mounted) -> Reached {
     let mut reached = Reached::default();
     for (n, step) in WORK.iter().enumerate() {
-        match (perform(m, n, *step).await, step) {
+        match (Box::pin(perform(m, n, *step)).await, step) {
             (Ok(()), Fsync) => reached.local = n + 1,
             (Ok(()), Sync) => (reached.local, reached.bucket) = (n + 1, n + 1),
             // Offline, work goes on: what is not in the bucket is in the journal.

@@ -48,6 +48,9 @@ impl World {
             Op::Commit | Op::Freeze | Op::Sync | Op::Remount | Op::Crash | Op::Elsewhere => {
                 self.point(op).await?;
             }
+            Op::Snapshot => self.snapshot().await?,
+            Op::DropSnapshot(n) => self.drop_snapshot(*n).await?,
+            Op::Past => self.verify_past().await?,
             _ => self.operate(op).await?,
         }
         self.counts().await

@@ -65,6 +65,12 @@ pub enum Op {
     Crash,
     /// Unmounts in order and mounts on another machine.
     Elsewhere,
+    /// Makes a snapshot.
+    Snapshot,
+    /// Deletes one of the snapshots.
+    DropSnapshot(u8),
+    /// Compares every snapshot with the model as it was when that was made.
+    Past,
 }
 
 fn at() -> impl Strategy<Value = At> {
@@ -141,6 +147,9 @@ pub fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Remount),
         2 => Just(Op::Crash),
         1 => Just(Op::Elsewhere),
+        3 => Just(Op::Snapshot),
+        1 => (0u8..4).prop_map(Op::DropSnapshot),
+        2 => Just(Op::Past),
     ];
-    prop_oneof![8 => names, 8 => contents, 2 => attributes, 2 => looks, 3 => points]
+    prop_oneof![8 => names, 8 => contents, 2 => attributes, 2 => looks, 4 => points]
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
-use sealfs::commit::CleanOptions;
 use sealfs::commit::check::{CheckOptions, Report, check};
+use sealfs::commit::{CleanOptions, SnapshotOrder};
 use sealfs::fs::{Attr, Fs, Kind};
-use sealfs::meta::{CommitRow, keys};
+use sealfs::meta::{CommitRow, SnapshotName, SnapshotOrigin, keys};
 use sealfs::seal::{KdfParams, Secret};
 use sealfs::stack::{InitOptions, MountOptions, Mounted, StoreOptions, init, mount};
 use sealfs::store::Location;
@@ -22,6 +22,8 @@ use super::{Checked, same};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Small, so that some scripts fill it.
 const JOURNAL_BYTES: u64 = 16 << 20;
+/// Snapshots at a time.
+const SNAPSHOTS_MAX: usize = 4;
 
 /// A volume and its model.
 pub struct World {
@@ -39,6 +41,11 @@ pub struct World {
     slow: bool,
     /// Segments are cleaned at every occasion.
     clean: bool,
+    /// Snapshots, each with the model when it was made.
+    past: Vec<(SnapshotName, Reference)>,
+    /// The one that is looked at.
+    looking: Option<Arc<Fs>>,
+    made: u32,
 }
 
 fn secret() -> Secret {
@@ -120,11 +127,66 @@ impl World {
         let model = Reference::new();
         let history = vec![(0, model.clone())];
         let mounted = Some(mounted);
-        World { model, bucket, local, mounted, history, begun: 0, counter: 0, slow, clean }
+        World {
+            model,
+            bucket,
+            local,
+            mounted,
+            history,
+            begun: 0,
+            counter: 0,
+            slow,
+            clean,
+            past: Vec::new(),
+            looking: None,
+            made: 0,
+        }
     }
 
     pub fn fs(&self) -> &Arc<Fs> {
-        &self.mounted().fs
+        self.looking.as_ref().unwrap_or(&self.mounted().fs)
+    }
+
+    /// Makes a snapshot, unless there are many.
+    pub(super) async fn snapshot(&mut self) -> Checked {
+        if self.past.len() >= SNAPSHOTS_MAX {
+            return Ok(());
+        }
+        self.made += 1;
+        let name = SnapshotName::parse(&format!("s{}", self.made)).expect("a name");
+        let (note, origin) = (String::new(), SnapshotOrigin::ByHand);
+        let order = SnapshotOrder { name: name.clone(), note, expires_secs: 0, origin };
+        let made = self.mounted().create_snapshot(order, PATIENCE).await;
+        made.map_err(|e| format!("making a snapshot: {e}"))?;
+        self.past.push((name, self.model.clone()));
+        Ok(())
+    }
+
+    /// Deletes one of the snapshots.
+    pub(super) async fn drop_snapshot(&mut self, n: u8) -> Checked {
+        if self.past.is_empty() {
+            return Ok(());
+        }
+        let (name, _) = self.past.remove(n as usize % self.past.len());
+        let gone = self.mounted().delete_snapshots(vec![name], PATIENCE).await;
+        gone.map_err(|e| format!("deleting a snapshot: {e}"))
+    }
+
+    /// Compares every snapshot with the model as it was.
+    pub(super) async fn verify_past(&mut self) -> Checked {
+        for (name, model) in self.past.clone() {
+            let found = self.mounted().tree.snapshot(name.as_str()).await;
+            let found = found.map_err(|e| format!("opening snapshot {name}: {e}"))?;
+            self.looking = Some(found.ok_or_else(|| format!("snapshot {name} is not there"))?);
+            let now = std::mem::replace(&mut self.model, model);
+            let mut compared = Ok(());
+            for ino in self.model.nodes.keys() {
+                compared = compared.and(self.look(*ino).await);
+            }
+            (self.model, self.looking) = (now, None);
+            compared.map_err(|e| format!("in snapshot {name}: {e}"))?;
+        }
+        Ok(())
     }
 
     fn mounted(&self) -> &Mounted {
@@ -281,6 +343,7 @@ impl World {
         self.verify().await?;
         self.point(&Op::Elsewhere).await?;
         self.sync().await?;
+        self.verify_past().await?;
         self.check().await?;
         self.unmount(PATIENCE).await;
         Ok(())
@@ -308,6 +371,7 @@ impl World {
             self.verify().await?;
             self.sync().await?;
         }
+        self.verify_past().await?;
         self.check().await?;
         self.unmount(PATIENCE).await;
         Ok(())
