@@ -117,7 +117,7 @@ fn encode_plus(page: &[Listed], told: impl Fn(&Attr) -> (u64, Terms)) -> Out {
 mod tests {
     use super::super::abi::TtlSecs;
     use super::*;
-    use crate::base::Timestamp;
+    use crate::base::{Ino, Timestamp};
     use crate::fs::Kind;
 
     fn told(attr: &Attr) -> (u64, Terms) {
