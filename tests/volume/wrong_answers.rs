@@ -81,26 +81,33 @@ async fn a_refusal_of_metadata_while_mounted_fails_the_read_at_once_and_passes()
     let server = S3Server::start();
     let bench = target(&server).await;
     for read_only in [true, false] {
-        for (n, (kind, words)) in WRONG.iter().take(5).enumerate() {
+        for (kind, words) in WRONG.iter().take(5) {
             let m = bench
                 .mount_with(|o| (o.read_timeout, o.read_only) = (READ_TIMEOUT, read_only))
                 .await
                 .expect("mounts");
-            let name = format!("a name of some length {:04}", 37 * n + 50);
             server
                 .faults()
                 .add(Fault::new(kind.clone()).on(RequestKind::Get).key("/meta/compacted/"));
-            let begun = Instant::now();
-            let found = m.fs.lookup(Ino::ROOT, name.clone().into_bytes()).await;
-            let took = begun.elapsed();
-            server.faults().clear();
-            match found {
-                Err(FsError::Io(why)) => assert!(why.contains(words), "{kind:?}: {why}"),
-                other => panic!("{kind:?}: {:?}", other.map(|_| "found")),
+            // Where a name's row lies depends on the volume: some came with what the start has read.
+            let mut failed = None;
+            for n in 0..300 {
+                let name = format!("a name of some length {n:04}").into_bytes();
+                let begun = Instant::now();
+                let found = m.fs.lookup(Ino::ROOT, name.clone()).await;
+                let took = begun.elapsed();
+                assert!(took < AT_ONCE, "{kind:?}: {took:?}");
+                match found {
+                    Ok(_) => continue,
+                    Err(FsError::Io(why)) => assert!(why.contains(words), "{kind:?}: {why}"),
+                    Err(e) => panic!("{kind:?}: {e}"),
+                }
+                failed = Some(name);
+                break;
             }
-            assert!(took < AT_ONCE, "{kind:?}: {took:?}");
-            let ino =
-                m.fs.lookup(Ino::ROOT, name.into_bytes()).await.expect("it answers again").ino;
+            server.faults().clear();
+            let name = failed.unwrap_or_else(|| panic!("{kind:?}: nothing asks for tables"));
+            let ino = m.fs.lookup(Ino::ROOT, name).await.expect("it answers again").ino;
             assert_eq!(&m.fs.read(ino, 0, 100).await.expect("reads")[..], b"contents");
             assert!(m.shutdown(LONG).await);
         }
