@@ -74,7 +74,8 @@ async fn a_mount_and_its_end_take_few_round_trips() {
     changed.check("the end of a mount with a change that is pending", &end(m).await);
     let (m, cost) = mount(|_| {}).await;
     Bound { trips: 9, gets: 24, ..known }.check("a mount after that", &cost);
-    nothing_pending.check("its end, with nothing pending", &end(m).await);
+    // It waits for the step that the start has begun, which reads older tables.
+    Bound { trips: 8, gets: 8, ..nothing_pending }.check("its end, at once", &end(m).await);
     let (m, cost) = mount(|o| o.read_only = true).await;
     Bound { trips: 6, gets: 24, puts: 0, lists: 3 }.check("a mount that only reads", &cost);
     Bound { trips: 1_000, gets: 10, puts: 0, lists: 2 }.check("its end", &end(m).await);
