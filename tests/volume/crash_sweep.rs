@@ -22,11 +22,7 @@ use sealfs::base::Ino;
 use sealfs::commit::{CleanOptions, SnapshotOrder};
 use sealfs::fs::restore::{NoKernel, RestoreOrder, RestoreProgress};
 use sealfs::fs::{Fs, FsError, Kind, RenameFlags, SetAttr, WriteFlags};
-<<<<<<< Updated upstream
-=======
-use sealfs::journal::disk_sim::{Fault, Restart, SimDisk};
 use sealfs::meta::{SnapshotName, SnapshotOrigin};
->>>>>>> Stashed changes
 use sealfs::stack::{LocalDisk, Mounted};
 
 /// A store that dies at a chosen request: from then on nothing acts and everything fails.
