@@ -154,6 +154,7 @@ fn every_command_and_flag_that_is_named_exists() {
         ),
         ("object", &["cat"]),
         ("s3ec", &["cat", "head", "rewrap"]),
+        ("snapshot", &["create", "list", "delete", "schedule", "restore", "diff"]),
     ] {
         let of_each = commands.iter().map(|command| flags(&sealfs(&[group, command, "--help"])));
         help.insert(group, of_each.flatten().collect());
