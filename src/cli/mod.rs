@@ -132,7 +132,7 @@ enum Command {
     Key(Box<key::KeyArgs>),
     /// Read one object of a volume
     Object(Box<object::ObjectArgs>),
-    /// Read objects of the Amazon S3 Encryption Client, and wrap their keys anew
+    /// Read objects of the Amazon S3 Encryption Client, and wrap their keys again
     S3ec(Box<s3ec::S3ecArgs>),
     /// Audit or change the server-side encryption of a volume
     Sse(sse::SseArgs),

@@ -32,7 +32,7 @@ enum S3ecCommand {
     Cat(CatArgs),
     /// Show how an object is encrypted
     Head(HeadArgs),
-    /// Wrap the data key of an object anew; its contents stay
+    /// Wrap the data key of an object again; its contents stay
     Rewrap(Box<RewrapArgs>),
 }
 

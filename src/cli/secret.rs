@@ -17,7 +17,7 @@ use crate::seal::{
     KEY, KEY_FILE_MAX, KEYRING_MAX, Keyring, KeyringError, RecoveryKey, Secret, Seed, SlotKind,
 };
 use crate::stack::{
-    self, Attended, Follow, Found, KMS_MAX, Key, KmsSource, Layers, StackError, StoreOptions,
+    self, Attended, Follow, Found, KMS_MAX, Key, KmsSource, StackError, StoreOptions, StoreStack,
     load_keyring, open_age, unlock,
 };
 
@@ -223,7 +223,7 @@ impl KeyringAt<'_> {
         let bytes = match self {
             KeyringAt::Store(store) => aside_bytes(|| {
                 let load = async {
-                    let layers = Layers::connect(store, READ_TIMEOUT, false).await?;
+                    let layers = StoreStack::connect(store, READ_TIMEOUT, false).await?;
                     load_keyring(&layers, &store.location.to_string()).await
                 };
                 Ok(super::runtime()?.block_on(load)?.to_bytes().into())

@@ -11,11 +11,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
-use super::pending::FileKey;
+use super::pending::ContentsId;
 use super::view::{View, ViewError};
 use crate::base::SegmentId;
 use crate::data::Extent;
-use crate::meta::{DeadRow, DecodeError, ExtentRow, KeptRow, Key, OrphanData, SegmentRow, keys};
+use crate::meta::{DeadRow, DecodeError, ExtentRow, KeptRow, Key, MarkerRow, SegmentRow, keys};
 use crate::store::segments::Layout;
 
 /// Rows that a commit writes besides those of its batches.
@@ -27,7 +27,7 @@ pub struct Changes {
     live: HashMap<SegmentId, i64>,
     /// By segment, the files of which a `b` row says that they share it (`true`), or that it need
     /// not say so any more.
-    owners: BTreeMap<SegmentId, BTreeMap<FileKey, bool>>,
+    owners: BTreeMap<SegmentId, BTreeMap<ContentsId, bool>>,
 }
 
 /// A segment that was just uploaded.
@@ -84,12 +84,12 @@ impl Changes {
     }
 
     /// The file refers to the segment in other places than the segment itself says.
-    pub fn share(&mut self, id: SegmentId, file: FileKey) {
+    pub fn share(&mut self, id: SegmentId, file: ContentsId) {
         self.owners.entry(id).or_default().insert(file, true);
     }
 
     /// The file does not refer to the segment any more.
-    pub(super) fn disown(&mut self, id: SegmentId, file: FileKey) {
+    pub(super) fn disown(&mut self, id: SegmentId, file: ContentsId) {
         self.owners.entry(id).or_default().entry(file).or_insert(false);
     }
 
@@ -104,13 +104,13 @@ impl Changes {
     }
 
     /// Writes the `e` row of an extent, which is counted already.
-    pub(super) fn put_row(&mut self, file: FileKey, e: &Extent) {
+    pub(super) fn put_row(&mut self, file: ContentsId, e: &Extent) {
         let row = ExtentRow { segment: e.segment, segment_offset: e.offset, len: e.end - e.start };
         self.rows.insert(keys::extent(file.0, file.1, e.end), Some(row.encode()));
     }
 
     /// Deletes a committed `e` row and what it counted.
-    pub fn delete_extent(&mut self, file: FileKey, extent: &Extent) {
+    pub fn delete_extent(&mut self, file: ContentsId, extent: &Extent) {
         self.lose(extent);
         self.rows.insert(keys::extent(file.0, file.1, extent.end), None);
     }
@@ -202,7 +202,7 @@ async fn settle_owners(
     out: &mut Changes,
     id: SegmentId,
     row: &mut SegmentRow,
-    files: impl Iterator<Item = (&FileKey, &bool)>,
+    files: impl Iterator<Item = (&ContentsId, &bool)>,
 ) -> Result<(), ViewError> {
     for (&(ino, generation), &shares) in files {
         if !shares && row.owners == 0 {
@@ -212,7 +212,7 @@ async fn settle_owners(
         match (view.kv().get(&key).await?.is_some(), shares) {
             (false, true) => {
                 row.owners += 1;
-                out.rows.insert(key, Some(OrphanData::encode()));
+                out.rows.insert(key, Some(MarkerRow::encode()));
             }
             (true, false) => {
                 row.owners = row.owners.saturating_sub(1);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lru::LruCache;
 
-use super::pending::FileKey;
+use super::pending::ContentsId;
 use crate::data::Extent;
 use crate::meta::Key;
 
@@ -79,7 +79,7 @@ impl KnownExtents {
 }
 
 pub(super) struct ExtentCache {
-    files: LruCache<FileKey, KnownExtents>,
+    files: LruCache<ContentsId, KnownExtents>,
     extents: usize,
 }
 
@@ -89,7 +89,7 @@ impl ExtentCache {
         ExtentCache { files: LruCache::new(at_least_one(files_max)), extents: 0 }
     }
 
-    pub(super) fn get(&mut self, file: &FileKey) -> Option<&KnownExtents> {
+    pub(super) fn get(&mut self, file: &ContentsId) -> Option<&KnownExtents> {
         self.files.get(file)
     }
 
@@ -98,7 +98,7 @@ impl ExtentCache {
         self.extents = 0;
     }
 
-    pub(super) fn put(&mut self, file: FileKey, known: KnownExtents) {
+    pub(super) fn put(&mut self, file: ContentsId, known: KnownExtents) {
         self.extents += known.extents.len();
         if let Some((_, old)) = self.files.push(file, known) {
             self.extents -= old.extents.len();
@@ -109,7 +109,7 @@ impl ExtentCache {
         }
     }
 
-    pub(super) fn pop(&mut self, file: &FileKey) {
+    pub(super) fn pop(&mut self, file: &ContentsId) {
         if let Some(old) = self.files.pop(file) {
             self.extents -= old.extents.len();
         }

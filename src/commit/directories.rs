@@ -120,7 +120,7 @@ impl Directories {
                 all.extend(names.map(|hash| hash.0));
                 self.put(dir, Known::Whole(all));
             }
-            // Dropped meanwhile, or begun anew.
+            // Dropped meanwhile, or begun again.
             Some(other) => drop(self.known.put(dir, other)),
             None => {}
         }

@@ -3,13 +3,13 @@
 
 use bytes::Bytes;
 
-use super::pending::FileKey;
+use super::pending::ContentsId;
 use crate::base::Ino;
 use crate::data::Extent;
 use crate::meta::{DecodeError, ExtentRow, Inode, InodeExtent, Kind, keys};
 
 /// The file and the extent that an `e` row stands for.
-pub fn extent_of(key: &[u8], value: &[u8]) -> Result<(FileKey, Extent), DecodeError> {
+pub fn extent_of(key: &[u8], value: &[u8]) -> Result<(ContentsId, Extent), DecodeError> {
     let (ino, generation, end) = keys::extent_of(key).ok_or(DecodeError("extent key"))?;
     let row = ExtentRow::decode(value)?;
     let start = end.checked_sub(row.len).ok_or(DecodeError("extent before 0"))?;
@@ -18,7 +18,7 @@ pub fn extent_of(key: &[u8], value: &[u8]) -> Result<(FileKey, Extent), DecodeEr
 }
 
 /// The extent in a row: an `e` row is one, an inode row may have one.
-pub fn extent_in(key: &[u8], value: &[u8]) -> Result<Option<(FileKey, Extent)>, DecodeError> {
+pub fn extent_in(key: &[u8], value: &[u8]) -> Result<Option<(ContentsId, Extent)>, DecodeError> {
     if key.first() == Some(&b'e') {
         return extent_of(key, value).map(Some);
     }
@@ -49,7 +49,7 @@ impl Committed {
     }
 
     /// The file and its only extent, as an `e` row would say it.
-    pub fn only_extent(&self, ino: Ino) -> Option<(FileKey, Extent)> {
+    pub fn only_extent(&self, ino: Ino) -> Option<(ContentsId, Extent)> {
         Some(((ino, self.inode.generation), self.extent?))
     }
 

@@ -58,7 +58,7 @@ pub use committer::{Committer, Progress, WriterState};
 pub use error::CommitError;
 pub use keeping::{SNAPSHOTS_MAX, SnapshotError, SnapshotOrder};
 pub use options::{CleanOptions, CommitOptions};
-pub use pending::{FileKey, Generation};
+pub use pending::{ContentsId, Generation};
 pub use view::{Lookup, View, ViewError, last_commit};
 pub use work::Sending;
 pub use writer::Gates;

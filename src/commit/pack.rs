@@ -8,7 +8,7 @@ use crate::data::Source;
 use crate::journal::RecordLoc;
 use crate::store::segments::{BYTES_PER_RANGE, Owned, RANGES_MAX};
 
-use super::pending::{FileKey, Generation};
+use super::pending::{ContentsId, Generation};
 
 /// Bytes of data of a full segment.
 pub const SEGMENT_BYTES_MAX: u64 = 16 << 20;
@@ -78,10 +78,10 @@ pub struct Plan {
     pub segments: Vec<SegmentPlan>,
     /// For each file with pending contents, its changes in file order, and whether nothing of
     /// it is committed.
-    pub files: Vec<(FileKey, Vec<Change>, bool)>,
+    pub files: Vec<(ContentsId, Vec<Change>, bool)>,
     /// What files share: each with a segment that has ranges of it written for others, or for
     /// another place of it.
-    pub shares: BTreeSet<(SegmentId, FileKey)>,
+    pub shares: BTreeSet<(SegmentId, ContentsId)>,
 }
 
 /// Where ranges of records lie in segments, as far as they were placed.
@@ -182,7 +182,7 @@ impl<F: FnMut() -> SegmentId> Packing<'_, F> {
     /// Places `range` of a file, which is in `record` from byte `skip` on.
     fn place(
         &mut self,
-        file: FileKey,
+        file: ContentsId,
         changes: &mut Vec<Change>,
         Range { mut start, end }: Range<u64>,
         record: RecordLoc,

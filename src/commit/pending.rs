@@ -44,7 +44,7 @@ pub struct PendingFile {
 }
 
 /// Which contents: inode and data generation.
-pub type FileKey = (Ino, u32);
+pub type ContentsId = (Ino, u32);
 
 /// What accumulates between two freezes.
 #[derive(Debug)]
@@ -52,10 +52,10 @@ pub struct Generation {
     /// Rows by key.
     pub rows: BTreeMap<Key, PendingRow>,
     /// Contents by file.
-    pub files: HashMap<FileKey, PendingFile>,
+    pub files: HashMap<ContentsId, PendingFile>,
     /// Data generations that ended and of which older layers may hold something. Generation
     /// [`RECLAIM_INODE`] stands for the inode's extended attributes.
-    pub dropped: BTreeSet<FileKey>,
+    pub dropped: BTreeSet<ContentsId>,
     /// Change of the number of inodes.
     pub inodes: i64,
     /// Change of the bytes in use.
@@ -75,7 +75,7 @@ pub struct Generation {
     /// Segments of which files share ranges, and perhaps some of which they do not any more.
     pub shared: HashSet<SegmentId>,
     /// Files that share ranges of records which were written for others.
-    pub clones: HashSet<FileKey>,
+    pub clones: HashSet<ContentsId>,
 }
 
 /// What a row costs in memory besides key and value: map node, two allocations, flags.
@@ -238,12 +238,12 @@ impl Generation {
         }
     }
 
-    fn ranges_of(&self, file: &FileKey) -> u64 {
+    fn ranges_of(&self, file: &ContentsId) -> u64 {
         self.files.get(file).map_or(0, |f| f.ranges.len() as u64)
     }
 
     /// Puts `parts` of a source, from its byte `from` on, at `offset` of `file`.
-    fn share(&mut self, file: FileKey, offset: u64, from: u64, parts: &[Part]) {
+    fn share(&mut self, file: ContentsId, offset: u64, from: u64, parts: &[Part]) {
         let to = self.files.entry(file).or_default();
         for part in parts {
             let (start, end) = (offset + (part.start - from), offset + (part.end - from));
@@ -286,7 +286,7 @@ impl Generation {
 
     /// Memory that the pending contents of `file` take: many small writes must count as much
     /// as rows do, or a long time offline would fill the memory.
-    fn file_bytes(&self, file: &FileKey) -> u64 {
+    fn file_bytes(&self, file: &ContentsId) -> u64 {
         let file_bytes = self.files.get(file).map_or(0, |_| FILE_BYTES);
         file_bytes + RANGE_BYTES * self.ranges_of(file)
     }

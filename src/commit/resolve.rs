@@ -9,11 +9,11 @@ use std::collections::{BTreeMap, HashSet};
 use super::accounts::Changes;
 use super::extents::{Committed, inode_row};
 use super::pack::{Change, Plan};
-use super::pending::{FileKey, Generation, PendingRow};
+use super::pending::{ContentsId, Generation, PendingRow};
 use super::view::{View, ViewError};
 use crate::base::Ino;
 use crate::data::{Extent, Overlay, Source};
-use crate::meta::{Inode, Kind, OrphanData, keys};
+use crate::meta::{Inode, Kind, MarkerRow, keys};
 
 /// Committed extents that the first scan for a range brings, and the most that a later one does:
 /// a small file has one, a long write may cover thousands, and scattered ones few each.
@@ -112,7 +112,7 @@ pub async fn apply_inode(
 /// by end.
 pub async fn extents_at(
     view: &View,
-    file: FileKey,
+    file: ContentsId,
     ranges: impl Iterator<Item = (u64, u64)>,
 ) -> Result<BTreeMap<u64, Extent>, ViewError> {
     let before = view.committed_inode(file.0).await?;
@@ -126,7 +126,7 @@ pub async fn extents_at(
 pub async fn move_extents(
     view: &View,
     out: &mut Changes,
-    file: FileKey,
+    file: ContentsId,
     ranges: impl Iterator<Item = (u64, u64)>,
     changes: impl FnOnce(&BTreeMap<u64, Extent>) -> Vec<Change>,
 ) -> Result<u64, ViewError> {
@@ -145,7 +145,7 @@ pub async fn move_extents(
 
 /// Committed extents of one file: all, or those that touch some ranges.
 struct Places {
-    file: FileKey,
+    file: ContentsId,
     /// In the inode row.
     only: Option<Extent>,
     /// In `e` rows, by end.
@@ -158,7 +158,7 @@ impl Places {
     /// Those that touch `ranges`, and some beside them. `fresh`: there are none.
     async fn of(
         view: &View,
-        file: FileKey,
+        file: ContentsId,
         only: Option<Extent>,
         fresh: bool,
         ranges: impl Iterator<Item = (u64, u64)>,
@@ -246,7 +246,7 @@ fn changed(old: &BTreeMap<u64, Extent>, changes: &[Change]) -> BTreeMap<u64, Ext
 /// The `e` rows that touch `ranges`, which are in order, and some beside them, by end.
 async fn committed(
     view: &View,
-    file: FileKey,
+    file: ContentsId,
     ranges: impl Iterator<Item = (u64, u64)>,
 ) -> Result<BTreeMap<u64, Extent>, ViewError> {
     let mut found = BTreeMap::new();
@@ -266,7 +266,7 @@ async fn committed(
 }
 
 /// Drops all `e` rows of a data generation, if they are few; else leaves a `r` row.
-async fn drop_rows(view: &View, out: &mut Changes, file: FileKey) -> Result<(), ViewError> {
+async fn drop_rows(view: &View, out: &mut Changes, file: ContentsId) -> Result<(), ViewError> {
     if file.1 != keys::RECLAIM_INODE {
         let (extents, complete_to) = view.scan_extents(file, 0, INLINE_DROP_EXTENTS + 1).await?;
         if complete_to == u64::MAX {
@@ -277,6 +277,6 @@ async fn drop_rows(view: &View, out: &mut Changes, file: FileKey) -> Result<(), 
             return Ok(());
         }
     }
-    out.rows.insert(keys::reclaim(file.0, file.1), Some(OrphanData::encode()));
+    out.rows.insert(keys::reclaim(file.0, file.1), Some(MarkerRow::encode()));
     Ok(())
 }

@@ -19,7 +19,7 @@ use super::extents::{Committed, extent_of};
 use super::holders::Holders;
 use super::pack::{Placed, Plan};
 use super::page::{Page, PendingRows, Scanned};
-use super::pending::{FileKey, Generation, key_hash};
+use super::pending::{ContentsId, Generation, key_hash};
 use crate::base::{Ino, JournalPos, SegmentId};
 use crate::data::plan::Pending;
 use crate::data::{Extent, Part};
@@ -282,7 +282,7 @@ impl View {
     }
 
     /// Drops the cached extents of `files`, those in inode rows too: their rows have changed.
-    pub fn forget_extents<'a>(&self, files: impl Iterator<Item = &'a FileKey> + Clone) {
+    pub fn forget_extents<'a>(&self, files: impl Iterator<Item = &'a ContentsId> + Clone) {
         self.retired.fetch_add(1, Ordering::AcqRel);
         {
             let mut extents = self.extents.lock();
@@ -516,7 +516,7 @@ impl View {
     }
 
     /// Where `start..end` of a file comes from, if memory can tell.
-    pub fn parts_now(&self, file: FileKey, start: u64, end: u64) -> Lookup<Vec<Part>> {
+    pub fn parts_now(&self, file: ContentsId, start: u64, end: u64) -> Lookup<Vec<Part>> {
         let pending = {
             let layers = self.layers.read();
             let mut fresh = false;
@@ -553,14 +553,14 @@ impl View {
     }
 
     /// The only committed extent of a file, if memory has its inode row and that says so.
-    fn only_extent_now(&self, file: FileKey) -> Option<Extent> {
+    fn only_extent_now(&self, file: ContentsId) -> Option<Extent> {
         let mut rows = self.rows.lock();
         let row = rows.get(&keys::inode(file.0))?.as_deref()?;
         only_extent_in(row, file).ok()?
     }
 
     /// The same, from the store.
-    async fn load_only_extent(&self, file: FileKey) -> Result<Option<Extent>, ViewError> {
+    async fn load_only_extent(&self, file: ContentsId) -> Result<Option<Extent>, ViewError> {
         let key = keys::inode(file.0);
         let row = self.only_reading(|| self.kv.get(&key)).await?;
         Ok(row.map(|row| only_extent_in(&row, file)).transpose()?.flatten())
@@ -580,14 +580,19 @@ impl View {
 
     /// Fetches the committed extents of `start..end` of `file` (and what comes with them) into
     /// the cache.
-    pub async fn load_extents(&self, file: FileKey, start: u64, end: u64) -> Result<(), ViewError> {
+    pub async fn load_extents(
+        &self,
+        file: ContentsId,
+        start: u64,
+        end: u64,
+    ) -> Result<(), ViewError> {
         self.load_few_extents(file, start, end, usize::MAX).await.map(|_| ())
     }
 
     /// [`View::load_extents`], unless there are more than about `extents_max` of them: `false`.
     pub async fn load_few_extents(
         &self,
-        file: FileKey,
+        file: ContentsId,
         start: u64,
         end: u64,
         extents_max: usize,
@@ -617,7 +622,7 @@ impl View {
         Ok(true)
     }
 
-    fn keep_extents(&self, file: FileKey, known: KnownExtents, before: u64) {
+    fn keep_extents(&self, file: ContentsId, known: KnownExtents, before: u64) {
         let mut cache = self.extents.lock();
         if self.retired.load(Ordering::Acquire) == before {
             cache.put(file, known);
@@ -628,7 +633,7 @@ impl View {
     /// they are complete (`u64::MAX`: there are no more).
     pub(super) async fn scan_extents(
         &self,
-        (ino, generation): FileKey,
+        (ino, generation): ContentsId,
         start: u64,
         limit: usize,
     ) -> Result<(Vec<Extent>, u64), ViewError> {
@@ -668,7 +673,7 @@ impl Drop for Moving {
 }
 
 /// The extent that the inode row `row` carries of this data generation.
-fn only_extent_in(row: &[u8], file: FileKey) -> Result<Option<Extent>, DecodeError> {
+fn only_extent_in(row: &[u8], file: ContentsId) -> Result<Option<Extent>, DecodeError> {
     let only = Committed::decode(row)?.only_extent(file.0);
     Ok(only.filter(|(of, _)| *of == file).map(|(_, extent)| extent))
 }

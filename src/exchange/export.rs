@@ -615,7 +615,7 @@ mod tests {
         // Guards against an upload of terabytes that fails at its ten-thousandth part.
         for size in [PART + 1, 80 << 30, 5 << 40] {
             let part = part_size(size);
-            assert!(part % UNIT == 0 && size.div_ceil(part) <= PARTS_MAX, "{size}");
+            assert!(part.is_multiple_of(UNIT) && size.div_ceil(part) <= PARTS_MAX, "{size}");
         }
         assert_eq!(part_size(100 << 20), PART);
     }

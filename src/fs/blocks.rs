@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::copy::moved;
 use super::{Attempt, Fs, Step};
-use crate::commit::{FileKey, Lookup};
+use crate::commit::{ContentsId, Lookup};
 use crate::data::{Part, Source};
 use crate::meta::Inode;
 
@@ -31,7 +31,7 @@ pub(super) const LOADS_MAX: u32 = 4;
 /// Of which files extents are not loaded, and until when of none.
 #[derive(Debug, Default)]
 pub(super) struct Uncounted {
-    scattered: HashSet<FileKey>,
+    scattered: HashSet<ContentsId>,
     silent_until: Option<Instant>,
 }
 
@@ -63,7 +63,7 @@ fn in_blocks(parts: &[Part], hole: &Range<u64>) -> u64 {
 
 impl Fs {
     /// What `range` of the contents is made of; `None`: not to be had now.
-    fn counted_parts(&self, file: FileKey, range: &Range<u64>) -> Attempt<Option<Vec<Part>>> {
+    fn counted_parts(&self, file: ContentsId, range: &Range<u64>) -> Attempt<Option<Vec<Part>>> {
         if let Lookup::Hit(parts) = self.view.parts_now(file, range.start, range.end) {
             return Ok(Some(parts));
         }
@@ -77,7 +77,7 @@ impl Fs {
 
     /// Brings the extents of `file` into memory for [`Fs::counted_parts`], or sees to it that it
     /// does without. `again`: they were loaded and were not there still.
-    pub(super) async fn load_to_count(&self, file: FileKey, again: bool) {
+    pub(super) async fn load_to_count(&self, file: ContentsId, again: bool) {
         let load = self.view.load_few_extents(file, 0, u64::MAX, EXTENTS_MAX);
         let loaded = tokio::time::timeout(PATIENCE, load).await;
         let mut uncounted = self.uncounted.lock();
@@ -96,7 +96,7 @@ impl Fs {
     /// Changes the count of `inode` to what it is once `written` has data. Before its size changes.
     pub(super) fn count_written(
         &self,
-        file: FileKey,
+        file: ContentsId,
         inode: &mut Inode,
         written: Range<u64>,
     ) -> Attempt<()> {
@@ -120,7 +120,7 @@ impl Fs {
     /// made of. Before its size changes.
     pub(super) fn count_cloned(
         &self,
-        file: FileKey,
+        file: ContentsId,
         inode: &mut Inode,
         written: Range<u64>,
         parts: &[Part],
@@ -150,7 +150,7 @@ impl Fs {
     /// the file, if that is where it gets shorter. Before its size changes.
     pub(super) fn count_hole(
         &self,
-        file: FileKey,
+        file: ContentsId,
         inode: &mut Inode,
         hole: Range<u64>,
     ) -> Attempt<()> {

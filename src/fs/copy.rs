@@ -15,7 +15,7 @@ use super::contents::WRITE_BYTES_MAX;
 use super::inode::{SetIdChange, clear_set_id, keeps_set_id, now_into};
 use super::{Attempt, Caller, Fs, FsError, State, Step, WriteFlags};
 use crate::base::Ino;
-use crate::commit::{Batch, CloneSource, DataOp, FileKey, Lookup};
+use crate::commit::{Batch, CloneSource, ContentsId, DataOp, Lookup};
 use crate::data::{Part, Source};
 use crate::meta::{FILE_SIZE_MAX, keys};
 
@@ -299,7 +299,7 @@ impl Fs {
 }
 
 /// Adds to `batch` that a file has `parts` of a snapshot, which are where they begin in the file.
-pub(super) fn place(batch: &mut Batch, (ino, generation): FileKey, parts: &[Part]) {
+pub(super) fn place(batch: &mut Batch, (ino, generation): ContentsId, parts: &[Part]) {
     batch.data.extend(parts.iter().map(|part| match part.source {
         Source::Segment { id, offset: at } => {
             let (offset, len) = (part.start, part.end - part.start);

@@ -188,7 +188,7 @@ impl Fs {
         inode.nlink = 0;
         if self.lookups.is_known(ino) {
             batch.put(keys::inode(ino), inode.encode());
-            batch.put_fresh(keys::orphan(ino), crate::meta::OrphanData::encode());
+            batch.put_fresh(keys::orphan(ino), crate::meta::MarkerRow::encode());
             true
         } else {
             remove_inode(batch, ino, inode);

@@ -316,7 +316,7 @@ impl Fs {
                 batch.put_fresh(keys::xattr(ino, name), value);
             }
             batch.put_fresh(keys::inode(ino), inode.encode());
-            batch.put_fresh(keys::orphan(ino), crate::meta::OrphanData::encode());
+            batch.put_fresh(keys::orphan(ino), crate::meta::MarkerRow::encode());
             fs.submit(state, batch, &[])?;
             fs.lookups.add(ino);
             fs.orphaned(state, ino);

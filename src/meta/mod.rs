@@ -13,7 +13,7 @@ pub use codec::DecodeError;
 pub use inode::{Inode, InodeExtent, Kind};
 pub use keys::{Key, NameHash};
 pub use rows::{
-    BesideRow, CommitRow, DeadRow, Dirent, ExtentRow, HistoryRow, OrphanData, SegmentRow, Stats,
+    BesideRow, CommitRow, DeadRow, Dirent, ExtentRow, HistoryRow, MarkerRow, SegmentRow, Stats,
     VolumeRow,
 };
 pub use snapshot::{

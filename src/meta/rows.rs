@@ -177,9 +177,9 @@ impl DeadRow {
 
 /// `o`, `r` and `b` rows, which say all in their keys. One byte, the version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OrphanData;
+pub struct MarkerRow;
 
-impl OrphanData {
+impl MarkerRow {
     /// Encodes the row.
     pub fn encode() -> Bytes {
         Bytes::from_static(&[VERSION])

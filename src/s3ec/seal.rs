@@ -1,5 +1,5 @@
 //! Making an object: a data key, its envelope, and the contents in order; and wrapping the data key of
-//! one that exists anew.
+//! one that exists.
 //!
 //! Writes versions 2 and 3. Of version 1 nothing is ever written.
 
@@ -103,7 +103,7 @@ impl Sealing {
 }
 
 impl Unlocked {
-    /// The envelope of the same contents with the data key wrapped anew.
+    /// The envelope of the same contents with the data key wrapped again.
     ///
     /// # Errors
     /// As [`seal`]; version 1, whose wraps are not written.

@@ -132,7 +132,7 @@ impl Envelope {
                 S3ecErrorKind::Format,
                 format!("sealfs does not open data keys under {}", self.wrap),
             )
-            .hint("have the Java client write the object again, or wrap its key anew")),
+            .hint("have the Java client write the object again, or wrap its key again")),
             Wrap::Unnamed => match (&keys.aes, &keys.rsa_private) {
                 (Some(key), _) => aes_ecb_open(key, self),
                 (None, Some(key)) => rsa_pkcs1_open(key, self),

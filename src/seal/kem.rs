@@ -44,7 +44,7 @@ impl Seed {
 
     /// The public key that belongs to it. Costs a key generation, some 50 µs.
     pub(super) fn public(&self) -> Vec<u8> {
-        self.pair().encapsulation_key().to_bytes().to_vec()
+        on_cleared_stack(|| self.pair().encapsulation_key().to_bytes().to_vec())
     }
 
     /// Whether `public` is its public key: whether this seed opens that slot.
@@ -56,8 +56,10 @@ impl Seed {
     /// encapsulation gives. A forged one gives another secret, which opens nothing.
     pub(super) fn decapsulate(&self, encapsulation: &[u8]) -> Option<InputKey> {
         let encapsulation = Ciphertext::try_from(encapsulation).ok()?;
-        let mut shared = self.pair().try_decapsulate(&encapsulation).ok()?;
-        Some(taken(&mut shared))
+        on_cleared_stack(|| {
+            let mut shared = self.pair().try_decapsulate(&encapsulation).ok()?;
+            Some(taken(&mut shared))
+        })
     }
 
     /// A key for what only the owner of this seed can have sealed.
@@ -66,7 +68,7 @@ impl Seed {
     }
 
     fn pair(&self) -> DecapsulationKeyRejectNonContrib {
-        // Wiped by the library when it is dropped.
+        // Wiped by the library when it is dropped; the copies that it took it from are not.
         DecapsulationKeyRejectNonContrib::from(*self.0.expose())
     }
 }
@@ -94,6 +96,27 @@ fn encapsulate_with(
     let (encapsulation, mut shared) = public.encapsulate_deterministic(&randomness);
     randomness.as_mut_slice().zeroize();
     Some((encapsulation.to_vec(), taken(&mut shared)))
+}
+
+/// Bytes of stack that are overwritten; a key generation takes less, in a debug build too.
+const STACK_CLEARED: usize = 128 << 10;
+
+/// Runs `work`, and overwrites the stack that it has used: the library takes keys by value, and what
+/// it was given stays where it lay until something else comes to lie there.
+fn on_cleared_stack<T>(work: impl FnOnce() -> T) -> T {
+    #[inline(never)]
+    fn run<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
+    #[inline(never)]
+    fn clear() {
+        let mut stack = [0u8; STACK_CLEARED];
+        stack.zeroize();
+        std::hint::black_box(&stack);
+    }
+    let result = run(work);
+    clear();
+    result
 }
 
 /// Moves a shared secret into locked memory.

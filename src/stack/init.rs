@@ -13,7 +13,7 @@ use super::keys::object::create_keyring;
 use super::opening::neighbours::refuse_taken;
 use super::options::OPEN_TIMEOUT;
 use super::running::canary::probe_store;
-use super::{InitOptions, Layers, StackError, StackErrorKind, StoreOptions};
+use super::{InitOptions, StackError, StackErrorKind, StoreOptions, StoreStack};
 use crate::base::{Clock, SystemClock, VolumeId};
 use crate::fs::Fs;
 use crate::seal::{Keyring, RootKey};
@@ -37,7 +37,7 @@ pub async fn init(options: InitOptions) -> Result<VolumeId, StackError> {
     let name = options.store.location.to_string();
     let attended = options.store.attended.clone();
     let empty = async {
-        let layers = Layers::connect(&options.store, READ_TIMEOUT, true).await?;
+        let layers = StoreStack::connect(&options.store, READ_TIMEOUT, true).await?;
         refuse_taken(&layers, &options.store).await?;
         Ok::<_, StackError>(layers)
     };
@@ -60,7 +60,7 @@ pub async fn init(options: InitOptions) -> Result<VolumeId, StackError> {
 
 /// Deletes what an [`init`] has put under its empty prefix, unless somebody else has made a volume
 /// there meanwhile.
-async fn empty_again(layers: &Layers) -> object_store::Result<()> {
+async fn empty_again(layers: &StoreStack) -> object_store::Result<()> {
     let keyring = Path::from(KEYRING_NAME);
     match layers.retry.head(&keyring).await {
         Err(e) if class(&e) == ErrorClass::NotFound => {}
@@ -78,7 +78,11 @@ async fn empty_again(layers: &Layers) -> object_store::Result<()> {
 }
 
 /// [`init`], once the prefix is known to be empty.
-async fn fill(layers: &Layers, name: &str, options: &InitOptions) -> Result<VolumeId, StackError> {
+async fn fill(
+    layers: &StoreStack,
+    name: &str,
+    options: &InitOptions,
+) -> Result<VolumeId, StackError> {
     probe_store(layers).await?;
     let (secret, label, now) = (&options.secret, &options.label, SystemClock.now());
     let now_secs = u64::try_from(now.secs).unwrap_or(0);
@@ -108,7 +112,7 @@ pub async fn create_bucket(
     store: &StoreOptions,
     versioning: bool,
 ) -> Result<Vec<Finding>, StackError> {
-    let layers = Layers::connect(store, READ_TIMEOUT, false).await?;
+    let layers = StoreStack::connect(store, READ_TIMEOUT, false).await?;
     let Some(s3) = &layers.s3 else {
         return Err(StackError::Encryption {
             kind: StackErrorKind::Unsuitable,

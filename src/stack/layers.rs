@@ -19,7 +19,7 @@ use crate::store::{
 };
 
 /// The store below sealing: what the bucket really holds.
-pub struct Layers {
+pub struct StoreStack {
     /// Below all of it: what is fetched before it is asked for.
     pub(super) ahead: Ahead,
     /// Retrying, uncached, unsealed: for the keyring and the probe.
@@ -39,7 +39,7 @@ pub struct Layers {
     opened: OnceLock<Arc<Cached>>,
 }
 
-impl Layers {
+impl StoreStack {
     /// Connects to the store; reads take at most `read_timeout` in all. `create`: make the
     /// directory of a `file://` store.
     ///
@@ -49,7 +49,7 @@ impl Layers {
         options: &StoreOptions,
         read_timeout: Duration,
         create: bool,
-    ) -> Result<Layers, StackError> {
+    ) -> Result<StoreStack, StackError> {
         let attended = options.attended.clone();
         attended.waits_for(format!("{} to answer", options.location), read_timeout);
         let stats = Arc::new(RequestStats::default());
@@ -102,7 +102,7 @@ impl Layers {
         attended.follows(retry.health());
         let opened = OnceLock::new();
         let limits = options.limits.clone();
-        Ok(Layers {
+        Ok(StoreStack {
             ahead,
             retry,
             stats,
@@ -118,7 +118,7 @@ impl Layers {
 
     /// Puts a disk cache of at most `bytes_max` in `dir` between sealing and the store; 0
     /// leaves it out.
-    pub fn with_cache(mut self, dir: PathBuf, bytes_max: u64) -> Layers {
+    pub fn with_cache(mut self, dir: PathBuf, bytes_max: u64) -> StoreStack {
         self.cache = (bytes_max > 0).then_some((dir, bytes_max));
         self
     }
@@ -154,7 +154,7 @@ impl Layers {
         Cached::user_of(dir)
     }
 
-    /// As [`Layers::sealed`]; `None` if another mount uses the cache directory.
+    /// As [`StoreStack::sealed`]; `None` if another mount uses the cache directory.
     pub(super) fn sealed_cached(
         &self,
         keys: &VolumeKeys,

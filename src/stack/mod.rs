@@ -47,7 +47,7 @@ pub use keys::change::{Changed, KeyOptions, change_keyring, open_keyring};
 pub use keys::kms::{CONTEXT_SLOT, CONTEXT_VOLUME, Follow, KMS_MAX, KmsSource};
 pub use keys::object::{load_keyring, read_keyring};
 pub use keys::unlock::{Found, Key, KeySource, Unlocked, unlock, unlock_store};
-pub use layers::Layers;
+pub use layers::StoreStack;
 pub use opening::mount;
 pub use opening::neighbours::check_free;
 pub use options::{InitOptions, LocalDisk, MountOptions};

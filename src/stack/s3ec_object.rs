@@ -1,5 +1,5 @@
 //! One object of the Amazon S3 Encryption Client in somebody's bucket: found with its envelope, read
-//! once it is authenticated, its data key wrapped anew.
+//! once it is authenticated, its data key wrapped again.
 //!
 //! Contents are checked to the last byte before one of them is handed on: meanwhile the ciphertext, and
 //! nothing else, lies in memory or in a file without a name. Called by `cli/`.
@@ -15,7 +15,7 @@ use futures::StreamExt;
 
 use super::attended::Attended;
 use super::error::{StackError, StackErrorKind};
-use super::layers::Layers;
+use super::layers::StoreStack;
 use super::store_options::StoreOptions;
 use crate::base::one_line;
 use crate::s3ec::{
@@ -101,7 +101,7 @@ impl S3ecObject {
         name: &ObjectName,
         ask: &EnvelopeAsk,
     ) -> Result<S3ecObject, StackError> {
-        let layers = Layers::connect(options, ANSWER_MAX, false).await?;
+        let layers = StoreStack::connect(options, ANSWER_MAX, false).await?;
         let store = layers.s3.clone().ok_or_else(|| plain(name, "is no object of S3", ""))?;
         let about = patiently(|| store.about(&name.key)).await;
         layers.attended.goes_on();
@@ -434,7 +434,7 @@ fn unwritten(name: &ObjectName, key: &str, e: object_store::Error) -> StackError
             ),
             hint: "try again".into(),
         },
-        _ => StackError::store(format!("wrapping the data key of {name} anew"), e),
+        _ => StackError::store(format!("wrapping the data key of {name} again"), e),
     }
 }
 

@@ -10,7 +10,7 @@ use std::process::Command;
 use sealfs::base::{Ino, SegmentId};
 use sealfs::meta::keys::{self, NameHash};
 use sealfs::meta::{
-    BesideRow, CommitRow, DeadRow, Dirent, ExtentRow, HistoryRow, Kind, OrphanData, SegmentRow,
+    BesideRow, CommitRow, DeadRow, Dirent, ExtentRow, HistoryRow, Kind, MarkerRow, SegmentRow,
     Stats, VolumeRow,
 };
 
@@ -285,7 +285,7 @@ fn every_link_within_the_documentation_leads_somewhere() {
 fn the_format_page_gives_the_sizes_of_rows_that_the_code_writes() {
     // Guards against a field that is added to a row and not to its specification.
     let id = SegmentId([1; 16]);
-    let (ino, flag) = (Ino(2), OrphanData::encode().len());
+    let (ino, flag) = (Ino(2), MarkerRow::encode().len());
     let commit = CommitRow {
         journal: sealfs::base::JournalId([0; 16]),
         position: sealfs::base::JournalPos(0),

@@ -272,7 +272,7 @@ fn every_object_can_be_damaged_and_nothing_is_ever_wrong() {
                 assert_eq!(mount.status.code(), Some(status), "{what}: {stderr}");
                 let first = stderr.lines().next().unwrap_or_default().to_owned();
                 if key.ends_with("/lease") {
-                    // The one object that can be made anew, by who knows that it may.
+                    // The one object that can be made again, by who knows that it may.
                     v.mount(&["--takeover"]);
                     assert_eq!(everything_is_right_or_eio(&v.vault(), &files, &what), 0);
                     v.umount();

@@ -97,7 +97,7 @@ impl Drop for Moto {
 #[test]
 fn every_mode_that_moto_applies_works_on_every_request() {
     // Guards against headers that only our own server understands: put, create, update, parts,
-    // copy, ranges, and encrypting anew in one piece and in parts.
+    // copy, ranges, and encrypting again in one piece and in parts.
     let Some(moto) = Moto::start() else { return };
     moto.make_bucket();
     let runtime = tokio::runtime::Runtime::new().expect("threads");

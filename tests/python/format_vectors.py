@@ -1,7 +1,7 @@
 """Writes tests/vectors/format_v2.json: known answers for version 2 of docs/FORMAT.md.
 
 Made by Python, checked by Rust (tests/format/seal_vectors.rs), so that two implementations agree. A
-released version's vectors are never made anew: a change of the format gets its own file. The
+released version's vectors are never made again: a change of the format gets its own file. The
 encapsulations of the keyring are random, so every run gives another, equally good one.
 
   python tests/python/format_vectors.py > tests/vectors/format_v2.json

@@ -101,7 +101,7 @@ async fn assert_sound(bench: &Bench) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_overwritten_again_and_again_does_not_fill_the_bucket() {
     // Guards against a database of 8 MiB that takes gigabytes in the bucket after a year: every
-    // other 64 KiB of it are written anew in each round, so that no segment ever dies whole.
+    // other 64 KiB of it are written again in each round, so that no segment ever dies whole.
     let bench = Bench::new().await;
     let m = bench.mount_with(eager(2 * MIB, 100)).await.expect("mounts");
     let mut wanted = noise(8 * MIB as usize, 0);

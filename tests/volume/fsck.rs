@@ -16,7 +16,7 @@ use sealfs::base::{Ino, SegmentId};
 use sealfs::commit::Batch;
 use sealfs::fs::Fs;
 use sealfs::meta::{
-    DeadRow, Dirent, Inode, InodeExtent, Kind, NameHash, OrphanData, SegmentRow, keys,
+    DeadRow, Dirent, Inode, InodeExtent, Kind, MarkerRow, NameHash, SegmentRow, keys,
 };
 use sealfs::seal::Keyring;
 use sealfs::stack::{FsckProgress, FsckReport, Mounted, StackError, fsck};
@@ -135,13 +135,13 @@ async fn break_it(how: &str, b: &mut Break<'_>) {
             b.batch.put(b.entry(deep, "deep"), entry.encode());
             b.change("dir/deep", |i| i.parent = deep).await;
         }
-        "orphan of nothing" => b.batch.put(keys::orphan(Ino(5_000)), OrphanData::encode()),
+        "orphan of nothing" => b.batch.put(keys::orphan(Ino(5_000)), MarkerRow::encode()),
         "orphan with links" => {
-            b.batch.put(keys::orphan(b.ino("a").await), OrphanData::encode());
+            b.batch.put(keys::orphan(b.ino("a").await), MarkerRow::encode());
         }
         "owner of nothing" => {
             let key = keys::owner(SegmentId([7; 16]), Ino(5_000), 1);
-            b.batch.put(key, OrphanData::encode());
+            b.batch.put(key, MarkerRow::encode());
         }
         "attribute count" => b.change("a", |i| i.xattrs = 2).await,
         "file's row removed" => {
@@ -162,7 +162,7 @@ async fn break_it(how: &str, b: &mut Break<'_>) {
                     b.batch.put(keys::segment(id), wrong.encode_with(frames));
                 }
                 "owners not counted" => {
-                    b.batch.put(keys::owner(id, b.ino("a").await, 0), OrphanData::encode());
+                    b.batch.put(keys::owner(id, b.ino("a").await, 0), MarkerRow::encode());
                 }
                 "segment row removed" => b.batch.delete(keys::segment(id)),
                 "dead and alive" => {
@@ -380,7 +380,7 @@ async fn segments_of_a_commit_that_was_cut_off_are_collected_by_a_repair() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_check_goes_on_where_it_was() {
-    // Guards against a day of reading that begins anew because a terminal was closed, and
+    // Guards against a day of reading that begins again because a terminal was closed, and
     // against a resumed run that forgets what the first half found.
     let bench = filled().await;
     let all = bench.fsck(|o| o.data = true).await.read.expect("read").0;

@@ -6,20 +6,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::SegmentId;
-use crate::commit::pending::FileKey;
+use crate::commit::pending::ContentsId;
 use crate::data::Extent;
 
 /// An extent in a segment of which some files say that they share it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Said {
     pub(super) segment: SegmentId,
-    pub(super) file: FileKey,
+    pub(super) file: ContentsId,
     offset: u64,
     len: u64,
 }
 
 impl Said {
-    pub(super) fn new(file: FileKey, e: &Extent) -> Said {
+    pub(super) fn new(file: ContentsId, e: &Extent) -> Said {
         Said { segment: e.segment, file, offset: e.offset, len: e.end - e.start }
     }
 }
@@ -48,7 +48,7 @@ impl Claims {
     }
 
     /// Claims them later, unless the file says that it shares.
-    pub(super) fn perhaps(&mut self, file: FileKey, e: &Extent) {
+    pub(super) fn perhaps(&mut self, file: ContentsId, e: &Extent) {
         if !self.too_many {
             self.said.push(Said::new(file, e));
             self.bound();

@@ -6,7 +6,7 @@ use super::{Check, Finding};
 use crate::base::SegmentId;
 use crate::commit::extents::extent_in;
 use crate::commit::layouts::{kept_layout_in, layout_in};
-use crate::commit::pending::FileKey;
+use crate::commit::pending::ContentsId;
 use crate::commit::scan::Cursor;
 use crate::commit::view::ViewError;
 use crate::data::Extent;
@@ -141,7 +141,7 @@ impl Check<'_> {
     }
 
     /// Claims the bytes of an extent, which nobody else may claim unless a `b` row says so.
-    pub(super) fn claim(&mut self, (file, e): (FileKey, Extent)) {
+    pub(super) fn claim(&mut self, (file, e): (ContentsId, Extent)) {
         match self.segments.0.get(&e.segment).is_some_and(|sum| sum.owners > 0) {
             true => self.claims.perhaps(file, &e),
             false => self.claims.claim(&e),
@@ -205,7 +205,7 @@ impl Check<'_> {
     }
 
     /// Whether there is a `b` row of the file for the segment of its extent.
-    async fn says_that_it_shares(&self, file: FileKey, e: &Extent) -> Result<bool, ViewError> {
+    async fn says_that_it_shares(&self, file: ContentsId, e: &Extent) -> Result<bool, ViewError> {
         let any = self.segments.0.get(&e.segment).is_some_and(|sum| sum.owners > 0);
         Ok(any && self.kv.get(&keys::owner(e.segment, file.0, file.1)).await?.is_some())
     }

@@ -13,7 +13,7 @@ use super::plan::Piece;
 use crate::base::SegmentId;
 use crate::commit::error::CommitError;
 use crate::commit::extents::{extent_in, extent_of};
-use crate::commit::pending::FileKey;
+use crate::commit::pending::ContentsId;
 use crate::commit::view::ViewError;
 use crate::data::Extent;
 use crate::meta::{DecodeError, FILE_SIZE_MAX, Key, SegmentRow, keys};
@@ -122,7 +122,7 @@ async fn others(
 }
 
 /// The extent of a file that has only one.
-async fn only_extent(inodes: &mut Leap<'_>, file: FileKey) -> Result<Option<Extent>, ViewError> {
+async fn only_extent(inodes: &mut Leap<'_>, file: ContentsId) -> Result<Option<Extent>, ViewError> {
     let wanted = keys::inode(file.0);
     match inodes.at(&wanted).await? {
         Some((key, value)) if **key == *wanted => {

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::choose::TINY_BYTES;
 use crate::base::SegmentId;
 use crate::commit::pack::{Change, SEGMENT_BYTES_MAX};
-use crate::commit::pending::FileKey;
+use crate::commit::pending::ContentsId;
 use crate::data::Extent;
 use crate::meta::SegmentRow;
 use crate::store::segments::Owned;
@@ -28,7 +28,7 @@ const TINY_PIECES_MAX: usize = OUTPUT_PIECES / 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
     /// Whose it is.
-    pub(super) file: FileKey,
+    pub(super) file: ContentsId,
     /// Where it is now.
     pub(super) extent: Extent,
 }

@@ -12,7 +12,7 @@ use super::plan::{self, Placed};
 use crate::base::{SegmentId, unix_secs};
 use crate::commit::accounts::{self, Changes, NewSegment};
 use crate::commit::error::CommitError;
-use crate::commit::pending::FileKey;
+use crate::commit::pending::ContentsId;
 use crate::commit::resolve;
 use crate::commit::view::{Moving, ViewError};
 use crate::data::Extent;
@@ -69,7 +69,7 @@ impl Switch {
     }
 
     /// The next file, and its pieces, of which as many as may fit into a batch.
-    fn next_file(&self, most: usize) -> Option<(FileKey, Vec<(Extent, u64)>)> {
+    fn next_file(&self, most: usize) -> Option<(ContentsId, Vec<(Extent, u64)>)> {
         let left = &self.pieces[self.done..];
         let file = left.first()?.piece.file;
         let same = left.iter().take(most).take_while(|p| p.piece.file == file);
@@ -174,7 +174,7 @@ impl Cleaner {
             switch.done = switch.pieces.len();
             return Ok(0);
         }
-        let mut files: Vec<FileKey> = Vec::new();
+        let mut files: Vec<ContentsId> = Vec::new();
         let mut sources = BTreeSet::new();
         let (mut bytes, mut replaced) = (0, 0);
         loop {

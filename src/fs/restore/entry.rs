@@ -12,7 +12,7 @@ use super::super::{Attempt, Caller, Fs, FsError, State, Step};
 use crate::base::Ino;
 use crate::commit::{Batch, DataOp, Lookup};
 use crate::data::{Part, Source};
-use crate::meta::{Dirent, Inode, Kind, OrphanData, keys};
+use crate::meta::{Dirent, Inode, Kind, MarkerRow, keys};
 
 /// Extents, and bytes of attributes, with which a file is still made in one batch; a larger one is put
 /// together without a name first.
@@ -190,7 +190,7 @@ impl Fs {
         Ok(Some(ino))
     }
 
-    /// The inode of `original` as one that is made now: its contents begin anew.
+    /// The inode of `original` as one that is made now: it has no contents yet.
     fn as_new(&self, original: &Original) -> Inode {
         let parent = Ino(0);
         let xattrs = original.xattrs.len() as u32;
@@ -249,7 +249,7 @@ impl Fs {
                 batch.data.push(DataOp::Begin { ino, generation: 0 });
             }
             batch.put_fresh(keys::inode(ino), inode.encode());
-            batch.put_fresh(keys::orphan(ino), OrphanData::encode());
+            batch.put_fresh(keys::orphan(ino), MarkerRow::encode());
             batch.inodes += 1;
             fs.submit(state, batch, &[])?;
             fs.lookups.add(ino);

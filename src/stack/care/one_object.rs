@@ -13,7 +13,7 @@ use crate::stack::keys::watch::KeyWatch;
 use crate::stack::records::config;
 use crate::stack::records::encryption::VolumeSse;
 use crate::stack::store_options::READ_TIMEOUT;
-use crate::stack::{KeyOptions, Layers, StackError, StackErrorKind, open_keyring};
+use crate::stack::{KeyOptions, StackError, StackErrorKind, StoreStack, open_keyring};
 use crate::store::kv::{Kv, KvOptions};
 use crate::store::names::KEYRING_NAME;
 use crate::store::{ErrorClass, Sealed, class};
@@ -61,7 +61,7 @@ impl One {
 /// The volume, through a sealed layer that knows its encryption and follows its keyring.
 async fn opened(options: &KeyOptions) -> Result<(Sealed, VolumeKeys, VolumeSse), StackError> {
     let unlocked = open_keyring(options).await?;
-    let layers = Layers::connect(&options.store, READ_TIMEOUT, false).await?;
+    let layers = StoreStack::connect(&options.store, READ_TIMEOUT, false).await?;
     let store = options.store.location.to_string();
     let sealed = KeyWatch::sealed(&layers.retry, &store, &unlocked);
     let config = config::load(&sealed).await?.config;

@@ -26,7 +26,7 @@ use crate::journal::{Journal, RecordLoc};
 use crate::meta::{DecodeError, Dirent, Inode, Kind, NAME_MAX, keys};
 use crate::seal::{KEYRING_MAX, Keyring, VolumeKeys};
 use crate::stack::records::state::{Remembered, StateFile};
-use crate::stack::{Key, Layers, StackError, StoreOptions, load_keyring, unlock};
+use crate::stack::{Key, StackError, StoreOptions, StoreStack, load_keyring, unlock};
 
 /// Where the list of what was recovered goes, in the directory of the recovered files.
 pub const LIST_NAME: &str = "#recovered.txt";
@@ -86,7 +86,7 @@ pub async fn recover(options: RecoverOptions) -> Result<Recovered, StackError> {
         KeyringSource::Store(store) => {
             let name = store.location.to_string();
             let load = async {
-                let layers = Layers::connect(store, KEYRING_TIMEOUT, false).await?;
+                let layers = StoreStack::connect(store, KEYRING_TIMEOUT, false).await?;
                 load_keyring(&layers, &name).await
             };
             tokio::select! {

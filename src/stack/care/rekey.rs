@@ -35,7 +35,7 @@ use crate::stack::records::lease::{HEARTBEAT, Holding, holding};
 use crate::stack::running::rekey_duty::{READERS_GRACE, bounded};
 use crate::stack::store_options::READ_TIMEOUT;
 use crate::stack::{
-    KeyOptions, Layers, MountOptions, StackError, change_keyring, mount, open_keyring,
+    KeyOptions, MountOptions, StackError, StoreStack, change_keyring, mount, open_keyring,
 };
 use crate::store::kv::COLLECT_AGE;
 use crate::store::names::{KEYRING_NAME, LEASE_NAME};
@@ -258,7 +258,7 @@ impl Pass {
 struct Run<'a> {
     options: &'a RekeyOptions,
     walked: &'a Walked,
-    layers: Layers,
+    layers: StoreStack,
     sealed: Sealed,
     sealed_volume: VolumeId,
     /// Everything is brought into this epoch or a later one.
@@ -278,7 +278,7 @@ impl<'a> Run<'a> {
     async fn open(options: &'a RekeyOptions, walked: &'a Walked) -> Result<Run<'a>, StackError> {
         let store = &options.key.store;
         let unlocked = open_keyring(&options.key).await?;
-        let layers = Layers::connect(store, READ_TIMEOUT, false).await?;
+        let layers = StoreStack::connect(store, READ_TIMEOUT, false).await?;
         let (keys, least) = (unlocked.keys.clone(), unlocked.keys.epoch());
         let sealed = Sealed::new(layers.retry.clone(), keys.clone());
         let name = store.location.to_string();

@@ -14,7 +14,7 @@ use crate::stack::records::config;
 use crate::stack::records::last_use::note_use;
 use crate::stack::records::state::{Remembered, StateFile};
 use crate::stack::store_options::READ_TIMEOUT;
-use crate::stack::{Key, Layers, StackError, StoreOptions, Unlocked, unlock};
+use crate::stack::{Key, StackError, StoreOptions, StoreStack, Unlocked, unlock};
 use crate::store::names::KEYRING_NAME;
 use crate::store::{ErrorClass, Sealed, class};
 
@@ -51,12 +51,13 @@ pub struct Changed<T> {
 /// As [`unlock`]; [`StackError::KeyringRollback`], [`StackError::KeyringForeign`].
 pub async fn open_keyring(options: &KeyOptions) -> Result<Unlocked, StackError> {
     let layers =
-        Layers::connect(&options.store.seen_in(&options.state_dir), READ_TIMEOUT, false).await?;
+        StoreStack::connect(&options.store.seen_in(&options.state_dir), READ_TIMEOUT, false)
+            .await?;
     Ok(open(&layers, options).await?.0)
 }
 
 async fn open(
-    layers: &Layers,
+    layers: &StoreStack,
     options: &KeyOptions,
 ) -> Result<(Unlocked, UpdateVersion), StackError> {
     match open_once(layers, options).await {
@@ -68,7 +69,7 @@ async fn open(
 }
 
 async fn open_once(
-    layers: &Layers,
+    layers: &StoreStack,
     options: &KeyOptions,
 ) -> Result<(Unlocked, UpdateVersion), StackError> {
     let name = options.store.location.to_string();
@@ -96,7 +97,8 @@ pub async fn change_keyring<T>(
     change: impl Fn(&mut Keyring, &VolumeKeys) -> Result<(T, VolumeKeys), KeyringError>,
 ) -> Result<Changed<T>, StackError> {
     let layers =
-        Layers::connect(&options.store.seen_in(&options.state_dir), READ_TIMEOUT, false).await?;
+        StoreStack::connect(&options.store.seen_in(&options.state_dir), READ_TIMEOUT, false)
+            .await?;
     let what = || format!("writing the keyring of {}", options.store.location);
     let mut lost = None;
     for _ in 0..TRIES_MAX {
@@ -134,7 +136,7 @@ pub async fn change_keyring<T>(
 
 /// Seals the configuration in the new epoch: a mount that looks at it finds that it does not open,
 /// and reads the keyring again.
-async fn reseal_config(layers: &Layers, keys: &VolumeKeys) -> Result<(), StackError> {
+async fn reseal_config(layers: &StoreStack, keys: &VolumeKeys) -> Result<(), StackError> {
     let sealed = Sealed::new(layers.retry.clone(), keys.clone());
     let was = config::load(&sealed).await?;
     match was.config.generation {

@@ -6,7 +6,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, UpdateVersi
 
 use crate::seal::{KEYRING_MAX, Keyring};
 use crate::stack::store_options::READ_TIMEOUT;
-use crate::stack::{Layers, StackError, StoreOptions};
+use crate::stack::{StackError, StoreOptions, StoreStack};
 use crate::store::names::KEYRING_NAME;
 use crate::store::{ErrorClass, class};
 
@@ -15,7 +15,7 @@ use crate::store::{ErrorClass, class};
 /// # Errors
 /// [`StackError::NoVolume`], [`StackError::Store`], [`StackError::Keyring`],
 /// [`StackError::OtherVolume`].
-pub async fn load_keyring(layers: &Layers, store: &str) -> Result<Keyring, StackError> {
+pub async fn load_keyring(layers: &StoreStack, store: &str) -> Result<Keyring, StackError> {
     let (keyring, _) = read_version(&*layers.retry, store).await?;
     layers.attended.goes_on();
     layers.place.check(&keyring)?;
@@ -27,7 +27,7 @@ pub async fn load_keyring(layers: &Layers, store: &str) -> Result<Keyring, Stack
 /// # Errors
 /// As that.
 pub async fn read_keyring(store: &StoreOptions) -> Result<Keyring, StackError> {
-    let layers = Layers::connect(store, READ_TIMEOUT, false).await?;
+    let layers = StoreStack::connect(store, READ_TIMEOUT, false).await?;
     load_keyring(&layers, &store.location.to_string()).await
 }
 
@@ -59,7 +59,7 @@ pub(crate) async fn read_version(
 
 /// Creates the keyring; fails if there is one.
 pub(crate) async fn create_keyring(
-    layers: &Layers,
+    layers: &StoreStack,
     store: &str,
     keyring: &Keyring,
 ) -> Result<(), StackError> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::seal::{Keyring, KeyringError, Secret, Seed, VolumeKeys};
-use crate::stack::{Layers, StackError, load_keyring};
+use crate::stack::{StackError, StoreStack, load_keyring};
 
 /// Something that opens slots of a keyring.
 #[async_trait]
@@ -88,7 +88,11 @@ pub async fn unlock(keyring: Keyring, key: &Key) -> Result<Unlocked, StackError>
 ///
 /// # Errors
 /// [`StackError::NoVolume`], [`StackError::Store`], and as [`unlock`].
-pub async fn unlock_store(layers: &Layers, store: &str, key: &Key) -> Result<Unlocked, StackError> {
+pub async fn unlock_store(
+    layers: &StoreStack,
+    store: &str,
+    key: &Key,
+) -> Result<Unlocked, StackError> {
     let keyring = load_keyring(layers, store).await?;
     layers.attended.waits_for("the key to be derived", None);
     let unlocked = unlock(keyring, key).await;

@@ -39,8 +39,8 @@ use crate::stack::running::disks::make_dir;
 use crate::stack::running::look::{Look, Source};
 use crate::stack::running::mount::Mounted;
 use crate::stack::running::past::{Pinned, SnapshotsOf, WATCH_EVERY};
-use crate::stack::running::status::Shared;
-use crate::stack::{Accept, Layers, MountOptions, StackError, StackErrorKind, unlock_store};
+use crate::stack::running::status::OpenVolume;
+use crate::stack::{Accept, MountOptions, StackError, StackErrorKind, StoreStack, unlock_store};
 use crate::store::kv::{Kv, KvOptions, start_of_metadata};
 use crate::store::names::{CONFIG_NAME, LEASE_NAME};
 use crate::store::{Compression, Sealed, SegmentStore};
@@ -148,7 +148,7 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
 }
 
 /// Begins to fetch what every start reads, while the keyring is read and the key is derived.
-fn foresee(layers: &Layers, read_only: bool) {
+fn foresee(layers: &StoreStack, read_only: bool) {
     layers.ahead.whole(CONFIG_NAME.into());
     if !read_only {
         layers.ahead.whole(LEASE_NAME.into());
@@ -171,7 +171,7 @@ struct Metadata {
 /// What a mount stands on before its metadata are opened.
 struct Ground {
     name: String,
-    layers: Layers,
+    layers: StoreStack,
     keyring: Keyring,
     keys: VolumeKeys,
     key_watch: Arc<KeyWatch>,
@@ -192,7 +192,7 @@ impl Ground {
         if options.accept_rollback.keyring {
             store_options.state_dir = None;
         }
-        let layers = Layers::connect(&store_options, options.read_timeout, false).await?;
+        let layers = StoreStack::connect(&store_options, options.read_timeout, false).await?;
         foresee(&layers, options.read_only);
         let unlocked = unlock_store(&layers, &name, &options.key).await?;
         layers.retry.set_hurried(true); // it has just answered
@@ -263,7 +263,7 @@ impl Ground {
         sealed: Arc<Sealed>,
         metadata: Metadata,
         remembered: Remembered,
-    ) -> Arc<Shared> {
+    ) -> Arc<OpenVolume> {
         let store: Arc<dyn ObjectStore> = sealed.clone();
         let Metadata { followed, log_store, pinned, stats } = metadata;
         let (kv, stats) = match &pinned {
@@ -299,7 +299,7 @@ impl Ground {
             None => (options.snapdir, options.refresh),
         };
         let tree = Tree::new(fs.clone(), Arc::new(source), shown);
-        Arc::new(Shared {
+        Arc::new(OpenVolume {
             volume: self.keys.volume_id(),
             segments,
             store: self.name,
@@ -348,7 +348,10 @@ fn view_options(options: &MountOptions) -> ViewOptions {
 }
 
 /// The store stack with its cache, once a process that is about to let go of that has.
-async fn sealed_when_free(layers: &Layers, keys: &VolumeKeys) -> Result<Arc<Sealed>, StackError> {
+async fn sealed_when_free(
+    layers: &StoreStack,
+    keys: &VolumeKeys,
+) -> Result<Arc<Sealed>, StackError> {
     let mut departure = Departure::new(&layers.attended);
     loop {
         if let Some(sealed) = layers.sealed_cached(keys)? {

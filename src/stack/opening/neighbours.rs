@@ -12,7 +12,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::base::one_line;
 use crate::seal::{KEYRING_MAX, Keyring, KeyringError};
-use crate::stack::{Layers, StackError, StoreOptions};
+use crate::stack::{StackError, StoreOptions, StoreStack};
 use crate::store::names::KEYRING_NAME;
 use crate::store::{ErrorClass, Location, class, shown_key};
 
@@ -31,11 +31,14 @@ pub async fn check_free(store: &StoreOptions) -> Result<(), StackError> {
     {
         return refuse_below(store).await;
     }
-    refuse_taken(&Layers::connect(store, READ_TIMEOUT, false).await?, store).await
+    refuse_taken(&StoreStack::connect(store, READ_TIMEOUT, false).await?, store).await
 }
 
 /// Refuses a STORE that holds something, or lies within a volume.
-pub(crate) async fn refuse_taken(layers: &Layers, store: &StoreOptions) -> Result<(), StackError> {
+pub(crate) async fn refuse_taken(
+    layers: &StoreStack,
+    store: &StoreOptions,
+) -> Result<(), StackError> {
     let name = store.location.to_string();
     let mut listed = layers.retry.list(None).take(LISTED_MAX);
     let mut example = None;
@@ -63,7 +66,7 @@ pub(crate) async fn refuse_taken(layers: &Layers, store: &StoreOptions) -> Resul
 /// The prefix of the volume that an object belongs to, if it is a keyring, or (`asking`) lies
 /// beside or below one.
 async fn volume_of(
-    layers: &Layers,
+    layers: &StoreStack,
     object: &Path,
     asking: bool,
 ) -> Result<Option<Path>, StackError> {
@@ -83,7 +86,7 @@ async fn volume_of(
 ///
 /// # Errors
 /// [`StackError::Store`]: the store did not answer.
-async fn holds_keyring(layers: &Layers, at: &Path) -> Result<bool, StackError> {
+async fn holds_keyring(layers: &StoreStack, at: &Path) -> Result<bool, StackError> {
     let failed = |e: object_store::Error| {
         if class(&e).is_retryable() {
             return Err(StackError::store(format!("looking whether a volume is at {at}"), e));
@@ -122,7 +125,7 @@ async fn refuse_below(store: &StoreOptions) -> Result<(), StackError> {
         let outer = StoreOptions { location, ..store.clone() };
         let name = outer.location.to_string();
         // A directory that cannot be opened holds nothing that could be listed either.
-        let Ok(layers) = Layers::connect(&outer, READ_TIMEOUT, false).await else { continue };
+        let Ok(layers) = StoreStack::connect(&outer, READ_TIMEOUT, false).await else { continue };
         if holds_keyring(&layers, &Path::from(KEYRING_NAME)).await? {
             let store = store.location.to_string();
             return Err(StackError::Nested { store, lies: "lies within", other: name });

@@ -9,7 +9,7 @@ use crate::seal::VolumeKeys;
 use crate::stack::keys::watch::KeyWatch;
 use crate::stack::records::config::{self, Loaded};
 use crate::stack::store_options::READ_TIMEOUT;
-use crate::stack::{Key, Layers, StackError, StoreOptions, Unlocked, unlock_store};
+use crate::stack::{Key, StackError, StoreOptions, StoreStack, Unlocked, unlock_store};
 use crate::store::s3::S3Store;
 use crate::store::{ErrorClass, Sealed, class};
 
@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// The parts of a volume that is not mounted here.
 pub struct Opened {
     /// The store, unsealed.
-    pub layers: Layers,
+    pub layers: StoreStack,
     /// Keyring and keys, if something to open it with was given.
     pub unlocked: Option<Unlocked>,
     /// Its configuration; the default one without keys.
@@ -35,7 +35,7 @@ impl Opened {
     /// # Errors
     /// See [`StackError`]; nothing was changed.
     pub async fn open(store: &StoreOptions, key: Option<&Key>) -> Result<Opened, StackError> {
-        let layers = Layers::connect(store, READ_TIMEOUT, false).await?;
+        let layers = StoreStack::connect(store, READ_TIMEOUT, false).await?;
         let Some(key) = key else {
             let (unlocked, sealed) = (None, None);
             return Ok(Opened { layers, unlocked, loaded: Loaded::default(), sealed });

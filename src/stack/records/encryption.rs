@@ -191,7 +191,8 @@ impl VolumeSse {
         match self.adopt(config) {
             Ok(()) => log::info!("the volume's configuration was changed; its encryption: {now}"),
             Err(e) => {
-                let note = format!("the volume's encryption was changed to {now}: {e}; mount anew");
+                let note =
+                    format!("the volume's encryption was changed to {now}: {e}; mount again");
                 log::error!("{note}");
                 let mut state = self.state.lock();
                 (state.config.generation, state.config.rekey) = (generation, rekey);

@@ -5,14 +5,14 @@
 
 use futures::FutureExt;
 
-use crate::stack::{Layers, StackError, StackErrorKind};
+use crate::stack::{StackError, StackErrorKind, StoreStack};
 use crate::store::{ErrorClass, ProbeError, class, probe, sentence};
 
 /// Tries out what a volume needs of its store, in the mode that it will be written in.
 ///
 /// # Errors
 /// [`StackError::Unsuitable`]; [`StackError::Encryption`] where the mode is what was refused.
-pub async fn probe_store(layers: &Layers) -> Result<(), StackError> {
+pub async fn probe_store(layers: &StoreStack) -> Result<(), StackError> {
     match probe(&*layers.retry).await {
         Ok(()) => Ok(()),
         Err(e) => Err(explained(layers, e).await),
@@ -20,7 +20,7 @@ pub async fn probe_store(layers: &Layers) -> Result<(), StackError> {
 }
 
 /// Why a store refused what a volume needs: which setting is in the way, if that can be found out.
-pub(crate) async fn explained(layers: &Layers, error: ProbeError) -> StackError {
+pub(crate) async fn explained(layers: &StoreStack, error: ProbeError) -> StackError {
     if let (Some(s3), ProbeError::Failed { what, source }) = (&layers.s3, &error)
         && matches!(class(source), ErrorClass::Auth | ErrorClass::Unsupported | ErrorClass::Other)
         && let Some(diagnosis) = s3.why_refused().boxed().await

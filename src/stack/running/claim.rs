@@ -23,7 +23,7 @@ use crate::stack::records::departure::Departure;
 use crate::stack::records::lease::{Beat, Lease, LeaseAsk};
 use crate::stack::records::lineage::Lineage;
 use crate::stack::records::state::Remembered;
-use crate::stack::{Accept, Attended, Layers, MountOptions, StackError};
+use crate::stack::{Accept, Attended, MountOptions, StackError, StoreStack};
 use crate::store::Sealed;
 use crate::store::kv::{Kv, KvError};
 
@@ -130,7 +130,7 @@ pub(crate) struct Seat {
 
 /// What the claim of a lease is made with.
 pub(crate) struct Ask<'a> {
-    pub(crate) layers: &'a Layers,
+    pub(crate) layers: &'a StoreStack,
     pub(crate) sealed: &'a Arc<Sealed>,
     pub(crate) look: &'a Look<'a>,
     pub(crate) recovery: &'a Recovery,

@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::journal::{Journal, Trouble};
-use crate::stack::{Layers, StackError};
+use crate::stack::{StackError, StoreStack};
 
 /// What is free on the file system of a directory for this user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +122,7 @@ fn journal_sentence(
 }
 
 /// What is worth knowing of the disk of the cache: nothing is lost there, it only holds less.
-pub(crate) fn cache_note(layers: &Layers) -> Option<String> {
+pub(crate) fn cache_note(layers: &StoreStack) -> Option<String> {
     let (dir, why) = layers.cache_failure()?;
     let free = space_of(&dir).map_or(String::new(), |s| format!(", {} free", human(s.free_bytes)));
     Some(format!(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use object_store::ObjectStore;
 
-use super::status::Shared;
+use super::status::OpenVolume;
 use crate::commit::last_commit;
 use crate::meta::CommitRow;
 use crate::stack::options::OPEN_TIMEOUT;
@@ -19,13 +19,13 @@ const READER_RETRY: Duration = Duration::from_secs(15);
 
 /// See the module.
 pub(crate) struct Follower {
-    shared: Arc<Shared>,
+    shared: Arc<OpenVolume>,
     /// The last commit that was looked at.
     last: Option<CommitRow>,
 }
 
 impl Follower {
-    pub(crate) fn new(shared: Arc<Shared>) -> Follower {
+    pub(crate) fn new(shared: Arc<OpenVolume>) -> Follower {
         Follower { shared, last: None }
     }
 

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
 use super::role::{RoleName, Transition, Why};
-use super::status::Shared;
+use super::status::OpenVolume;
 use super::transition::{DemoteAsk, PromoteAsk};
 use super::writer::Writer;
 use crate::base::VolumeId;
@@ -45,13 +45,13 @@ pub struct Mounted {
     pub volume: VolumeId,
     /// Where a journal was set aside, if one had been overtaken.
     pub set_aside: Option<PathBuf>,
-    shared: Arc<Shared>,
+    shared: Arc<OpenVolume>,
     /// Looks again at what was damaged, and after snapshots that are open.
     looks: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Mounted {
-    pub(crate) fn start(shared: Arc<Shared>) -> Mounted {
+    pub(crate) fn start(shared: Arc<OpenVolume>) -> Mounted {
         let (sealed, tree) = (shared.sealed.clone(), shared.tree.clone());
         let looks = tokio::spawn(async move {
             loop {

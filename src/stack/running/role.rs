@@ -15,7 +15,7 @@ use super::control::Progress;
 use super::following::Follower;
 use super::gates::gates;
 use super::look::Found;
-use super::status::Shared;
+use super::status::OpenVolume;
 use super::writer::Writer;
 use crate::base::{JournalPos, counted, hex, unix_secs};
 use crate::commit::replay::replay;
@@ -150,7 +150,7 @@ impl Roles {
     }
 }
 
-impl Shared {
+impl OpenVolume {
     /// The writing half, if there is one.
     pub(crate) fn writer(&self) -> Option<Arc<Writer>> {
         self.writer.read().clone()
@@ -189,7 +189,7 @@ impl Shared {
         Ok(())
     }
 
-    /// [`Shared::take_up`] up to the point where changes are taken.
+    /// [`OpenVolume::take_up`] up to the point where changes are taken.
     ///
     /// # Errors
     /// As there.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::snapshots::SNAPSHOT_MAX;
-use super::status::Shared;
+use super::status::OpenVolume;
 use crate::base::{one_line, unix_secs};
 use crate::commit::snapshots::snapshots;
 use crate::commit::{Committer, SnapshotError, SnapshotOrder};
@@ -39,7 +39,7 @@ impl ScheduleState {
 }
 
 /// Makes and deletes what is due, for as long as the mount writes the volume.
-pub(super) async fn keep_schedule(committer: Arc<Committer>, shared: Arc<Shared>) {
+pub(super) async fn keep_schedule(committer: Arc<Committer>, shared: Arc<OpenVolume>) {
     loop {
         let outcome = step(&committer, &shared).await;
         let pause = match outcome {
@@ -58,7 +58,7 @@ pub(super) async fn keep_schedule(committer: Arc<Committer>, shared: Arc<Shared>
 }
 
 /// One thing; true if there may be another.
-async fn step(committer: &Committer, shared: &Shared) -> Result<bool, SnapshotError> {
+async fn step(committer: &Committer, shared: &OpenVolume) -> Result<bool, SnapshotError> {
     let schedule = shared.sse.schedule();
     let holders = shared.view.holders();
     if schedule.is_off() && holders.count() == 0 {

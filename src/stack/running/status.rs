@@ -30,7 +30,7 @@ use crate::fs::{Fs, Tree};
 use crate::fuse::KernelSide;
 use crate::seal::VolumeKeys;
 use crate::stack::keys::watch::KeyWatch;
-use crate::stack::layers::Layers;
+use crate::stack::layers::StoreStack;
 use crate::stack::records::encryption::VolumeSse;
 use crate::stack::records::state::{Remembered, StateFile};
 use crate::stack::{StackError, StackErrorKind};
@@ -84,7 +84,7 @@ impl Rate {
 }
 
 /// An open volume: what a mount stands on, whatever its role, and the writing half if it has one.
-pub(crate) struct Shared {
+pub(crate) struct OpenVolume {
     pub(crate) volume: VolumeId,
     pub(crate) store: String,
     pub(crate) mount_point: PathBuf,
@@ -111,7 +111,7 @@ pub(crate) struct Shared {
     pub(crate) state: Arc<StateFile>,
     /// What it says.
     pub(crate) remembered: Mutex<Remembered>,
-    pub(crate) layers: Layers,
+    pub(crate) layers: StoreStack,
     pub(crate) sealed: Arc<Sealed>,
     /// What the metadata are read through.
     pub(crate) log_store: Mutex<Arc<Sealed>>,
@@ -128,7 +128,7 @@ pub(crate) struct Shared {
     pub(crate) kernel: OnceLock<Arc<dyn Kernel>>,
     pub(crate) blocks: Arc<BlockCache>,
     pub(crate) segments: Arc<SegmentStore>,
-    /// The writing half; see [`Shared::writer`].
+    /// The writing half; see [`OpenVolume::writer`].
     pub(crate) writer: RwLock<Option<Arc<Writer>>>,
     pub(crate) role: Roles,
     /// What the kernel is told when the role changes, once it is served.
@@ -183,7 +183,7 @@ fn lost(remembered: &Remembered) -> Option<String> {
     })
 }
 
-impl Shared {
+impl OpenVolume {
     fn connection(&self) -> Connection {
         let Some(writer) = self.writer() else {
             return match self.role.last().why {
@@ -329,7 +329,7 @@ impl Shared {
     }
 }
 
-impl Control for Shared {
+impl Control for OpenVolume {
     fn status(&self) -> Status {
         let requests = self.layers.stats.snapshot();
         let (hits, misses) = self.blocks.hits_and_misses();
@@ -540,7 +540,7 @@ impl Control for Shared {
         ask: PromoteAsk,
     ) -> BoxFuture<'static, Result<Transition, StackError>> {
         // On a task of its own: nobody drops it half-way.
-        let promoted = tokio::spawn(async move { Shared::promote(&self, ask).await });
+        let promoted = tokio::spawn(async move { OpenVolume::promote(&self, ask).await });
         Box::pin(async move { promoted.await.map_err(|e| broke("promoting", &e))? })
     }
 
@@ -548,7 +548,7 @@ impl Control for Shared {
         self: Arc<Self>,
         ask: DemoteAsk,
     ) -> BoxFuture<'static, Result<Transition, StackError>> {
-        let demoted = tokio::spawn(async move { Shared::demote(&self, ask).await });
+        let demoted = tokio::spawn(async move { OpenVolume::demote(&self, ask).await });
         Box::pin(async move { demoted.await.map_err(|e| broke("demoting", &e))? })
     }
 

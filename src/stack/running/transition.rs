@@ -25,7 +25,7 @@ use super::control::Progress;
 use super::following::Follower;
 use super::look::Look;
 use super::role::{RoleName, Transition, Why};
-use super::status::Shared;
+use super::status::OpenVolume;
 use super::writer::Writer;
 use crate::base::JournalPos;
 use crate::commit::{WriterState, last_commit};
@@ -88,7 +88,7 @@ fn not_drained(why: impl Into<String>) -> StackError {
     refused(StackErrorKind::Pending, why, hint)
 }
 
-impl Shared {
+impl OpenVolume {
     /// Serves this mount's kernel from now on.
     pub(crate) fn attach(&self, kernel: KernelSide) {
         *self.kernel_side.lock() = Some(kernel);

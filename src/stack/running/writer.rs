@@ -1,6 +1,6 @@
 //! The writing half of a mount: journal, committer, lease, and the tasks that go with them, each by
 //! its name. It comes when a mount begins or is promoted, and goes when it ends, is demoted or is
-//! fenced; what it stands on (`Shared`) stays.
+//! fenced; what it stands on (`OpenVolume`) stays.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::gates::SharedLease;
 use super::scheduling::keep_schedule;
-use super::status::Shared;
+use super::status::OpenVolume;
 use crate::base::counted;
 use crate::commit::Committer;
 use crate::fs::Fs;
@@ -69,7 +69,7 @@ impl Writer {
     }
 
     /// Starts its tasks.
-    pub(crate) fn start(&self, shared: &Arc<Shared>) {
+    pub(crate) fn start(&self, shared: &Arc<OpenVolume>) {
         let (committer, lease) = (self.committer.clone(), self.lease.clone());
         *self.tasks.lock() = Some(Tasks {
             commits: tokio::spawn(self.committer.clone().run()),
@@ -102,14 +102,14 @@ impl Writer {
     }
 
     /// Remembers the last commit.
-    pub(crate) fn note_last(&self, shared: &Shared) -> Result<(), StackError> {
+    pub(crate) fn note_last(&self, shared: &OpenVolume) -> Result<(), StackError> {
         let row = self.committer.committed();
         note_commit(&shared.remembered, row, shared.view.kv().manifest_id());
         shared.save(true)
     }
 
     /// It is not stopped after all.
-    pub(crate) fn go_on(&self, shared: &Arc<Shared>) {
+    pub(crate) fn go_on(&self, shared: &Arc<OpenVolume>) {
         self.committer.go_on();
         self.start(shared);
     }
@@ -143,7 +143,7 @@ async fn end(task: JoinHandle<()>, grace: Duration) {
 }
 
 /// Saves what this machine remembers; blocks on the local disk only.
-async fn save(shared: &Arc<Shared>, durably: bool) {
+async fn save(shared: &Arc<OpenVolume>, durably: bool) {
     let shared = shared.clone();
     let saved = tokio::task::spawn_blocking(move || shared.save(durably)).await;
     if let Ok(Err(e)) = saved {
@@ -151,7 +151,7 @@ async fn save(shared: &Arc<Shared>, durably: bool) {
     }
 }
 
-async fn sync_journal(journal: Arc<Journal>, committer: Arc<Committer>, shared: Arc<Shared>) {
+async fn sync_journal(journal: Arc<Journal>, committer: Arc<Committer>, shared: Arc<OpenVolume>) {
     let committed = committer.commits();
     let mut noted: Option<Instant> = None;
     loop {
@@ -180,7 +180,7 @@ async fn sync_journal(journal: Arc<Journal>, committer: Arc<Committer>, shared: 
     }
 }
 
-async fn beat(lease: SharedLease, committer: Arc<Committer>, shared: Arc<Shared>) {
+async fn beat(lease: SharedLease, committer: Arc<Committer>, shared: Arc<OpenVolume>) {
     for beat in 1u64.. {
         let now = shared.beat_now.notified();
         let _ = tokio::time::timeout(HEARTBEAT, now).await; // whichever comes first
@@ -204,7 +204,7 @@ async fn beat(lease: SharedLease, committer: Arc<Committer>, shared: Arc<Shared>
     }
 }
 
-async fn note_commits(committer: Arc<Committer>, shared: Arc<Shared>) {
+async fn note_commits(committer: Arc<Committer>, shared: Arc<OpenVolume>) {
     let mut commits = committer.commits();
     let mut saves = 0u32;
     while commits.changed().await.is_ok() {

@@ -1,4 +1,4 @@
-//! Records appended to a log, each synced before the next; the log starts anew when it is long.
+//! Records appended to a log, each synced before the next; the log starts again when it is long.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

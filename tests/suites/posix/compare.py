@@ -200,12 +200,12 @@ MODES = [0o2666, 0o6666, 0o4666, 0o6777, 0o2676, 0o2777, 0o7666, 0o0666]
 
 
 def shown(name):
-    """As the kernel has it, and as it is asked for anew."""
+    """As the kernel has it, and as it is asked for again."""
     mode = os.lstat(name).st_mode
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW)
-    anew = os.fstat(fd).st_mode
+    again = os.fstat(fd).st_mode
     os.close(fd)
-    assert mode == anew, (oct(mode), oct(anew))
+    assert mode == again, (oct(mode), oct(again))
     return oct(stat.S_IMODE(mode))
 
 

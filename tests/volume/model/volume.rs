@@ -32,7 +32,7 @@ pub struct World {
     local: TempDir,
     mounted: Option<Mounted>,
     /// The model after each operation, by the last journal record then: what the bucket may
-    /// hold. Begins anew with every journal.
+    /// hold. Begins again with every journal.
     history: Vec<(u64, Reference)>,
     /// Commits in the life of the volume when the journal began.
     begun: u64,

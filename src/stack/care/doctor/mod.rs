@@ -18,7 +18,7 @@ use super::bucket_policy::{denies_plain_http, with_tls_only};
 use crate::stack::keys::watch::KeyWatch;
 use crate::stack::records::config::{self, VolumeConfig};
 use crate::stack::records::encryption;
-use crate::stack::{Key, Layers, StackError, StackErrorKind, StoreOptions, unlock_store};
+use crate::stack::{Key, StackError, StackErrorKind, StoreOptions, StoreStack, unlock_store};
 use crate::store::s3::{DefaultEncryption, S3Store, Setting, SseMode, Versioning};
 use crate::store::{advice, class, sentence};
 use local::{disk, fuse};
@@ -162,7 +162,7 @@ pub async fn examine(options: &DoctorOptions) -> Result<Examined, StackError> {
     let mut report = Report::default();
     let attended = &options.store.attended;
     let layers = tokio::select! {
-        layers = Layers::connect(&options.store, READ_TIMEOUT, false) => layers?,
+        layers = StoreStack::connect(&options.store, READ_TIMEOUT, false) => layers?,
         () = attended.stopped() => return Err(StackError::Stopped),
     };
     let reachable = match &layers.s3 {
@@ -187,7 +187,7 @@ pub async fn examine(options: &DoctorOptions) -> Result<Examined, StackError> {
 async fn store(
     report: &mut Report,
     options: &DoctorOptions,
-    layers: &Layers,
+    layers: &StoreStack,
 ) -> Result<(), StackError> {
     let stopped = || match options.store.attended.is_stopped() {
         true => Err(StackError::Stopped),
@@ -242,7 +242,7 @@ async fn store(
 async fn volume(
     report: &mut Report,
     options: &DoctorOptions,
-    layers: &Layers,
+    layers: &StoreStack,
     key: &Key,
 ) -> Option<VolumeConfig> {
     let what = "volume";

@@ -13,7 +13,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::{Report, TRIAL_BYTES};
 use crate::base::counted;
-use crate::stack::{Layers, StackErrorKind};
+use crate::stack::{StackErrorKind, StoreStack};
 use crate::store::s3::S3Store;
 use crate::store::{ErrorClass, ProbeError, advice, class, probe, random_name, sentence};
 
@@ -216,7 +216,7 @@ fn on_absent(outcome: object_store::Result<()>) -> object_store::Result<()> {
     }
 }
 
-pub(super) async fn conditional(report: &mut Report, layers: &Layers) {
+pub(super) async fn conditional(report: &mut Report, layers: &StoreStack) {
     let what = "conditional writes";
     match probe(&*layers.retry).await {
         Ok(()) => report.ok(what, "honoured: two mounts cannot overwrite each other"),
@@ -240,7 +240,7 @@ pub(super) async fn conditional(report: &mut Report, layers: &Layers) {
 /// met here, and not by the first mount.
 const UPLOAD_BYTES: usize = (16 << 20) + (64 << 10);
 
-pub(super) async fn throughput(report: &mut Report, layers: &Layers) {
+pub(super) async fn throughput(report: &mut Report, layers: &StoreStack) {
     let what = "throughput";
     let location = random_name().unwrap_or_else(|_| Path::from("probe/doctor-throughput"));
     let store = &layers.retry;

@@ -41,7 +41,7 @@ use crate::stack::records::last_use::note_use;
 use crate::stack::records::lease::held_by;
 use crate::stack::records::state::{Remembered, StateFile};
 use crate::stack::{
-    Accept, Key, Layers, MountOptions, StackError, StoreOptions, Unlocked, mount, unlock_store,
+    Accept, Key, MountOptions, StackError, StoreOptions, StoreStack, Unlocked, mount, unlock_store,
 };
 use crate::store::Sealed;
 use crate::store::kv::{Kv, KvError, KvOptions};
@@ -142,7 +142,7 @@ pub struct FsckReport {
 struct Volume {
     store: Arc<dyn ObjectStore>,
     sealed: Arc<Sealed>,
-    layers: Layers,
+    layers: StoreStack,
     keys: VolumeKeys,
     state_dir: PathBuf,
     kv_options: KvOptions,
@@ -180,7 +180,7 @@ pub async fn fsck(
     let attended = options.store.attended.clone();
     let open = async {
         let store = options.store.seen_in(&options.state_dir);
-        let layers = Layers::connect(&store, options.read_timeout, false).await?;
+        let layers = StoreStack::connect(&store, options.read_timeout, false).await?;
         let unlocked = unlock_store(&layers, &name, &options.key).await?;
         let sealed = Sealed::new(layers.retry.clone(), unlocked.keys.clone());
         let watch = Arc::new(KeyWatch::new(layers.retry.clone(), &name, unlocked.clone()));

@@ -19,8 +19,8 @@ use crate::commit::snapshots::{Snapshot, snapshots};
 use crate::commit::{Batch, View, ViewError, last_commit};
 use crate::fs::{Fs, FsError};
 use crate::meta::{
-    DeadRow, DecodeError, Dirent, ExtentRow, Inode, KeptRow, Kind, NameHash, OrphanData,
-    SegmentRow, keys,
+    DeadRow, DecodeError, Dirent, ExtentRow, Inode, KeptRow, Kind, MarkerRow, NameHash, SegmentRow,
+    keys,
 };
 use crate::seal::VolumeKeys;
 use crate::stack::{Mounted, StackError};
@@ -211,7 +211,7 @@ impl Repair<'_> {
                 batch.delete(keys::orphan(*ino));
             }
             Finding::StrayXattrs { ino, .. } => {
-                batch.put(keys::reclaim(*ino, keys::RECLAIM_INODE), OrphanData::encode());
+                batch.put(keys::reclaim(*ino, keys::RECLAIM_INODE), MarkerRow::encode());
             }
             Finding::DeadAndAlive { id, since_secs } => {
                 batch.delete(keys::dead_segment(*since_secs, *id));
