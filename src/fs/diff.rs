@@ -302,7 +302,7 @@ impl Diff {
             return Ok(());
         }
         let (before, after) = (a.inode_of(old).await?, b.inode_of(new).await?);
-        let contents = match after.kind {
+        let mut contents = match after.kind {
             Kind::Dir => false,
             Kind::File => (before.size, before.mtime) != (after.size, after.mtime),
             _ => (&before.target, before.rdev) != (&after.target, after.rdev),
@@ -311,6 +311,11 @@ impl Diff {
         let mut attributes = own(&before) != own(&after);
         if !attributes && after.xattrs > 0 && (old != new || before.ctime != after.ctime) {
             attributes = a.xattrs_of(old, &before).await? != b.xattrs_of(new, &after).await?;
+        }
+        // A modification time can be set back, a change time cannot: what nothing else explains is a
+        // change of the contents.
+        if old == new && from.is_none() && after.kind == Kind::File && !attributes {
+            contents |= before.ctime != after.ctime && before.nlink == after.nlink;
         }
         let change = if from.is_some() { Change::Renamed } else { Change::Changed };
         if from.is_some() || contents || attributes {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use sealfs::base::Ino;
 use sealfs::fs::diff::Change;
-use sealfs::fs::{RenameFlags, SetAttr, WriteFlags};
+use sealfs::fs::{RenameFlags, SetAttr, SetTime, WriteFlags};
 use sealfs::stack::Mounted;
 
 use super::{create, quick};
@@ -55,6 +55,8 @@ async fn differences_name_what_came_went_changed_and_moved() {
     create(&m, "one").await;
     assert_eq!(lines(&m, "one", "now").await, Vec::<String>::new());
     let plain = RenameFlags::default();
+    // Times count in ticks of the kernel, 10 ms at most.
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     fs.rename(Ino::ROOT, b"dir".to_vec(), Ino::ROOT, b"moved".to_vec(), plain)
         .await
         .expect("moves");
@@ -62,6 +64,12 @@ async fn differences_name_what_came_went_changed_and_moved() {
     fs.unlink(inside, b"b".to_vec()).await.expect("unlinks");
     let c = find(fs, "moved/inside/c").await;
     fs.write(c, 0, Bytes::from_static(b"x"), WriteFlags::default()).await.expect("writes");
+    // As whoever hides a change would.
+    let d = find(fs, "moved/inside/d").await;
+    let before = fs.getattr(d).await.expect("stats").mtime;
+    fs.write(d, 0, Bytes::from_static(b"x"), WriteFlags::default()).await.expect("writes");
+    let back = SetAttr { mtime: Some(SetTime::At(before)), ..SetAttr::default() };
+    fs.setattr(CALLER, d, back).await.expect("sets");
     let a = find(fs, "a").await;
     fs.setattr(CALLER, a, SetAttr { perm: Some(0o600), ..SetAttr::default() }).await.expect("sets");
     fs.link(a, Ino::ROOT, b"a2".to_vec()).await.expect("links");
@@ -80,6 +88,7 @@ async fn differences_name_what_came_went_changed_and_moved() {
         "M a a",
         "M b c",
         "M moved/inside/c c",
+        "M moved/inside/d c",
         "R dir -> moved",
         "R dir/inside/a -> out",
     ];
