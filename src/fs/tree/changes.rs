@@ -49,6 +49,37 @@ impl Tree {
         }))
     }
 
+    /// [`Tree::change`] of one name.
+    fn change_name<T, F>(
+        self: &Arc<Self>,
+        ino: Option<Ino>,
+        (parent, name): Place,
+        taken: FsError,
+        change: impl FnOnce(Arc<Fs>, Ino, Vec<u8>) -> F + Send + 'static,
+    ) -> impl Future<Output = Result<T, FsError>> + Send + 'static
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, FsError>> + Send + 'static,
+    {
+        self.change(ino, vec![(parent, name)], taken, move |fs, mut names| {
+            let (parent, name) = names.remove(0);
+            change(fs, parent, name)
+        })
+    }
+
+    /// [`Tree::change`] of an inode, whatever its names.
+    fn change_inode<T, F>(
+        self: &Arc<Self>,
+        ino: Ino,
+        change: impl FnOnce(Arc<Fs>) -> F + Send + 'static,
+    ) -> impl Future<Output = Result<T, FsError>> + Send + 'static
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, FsError>> + Send + 'static,
+    {
+        self.change(Some(ino), Vec::new(), FsError::ReadOnly, move |fs, _| change(fs))
+    }
+
     /// As [`Fs::mknod`].
     pub fn mknod(
         self: &Arc<Self>,
@@ -59,10 +90,14 @@ impl Tree {
         umask: u32,
         rdev: u32,
     ) -> impl Future<Output = Result<Attr, FsError>> + Send + 'static {
-        self.change(None, vec![(parent, name)], FsError::Exists, move |fs, mut names| async move {
-            let (parent, name) = names.remove(0);
-            fs.mknod(caller, parent, name, mode, umask, rdev).await
-        })
+        self.change_name(
+            None,
+            (parent, name),
+            FsError::Exists,
+            move |fs, parent, name| async move {
+                fs.mknod(caller, parent, name, mode, umask, rdev).await
+            },
+        )
     }
 
     /// As [`Fs::mkdir`].
@@ -74,8 +109,7 @@ impl Tree {
         mode: u32,
         umask: u32,
     ) -> impl Future<Output = Result<Attr, FsError>> + Send + 'static {
-        self.change(None, vec![(parent, name)], FsError::Exists, move |fs, mut names| async move {
-            let (parent, name) = names.remove(0);
+        self.change_name(None, (parent, name), FsError::Exists, move |fs, parent, name| async move {
             fs.mkdir(caller, parent, name, mode, umask).await
         })
     }
@@ -88,10 +122,12 @@ impl Tree {
         name: Vec<u8>,
         target: Vec<u8>,
     ) -> impl Future<Output = Result<Attr, FsError>> + Send + 'static {
-        self.change(None, vec![(parent, name)], FsError::Exists, move |fs, mut names| async move {
-            let (parent, name) = names.remove(0);
-            fs.symlink(caller, parent, name, target).await
-        })
+        self.change_name(
+            None,
+            (parent, name),
+            FsError::Exists,
+            move |fs, parent, name| async move { fs.symlink(caller, parent, name, target).await },
+        )
     }
 
     /// As [`Fs::tmpfile`].
@@ -102,10 +138,10 @@ impl Tree {
         mode: u32,
         umask: u32,
     ) -> impl Future<Output = Result<Attr, FsError>> + Send + 'static {
-        let taken = FsError::ReadOnly;
-        self.change(Some(parent), Vec::new(), taken, move |fs, _| async move {
-            fs.tmpfile(caller, parent, mode, umask).await
-        })
+        self.change_inode(
+            parent,
+            move |fs| async move { fs.tmpfile(caller, parent, mode, umask).await },
+        )
     }
 
     /// As [`Fs::link`]; [`FsError::CrossDevice`] for a file of a snapshot, which is in another tree.
@@ -118,14 +154,11 @@ impl Tree {
         if At::of(parent) == At::Volume && At::of(ino) != At::Volume {
             return Either::Left(std::future::ready(Err(FsError::CrossDevice)));
         }
-        Either::Right(self.change(
+        Either::Right(self.change_name(
             Some(ino),
-            vec![(parent, name)],
+            (parent, name),
             FsError::Exists,
-            move |fs, mut names| async move {
-                let (parent, name) = names.remove(0);
-                fs.link(ino, parent, name).await
-            },
+            move |fs, parent, name| async move { fs.link(ino, parent, name).await },
         ))
     }
 
@@ -135,14 +168,11 @@ impl Tree {
         parent: Ino,
         name: Vec<u8>,
     ) -> impl Future<Output = Result<(), FsError>> + Send + 'static {
-        self.change(
+        self.change_name(
             None,
-            vec![(parent, name)],
+            (parent, name),
             FsError::ReadOnly,
-            move |fs, mut names| async move {
-                let (parent, name) = names.remove(0);
-                fs.unlink(parent, name).await
-            },
+            move |fs, parent, name| async move { fs.unlink(parent, name).await },
         )
     }
 
@@ -152,14 +182,11 @@ impl Tree {
         parent: Ino,
         name: Vec<u8>,
     ) -> impl Future<Output = Result<(), FsError>> + Send + 'static {
-        self.change(
+        self.change_name(
             None,
-            vec![(parent, name)],
+            (parent, name),
             FsError::ReadOnly,
-            move |fs, mut names| async move {
-                let (parent, name) = names.remove(0);
-                fs.rmdir(parent, name).await
-            },
+            move |fs, parent, name| async move { fs.rmdir(parent, name).await },
         )
     }
 
@@ -187,10 +214,7 @@ impl Tree {
         ino: Ino,
         set: SetAttr,
     ) -> impl Future<Output = Result<Attr, FsError>> + Send + 'static {
-        let taken = FsError::ReadOnly;
-        self.change(Some(ino), Vec::new(), taken, move |fs, _| async move {
-            fs.setattr(caller, ino, set).await
-        })
+        self.change_inode(ino, move |fs| async move { fs.setattr(caller, ino, set).await })
     }
 
     /// As [`Fs::write`].
@@ -201,10 +225,7 @@ impl Tree {
         data: Bytes,
         flags: WriteFlags,
     ) -> impl Future<Output = Result<u32, FsError>> + Send + 'static {
-        let taken = FsError::ReadOnly;
-        self.change(Some(ino), Vec::new(), taken, move |fs, _| async move {
-            fs.write(ino, offset, data, flags).await
-        })
+        self.change_inode(ino, move |fs| async move { fs.write(ino, offset, data, flags).await })
     }
 
     /// As [`Fs::write_now`].
@@ -230,8 +251,7 @@ impl Tree {
         len: u64,
         mode: i32,
     ) -> impl Future<Output = Result<(), FsError>> + Send + 'static {
-        let taken = FsError::ReadOnly;
-        self.change(Some(ino), Vec::new(), taken, move |fs, _| async move {
+        self.change_inode(ino, move |fs| async move {
             fs.fallocate(caller, ino, offset, len, mode).await
         })
     }
@@ -244,10 +264,7 @@ impl Tree {
         value: Vec<u8>,
         mode: XattrMode,
     ) -> impl Future<Output = Result<(), FsError>> + Send + 'static {
-        let taken = FsError::ReadOnly;
-        self.change(Some(ino), Vec::new(), taken, move |fs, _| async move {
-            fs.setxattr(ino, name, value, mode).await
-        })
+        self.change_inode(ino, move |fs| async move { fs.setxattr(ino, name, value, mode).await })
     }
 
     /// As [`Fs::removexattr`].
@@ -256,10 +273,7 @@ impl Tree {
         ino: Ino,
         name: Vec<u8>,
     ) -> impl Future<Output = Result<(), FsError>> + Send + 'static {
-        let taken = FsError::ReadOnly;
-        self.change(Some(ino), Vec::new(), taken, move |fs, _| async move {
-            fs.removexattr(ino, name).await
-        })
+        self.change_inode(ino, move |fs| async move { fs.removexattr(ino, name).await })
     }
 
     /// Whether `ino` may be opened for writing, as far as that is no matter of its permissions.
@@ -278,13 +292,17 @@ impl Tree {
         umask: u32,
         exclusive: bool,
     ) -> impl Future<Output = Result<Attr, FsError>> + Send + 'static {
-        self.change(None, vec![(parent, name)], FsError::Exists, move |fs, mut names| async move {
-            let (parent, name) = names.remove(0);
-            match fs.create(caller, parent, name.clone(), mode, umask).await {
-                Err(FsError::Exists) if !exclusive => fs.lookup(parent, name).await,
-                made => made,
-            }
-        })
+        self.change_name(
+            None,
+            (parent, name),
+            FsError::Exists,
+            move |fs, parent, name| async move {
+                match fs.create(caller, parent, name.clone(), mode, umask).await {
+                    Err(FsError::Exists) if !exclusive => fs.lookup(parent, name).await,
+                    made => made,
+                }
+            },
+        )
     }
 
     /// As [`Fs::fsync_now`]. In a snapshot there is nothing to do.

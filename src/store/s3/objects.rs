@@ -7,9 +7,11 @@
 use super::body::CountedBody;
 use super::errors::{Condition, from_sdk, own};
 use super::read::{content_length, is_of_an_object, partial, quoted, range_header, system_time};
+use super::write::with_customer_key;
 use super::{Inner, S3Store, sse};
 use crate::store::error::ErrorClass;
 use crate::store::location::percent_decode;
+use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::types::EncodingType;
 use bytes::Bytes;
@@ -128,17 +130,7 @@ impl S3Store {
     /// Those of HeadObject, classified.
     pub async fn about(&self, key: &str) -> Result<About> {
         let inner = &self.inner;
-        let answer = inner.with_fitting_key("head", key, |customer| {
-            let mut request = inner.client.head_object().bucket(&inner.bucket).key(key);
-            if let Some(customer) = customer {
-                request = request
-                    .sse_customer_algorithm(sse::AES256)
-                    .sse_customer_key(customer.base64())
-                    .sse_customer_key_md5(customer.md5_base64());
-            }
-            request.send()
-        });
-        let answer = Box::pin(answer).await?;
+        let answer = inner.head_exactly(key).await?;
         is_of_an_object("head", key, answer.e_tag(), answer.last_modified())?;
         let size = content_length(answer.content_length, key)?;
         Ok(about!(answer, size))
@@ -160,20 +152,14 @@ impl S3Store {
         let header = asked.as_ref().map(|range| range_header(range, key)).transpose()?;
         let inner = &self.inner;
         let answer = inner.with_fitting_key("get", key, |customer| {
-            let mut request = inner
+            let request = inner
                 .client
                 .get_object()
                 .bucket(&inner.bucket)
                 .key(key)
                 .set_range(header.clone())
                 .set_if_match(e_tag.filter(|tag| !tag.is_empty()).map(quoted));
-            if let Some(customer) = customer {
-                request = request
-                    .sse_customer_algorithm(sse::AES256)
-                    .sse_customer_key(customer.base64())
-                    .sse_customer_key_md5(customer.md5_base64());
-            }
-            request.send()
+            with_customer_key!(request, customer).send()
         });
         let answer = Box::pin(answer).await?;
         is_of_an_object("get", key, answer.e_tag(), answer.last_modified())?;
@@ -203,6 +189,15 @@ impl S3Store {
 }
 
 impl Inner {
+    /// One HeadObject of an exact key, or as many as there are customer keys to try.
+    pub(super) async fn head_exactly(&self, key: &str) -> Result<HeadObjectOutput> {
+        let answer = self.with_fitting_key("head", key, |customer| {
+            let request = self.client.head_object().bucket(&self.bucket).key(key);
+            with_customer_key!(request, customer).send()
+        });
+        Box::pin(answer).await
+    }
+
     async fn page_of_keys(
         &self,
         prefix: &str,

@@ -8,8 +8,8 @@ use super::body::{crc32_header, request_body};
 use super::errors::{Condition, from_code, from_sdk, is_unsupported, own, write_from_sdk};
 use super::objects::About;
 use super::proof::{Said, bare, prove_part};
-use super::sse::{self, Answer, Applied};
-use super::write::{applied, applied_by_s3, check_sse, with_sse};
+use super::sse::{Answer, Applied};
+use super::write::{applied, applied_by_s3, check_sse, with_customer_key, with_sse};
 use super::{Inner, S3Store};
 use crate::base::hex;
 use crate::store::error::{ErrorClass, sentence};
@@ -154,7 +154,7 @@ impl S3Store {
         const ACTION: &str = "upload a part of";
         let (inner, key) = (&self.inner, sending.key.as_str());
         let checksum = crc32_header(&body);
-        let mut request = inner
+        let request = inner
             .client
             .upload_part()
             .bucket(&inner.bucket)
@@ -165,12 +165,7 @@ impl S3Store {
             .content_length(body.content_length() as i64)
             .body(request_body(body, inner.sign_payload));
         let sse = inner.encryption.now();
-        if let Some(customer) = sse.mode().customer_key() {
-            request = request
-                .sse_customer_algorithm(sse::AES256)
-                .sse_customer_key(customer.base64())
-                .sse_customer_key_md5(customer.md5_base64());
-        }
+        let request = with_customer_key!(request, sse.mode().customer_key());
         let seen = Seen::default();
         let request = request.customize().interceptor(seen.clone());
         let request = match inner.sign_payload {

@@ -7,7 +7,8 @@
 use super::answers::PAGE_HINT;
 use super::body::CountedBody;
 use super::errors::{may_be_the_key, own, read_from_sdk};
-use super::{Inner, SecretKey32, sse};
+use super::write::with_customer_key;
+use super::{Inner, SecretKey32};
 use crate::store::error::ErrorClass;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -23,19 +24,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Puts the conditions and the version of `options`, and the customer key, on a read.
 macro_rules! with_read_options {
     ($request:expr, $options:expr, $customer_key:expr) => {{
-        let mut request = $request
+        let request = $request
             .set_if_match($options.if_match.as_deref().map(quoted))
             .set_if_none_match($options.if_none_match.as_deref().map(quoted))
             .set_if_modified_since($options.if_modified_since.map(|t| date_time(t.into())))
             .set_if_unmodified_since($options.if_unmodified_since.map(|t| date_time(t.into())))
             .set_version_id($options.version.clone());
-        if let Some(key) = $customer_key {
-            request = request
-                .sse_customer_algorithm(sse::AES256)
-                .sse_customer_key(key.base64())
-                .sse_customer_key_md5(key.md5_base64());
-        }
-        request
+        with_customer_key!(request, $customer_key)
     }};
 }
 

@@ -11,8 +11,8 @@ use super::errors::{Condition, from_sdk, own, write_from_sdk};
 use super::objects::About;
 use super::proof::e_tag_of;
 use super::read::quoted;
-use super::sse::{self, SecretKey32};
-use super::write::{percent_encoded, with_source_key, with_sse};
+use super::sse::SecretKey32;
+use super::write::{percent_encoded, with_customer_key, with_source_key, with_sse};
 use super::{Inner, Labels, S3Store};
 use crate::store::error::ErrorClass;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
@@ -32,7 +32,7 @@ macro_rules! as_it_was {
         let was: &HeadObjectOutput = $was;
         let owned = |text: Option<&str>| text.map(str::to_owned);
         let metadata: &BTreeMap<String, String> = $metadata;
-        let mut request = $request
+        let request = $request
             .set_metadata(Some(metadata.clone().into_iter().collect()))
             .set_content_type(owned(was.content_type()))
             .set_cache_control(owned(was.cache_control()))
@@ -43,20 +43,12 @@ macro_rules! as_it_was {
             .set_storage_class(was.storage_class().cloned());
         let key: Option<&SecretKey32> = $key;
         match key {
-            Some(key) => {
-                request = request
-                    .sse_customer_algorithm(sse::AES256)
-                    .sse_customer_key(key.base64())
-                    .sse_customer_key_md5(key.md5_base64());
-            }
-            None => {
-                request = request
-                    .set_server_side_encryption(was.server_side_encryption().cloned())
-                    .set_ssekms_key_id(owned(was.ssekms_key_id()))
-                    .set_bucket_key_enabled(was.bucket_key_enabled());
-            }
+            Some(_) => with_customer_key!(request, key),
+            None => request
+                .set_server_side_encryption(was.server_side_encryption().cloned())
+                .set_ssekms_key_id(owned(was.ssekms_key_id()))
+                .set_bucket_key_enabled(was.bucket_key_enabled()),
         }
-        request
     }};
 }
 
@@ -151,17 +143,7 @@ fn replaced(key: &str) -> object_store::Error {
 impl Inner {
     /// HeadObject, and the customer key that it took.
     async fn head_with_key(&self, key: &str) -> Result<(HeadObjectOutput, Option<SecretKey32>)> {
-        let answer = self.with_fitting_key("head", key, |customer| {
-            let mut request = self.client.head_object().bucket(&self.bucket).key(key);
-            if let Some(customer) = customer {
-                request = request
-                    .sse_customer_algorithm(sse::AES256)
-                    .sse_customer_key(customer.base64())
-                    .sse_customer_key_md5(customer.md5_base64());
-            }
-            request.send()
-        });
-        let answer = Box::pin(answer).await?;
+        let answer = self.head_exactly(key).await?;
         let md5 = answer.sse_customer_key_md5();
         let known = |key: &SecretKey32| md5 == Some(key.md5_base64());
         let customer = self.encryption.keys().into_iter().find(known);
@@ -254,10 +236,7 @@ impl Inner {
                 .set_copy_source_if_match(was.e_tag().map(quoted))
                 .copy_source_range(format!("bytes={start}-{last}"));
             if let Some(customer) = customer {
-                request = with_source_key!(request, customer)
-                    .sse_customer_algorithm(sse::AES256)
-                    .sse_customer_key(customer.base64())
-                    .sse_customer_key_md5(customer.md5_base64());
+                request = with_customer_key!(with_source_key!(request, customer), Some(customer));
             }
             let answer = Box::pin(request.send())
                 .await

@@ -8,8 +8,8 @@ use super::answers::Seen;
 use super::body::{crc32_header, request_body};
 use super::errors::{Condition, from_sdk, own, write_from_sdk};
 use super::proof::{PartNote, Said, prove_part};
-use super::sse::{self, Answer, Applied};
-use super::write::{applied, applied_by_s3, check_sse, no_attributes, with_sse};
+use super::sse::{Answer, Applied};
+use super::write::{applied, applied_by_s3, check_sse, no_attributes, with_customer_key, with_sse};
 use super::{Inner, S3Store};
 use crate::base::counted;
 use crate::store::error::ErrorClass;
@@ -106,7 +106,7 @@ impl Inner {
             return Err(own(ErrorClass::Other, message));
         }
         let (checksum, len) = (crc32_header(&data), data.content_length() as u64);
-        let mut request = self
+        let request = self
             .client
             .upload_part()
             .bucket(&self.bucket)
@@ -117,12 +117,7 @@ impl Inner {
             .content_length(data.content_length() as i64)
             .body(request_body(data, self.sign_payload));
         let sse = self.encryption.of_upload(id);
-        if let Some(key) = sse.mode().customer_key() {
-            request = request
-                .sse_customer_algorithm(sse::AES256)
-                .sse_customer_key(key.base64())
-                .sse_customer_key_md5(key.md5_base64());
-        }
+        let request = with_customer_key!(request, sse.mode().customer_key());
         let seen = Seen::default();
         let request = request.customize().interceptor(seen.clone());
         let request = match self.sign_payload {

@@ -9,7 +9,7 @@ use super::body::{crc32_header, request_body};
 use super::errors::{Condition, from_code, from_sdk, is_unsupported, own, write_from_sdk};
 use super::proof::{self, Said, e_tag_of};
 use super::read::quoted;
-use super::sse::{self, Answer, Applied, SseCheck, SseMode};
+use super::sse::{Answer, Applied, SseCheck, SseMode};
 use crate::store::error::{self as store_error, ErrorClass};
 use crate::store::probe;
 use aws_sdk_s3::types::{Delete, ObjectIdentifier, ServerSideEncryption};
@@ -38,23 +38,32 @@ mod e_tag_style {
     pub const BARE: u8 = 2;
 }
 
+/// Puts a customer key on a request, if there is one.
+macro_rules! with_customer_key {
+    ($request:expr, $key:expr) => {{
+        let request = $request;
+        match $key {
+            None => request,
+            Some(key) => request
+                .sse_customer_algorithm($crate::store::s3::sse::AES256)
+                .sse_customer_key(key.base64())
+                .sse_customer_key_md5(key.md5_base64()),
+        }
+    }};
+}
+pub(in crate::store::s3) use with_customer_key;
+
 /// Puts the mode and the tags on a request that creates an object.
 macro_rules! with_sse {
     ($request:expr, $mode:expr, $tags:expr) => {{
         let mode: &$crate::store::s3::SseMode = $mode;
-        let mut request = $request
+        let request = $request
             .set_tagging($tags)
             .set_server_side_encryption(mode.algorithm().map(ServerSideEncryption::from))
             .set_ssekms_key_id(mode.key_id().map(str::to_owned))
             .set_ssekms_encryption_context(mode.context_header())
             .set_bucket_key_enabled(mode.bucket_key());
-        if let Some(key) = mode.customer_key() {
-            request = request
-                .sse_customer_algorithm(sse::AES256)
-                .sse_customer_key(key.base64())
-                .sse_customer_key_md5(key.md5_base64());
-        }
-        request
+        $crate::store::s3::write::with_customer_key!(request, mode.customer_key())
     }};
 }
 pub(super) use with_sse;
@@ -91,7 +100,7 @@ macro_rules! with_source_key {
     ($request:expr, $key:expr) => {{
         let key: &$crate::store::s3::SecretKey32 = $key;
         $request
-            .copy_source_sse_customer_algorithm(sse::AES256)
+            .copy_source_sse_customer_algorithm($crate::store::s3::sse::AES256)
             .copy_source_sse_customer_key(key.base64())
             .copy_source_sse_customer_key_md5(key.md5_base64())
     }};

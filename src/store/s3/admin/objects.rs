@@ -11,7 +11,8 @@ use crate::store::s3::proof::e_tag_of;
 use crate::store::s3::read::{quoted, system_time};
 use crate::store::s3::sse::{self, Answer, Applied, SecretKey32, SseMode};
 use crate::store::s3::write::{
-    COPY_THROUGH_MAX, applied, applied_by_s3, check_sse, with_source_key, with_sse,
+    COPY_THROUGH_MAX, applied, applied_by_s3, check_sse, with_customer_key, with_source_key,
+    with_sse,
 };
 use crate::store::s3::{Inner, S3Store};
 use aws_sdk_s3::error::ProvideErrorMetadata;
@@ -287,12 +288,7 @@ impl Inner {
             if let Some(key) = source_key {
                 request = with_source_key!(request, key);
             }
-            if let Some(key) = sse.mode().customer_key() {
-                request = request
-                    .sse_customer_algorithm(sse::AES256)
-                    .sse_customer_key(key.base64())
-                    .sse_customer_key_md5(key.md5_base64());
-            }
+            request = with_customer_key!(request, sse.mode().customer_key());
             let answer = match request.send().await {
                 Err(e) if is_unsupported(&e) || wants_a_length(&e) => return Ok(false),
                 answer => answer.map_err(|e| from_sdk(e, ACTION, path, Condition::Update))?,
