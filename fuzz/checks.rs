@@ -89,7 +89,7 @@ pub fn keyring(data: &[u8]) {
     let Ok(keyring) = Keyring::parse(data) else { return };
     assert_eq!(keyring.to_bytes(), data, "a keyring reads back to its bytes");
     let _ = (keyring.slots(), keyring.old_roots(), keyring.check_writable());
-    let _ = (keyring.volume_id(), keyring.generation(), keyring.hash());
+    let _ = (keyring.volume_id(), keyring.revision(), keyring.hash());
     if keyring.unlock(&keyring_secret()).is_ok() {
         assert!(KEYRINGS.contains(&data), "a keyring that nobody made opens");
     }

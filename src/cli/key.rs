@@ -344,8 +344,8 @@ pub(super) fn say(at: &Where, done: &Changed<String>) -> Outcome {
     if at.json {
         return print_json(&Shown::of(&done.keyring, true));
     }
-    let (generation, epoch) = (done.keyring.generation(), done.keyring.epoch());
-    println!("{}; the keyring is at generation {generation}, epoch {epoch}", done.made);
+    let (revision, epoch) = (done.keyring.revision(), done.keyring.epoch());
+    println!("{}; the keyring is at revision {revision}, epoch {epoch}", done.made);
     Ok(())
 }
 

@@ -82,7 +82,7 @@ struct ShownKit<'a> {
     slot: &'a str,
     commit: u64,
     epoch: u32,
-    generation: u64,
+    revision: u64,
     /// Where the page is; absent where it was not written.
     #[serde(skip_serializing_if = "Option::is_none")]
     out: Option<String>,
@@ -143,7 +143,7 @@ pub(super) fn make(
         made: day(now),
         commit,
         epoch: keyring.epoch(),
-        generation: keyring.generation(),
+        revision: keyring.revision(),
         key,
     })
 }
@@ -174,7 +174,7 @@ pub(super) fn finish(at: &Where, kit: &Kit, page: Option<Page>) -> Outcome {
             slot: &kit.slot,
             commit: kit.commit,
             epoch: kit.epoch,
-            generation: kit.generation,
+            revision: kit.revision,
             recovery_key: path.is_none().then_some(&kit.key),
             out: path.map(|path| path.display().to_string()),
         });

@@ -20,7 +20,7 @@ pub(super) fn named(slot: &SlotInfo) -> String {
 #[derive(Serialize)]
 pub(super) struct Shown<'a> {
     volume: String,
-    generation: u64,
+    revision: u64,
     epoch: u32,
     old_roots: Vec<u32>,
     verified: bool,
@@ -126,7 +126,7 @@ impl<'a> Shown<'a> {
     pub(super) fn of(keyring: &Keyring, verified: bool) -> Self {
         Shown {
             volume: keyring.volume_id().to_string(),
-            generation: keyring.generation(),
+            revision: keyring.revision(),
             epoch: keyring.epoch(),
             old_roots: keyring.old_roots(),
             verified,
@@ -148,7 +148,7 @@ impl<'a> Shown<'a> {
             let old: Vec<String> = self.old_roots.iter().map(u32::to_string).collect();
             out += &format!(", with the keys of epochs {}", old.join(", "));
         }
-        out += &format!("\ngeneration {}\n", self.generation);
+        out += &format!("\nrevision {}\n", self.revision);
         let lines = self.slots.iter().map(|slot| {
             let used = slot.last_used_secs.map_or_else(|| "-".to_owned(), day);
             [

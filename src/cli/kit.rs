@@ -25,9 +25,9 @@ pub(super) struct Kit {
     pub made: String,
     /// The last commit at that time.
     pub commit: u64,
-    /// Epoch and generation of the keyring at that time.
+    /// Epoch and revision of the keyring at that time.
     pub epoch: u32,
-    pub generation: u64,
+    pub revision: u64,
     /// The recovery key, in groups separated by hyphens.
     pub key: Zeroizing<String>,
 }
@@ -61,7 +61,7 @@ impl Kit {
             ("Key slot", self.slot.clone()),
             ("Made", self.made.clone()),
             ("Last commit then", self.commit.to_string()),
-            ("Keyring then", format!("epoch {}, generation {}", self.epoch, self.generation)),
+            ("Keyring then", format!("epoch {}, revision {}", self.epoch, self.revision)),
         ]
     }
 
@@ -76,11 +76,11 @@ impl Kit {
     }
 
     fn trust(&self) -> Vec<String> {
-        let (address, epoch, generation) = (&self.address, self.epoch, self.generation);
+        let (address, epoch, revision) = (&self.address, self.epoch, self.revision);
         vec![
             format!("sealfs key list {address} --recovery-file kit.key"),
             format!(
-                "# must say volume {}, epoch {epoch} or later, generation {generation} or later",
+                "# must say volume {}, epoch {epoch} or later, revision {revision} or later",
                 self.volume
             ),
         ]
@@ -253,7 +253,7 @@ mod tests {
             made: "2026-11-26".into(),
             commit: 4711,
             epoch: 2,
-            generation: 5,
+            revision: 5,
             key: RecoveryKey::from_bytes(&[7; 32]).to_text(),
         }
     }

@@ -272,7 +272,7 @@ impl HistoryRow {
 /// older one is noticed by whoever has never seen them. 17 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BesideRow {
-    /// The generation of `config`.
+    /// The revision of `config`.
     pub config: u64,
     /// How often the `lease` had been taken.
     pub lease: u64,

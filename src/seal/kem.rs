@@ -42,7 +42,7 @@ impl Seed {
         self.0.expose()
     }
 
-    /// The public key that belongs to it. Costs a key generation, some 50 µs.
+    /// The public key that belongs to it. Costs making a key pair, some 50 µs.
     pub(super) fn public(&self) -> Vec<u8> {
         on_cleared_stack(|| self.pair().encapsulation_key().to_bytes().to_vec())
     }
@@ -98,7 +98,7 @@ fn encapsulate_with(
     Some((encapsulation.to_vec(), taken(&mut shared)))
 }
 
-/// Bytes of stack that are overwritten; a key generation takes less, in a debug build too.
+/// Bytes of stack that are overwritten; making a key pair takes less, in a debug build too.
 const STACK_CLEARED: usize = 128 << 10;
 
 /// Runs `work`, and overwrites the stack that it has used: the library takes keys by value, and what

@@ -124,7 +124,7 @@ impl OldEpoch {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keyring {
     pub(super) features: Features,
-    pub(super) generation: u64,
+    pub(super) revision: u64,
     pub(super) volume: VolumeId,
     pub(super) epoch: u32,
     pub(super) next_slot: u32,
@@ -150,7 +150,7 @@ impl Keyring {
         let keys = VolumeKeys::from_root(root);
         let mut ring = Keyring {
             features: Features::default(),
-            generation: 0,
+            revision: 0,
             volume: keys.volume_id(),
             epoch: FIRST_EPOCH,
             next_slot: 2,
@@ -168,8 +168,8 @@ impl Keyring {
     }
 
     /// 1 for a new keyring, one more with every change.
-    pub fn generation(&self) -> u64 {
-        self.generation
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// The epoch that objects are sealed in, 1 for a new volume.
@@ -237,7 +237,7 @@ impl Keyring {
         })
     }
 
-    /// Whether `seed` is that of slot `id`. Costs a key generation.
+    /// Whether `seed` is that of slot `id`. Costs making a key pair.
     pub fn fits(&self, id: u32, seed: &Seed) -> bool {
         let slot = self.slots.iter().find(|slot| slot.id == id);
         slot.is_some_and(|slot| with_wiped_stack(|| seed.fits(&slot.public)))
@@ -491,7 +491,7 @@ impl Keyring {
     }
 
     fn changed(&mut self, root: &RootKey) {
-        self.generation = self.generation.saturating_add(1);
+        self.revision = self.revision.saturating_add(1);
         self.mac = self.mac_under(&root.keyring_key());
     }
 

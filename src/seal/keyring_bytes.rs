@@ -81,7 +81,7 @@ impl Keyring {
         if features.unknown_incompatible() != 0 {
             return Err(KeyringError::Features(features.unknown_incompatible()));
         }
-        let generation = fields.u64()?;
+        let revision = fields.u64()?;
         let volume = VolumeId(*fields.array()?);
         let (epoch, next_slot) = (fields.u32()?, fields.u32()?);
         let slots = usize::from(fields.u16()?);
@@ -100,7 +100,7 @@ impl Keyring {
         if first != FIRST_EPOCH || !ascending || old.last().is_some_and(|o| o.epoch >= epoch) {
             return Err(KeyringError::Damaged("its epochs are out of order"));
         }
-        Ok(Keyring { features, generation, volume, epoch, next_slot, slots, old, mac: *mac })
+        Ok(Keyring { features, revision, volume, epoch, next_slot, slots, old, mac: *mac })
     }
 
     /// Everything the MAC covers.
@@ -108,7 +108,7 @@ impl Keyring {
         let mut out = MAGIC.to_vec();
         out.extend_from_slice(&[VERSION, SUITE, 0, 0]);
         let Features { compatible, read_only_compatible, incompatible } = self.features;
-        for flags in [compatible, read_only_compatible, incompatible, self.generation] {
+        for flags in [compatible, read_only_compatible, incompatible, self.revision] {
             out.extend_from_slice(&flags.to_be_bytes());
         }
         out.extend_from_slice(&self.volume.0);

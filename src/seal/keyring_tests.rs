@@ -74,7 +74,7 @@ fn both_kinds_of_slot_open_the_same_volume() {
     }
     assert_eq!(ring.unlock(&passphrase("battery")).err(), Some(KeyringError::WrongPassphrase));
     assert_eq!(ring.unlock(&key_file(8)).err(), Some(KeyringError::WrongKeyFile));
-    assert_eq!((ring.generation(), ring.epoch()), (2, 1));
+    assert_eq!((ring.revision(), ring.epoch()), (2, 1));
     let slots = ring.slots();
     assert_eq!((slots[0].kdf, slots[0].made_secs), (Some(KdfParams::FLOOR), NOW));
     assert_eq!((slots[1].id, slots[1].label.as_str(), slots[1].kdf), (2, "backup host", None));
@@ -124,7 +124,7 @@ fn a_keyring_of_format_1_is_refused_in_a_sentence() {
 
 #[test]
 fn an_attacker_who_fixes_the_checksum_changes_nothing_unnoticed() {
-    // Guards against an unauthenticated field (flags, generation, epoch, label, kind, cost, times,
+    // Guards against an unauthenticated field (flags, revision, epoch, label, kind, cost, times,
     // public key, what is kept of earlier epochs): flip a bit of every byte of a keyring in its
     // second epoch and make the checksum fit; it must never unlock.
     let (mut ring, keys) = cheap();
@@ -358,7 +358,7 @@ fn a_removed_slot_opens_nothing_that_is_sealed_from_then_on() {
     let stale = add(&mut ring, &keys, 4).unwrap_err();
     assert!(matches!(stale, KeyringError::OtherEpoch { keys: 1, keyring: 2 }), "{stale}");
     assert_eq!(ring.remove_slot(&newer, 9).err(), Some(KeyringError::NoSuchSlot(9)));
-    assert_eq!(ring.generation(), 4);
+    assert_eq!(ring.revision(), 4);
     let other = VolumeKeys::random_for_tests(1);
     let error = ring.remove_slot(&other, 1).unwrap_err();
     assert!(matches!(error, KeyringError::OtherVolume { .. }), "{error}");

@@ -111,7 +111,7 @@ fn map_region() -> NonNull<u8> {
     NonNull::new(address.cast()).expect("mmap without MAP_FIXED never returns address 0")
 }
 
-/// Bytes of stack below the caller that [`with_wiped_stack`] overwrites: more than a key generation
+/// Bytes of stack below the caller that [`with_wiped_stack`] overwrites: more than making a key pair
 /// takes, in a build without optimisation as well.
 const STACK_WIPED: usize = 256 << 10;
 

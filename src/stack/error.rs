@@ -145,7 +145,7 @@ pub enum StackError {
          machine has seen {seen}"
     )]
     KeyringRollback {
-        /// What is counted: "generation" or "key epoch".
+        /// What is counted: "revision" or "key epoch".
         what: &'static str,
         /// The keyring's.
         found: u64,
@@ -203,11 +203,11 @@ pub enum StackError {
     },
     /// The configuration of the volume is older than what this machine has seen.
     #[error(
-        "the configuration of the volume is older than what has been seen: generation \
+        "the configuration of the volume is older than what has been seen: revision \
          {found} instead of {seen}"
     )]
     ConfigRollback {
-        /// The generation in the bucket, 0 if there is none.
+        /// The revision in the bucket, 0 if there is none.
         found: u64,
         /// The highest that this machine remembers, or the last commit names.
         seen: u64,

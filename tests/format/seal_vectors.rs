@@ -254,7 +254,7 @@ fn a_keyring_of_format_version_2_opens() {
     let (v, bytes, _) = vectors_v2();
     let ring = Keyring::parse(&bytes).expect("it parses");
     assert_eq!(ring.to_bytes(), bytes);
-    assert_eq!((ring.generation(), ring.epoch(), ring.old_roots()), (5, 3, vec![2]));
+    assert_eq!((ring.revision(), ring.epoch(), ring.old_roots()), (5, 3, vec![2]));
     assert_eq!(ring.slots()[1].label, "kleiner Schlüssel");
     assert_eq!((ring.slots()[1].made_secs, ring.slots()[1].made_epoch), (1_800_000_003, 2));
     let passphrase = v["keyring"]["passphrase"].as_str().expect("text").as_bytes().to_vec();

@@ -141,7 +141,7 @@ async fn an_alias_that_is_pointed_at_another_key_is_reported() {
     let store = s3_store(&server, kms(Some("alias/archive"), &[], None)).await;
     store.put(&"a".into(), "x".into()).await.unwrap();
     store.put(&"b".into(), "x".into()).await.unwrap();
-    server.behave(|b| b.alias_generation += 1);
+    server.behave(|b| b.alias_moves += 1);
     let error = store.put(&"c".into(), "x".into()).await.unwrap_err();
     assert_eq!(class(&error), ErrorClass::SseMismatch, "{error}");
     let fresh = s3_store(&server, kms(Some("alias/archive"), &[], None)).await;

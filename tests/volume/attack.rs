@@ -369,7 +369,7 @@ async fn an_exchanged_or_absurd_keyring_is_refused_and_a_deleted_one_never_made_
         ("unknown suite", with(9, &[9]), pass()),
         ("unknown version", with(8, &[7]), pass()),
         ("an unknown feature", with(28, &9u64.to_be_bytes()), pass()),
-        ("another generation", with(36, &9u64.to_be_bytes()), pass()),
+        ("another revision", with(36, &9u64.to_be_bytes()), pass()),
         ("of format 1", with(8, &[1]), pass()),
         ("cut", good.slice(..good.len() / 2), secret()),
         ("empty", Bytes::new(), secret()),
@@ -577,8 +577,8 @@ async fn an_old_keyring_or_one_forged_from_old_keys_is_refused_in_a_sentence() {
     let evil = forged.rotate(&known).expect("he can make one");
     let mut ahead = forged.clone();
     ahead.rotate(&evil).expect("and go on");
-    let generation = |ring: &Keyring| ring.generation();
-    assert!(generation(&ahead) > generation(&ring));
+    let revision = |ring: &Keyring| ring.revision();
+    assert!(revision(&ahead) > revision(&ring));
     for (what, bad, says) in [
         ("put back", &before, "key epoch 1, this machine has seen 2"),
         ("forged in the same epoch", &forged, "does not continue"),
@@ -605,7 +605,7 @@ async fn an_old_keyring_or_one_forged_from_old_keys_is_refused_in_a_sentence() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_keyring_of_an_older_generation_is_refused_as_such_and_may_be_accepted() {
+async fn a_keyring_of_an_older_revision_is_refused_as_such_and_may_be_accepted() {
     // Guards against an added slot that vanishes, reported as a commit number it has nothing to
     // do with; who put the keyring back on purpose says so.
     let t = target().await;
@@ -615,7 +615,7 @@ async fn a_keyring_of_an_older_generation_is_refused_as_such_and_may_be_accepted
     put_keyring(&*t.bucket, &before).await;
     let refused = t.bench.mount_with(|_| {}).await.err().expect("older");
     assert!(matches!(refused, StackError::KeyringRollback { .. }), "{refused}");
-    let says = "the keyring is older than what this machine has seen: it is at generation 1, this \
+    let says = "the keyring is older than what this machine has seen: it is at revision 1, this \
                 machine has seen 2";
     assert_eq!(refused.to_string(), says);
     let report = t.bench.fsck(|_| {}).await;

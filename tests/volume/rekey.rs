@@ -378,7 +378,7 @@ async fn who_was_removed_opens_nothing_new_and_after_a_rekey_nothing_at_all() {
     // What he makes of his copies is refused by a machine that was here since, mounted or not.
     let mut forged = before.clone();
     let mut evil = forged.rotate(&his).expect("he can make one");
-    while forged.generation() <= after.generation() + 1 || forged.epoch() <= after.epoch() {
+    while forged.revision() <= after.revision() + 1 || forged.epoch() <= after.epoch() {
         evil = forged.rotate(&evil).expect("and go on");
     }
     let m = bench.mount().await;

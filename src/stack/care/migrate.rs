@@ -136,7 +136,7 @@ pub async fn migrate(
         to: target.to_string(),
         ..MigrateReport::default()
     };
-    if was.generation == 0 || was.sse != target.remembered() || was.tags != tags {
+    if was.revision == 0 || was.sse != target.remembered() || was.tags != tags {
         config::replace(&*sealed, &opened.loaded, &was.changed(&target, tags)).await?;
     }
     if options.new_only {

@@ -81,7 +81,7 @@ async fn open_once(
     let unlocked = unlocked?;
     let state_dir = options.state_dir.join(unlocked.keys.volume_id().to_string());
     let state = StateFile::<Remembered>::new(&state_dir, unlocked.keys.clone()).load()?;
-    state.unwrap_or_default().check_keyring(unlocked.keyring.generation())?;
+    state.unwrap_or_default().check_keyring(unlocked.keyring.revision())?;
     note_use(&options.state_dir, &options.store, &unlocked.keyring, unlocked.slot);
     Ok((unlocked, version))
 }
@@ -139,7 +139,7 @@ pub async fn change_keyring<T>(
 async fn reseal_config(layers: &StoreStack, keys: &VolumeKeys) -> Result<(), StackError> {
     let sealed = Sealed::new(layers.retry.clone(), keys.clone());
     let was = config::load(&sealed).await?;
-    match was.config.generation {
+    match was.config.revision {
         0 => Ok(()), // there is none
         _ => config::replace(&sealed, &was, &was.config).await,
     }

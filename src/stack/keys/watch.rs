@@ -30,7 +30,7 @@ pub(crate) struct KeyWatch {
 }
 
 struct Seen {
-    generation: u64,
+    revision: u64,
     note: Option<String>,
     /// The slot of this mount is gone: newer keys are out of its reach.
     removed: bool,
@@ -40,8 +40,7 @@ impl KeyWatch {
     /// Of the volume `name` that was just opened.
     pub(crate) fn new(store: Arc<Retry>, name: &str, unlocked: Unlocked) -> KeyWatch {
         let Unlocked { keyring, keys, slot, seed } = unlocked;
-        let seen =
-            Mutex::new(Seen { generation: keyring.generation(), note: None, removed: false });
+        let seen = Mutex::new(Seen { revision: keyring.revision(), note: None, removed: false });
         let looking = tokio::sync::Mutex::new(None);
         KeyWatch { store, name: name.into(), keys, slot, seed, seen, looking }
     }
@@ -54,9 +53,9 @@ impl KeyWatch {
         sealed
     }
 
-    /// The generation of the keyring that is in use.
-    pub(crate) fn generation(&self) -> u64 {
-        self.seen.lock().generation
+    /// The revision of the keyring that is in use.
+    pub(crate) fn revision(&self) -> u64 {
+        self.seen.lock().revision
     }
 
     /// The epoch that new objects are sealed in.
@@ -81,24 +80,24 @@ impl KeyWatch {
             Ok((keyring, _)) => keyring,
             Err(e) => return log::warn!("{e}"),
         };
-        let before = self.generation();
-        if keyring.generation() == before {
+        let before = self.revision();
+        if keyring.revision() == before {
             // What was wrong with the object, if anything, was put right.
             let mut seen = self.seen.lock();
             (seen.note, seen.removed) = (None, false);
             return;
         }
         let mut removed = false;
-        let note = if keyring.generation() < before {
-            let (found, seen) = (keyring.generation(), before);
-            StackError::KeyringRollback { what: "generation", found, seen }.to_string()
+        let note = if keyring.revision() < before {
+            let (found, seen) = (keyring.revision(), before);
+            StackError::KeyringRollback { what: "revision", found, seen }.to_string()
         } else {
             match keyring.open(self.slot, &self.seed) {
                 Ok(keys) if self.keys.take_up(&keys) => {
                     let epoch = keys.epoch();
                     log::info!("the keyring was changed: epoch {epoch} from now on");
-                    let generation = keyring.generation();
-                    *self.seen.lock() = Seen { generation, note: None, removed };
+                    let revision = keyring.revision();
+                    *self.seen.lock() = Seen { revision, note: None, removed };
                     return;
                 }
                 Ok(_) => "the keyring does not continue the one that this mount has: it is not \

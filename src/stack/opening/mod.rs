@@ -85,7 +85,7 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
         attended: attended.clone(),
         source: Source::Alone(ground.kv_options.clone()),
         open_timeout: options.open_timeout,
-        config: ground.config_generation,
+        config: ground.config_revision,
         at_least: options.at_least,
         accept: options.accept_rollback,
     };
@@ -113,8 +113,8 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
     }
     let mut remembered = Remembered {
         manifest: seat.kv.manifest_id(),
-        keyring_generation: ground.keyring.generation(),
-        config_generation: ground.config_generation,
+        keyring_revision: ground.keyring.revision(),
+        config_revision: ground.config_revision,
         ..before.clone()
     };
     // What was accepted counts from here on.
@@ -176,7 +176,7 @@ struct Ground {
     keys: VolumeKeys,
     key_watch: Arc<KeyWatch>,
     sse: Arc<VolumeSse>,
-    config_generation: u64,
+    config_revision: u64,
     compress: Compression,
     state: Arc<StateFile>,
     /// What this machine remembers of the volume.
@@ -210,11 +210,11 @@ impl Ground {
         let accept = options.accept_rollback;
         let state = Arc::new(StateFile::new(&state_dir, keys.clone()));
         let before = state.load_continued(accept.keyring)?.unwrap_or_default();
-        if loaded.config.generation < before.config_generation {
+        if loaded.config.revision < before.config_revision {
             // It was fetched ahead, and somebody may have changed it since.
             loaded = config::load(&first).await?;
         }
-        let config_generation = loaded.config.generation;
+        let config_revision = loaded.config.revision;
         let compress = options.compress.unwrap_or(loaded.config.compress);
         let ask = options.store.sse.clone();
         let sse = Arc::new(VolumeSse::begin(layers.s3.clone(), ask, loaded.config)?);
@@ -227,10 +227,10 @@ impl Ground {
         note_use(&options.state_dir, &options.store, &keyring, slot);
         let layers = layers.with_cache(cache_dir, options.cache_bytes_max);
         if !accept.keyring {
-            before.check_keyring(keyring.generation())?;
+            before.check_keyring(keyring.revision())?;
         }
-        if config_generation < before.config_generation && !accept.config {
-            let (found, seen) = (config_generation, before.config_generation);
+        if config_revision < before.config_revision && !accept.config {
+            let (found, seen) = (config_revision, before.config_revision);
             return Err(StackError::ConfigRollback { found, seen });
         }
         let kv_options = KvOptions {
@@ -247,7 +247,7 @@ impl Ground {
             keys,
             key_watch,
             sse,
-            config_generation,
+            config_revision,
             compress,
             state,
             before,

@@ -2,7 +2,7 @@
 //! (FORMAT.md "Configuration"). Written by `init`, read by every mount, replaced conditionally.
 //!
 //! It never holds a key: of a customer key only its id. A volume without the object (made by an
-//! older version) has the default configuration, generation 0.
+//! older version) has the default configuration, revision 0.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,8 @@ pub struct VolumeConfig {
     /// Version of this structure.
     version: u32,
     /// 1 when it is created, and one more with every change; 0 where there is none.
-    pub generation: u64,
+    #[serde(rename = "generation")]
+    pub revision: u64,
     /// The server-side encryption to ask for, and the id of the customer key that writes
     /// ([`crate::store::s3::SecretKey32::id`]).
     #[serde(with = "sse")]
@@ -138,25 +139,25 @@ impl VolumeConfig {
         let (version, sse) = (CONFIG_VERSION, mode.remembered());
         let compress = Compression::None;
         let snapshots = Schedule::default();
-        VolumeConfig { version, generation: 1, sse, tags, rekey: None, compress, snapshots }
+        VolumeConfig { version, revision: 1, sse, tags, rekey: None, compress, snapshots }
     }
 
-    /// The next generation, with these settings; the rest stays.
+    /// The next revision, with these settings; the rest stays.
     pub fn changed(&self, mode: &SseMode, tags: BTreeMap<String, String>) -> VolumeConfig {
-        let (version, generation) = (CONFIG_VERSION, self.generation + 1);
-        VolumeConfig { version, generation, sse: mode.remembered(), tags, ..self.clone() }
+        let (version, revision) = (CONFIG_VERSION, self.revision + 1);
+        VolumeConfig { version, revision, sse: mode.remembered(), tags, ..self.clone() }
     }
 
-    /// The next generation, in which every object is brought into this key epoch, or none is.
+    /// The next revision, in which every object is brought into this key epoch, or none is.
     pub fn with_rekey(&self, rekey: Option<u32>) -> VolumeConfig {
-        let (version, generation) = (CONFIG_VERSION, self.generation + 1);
-        VolumeConfig { version, generation, rekey, ..self.clone() }
+        let (version, revision) = (CONFIG_VERSION, self.revision + 1);
+        VolumeConfig { version, revision, rekey, ..self.clone() }
     }
 
-    /// The next generation, with this schedule of snapshots.
+    /// The next revision, with this schedule of snapshots.
     pub fn with_schedule(&self, snapshots: Schedule) -> VolumeConfig {
-        let (version, generation) = (CONFIG_VERSION, self.generation + 1);
-        VolumeConfig { version, generation, snapshots, ..self.clone() }
+        let (version, revision) = (CONFIG_VERSION, self.revision + 1);
+        VolumeConfig { version, revision, snapshots, ..self.clone() }
     }
 }
 
@@ -254,7 +255,7 @@ mod tests {
             replace(&sealed, &was, &config).await.expect_err("a stale version");
             was = load(&sealed).await.expect("read");
             assert_eq!(was.config, config, "{mode}");
-            assert_eq!(was.config.generation, n as u64 + 1);
+            assert_eq!(was.config.revision, n as u64 + 1);
             let json = serde_json::to_string(&config).expect("plain data");
             assert!(!json.contains("CQkJ"), "the base64 of the key in {json}");
         }

@@ -148,9 +148,9 @@ impl VolumeSse {
         Ok(())
     }
 
-    /// The generation of the configuration in force.
-    pub(crate) fn generation(&self) -> u64 {
-        self.state.lock().config.generation
+    /// The revision of the configuration in force.
+    pub(crate) fn revision(&self) -> u64 {
+        self.state.lock().config.revision
     }
 
     /// The epoch that every object is being brought into.
@@ -175,18 +175,18 @@ impl VolumeSse {
             Ok(loaded) => loaded.config,
             Err(e) => return log::warn!("{e}"),
         };
-        let before = self.generation();
-        if config.generation < before {
+        let before = self.revision();
+        if config.revision < before {
             return log::error!(
-                "the configuration of the volume went back from generation {before} to {}; it \
+                "the configuration of the volume went back from revision {before} to {}; it \
                  is not followed",
-                config.generation
+                config.revision
             );
         }
-        if config.generation == before {
+        if config.revision == before {
             return;
         }
-        let (generation, rekey, now) = (config.generation, config.rekey, name(&config.sse));
+        let (revision, rekey, now) = (config.revision, config.rekey, name(&config.sse));
         let snapshots = config.snapshots;
         match self.adopt(config) {
             Ok(()) => log::info!("the volume's configuration was changed; its encryption: {now}"),
@@ -195,7 +195,7 @@ impl VolumeSse {
                     format!("the volume's encryption was changed to {now}: {e}; mount again");
                 log::error!("{note}");
                 let mut state = self.state.lock();
-                (state.config.generation, state.config.rekey) = (generation, rekey);
+                (state.config.revision, state.config.rekey) = (revision, rekey);
                 state.config.snapshots = snapshots;
                 state.notes = vec![note];
             }

@@ -41,11 +41,12 @@ pub(crate) struct Remembered {
     pub checkpoint_chain: String,
     /// The highest manifest number seen.
     pub manifest: u64,
-    /// The highest keyring generation seen.
-    pub keyring_generation: u64,
-    /// The highest generation of the configuration seen.
-    #[serde(default)]
-    pub config_generation: u64,
+    /// The highest keyring revision seen.
+    #[serde(rename = "keyring_generation")]
+    pub keyring_revision: u64,
+    /// The highest revision of the configuration seen.
+    #[serde(default, rename = "config_generation")]
+    pub config_revision: u64,
     /// The local journal, in hex.
     pub journal: String,
     /// The last record of it that was committed.
@@ -127,8 +128,8 @@ impl Remembered {
             self.checkpoint_chain = other.checkpoint_chain.clone();
         }
         self.manifest = self.manifest.max(other.manifest);
-        self.keyring_generation = self.keyring_generation.max(other.keyring_generation);
-        self.config_generation = self.config_generation.max(other.config_generation);
+        self.keyring_revision = self.keyring_revision.max(other.keyring_revision);
+        self.config_revision = self.config_revision.max(other.config_revision);
     }
 
     /// Whether a store has been found to keep conditions, and not too long ago.
@@ -141,10 +142,10 @@ impl Remembered {
     ///
     /// # Errors
     /// [`StackError::KeyringRollback`].
-    pub fn check_keyring(&self, generation: u64) -> Result<(), StackError> {
-        let (found, seen) = (generation, self.keyring_generation);
+    pub fn check_keyring(&self, revision: u64) -> Result<(), StackError> {
+        let (found, seen) = (revision, self.keyring_revision);
         match found < seen {
-            true => Err(StackError::KeyringRollback { what: "generation", found, seen }),
+            true => Err(StackError::KeyringRollback { what: "revision", found, seen }),
             false => Ok(()),
         }
     }

@@ -34,7 +34,7 @@ pub(crate) fn gates(
         held.boxed()
     };
     Gates {
-        beside: Box::new(move || BesideRow { config: sse.generation(), lease: term }),
+        beside: Box::new(move || BesideRow { config: sse.revision(), lease: term }),
         may_delete: Box::new(move || {
             sealed.damaged().is_empty() && segments.malformed().is_empty()
         }),

@@ -85,7 +85,7 @@ pub(crate) struct Look<'a> {
     pub(crate) attended: Attended,
     pub(crate) source: Source<'a>,
     pub(crate) open_timeout: Duration,
-    /// The generation of the configuration.
+    /// The revision of the configuration.
     pub(crate) config: u64,
     /// Refuse a bucket that is older than this commit.
     pub(crate) at_least: u64,

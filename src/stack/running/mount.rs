@@ -173,7 +173,7 @@ impl Mounted {
             }
             writer.stop(if drained { STEP_MAX } else { Duration::ZERO }).await;
         }
-        self.shared.remembered.lock().keyring_generation = self.shared.key_watch.generation();
+        self.shared.remembered.lock().keyring_revision = self.shared.key_watch.revision();
         self.close(drained, writer).await;
         drained
     }

@@ -341,11 +341,11 @@ impl OpenVolume {
         let mut before = self.state.load_continued(accept.keyring)?.unwrap_or_default();
         before.take_seen(&self.remembered.lock());
         if !accept.keyring {
-            before.check_keyring(keyring.generation())?;
+            before.check_keyring(keyring.revision())?;
         }
-        let config = self.sse.generation();
-        if config < before.config_generation && !accept.config {
-            let (found, seen) = (config, before.config_generation);
+        let config = self.sse.revision();
+        if config < before.config_revision && !accept.config {
+            let (found, seen) = (config, before.config_revision);
             return Err(StackError::ConfigRollback { found, seen });
         }
         let opener = Opener { plan: &self.plan, keys: &self.keys, attended: &ask.attended };
@@ -377,8 +377,8 @@ impl OpenVolume {
         let seat = claim(seat, &asked, held).await?;
         let mut remembered = Remembered {
             manifest: seat.kv.manifest_id(),
-            keyring_generation: keyring.generation(),
-            config_generation: config,
+            keyring_revision: keyring.revision(),
+            config_revision: config,
             ..before.clone()
         };
         // What was accepted counts from here on.

@@ -187,8 +187,8 @@ async fn beat(lease: SharedLease, committer: Arc<Committer>, shared: Arc<OpenVol
         shared.look_around(beat.is_multiple_of(KEYRING_BEATS)).await;
         {
             let mut remembered = shared.remembered.lock();
-            remembered.config_generation = shared.sse.generation();
-            remembered.keyring_generation = shared.key_watch.generation();
+            remembered.config_revision = shared.sse.revision();
+            remembered.keyring_revision = shared.key_watch.revision();
         }
         let mut lease = lease.lock().await;
         lease.writes_in(shared.sealed.oldest_epoch(), shared.rekey.left());

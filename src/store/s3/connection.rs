@@ -139,10 +139,10 @@ struct Shared {
     pools: Mutex<HashMap<Option<Duration>, Pool>>,
 }
 
-/// A pool of connections; `generation` counts how many were given up before it.
+/// A pool of connections; `number` counts how many were given up before it.
 #[derive(Clone)]
 struct Pool {
-    generation: u64,
+    number: u64,
     client: Client<Dialer, SdkBody>,
 }
 
@@ -180,11 +180,11 @@ impl Shared {
             }
         }
         for (connecting, pool) in pools {
-            *pool = self.new_pool(*connecting, pool.generation + 1);
+            *pool = self.new_pool(*connecting, pool.number + 1);
         }
     }
 
-    fn new_pool(&self, limit: Option<Duration>, generation: u64) -> Pool {
+    fn new_pool(&self, limit: Option<Duration>, number: u64) -> Pool {
         let mut tcp = TcpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -197,17 +197,17 @@ impl Shared {
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .build(Dialer { tls, limit });
-        Pool { generation, client }
+        Pool { number, client }
     }
 
     /// Leaves every connection of a pool, unless somebody has done that already. Those that others
     /// use stay until they are done.
-    fn give_up(&self, connecting: Option<Duration>, generation: u64) {
+    fn give_up(&self, connecting: Option<Duration>, number: u64) {
         let mut pools = self.pools.lock();
-        if pools.get(&connecting).is_some_and(|pool| pool.generation == generation) {
+        if pools.get(&connecting).is_some_and(|pool| pool.number == number) {
             log::debug!("a connection to the store went silent; opening new ones");
             self.patience.lost();
-            pools.insert(connecting, self.new_pool(connecting, generation + 1));
+            pools.insert(connecting, self.new_pool(connecting, number + 1));
         }
     }
 }
@@ -340,7 +340,7 @@ impl Wire {
             let left = limit.saturating_sub(begun.elapsed());
             let silence = pulse(&captured).map(|pulse| pulse.silence(begun));
             if left.is_zero() || silence.is_some_and(|silence| silence >= patience) {
-                self.shared.give_up(self.connecting, pool.generation);
+                self.shared.give_up(self.connecting, pool.number);
                 let why = match silence {
                     Some(silence) if silence >= patience => GivenUp::Silence(silence),
                     _ => GivenUp::Late(limit),
@@ -371,11 +371,11 @@ impl Wire {
             // Behind one address are many servers; the next attempt shall meet another.
             connection.poison();
         }
-        let (shared, connecting, generation) = (self.shared, self.connecting, pool.generation);
+        let (shared, connecting, number) = (self.shared, self.connecting, pool.number);
         let answer = answer.map(|body| {
             let (asked, timer) = (None, None);
             let watched =
-                Watched { body, pulse, patience, asked, timer, shared, connecting, generation };
+                Watched { body, pulse, patience, asked, timer, shared, connecting, number };
             SdkBody::from_body_1_x(watched)
         });
         HttpResponse::try_from(answer).map_err(|e| ConnectorError::other(e.into(), None))
@@ -426,7 +426,7 @@ struct Watched {
     timer: Option<Pin<Box<Sleep>>>,
     shared: Arc<Shared>,
     connecting: Option<Duration>,
-    generation: u64,
+    number: u64,
 }
 
 impl Body for Watched {
@@ -447,7 +447,7 @@ impl Body for Watched {
         loop {
             let silence = pulse.silence(asked);
             if silence >= this.patience {
-                this.shared.give_up(this.connecting, this.generation);
+                this.shared.give_up(this.connecting, this.number);
                 return Poll::Ready(Some(Err(GivenUp::Silence(silence).into())));
             }
             let wait = this.patience - silence + MARGIN;
@@ -717,7 +717,7 @@ mod tests {
             false => Err(io::Error::other("half a file")),
         };
         let shared = Shared::new(trust, SECOND).expect("readable");
-        let state = || (shared.pool(None).generation, Arc::as_ptr(&shared.tls.lock()));
+        let state = || (shared.pool(None).number, Arc::as_ptr(&shared.tls.lock()));
         let first = state();
         assert_eq!(state(), first);
         trust_again();

@@ -24,7 +24,7 @@ pub struct Behaviour {
     /// Says of requests without encryption headers that it applied this (as AWS does: AES256).
     pub bucket_default: Option<String>,
     /// How often every alias was pointed at another key.
-    pub alias_generation: u32,
+    pub alias_moves: u32,
     /// Modes (`customer`, `AES256`, …, `default`) whose writes are answered 403, as by a policy.
     pub refuses: Vec<&'static str>,
     /// Answers writes with KMS with this error code.
@@ -133,9 +133,8 @@ impl AskedSse {
                 return Err(s3_error!(InvalidArgument, "the context is not base64 of JSON"));
             }
         }
-        let generation = behaviour.alias_generation;
-        let kms_key =
-            is_kms.then(|| key_arn(self.kms_key.as_deref().unwrap_or("aws-s3"), generation));
+        let moves = behaviour.alias_moves;
+        let kms_key = is_kms.then(|| key_arn(self.kms_key.as_deref().unwrap_or("aws-s3"), moves));
         let applied = customer.is_none().then(|| behaviour.bucket_default.clone()).flatten();
         Ok(StoredSse {
             algorithm: algorithm.or(applied),
@@ -210,10 +209,10 @@ fn customer_key(
 }
 
 /// The ARN a key is answered as: aliases become keys, bare ids become ARNs.
-fn key_arn(asked: &str, alias_generation: u32) -> String {
+fn key_arn(asked: &str, alias_moves: u32) -> String {
     let name = asked.rsplit_once(':').map_or(asked, |(_, name)| name);
     match name.strip_prefix("alias/") {
-        Some(alias) => format!("{KEY_ARN}{alias}-{alias_generation}"),
+        Some(alias) => format!("{KEY_ARN}{alias}-{alias_moves}"),
         None => format!("{KEY_ARN}{}", name.strip_prefix("key/").unwrap_or(name)),
     }
 }

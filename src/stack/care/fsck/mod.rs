@@ -192,7 +192,7 @@ pub async fn fsck(
     note_use(&options.state_dir, &options.store, &keyring, slot);
     let id = keys.volume_id();
     // The encryption that the volume remembers is needed to read objects under it.
-    let config_generation = loaded.config.generation;
+    let config_revision = loaded.config.revision;
     let _sse = VolumeSse::begin(layers.s3.clone(), options.store.sse.clone(), loaded.config)?;
     let sealed = layers.sealed(&keys)?;
     // Somebody may rotate the keys while it looks.
@@ -218,8 +218,8 @@ pub async fn fsck(
         progress: &progress,
         options: &options,
         remembered,
-        keyring_generation: keyring.generation(),
-        config_generation,
+        keyring_revision: keyring.revision(),
+        config_revision,
     };
     let mut repaired = Vec::new();
     let outcome = match &mended {
@@ -282,8 +282,8 @@ struct Run<'a> {
     progress: &'a FsckProgress,
     options: &'a FsckOptions,
     remembered: Remembered,
-    keyring_generation: u64,
-    config_generation: u64,
+    keyring_revision: u64,
+    config_revision: u64,
     /// Somebody writes while this looks.
     writer: bool,
 }
@@ -418,8 +418,8 @@ impl Run<'_> {
             Err(e @ StackError::OtherHistory { .. }) => problems.push(plain(e.to_string())),
             outcome => outcome?,
         }
-        let (found, seen) = (self.config_generation, look.beside.config);
-        let seen = seen.max(self.remembered.config_generation);
+        let (found, seen) = (self.config_revision, look.beside.config);
+        let seen = seen.max(self.remembered.config_revision);
         match found {
             0 => problems.push(plain("object config is not in the bucket".into())),
             _ if found < seen => {
@@ -427,7 +427,7 @@ impl Run<'_> {
             }
             _ => {}
         }
-        if let Err(e) = self.remembered.check_keyring(self.keyring_generation) {
+        if let Err(e) = self.remembered.check_keyring(self.keyring_revision) {
             problems.push(plain(e.to_string()));
         }
         let inos = look.report.findings.iter().filter_map(Finding::ino);
