@@ -1,9 +1,9 @@
 //! What one commit consists of.
 //!
-//! One generation at a time: pack its bytes into segments, upload them in parallel, then write
+//! One group at a time: pack its bytes into segments, upload them in parallel, then write
 //! one metadata batch with all rows, the segment accounting and the new committed position.
 //! Only when that batch is durable does the position advance, the journal space come free and
-//! the generation leave the view. So metadata never names a segment that is not in the bucket,
+//! the group leave the view. So metadata never names a segment that is not in the bucket,
 //! and replay is exactly-once.
 
 use std::collections::HashMap;
@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use super::accounts::{self, Changes, Moment, NewSegment};
 use super::error::CommitError;
 use super::pack::{Plan, SegmentPlan};
-use super::pending::Generation;
+use super::pending::CommitGroup;
 use super::resolve;
 use super::view::{ViewError, last_commit};
 use super::work::{Sending, Work};
@@ -39,7 +39,7 @@ pub(super) struct Attempts {
     history: HistoryKey,
     uploaded: AtomicU64,
     sending: Mutex<Sending>,
-    /// The generation whose commit failed, and what of it the bucket has.
+    /// The group whose commit failed, and what of it the bucket has.
     work: Mutex<Option<Work>>,
 }
 
@@ -59,15 +59,15 @@ impl Attempts {
         (*self.sending.lock(), self.uploaded.load(Ordering::Relaxed))
     }
 
-    /// Commits the oldest generation, or says why not: the next try goes on where this ended.
+    /// Commits the oldest group, or says why not: the next try goes on where this ended.
     /// Returns whether there is something to reclaim now.
-    pub(super) async fn commit(&self, generation: &Arc<Generation>) -> Result<bool, CommitError> {
+    pub(super) async fn commit(&self, group: &Arc<CommitGroup>) -> Result<bool, CommitError> {
         let held = self.work.lock().take();
         let mut work = match held {
-            Some(work) if Arc::ptr_eq(&work.generation, generation) => work,
+            Some(work) if Arc::ptr_eq(&work.group, group) => work,
             _ => {
                 let (bytes_max, epoch) = (self.rows.segments.upload_max(), self.rows.key_epoch());
-                Work::new(generation.clone(), bytes_max, epoch, || self.rows.segments.new_id())
+                Work::new(group.clone(), bytes_max, epoch, || self.rows.segments.new_id())
             }
         };
         *self.sending.lock() = work.sending();
@@ -79,16 +79,16 @@ impl Attempts {
             }
         };
         *self.sending.lock() = Sending::default();
-        self.rows.view.retire(generation, stats, work.inodes.as_deref(), &work.plan);
+        self.rows.view.retire(group, stats, work.inodes.as_deref(), &work.plan);
         self.journal.release(row.position);
         self.rows.counts.freed.fetch_add(work.freed, Ordering::Relaxed);
         self.rows.committed.send_replace(row);
-        Ok(!generation.dropped.is_empty() || work.has_abandoned())
+        Ok(!group.dropped.is_empty() || work.has_abandoned())
     }
 
     async fn try_commit(&self, work: &mut Work) -> Result<(CommitRow, Stats), CommitError> {
         self.upload(work).await?;
-        let (rows, row, stats) = match self.landed(&work.generation).await? {
+        let (rows, row, stats) = match self.landed(&work.group).await? {
             // An earlier try got as far as the memtable or the bucket: writing the position
             // again makes all of it durable. Applying it twice would count extents twice.
             Some((row, stats)) => (vec![(commit_key(), Some(row.encode()))], row, stats),
@@ -101,21 +101,18 @@ impl Attempts {
         Ok((row, stats))
     }
 
-    /// The commit of `generation` if the metadata store has it already.
-    async fn landed(
-        &self,
-        generation: &Generation,
-    ) -> Result<Option<(CommitRow, Stats)>, CommitError> {
+    /// The commit of `group` if the metadata store has it already.
+    async fn landed(&self, group: &CommitGroup) -> Result<Option<(CommitRow, Stats)>, CommitError> {
         let kv = self.rows.view.kv();
         let Some(row) = last_commit(kv).await? else { return Ok(None) };
-        if row.journal != self.journal.id() || row.position < generation.last {
+        if row.journal != self.journal.id() || row.position < group.last {
             return Ok(None);
         }
         let Some(stats) = kv.get(&keys::stats()).await? else { return Ok(None) };
         Ok(Some((row, Stats::decode(&stats).map_err(ViewError::from)?)))
     }
 
-    /// Uploads what the bucket lacks. Where the store takes nothing so large, the generation is cut
+    /// Uploads what the bucket lacks. Where the store takes nothing so large, the group is cut
     /// into smaller segments at once; where it refuses for good, what is sent next is a byte.
     async fn upload(&self, work: &mut Work) -> Result<(), CommitError> {
         if let Some(id) = work.to_try_out() {
@@ -186,9 +183,9 @@ impl Attempts {
         &self,
         work: &mut Work,
     ) -> Result<(Vec<RowChange>, CommitRow, Stats), CommitError> {
-        let (generation, plan): (&Generation, &Plan) = (&work.generation, &work.plan);
+        let (group, plan): (&CommitGroup, &Plan) = (&work.group, &work.plan);
         let mut changes = Changes::default();
-        for (ino, touched) in resolve::touched(generation, plan) {
+        for (ino, touched) in resolve::touched(group, plan) {
             resolve::apply_inode(&self.rows.view, &mut changes, ino, &touched).await?;
         }
         plan.shares.iter().for_each(|&(id, file)| changes.share(id, file));
@@ -197,7 +194,7 @@ impl Attempts {
         let chain = self.history.next(before.chain, sequence, &self.rows.options.instance);
         let row = CommitRow {
             journal: self.journal.id(),
-            position: generation.last,
+            position: group.last,
             sequence,
             chain,
             time_secs: unix_secs(),
@@ -211,12 +208,12 @@ impl Attempts {
         let inodes = inodes.filter_map(|(key, row)| Some((key.clone(), row.clone()?)));
         work.inodes = Some(inodes.collect());
         let mut stats = self.rows.view.committed_stats();
-        stats.inodes = stats.inodes.saturating_add_signed(generation.inodes);
-        stats.bytes = stats.bytes.saturating_add_signed(generation.bytes);
+        stats.inodes = stats.inodes.saturating_add_signed(group.inodes);
+        stats.bytes = stats.bytes.saturating_add_signed(group.bytes);
         let mut rows: Vec<RowChange> =
-            Vec::with_capacity(generation.rows.len() + changes.rows.len() + 6);
+            Vec::with_capacity(group.rows.len() + changes.rows.len() + 6);
         // Those that become other rows than they were pending are written once.
-        let as_pending = generation.rows.iter().filter(|(key, _)| !changes.rows.contains_key(*key));
+        let as_pending = group.rows.iter().filter(|(key, _)| !changes.rows.contains_key(*key));
         for (key, pending) in as_pending {
             rows.push((Bytes::copy_from_slice(key), pending.value.clone()));
         }

@@ -17,8 +17,8 @@ const PRELUDE: usize = 5;
 pub enum RowOp {
     /// Sets the row.
     Put(Bytes),
-    /// Sets a row that is known not to exist anywhere below the current generation, so that
-    /// deleting it before it is committed leaves no trace.
+    /// Sets a row that is known to exist neither in an older group nor in the metadata store, so
+    /// that deleting it before it is committed leaves no trace.
     PutFresh(Bytes),
     /// Deletes the row.
     Delete,
@@ -136,7 +136,7 @@ impl Batch {
         self.rows.push((key, RowOp::Put(value)));
     }
 
-    /// Sets a row that is known not to exist in any older layer.
+    /// Sets a row that is known to exist neither in an older group nor in the metadata store.
     pub fn put_fresh(&mut self, key: Key, value: Bytes) {
         self.rows.push((key, RowOp::PutFresh(value)));
     }

@@ -1,6 +1,6 @@
 //! The background task that brings the journal to the bucket, in order.
 //!
-//! Decides when a generation is due, tries again what failed, and answers those who wait; what
+//! Decides when a group is due, tries again what failed, and answers those who wait; what
 //! a commit consists of is in `attempt`. Nothing is dropped.
 
 use std::panic::AssertUnwindSafe;
@@ -272,8 +272,8 @@ impl Committer {
             if *self.state.borrow() == WriterState::Fenced {
                 return Ok(());
             }
-            let Some(generation) = self.rows.view.freeze(self.is_due()) else { break };
-            if self.attempts.commit(&generation).await? {
+            let Some(group) = self.rows.view.freeze(self.is_due()) else { break };
+            if self.attempts.commit(&group).await? {
                 self.reclaimer.wake();
             }
         }
@@ -300,8 +300,8 @@ impl Committer {
     async fn commit_pending(&self) -> Result<(), CommitError> {
         let (target, ..) = self.rows.view.pending_summary();
         while self.committed().position < target {
-            let Some(generation) = self.rows.view.freeze(true) else { break };
-            if self.attempts.commit(&generation).await? {
+            let Some(group) = self.rows.view.freeze(true) else { break };
+            if self.attempts.commit(&group).await? {
                 self.reclaimer.wake();
             }
         }

@@ -4,12 +4,12 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `batch` | one mutation and its bytes in a journal record |
-//! | `pending` | the pending generations: what is in the journal and not yet in the bucket |
+//! | `pending` | the pending groups: what is in the journal and not yet in the bucket |
 //! | `caches` | the committed rows and extents that a view keeps |
 //! | `directories` | which names whole directories have |
 //! | `page` | rows of a range, pending ones over committed ones |
 //! | `extents` | extents in committed rows |
-//! | `view` | reads: pending generations over cached rows over the metadata store |
+//! | `view` | reads: pending groups over cached rows over the metadata store |
 //! | `pack` | which byte goes into which segment (pure) |
 //! | `resolve` | new extents over old ones, in inode rows and `e` rows |
 //! | `accounts` | what is live of each segment, and what a commit writes besides its batches |
@@ -58,7 +58,7 @@ pub use committer::{Committer, Progress, WriterState};
 pub use error::CommitError;
 pub use keeping::{SNAPSHOTS_MAX, SnapshotError, SnapshotOrder};
 pub use options::{CleanOptions, CommitOptions};
-pub use pending::{ContentsId, Generation};
+pub use pending::{CommitGroup, ContentsId};
 pub use view::{Lookup, View, ViewError, last_commit};
 pub use work::Sending;
 pub use writer::Gates;

@@ -8,7 +8,7 @@ use crate::data::Source;
 use crate::journal::RecordLoc;
 use crate::store::segments::{BYTES_PER_RANGE, Owned, RANGES_MAX};
 
-use super::pending::{ContentsId, Generation};
+use super::pending::{CommitGroup, ContentsId};
 
 /// Bytes of data of a full segment.
 pub const SEGMENT_BYTES_MAX: u64 = 16 << 20;
@@ -139,18 +139,14 @@ impl Plan {
     }
 }
 
-/// Packs the contents of `generation`, sorted by inode and offset, so that what is read
+/// Packs the contents of `group`, sorted by inode and offset, so that what is read
 /// together lies together; no segment is larger than `bytes_max`. `new_id` names segments.
-pub fn pack(
-    generation: &Generation,
-    bytes_max: u64,
-    mut new_id: impl FnMut() -> SegmentId,
-) -> Plan {
-    let mut files: Vec<_> = generation.files.iter().filter(|(_, f)| !f.ranges.is_empty()).collect();
+pub fn pack(group: &CommitGroup, bytes_max: u64, mut new_id: impl FnMut() -> SegmentId) -> Plan {
+    let mut files: Vec<_> = group.files.iter().filter(|(_, f)| !f.ranges.is_empty()).collect();
     files.sort_unstable_by_key(|(key, _)| **key);
     let bytes_max = bytes_max.min(SEGMENT_BYTES_MAX);
     // What is shared is placed once; without clones, nothing is.
-    let placed = (!generation.clones.is_empty()).then(Placed::default);
+    let placed = (!group.clones.is_empty()).then(Placed::default);
     let mut packing = Packing { plan: Plan::default(), bytes_max, new_id: &mut new_id, placed };
     for (key, file) in files {
         let mut changes: Vec<Change> = Vec::new();
@@ -236,7 +232,7 @@ mod tests {
     use crate::commit::batch::{Batch, CloneSource, DataOp};
     use crate::data::Part;
 
-    fn write(g: &mut Generation, ino: u64, offset: u64, len: u32) {
+    fn write(g: &mut CommitGroup, ino: u64, offset: u64, len: u32) {
         let mut batch = Batch::default();
         batch.data.push(DataOp::Write { ino: Ino(ino), generation: 0, offset, len });
         g.apply(batch, RecordLoc::for_tests(1), 40, &[]);
@@ -245,7 +241,7 @@ mod tests {
     #[test]
     fn a_file_written_in_order_costs_one_extent_a_segment() {
         // Guards against a row per write: a gigabyte must cost a few dozen rows.
-        let mut g = Generation::new(JournalPos(0));
+        let mut g = CommitGroup::new(JournalPos(0));
         for i in 0..40 {
             write(&mut g, 7, i << 20, 1 << 20);
         }
@@ -277,7 +273,7 @@ mod tests {
     #[test]
     fn a_segment_of_crumbs_ends_before_its_summary_is_long() {
         // Guards against a summary that is larger than the data, which no reader would take.
-        let mut g = Generation::new(JournalPos(0));
+        let mut g = CommitGroup::new(JournalPos(0));
         for i in 0..3000 {
             write(&mut g, 7, i * 10, 1);
         }
@@ -291,7 +287,7 @@ mod tests {
     #[test]
     fn small_files_lie_side_by_side_in_inode_order() {
         // Guards against the packing following hash-map order, which would scatter a tree.
-        let mut g = Generation::new(JournalPos(0));
+        let mut g = CommitGroup::new(JournalPos(0));
         for ino in [9, 3, 5] {
             write(&mut g, ino, 0, 100);
         }
@@ -307,7 +303,7 @@ mod tests {
         // off by what was cut: every byte of every file is looked up in the segments.
         let (record, later) = (RecordLoc::for_tests(1), RecordLoc::for_tests(2));
         let part = |start, end, skip| Part { start, end, source: Source::Record { record, skip } };
-        let mut g = Generation::new(JournalPos(0));
+        let mut g = CommitGroup::new(JournalPos(0));
         write(&mut g, 9, 0, 100);
         let mut clone = |ino, generation, offset, parts: &[Part]| {
             let (first, last) = (parts[0].start, parts[parts.len() - 1].end);

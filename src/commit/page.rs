@@ -5,7 +5,7 @@ use std::ops::Bound;
 
 use bytes::{Bytes, BytesMut};
 
-use super::pending::Generation;
+use super::pending::CommitGroup;
 use crate::meta::{Key, keys};
 use crate::store::kv::Row;
 
@@ -87,7 +87,7 @@ pub(super) struct PendingRows {
 impl PendingRows {
     /// At most `limit` of each layer.
     pub(super) fn of<'a>(
-        newest_first: impl Iterator<Item = &'a Generation>,
+        newest_first: impl Iterator<Item = &'a CommitGroup>,
         start: &[u8],
         end: &[u8],
         limit: usize,

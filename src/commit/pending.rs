@@ -1,8 +1,8 @@
-//! A generation of pending changes: the net effect of a run of batches, in memory.
+//! A commit group: the net effect of a run of batches that are committed as one, in memory.
 //!
-//! Batches are applied to the newest generation; the committer freezes it and commits it as
+//! Batches are applied to the newest group; the committer freezes it and commits it as
 //! one. Coalescing is thereby free: a row keeps its last value, a temporary file that comes
-//! and goes within one generation leaves nothing, overwritten bytes are never uploaded.
+//! and goes within one group leaves nothing, overwritten bytes are never uploaded.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hasher};
@@ -23,12 +23,12 @@ use crate::meta::keys::{self, RECLAIM_INODE};
 pub struct PendingRow {
     /// The value; `None`: deleted.
     pub value: Option<Bytes>,
-    /// No older layer has this key.
+    /// Neither an older group nor the metadata store has this key.
     fresh: bool,
 }
 
 impl PendingRow {
-    /// Whether no older layer has this key.
+    /// Whether neither an older group nor the metadata store has this key.
     pub fn is_fresh(&self) -> bool {
         self.fresh
     }
@@ -39,7 +39,7 @@ impl PendingRow {
 pub struct PendingFile {
     /// Ranges written or punched.
     pub ranges: Overlay<Source>,
-    /// Nothing of this data generation is in an older layer.
+    /// Nothing of this data generation is in an older group or in the metadata store.
     pub fresh: bool,
 }
 
@@ -48,13 +48,13 @@ pub type ContentsId = (Ino, u32);
 
 /// What accumulates between two freezes.
 #[derive(Debug)]
-pub struct Generation {
+pub struct CommitGroup {
     /// Rows by key.
     pub rows: BTreeMap<Key, PendingRow>,
     /// Contents by file.
     pub files: HashMap<ContentsId, PendingFile>,
-    /// Data generations that ended and of which older layers may hold something. Generation
-    /// [`RECLAIM_INODE`] stands for the inode's extended attributes.
+    /// Data generations that ended and of which older groups or the metadata store may hold
+    /// something. Generation [`RECLAIM_INODE`] stands for the inode's extended attributes.
     pub dropped: BTreeSet<ContentsId>,
     /// Change of the number of inodes.
     pub inodes: i64,
@@ -94,7 +94,7 @@ const LOG_SHARE: u64 = 180;
 /// What the end of a data generation costs there.
 const LOG_DROP: u64 = 80;
 
-/// The hash of a key of a row, for [`Generation::row`].
+/// The hash of a key of a row, for [`CommitGroup::row`].
 pub fn key_hash(key: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(key);
@@ -102,7 +102,7 @@ pub fn key_hash(key: &[u8]) -> u64 {
 }
 
 /// A Bloom filter over keys of rows, in words of 64 bits (Putze, Sanders and Singler, *Cache-,
-/// hash- and space-efficient Bloom filters*, 2007). While the bucket is away closed generations
+/// hash- and space-efficient Bloom filters*, 2007). While the bucket is away closed groups
 /// add up, and each is asked for every row.
 #[derive(Debug)]
 struct Filter(Box<[u64]>);
@@ -131,10 +131,10 @@ impl Filter {
     }
 }
 
-impl Generation {
-    /// An empty generation after record `last`.
-    pub fn new(last: JournalPos) -> Generation {
-        Generation {
+impl CommitGroup {
+    /// An empty group after record `last`.
+    pub fn new(last: JournalPos) -> CommitGroup {
+        CommitGroup {
             rows: BTreeMap::new(),
             files: HashMap::new(),
             dropped: BTreeSet::new(),
@@ -306,7 +306,7 @@ impl Generation {
             self.row_bytes -= ROW_OVERHEAD + size;
             self.log_bytes -= LOG_ROW + size;
         }
-        // A row stays fresh while it stays in this generation; a delete of it leaves nothing.
+        // A row stays fresh while it stays in this group; a delete of it leaves nothing.
         // A put that claims freshness over a pending delete must not lose that delete.
         let fresh = match old {
             Some(old) => old.fresh,
@@ -344,16 +344,16 @@ mod tests {
         s.as_bytes().into()
     }
 
-    fn apply(generation: &mut Generation, build: impl FnOnce(&mut Batch)) {
+    fn apply(group: &mut CommitGroup, build: impl FnOnce(&mut Batch)) {
         let mut batch = Batch::default();
         build(&mut batch);
-        generation.apply(batch, RecordLoc::for_tests(1), 10, &[]);
+        group.apply(batch, RecordLoc::for_tests(1), 10, &[]);
     }
 
     #[test]
-    fn a_row_created_and_deleted_in_one_generation_leaves_nothing() {
+    fn a_row_created_and_deleted_in_one_group_leaves_nothing() {
         // Guards against temporary files costing tombstones in the bucket.
-        let mut g = Generation::new(JournalPos(0));
+        let mut g = CommitGroup::new(JournalPos(0));
         apply(&mut g, |b| b.put_fresh(key("a"), Bytes::from_static(b"1")));
         apply(&mut g, |b| b.put(key("a"), Bytes::from_static(b"2")));
         apply(&mut g, |b| b.delete(key("a")));
@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn deleting_a_committed_row_and_creating_it_anew_keeps_the_tombstone_possible() {
         // Guards against `rm a; touch a; rm a` resurrecting the committed `a`.
-        let mut g = Generation::new(JournalPos(0));
+        let mut g = CommitGroup::new(JournalPos(0));
         apply(&mut g, |b| b.delete(key("a")));
         apply(&mut g, |b| b.put_fresh(key("a"), Bytes::from_static(b"2")));
         apply(&mut g, |b| b.delete(key("a")));
@@ -374,7 +374,7 @@ mod tests {
     #[test]
     fn a_hole_in_fresh_data_is_the_absence_of_a_range() {
         // Guards against holes costing ranges where there is nothing below to hide.
-        let mut g = Generation::new(JournalPos(0));
+        let mut g = CommitGroup::new(JournalPos(0));
         let (ino, generation) = (Ino(2), 0);
         apply(&mut g, |b| {
             b.data.push(DataOp::Begin { ino, generation });
@@ -388,11 +388,11 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_generation_still_has_its_rows_and_hardly_any_other() {
+    fn a_closed_group_still_has_its_rows_and_hardly_any_other() {
         // Guards against a filter that hides a pending row, and against one that says nothing.
-        let mut g = Generation::new(JournalPos(0));
+        let mut g = CommitGroup::new(JournalPos(0));
         let name = |n: usize| key(&format!("row {n}"));
-        let row = |g: &Generation, n| g.row(&name(n), key_hash(&name(n))).is_some();
+        let row = |g: &CommitGroup, n| g.row(&name(n), key_hash(&name(n))).is_some();
         (0..3000).for_each(|n| apply(&mut g, |b| b.put(name(n), Bytes::new())));
         assert!(row(&g, 2999) && !row(&g, 3000));
         g.close();
@@ -406,7 +406,7 @@ mod tests {
     #[test]
     fn many_small_writes_count_as_memory_until_the_file_goes() {
         // Guards against a long time offline filling the memory with ranges that no limit sees.
-        let mut g = Generation::new(JournalPos(0));
+        let mut g = CommitGroup::new(JournalPos(0));
         let (ino, generation) = (Ino(2), 0);
         for i in 0..1000 {
             let write = DataOp::Write { ino, generation, offset: i * 10, len: 1 };

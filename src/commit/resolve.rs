@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 use super::accounts::Changes;
 use super::extents::{Committed, inode_row};
 use super::pack::{Change, Plan};
-use super::pending::{ContentsId, Generation, PendingRow};
+use super::pending::{CommitGroup, ContentsId, PendingRow};
 use super::view::{View, ViewError};
 use crate::base::Ino;
 use crate::data::{Extent, Overlay, Source};
@@ -23,7 +23,7 @@ const SCAN_ROWS_MAX: usize = 256;
 /// the background, so that deleting it is a constant number of rows now.
 pub const INLINE_DROP_EXTENTS: usize = 64;
 
-/// What a generation does to one inode.
+/// What a group does to one inode.
 #[derive(Debug, Default)]
 pub struct Touched<'a> {
     row: Option<&'a PendingRow>,
@@ -33,11 +33,11 @@ pub struct Touched<'a> {
     dropped: Vec<u32>,
 }
 
-/// The inodes that a generation touches, whose contents `plan` has packed.
-pub fn touched<'a>(generation: &'a Generation, plan: &'a Plan) -> BTreeMap<Ino, Touched<'a>> {
+/// The inodes that a group touches, whose contents `plan` has packed.
+pub fn touched<'a>(group: &'a CommitGroup, plan: &'a Plan) -> BTreeMap<Ino, Touched<'a>> {
     let mut all: BTreeMap<Ino, Touched<'a>> = BTreeMap::new();
     let (from, to) = keys::all_with_tag(b'i');
-    for (key, row) in generation.rows.range(from..to) {
+    for (key, row) in group.rows.range(from..to) {
         if let Some(ino) = keys::inode_of(key) {
             all.entry(ino).or_default().row = Some(row);
         }
@@ -45,7 +45,7 @@ pub fn touched<'a>(generation: &'a Generation, plan: &'a Plan) -> BTreeMap<Ino, 
     for ((ino, data), changes, fresh) in &plan.files {
         all.entry(*ino).or_default().changed.push((*data, changes, *fresh));
     }
-    for (ino, data) in &generation.dropped {
+    for (ino, data) in &group.dropped {
         all.entry(*ino).or_default().dropped.push(*data);
     }
     all

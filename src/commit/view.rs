@@ -1,4 +1,4 @@
-//! What the volume looks like now: pending generations, newest first, over cached rows over
+//! What the volume looks like now: pending groups, newest first, over cached rows over
 //! the metadata store.
 //!
 //! Two kinds of reads. `*_now` answers from memory or says that it cannot; it never waits, so
@@ -19,7 +19,7 @@ use super::extents::{Committed, extent_of};
 use super::holders::Holders;
 use super::pack::{Placed, Plan};
 use super::page::{Page, PendingRows, Scanned};
-use super::pending::{ContentsId, Generation, key_hash};
+use super::pending::{CommitGroup, ContentsId, key_hash};
 use crate::base::{Ino, JournalPos, SegmentId};
 use crate::data::plan::Pending;
 use crate::data::{Extent, Part};
@@ -29,10 +29,10 @@ use crate::store::kv::{Kv, KvError};
 
 /// Memory that pending rows take before commits do not wait for their interval.
 const BURST_ROW_BYTES_MAX: u64 = 16 << 20;
-/// Rows of one generation as the log has them, in bytes. Its object in the log is put whole, under
+/// Rows of one group as the log has them, in bytes. Its object in the log is put whole, under
 /// a condition that parts cannot have, and many a proxy takes no more than 1 MiB (nginx'
 /// `client_max_body_size`).
-const GENERATION_LOG_BYTES_MAX: u64 = 768 << 10;
+const GROUP_LOG_BYTES_MAX: u64 = 768 << 10;
 /// What one request for missing metadata fetches: rows that are read together lie together.
 pub const READ_AHEAD_BYTES: usize = 512 << 10;
 /// Extents that one scan loads.
@@ -67,16 +67,16 @@ pub enum Lookup<T> {
     Miss,
 }
 
-struct Layers {
-    active: Generation,
+struct Groups {
+    active: CommitGroup,
     /// Oldest first; the committer works on the first.
-    frozen: VecDeque<Arc<Generation>>,
+    frozen: VecDeque<Arc<CommitGroup>>,
 }
 
-impl Layers {
-    fn all(&mut self) -> impl Iterator<Item = &mut Generation> {
-        let frozen = self.frozen.iter_mut().map(|generation| {
-            Arc::get_mut(generation).expect("only the oldest is given out, until it retires")
+impl Groups {
+    fn all(&mut self) -> impl Iterator<Item = &mut CommitGroup> {
+        let frozen = self.frozen.iter_mut().map(|group| {
+            Arc::get_mut(group).expect("only the oldest is given out, until it retires")
         });
         std::iter::once(&mut self.active).chain(frozen)
     }
@@ -89,7 +89,7 @@ impl Layers {
         }
     }
 
-    fn newest_first(&self) -> impl Iterator<Item = &Generation> {
+    fn newest_first(&self) -> impl Iterator<Item = &CommitGroup> {
         std::iter::once(&self.active).chain(self.frozen.iter().rev().map(|g| &**g))
     }
 }
@@ -101,10 +101,10 @@ pub struct ViewOptions {
     pub rows_max: usize,
     /// Files whose extents are kept in memory.
     pub files_max: usize,
-    /// A generation with this much file data is closed, so that the committer works through a
+    /// A group with this much file data is closed, so that the committer works through a
     /// long write in pieces and frees the journal as it goes, well before it is full.
-    pub generation_bytes_max: u64,
-    /// With this much file data pending, a full generation does not wait for the commit interval:
+    pub group_bytes_max: u64,
+    /// With this much file data pending, a full group does not wait for the commit interval:
     /// a burst below it has the machine to itself, and is uploaded when it is over.
     pub burst_bytes_max: u64,
 }
@@ -114,16 +114,16 @@ impl Default for ViewOptions {
         ViewOptions {
             rows_max: 65_536,
             files_max: 8_192,
-            generation_bytes_max: 256 << 20,
+            group_bytes_max: 256 << 20,
             burst_bytes_max: 1 << 30,
         }
     }
 }
 
-/// The volume's metadata as this mount sees it. Locks, in order: `moving`, `layers`, then a cache.
+/// The volume's metadata as this mount sees it. Locks, in order: `moving`, `groups`, then a cache.
 pub struct View {
     kv: Arc<Kv>,
-    layers: RwLock<Layers>,
+    groups: RwLock<Groups>,
     /// Committed rows; `None`: known to be absent.
     rows: Mutex<RowCache>,
     extents: Mutex<ExtentCache>,
@@ -133,13 +133,13 @@ pub struct View {
     /// Segments whose live bytes are just being moved. Locked while a file comes to share what
     /// another has, so that meanwhile nothing moves and no record is released.
     moving: Arc<Mutex<HashSet<SegmentId>>>,
-    /// Raised when a generation retires, when extents are moved and when caches are dropped: a
+    /// Raised when a group retires, when extents are moved and when caches are dropped: a
     /// row fetched before must not enter a cache after, nor be shown.
     retired: AtomicU64,
     stats: Mutex<Stats>,
     pending_row_bytes: AtomicU64,
     pending_data_bytes: AtomicU64,
-    generation_bytes_max: u64,
+    group_bytes_max: u64,
     burst_bytes_max: u64,
     holders: Holders,
 }
@@ -149,7 +149,7 @@ impl View {
     pub fn new(kv: Arc<Kv>, last: JournalPos, stats: Stats, options: ViewOptions) -> View {
         View {
             kv,
-            layers: RwLock::new(Layers { active: Generation::new(last), frozen: VecDeque::new() }),
+            groups: RwLock::new(Groups { active: CommitGroup::new(last), frozen: VecDeque::new() }),
             rows: Mutex::new(RowCache::new(options.rows_max)),
             extents: Mutex::new(ExtentCache::new(options.files_max)),
             directories: Mutex::default(),
@@ -159,7 +159,7 @@ impl View {
             stats: Mutex::new(stats),
             pending_row_bytes: AtomicU64::new(0),
             pending_data_bytes: AtomicU64::new(0),
-            generation_bytes_max: options.generation_bytes_max,
+            group_bytes_max: options.group_bytes_max,
             burst_bytes_max: options.burst_bytes_max,
             holders: Holders::default(),
         }
@@ -181,22 +181,22 @@ impl View {
     /// is still held.
     pub fn apply(&self, batch: Batch, record: RecordLoc, data_start: u32, cloned: &[Part]) -> bool {
         let data = batch.data_len() as u64;
-        let mut layers = self.layers.write();
+        let mut groups = self.groups.write();
         {
             let set = |(_, op): &&(Key, RowOp)| !matches!(op, RowOp::Delete);
             let mut directories = self.directories.lock();
             batch.rows.iter().filter(set).for_each(|(key, _)| directories.set(key));
         }
-        let before = layers.active.row_bytes;
-        layers.active.apply(batch, record, data_start, cloned);
-        let after = layers.active.row_bytes;
+        let before = groups.active.row_bytes;
+        groups.active.apply(batch, record, data_start, cloned);
+        let after = groups.active.row_bytes;
         self.pending_row_bytes.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
         self.pending_data_bytes.fetch_add(data, Ordering::Relaxed);
-        let active = &layers.active;
-        let full = active.data_bytes >= self.generation_bytes_max
-            || active.log_bytes >= GENERATION_LOG_BYTES_MAX;
+        let active = &groups.active;
+        let full =
+            active.data_bytes >= self.group_bytes_max || active.log_bytes >= GROUP_LOG_BYTES_MAX;
         if full {
-            Self::rotate(&mut layers);
+            Self::rotate(&mut groups);
         }
         full && self.is_much()
     }
@@ -207,48 +207,48 @@ impl View {
             || self.pending_row_bytes.load(Ordering::Relaxed) >= BURST_ROW_BYTES_MAX
     }
 
-    fn rotate(layers: &mut Layers) {
-        if layers.active.is_empty() {
+    fn rotate(groups: &mut Groups) {
+        if groups.active.is_empty() {
             return;
         }
-        let next = Generation::new(layers.active.last);
-        let mut full = std::mem::replace(&mut layers.active, next);
+        let next = CommitGroup::new(groups.active.last);
+        let mut full = std::mem::replace(&mut groups.active, next);
         full.close();
-        layers.frozen.push_back(Arc::new(full));
+        groups.frozen.push_back(Arc::new(full));
     }
 
-    /// The oldest pending generation, frozen, if there is one to commit: when commits are `due`
+    /// The oldest pending group, frozen, if there is one to commit: when commits are `due`
     /// whatever is pending, else a full one once more is pending than a burst may leave.
-    pub fn freeze(&self, due: bool) -> Option<Arc<Generation>> {
-        let mut layers = self.layers.write();
-        if layers.frozen.is_empty() && due {
-            Self::rotate(&mut layers);
+    pub fn freeze(&self, due: bool) -> Option<Arc<CommitGroup>> {
+        let mut groups = self.groups.write();
+        if groups.frozen.is_empty() && due {
+            Self::rotate(&mut groups);
         }
         let ready = due || self.is_much();
-        layers.frozen.front().filter(|_| ready).cloned()
+        groups.frozen.front().filter(|_| ready).cloned()
     }
 
-    /// Forgets the oldest frozen generation: the metadata store has it now, durably.
+    /// Forgets the oldest frozen group: the metadata store has it now, durably.
     /// `inodes` are the inode rows that were not written as they are pending, if that is known.
     pub fn retire(
         &self,
-        generation: &Arc<Generation>,
+        group: &Arc<CommitGroup>,
         stats: Stats,
         inodes: Option<&[(Key, Bytes)]>,
         plan: &Plan,
     ) {
         let _sharing = self.moving.lock();
-        let mut layers = self.layers.write();
-        let front = layers.frozen.pop_front();
+        let mut groups = self.groups.write();
+        let front = groups.frozen.pop_front();
         assert!(
-            front.is_some_and(|front| Arc::ptr_eq(&front, generation)),
-            "generations retire in the order in which they were frozen"
+            front.is_some_and(|front| Arc::ptr_eq(&front, group)),
+            "groups retire in the order in which they were frozen"
         );
         // Its records are about to be released.
-        layers.rebase(generation.last, plan);
-        self.forget_extents(generation.files.keys().chain(&generation.dropped));
+        groups.rebase(group.last, plan);
+        self.forget_extents(group.files.keys().chain(&group.dropped));
         let mut rows = self.rows.lock();
-        for (key, row) in &generation.rows {
+        for (key, row) in &group.rows {
             rows.put(key.clone(), row.value.clone());
             if inodes.is_none() && key.starts_with(b"i") {
                 rows.pop(key);
@@ -259,8 +259,8 @@ impl View {
         }
         drop(rows);
         *self.stats.lock() = stats;
-        self.pending_row_bytes.fetch_sub(generation.row_bytes, Ordering::Relaxed);
-        self.pending_data_bytes.fetch_sub(generation.data_bytes, Ordering::Relaxed);
+        self.pending_row_bytes.fetch_sub(group.row_bytes, Ordering::Relaxed);
+        self.pending_data_bytes.fetch_sub(group.data_bytes, Ordering::Relaxed);
     }
 
     /// What [`View::parts_now`] names stays where it is while this is held, but for the segments in
@@ -274,8 +274,8 @@ impl View {
     /// [`View::forget_extents`] has seen to it that what was moved is found where it is by then.
     pub(super) fn begin_moving(&self, segments: BTreeSet<SegmentId>) -> Moving {
         let mut moving = self.moving.lock();
-        let layers = self.layers.read();
-        let shared = |id: &SegmentId| layers.newest_first().any(|g| g.shared.contains(id));
+        let groups = self.groups.read();
+        let shared = |id: &SegmentId| groups.newest_first().any(|g| g.shared.contains(id));
         let free: HashSet<_> = segments.into_iter().filter(|id| !shared(id)).collect();
         moving.extend(&free);
         Moving { all: self.moving.clone(), segments: free }
@@ -305,8 +305,8 @@ impl View {
     /// committer works on what was frozen.
     pub fn restart(&self, last: JournalPos) {
         let _sharing = self.moving.lock();
-        let mut layers = self.layers.write();
-        *layers = Layers { active: Generation::new(last), frozen: VecDeque::new() };
+        let mut groups = self.groups.write();
+        *groups = Groups { active: CommitGroup::new(last), frozen: VecDeque::new() };
         self.pending_row_bytes.store(0, Ordering::Relaxed);
         self.pending_data_bytes.store(0, Ordering::Relaxed);
         self.invalidate();
@@ -333,18 +333,18 @@ impl View {
     /// The last record applied, the number of files with pending contents, and when the
     /// oldest pending change was made.
     pub fn pending_summary(&self) -> (JournalPos, u64, Option<std::time::Instant>) {
-        let layers = self.layers.read();
-        let files = layers.newest_first().map(|g| g.file_count()).sum();
-        let oldest = layers.newest_first().filter_map(|g| g.since).min();
-        (layers.active.last, files, oldest)
+        let groups = self.groups.read();
+        let files = groups.newest_first().map(|g| g.file_count()).sum();
+        let oldest = groups.newest_first().filter_map(|g| g.since).min();
+        (groups.active.last, files, oldest)
     }
 
     /// Inodes and bytes in use, pending changes included.
     pub fn stats(&self) -> Stats {
-        let layers = self.layers.read();
+        let groups = self.groups.read();
         let mut stats = *self.stats.lock();
-        // Summed first: a newer generation may take away what an older one has yet to add.
-        let sum = |of: fn(&Generation) -> i64| layers.newest_first().map(of).sum();
+        // Summed first: a newer group may take away what an older one has yet to add.
+        let sum = |of: fn(&CommitGroup) -> i64| groups.newest_first().map(of).sum();
         stats.inodes = stats.inodes.saturating_add_signed(sum(|g| g.inodes));
         stats.bytes = stats.bytes.saturating_add_signed(sum(|g| g.bytes));
         stats
@@ -357,8 +357,8 @@ impl View {
 
     fn pending_row(&self, key: &[u8]) -> Option<Option<Bytes>> {
         let hash = key_hash(key);
-        let layers = self.layers.read();
-        layers.newest_first().find_map(|g| g.row(key, hash)).map(|row| row.value.clone())
+        let groups = self.groups.read();
+        groups.newest_first().find_map(|g| g.row(key, hash)).map(|row| row.value.clone())
     }
 
     /// The row of `key` if memory can tell.
@@ -428,12 +428,12 @@ impl View {
 
     /// The rows of the inodes `inos`, in their order, each as [`View::get_now`] has it.
     pub fn inodes_now(&self, inos: &[Ino]) -> Vec<Lookup<Option<Bytes>>> {
-        let layers = self.layers.read();
+        let groups = self.groups.read();
         let mut rows = self.rows.lock();
         let look = |ino: &Ino| {
             let key = keys::inode(*ino);
             let hash = key_hash(&key);
-            let pending = layers.newest_first().find_map(|g| g.row(&key, hash));
+            let pending = groups.newest_first().find_map(|g| g.row(&key, hash));
             match pending.map(|row| &row.value).or_else(|| rows.get(&key)) {
                 Some(value) => Lookup::Hit(value.clone()),
                 None => Lookup::Miss,
@@ -443,7 +443,8 @@ impl View {
     }
 
     /// Rows with `start <= key < end`, at least one page of about `limit` of them, merged from
-    /// all layers as of now. Rows that come from the store enter the row cache if `cache`.
+    /// all pending groups and the store as of now. Rows that come from the store enter the row
+    /// cache if `cache`.
     pub async fn page(
         &self,
         start: &[u8],
@@ -463,7 +464,7 @@ impl View {
         cache: bool,
     ) -> Result<(Page, Scanned), ViewError> {
         // Before the store: what is committed meanwhile is then in one of the two.
-        let pending = PendingRows::of(self.layers.read().newest_first(), start, end, limit);
+        let pending = PendingRows::of(self.groups.read().newest_first(), start, end, limit);
         let scanned = self.scan(start, end, limit, cache).await?;
         Ok((pending.over(&scanned.rows, scanned.next.as_deref()), scanned))
     }
@@ -504,12 +505,12 @@ impl View {
     pub fn page_over(&self, scanned: &Scanned, start: &[u8], limit: usize) -> Option<Page> {
         assert!(scanned.covers(start), "other rows were scanned");
         let pending = {
-            // A generation retires under this lock: what is not pending any more was scanned.
-            let layers = self.layers.read();
+            // A group retires under this lock: what is not pending any more was scanned.
+            let groups = self.groups.read();
             if self.retired.load(Ordering::Acquire) != scanned.retired {
                 return None;
             }
-            PendingRows::of(layers.newest_first(), start, &scanned.end, limit)
+            PendingRows::of(groups.newest_first(), start, &scanned.end, limit)
         };
         let (rows, next) = scanned.from(start, limit);
         Some(pending.over(rows, next.as_deref()))
@@ -518,10 +519,10 @@ impl View {
     /// Where `start..end` of a file comes from, if memory can tell.
     pub fn parts_now(&self, file: ContentsId, start: u64, end: u64) -> Lookup<Vec<Part>> {
         let pending = {
-            let layers = self.layers.read();
+            let groups = self.groups.read();
             let mut fresh = false;
             let mut found = Vec::new();
-            for g in layers.newest_first() {
+            for g in groups.newest_first() {
                 if let Some(f) = g.files.get(&file) {
                     found.push(&f.ranges);
                     fresh = f.fresh;

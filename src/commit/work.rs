@@ -1,4 +1,4 @@
-//! One generation on its way to the bucket. It is kept when a try fails: what has been uploaded is
+//! One group on its way to the bucket. It is kept when a try fails: what has been uploaded is
 //! not uploaded again, and what a failed upload may have left behind is deleted later.
 
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::accounts::Changes;
 use super::pack::{Plan, pack};
-use super::pending::Generation;
+use super::pending::CommitGroup;
 use crate::base::SegmentId;
 use crate::meta::{DeadRow, Key};
 use crate::store::segments::Layout;
@@ -27,7 +27,7 @@ pub struct Sending {
 
 /// The state of one commit.
 pub(super) struct Work {
-    pub(super) generation: Arc<Generation>,
+    pub(super) group: Arc<CommitGroup>,
     pub(super) plan: Plan,
     /// For each segment of the plan, how it is laid out, once the bucket has it.
     uploaded: Vec<Option<Arc<Layout>>>,
@@ -47,15 +47,15 @@ pub(super) struct Work {
 impl Work {
     /// A first try, with segments of at most `bytes_max`.
     pub(super) fn new(
-        generation: Arc<Generation>,
+        group: Arc<CommitGroup>,
         bytes_max: u64,
         epoch: u32,
         new_id: impl FnMut() -> SegmentId,
     ) -> Work {
-        let plan = pack(&generation, bytes_max, new_id);
+        let plan = pack(&group, bytes_max, new_id);
         let uploaded = vec![None; plan.segments.len()];
         Work {
-            generation,
+            group,
             plan,
             uploaded,
             abandoned: Vec::new(),
@@ -75,7 +75,7 @@ impl Work {
     pub(super) fn pack_again(&mut self, bytes_max: u64, new_id: impl FnMut() -> SegmentId) {
         let old: Vec<_> = self.plan.segments.iter().map(|segment| segment.id).collect();
         old.into_iter().for_each(|id| self.give_up(id));
-        self.plan = pack(&self.generation, bytes_max, new_id);
+        self.plan = pack(&self.group, bytes_max, new_id);
         self.uploaded = vec![None; self.plan.segments.len()];
     }
 
@@ -171,19 +171,19 @@ mod tests {
     fn a_segment_whose_upload_failed_gets_a_new_name_and_the_old_one_is_buried() {
         // Guards against segments that no row knows staying in the bucket for ever, one more
         // with each try, and against extents that name what was never uploaded.
-        let mut generation = Generation::new(JournalPos(0));
+        let mut group = CommitGroup::new(JournalPos(0));
         for i in 0..40 {
             let mut batch = Batch::default();
             let (ino, offset, len) = (Ino(7), i << 20, 1 << 20);
             batch.data.push(DataOp::Write { ino, generation: 0, offset, len });
-            generation.apply(batch, RecordLoc::for_tests(1), 40, &[]);
+            group.apply(batch, RecordLoc::for_tests(1), 40, &[]);
         }
         let mut next = 0;
         let mut new_id = || {
             next += 1;
             SegmentId([next; 16])
         };
-        let mut work = Work::new(Arc::new(generation), u64::MAX, 1, &mut new_id);
+        let mut work = Work::new(Arc::new(group), u64::MAX, 1, &mut new_id);
         assert_eq!(work.missing(), [0, 1, 2]);
         let layout = Layout { data_len: 16 << 20, tail_len: 50, frames: None };
         work.has(0, Arc::new(layout));

@@ -37,7 +37,7 @@ fn run(script: &[Op], slow: bool, lost: bool, clean: bool) -> Result<(), String>
 #[test]
 fn random_scripts_do_what_the_model_does() {
     // Guards against anything that only a combination shows: rows, extents, lookups and
-    // generations of pending changes, each in the journal, on its way, or in the bucket.
+    // groups of pending changes, each in the journal, on its way, or in the bucket.
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
     let mut runner = TestRunner::new(Config {
         cases: cases.unwrap_or(CASES),
@@ -58,8 +58,8 @@ fn random_scripts_do_what_the_model_does() {
 }
 
 #[test]
-fn statistics_count_what_a_newer_generation_takes_away_from_an_older_one() {
-    // Guards against sums that stop at zero between two pending generations: the newer one
+fn statistics_count_what_a_newer_group_takes_away_from_an_older_one() {
+    // Guards against sums that stop at zero between two pending groups: the newer one
     // takes away what only the older one has added. Was: bytes in statfs 4096, not 0.
     let script = [Op::Create(At(0, 0)), Op::Write(0, 0, 1), Op::Freeze, Op::Resize(0, 0)];
     assert_eq!(run(&script, false, false, false), Ok(()));

@@ -182,7 +182,7 @@ async fn ten_thousand_small_files_make_few_objects() {
     eprintln!("created in {:?}", t.elapsed());
     assert!(m.sync(Duration::from_secs(60)).await);
     eprintln!("synced in {:?}, {:?}", t.elapsed(), m.requests());
-    // 40 MiB are three segments; a generation of their rows closes a few times more, and a slow
+    // 40 MiB are three segments; a group of their rows closes a few times more, and a slow
     // machine commits in between.
     let objects: Vec<_> = bucket.list(None).try_collect().await.expect("listed");
     let most = 30 + 12 * t.elapsed().as_secs() as usize; // five intervals a second

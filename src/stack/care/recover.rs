@@ -19,7 +19,7 @@ use bytes::Bytes;
 use super::fsck::printable;
 use crate::base::{Ino, JournalPos, Timestamp, counted};
 use crate::commit::replay::batch_of;
-use crate::commit::{Batch, Generation, ViewError};
+use crate::commit::{Batch, CommitGroup, ViewError};
 use crate::data::plan::Pending;
 use crate::data::{Part, Source};
 use crate::journal::{Journal, RecordLoc};
@@ -123,7 +123,7 @@ fn export(journal_dir: &Path, out_dir: &Path, keys: VolumeKeys) -> Result<Recove
     }
     let committed = committed(journal_dir, &journal, &recovery.released, keys, &mut done.remarks);
     let todo = recovery.records.iter().filter(|(pos, _)| *pos > committed);
-    let mut net = Generation::new(committed);
+    let mut net = CommitGroup::new(committed);
     for (pos, record) in todo {
         match batch_of(&journal, *record) {
             Ok((batch, data_start)) => {
@@ -143,7 +143,7 @@ fn export(journal_dir: &Path, out_dir: &Path, keys: VolumeKeys) -> Result<Recove
 }
 
 /// What a batch shares of other files, as far as the journal has it; the rest goes to the remarks.
-fn cloned(net: &Generation, batch: &Batch, remarks: &mut Vec<String>) -> Vec<Part> {
+fn cloned(net: &CommitGroup, batch: &Batch, remarks: &mut Vec<String>) -> Vec<Part> {
     let Some(from) = batch.clone_source() else { return Vec::new() };
     let file = net.files.get(&(from.ino, from.generation));
     let found = Pending::resolve(from.offset, from.end(), file.map(|f| &f.ranges));
@@ -201,7 +201,7 @@ struct Tree {
 }
 
 impl Tree {
-    fn of(net: &Generation) -> Result<Tree, StackError> {
+    fn of(net: &CommitGroup) -> Result<Tree, StackError> {
         let mut tree = Tree::default();
         let key = |what| ViewError::from(DecodeError(what));
         for (raw, row) in &net.rows {
@@ -273,7 +273,7 @@ fn is_plain(name: &[u8]) -> bool {
 struct Export<'a> {
     journal: &'a Journal,
     out: &'a Path,
-    net: &'a Generation,
+    net: &'a CommitGroup,
     done: Recovered,
     tree: Tree,
 }

@@ -341,7 +341,7 @@ fn view_options(options: &MountOptions) -> ViewOptions {
     let quarter = (options.journal_bytes_max / 4).max(8 << 20);
     let default = ViewOptions::default();
     ViewOptions {
-        generation_bytes_max: default.generation_bytes_max.min(quarter),
+        group_bytes_max: default.group_bytes_max.min(quarter),
         burst_bytes_max: default.burst_bytes_max.min(quarter),
         ..default
     }

@@ -55,7 +55,7 @@ pub enum Op {
     Look(u8),
     /// Starts a commit and does not wait for it.
     Commit,
-    /// Closes the generation; what follows goes to the next.
+    /// Closes the group; what follows goes to the next.
     Freeze,
     /// Waits until the bucket has everything, then checks the rows there.
     Sync,
