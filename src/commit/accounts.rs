@@ -204,11 +204,11 @@ async fn settle_owners(
     row: &mut SegmentRow,
     files: impl Iterator<Item = (&ContentsId, &bool)>,
 ) -> Result<(), ViewError> {
-    for (&(ino, generation), &shares) in files {
+    for (&(ino, incarnation), &shares) in files {
         if !shares && row.owners == 0 {
             continue;
         }
-        let key = keys::owner(id, ino, generation);
+        let key = keys::owner(id, ino, incarnation);
         match (view.kv().get(&key).await?.is_some(), shares) {
             (false, true) => {
                 row.owners += 1;

@@ -31,8 +31,8 @@ pub enum DataOp {
     Write {
         /// File.
         ino: Ino,
-        /// Its data generation.
-        generation: u32,
+        /// Its data incarnation.
+        incarnation: u32,
         /// First byte in the file.
         offset: u64,
         /// Bytes.
@@ -42,34 +42,34 @@ pub enum DataOp {
     Hole {
         /// File.
         ino: Ino,
-        /// Its data generation.
-        generation: u32,
+        /// Its data incarnation.
+        incarnation: u32,
         /// First byte in the file.
         start: u64,
         /// End in the file (exclusive).
         end: u64,
     },
-    /// The file's data of this generation is gone (unlink, truncate to nothing).
+    /// The file's data of this incarnation is gone (unlink, truncate to nothing).
     Drop {
         /// File.
         ino: Ino,
-        /// The data generation that ends.
-        generation: u32,
+        /// The data incarnation that ends.
+        incarnation: u32,
     },
-    /// This generation of data begins now: nothing of it can be in the bucket.
+    /// This incarnation of data begins now: nothing of it can be in the bucket.
     Begin {
         /// File.
         ino: Ino,
-        /// The data generation that begins.
-        generation: u32,
+        /// The data incarnation that begins.
+        incarnation: u32,
     },
     /// From `offset` on, the file has what another (or itself, elsewhere) has now: the same bytes
     /// in the same places, and the same holes. At most one in a batch, and the last operation.
     Clone {
         /// File.
         ino: Ino,
-        /// Its data generation.
-        generation: u32,
+        /// Its data incarnation.
+        incarnation: u32,
         /// First byte in the file.
         offset: u64,
         /// Where the bytes are.
@@ -79,8 +79,8 @@ pub enum DataOp {
     Place {
         /// File.
         ino: Ino,
-        /// Its data generation.
-        generation: u32,
+        /// Its data incarnation.
+        incarnation: u32,
         /// First byte in the file.
         offset: u64,
         /// Bytes.
@@ -97,8 +97,8 @@ pub enum DataOp {
 pub struct CloneSource {
     /// File.
     pub ino: Ino,
-    /// Its data generation.
-    pub generation: u32,
+    /// Its data incarnation.
+    pub incarnation: u32,
     /// First byte in it.
     pub offset: u64,
     /// Bytes.
@@ -192,30 +192,30 @@ impl Batch {
         }
         put_len(out, self.data.len());
         for op in &self.data {
-            let (tag, ino, generation, a, b) = match *op {
-                DataOp::Write { ino, generation, offset, len } => {
-                    (0u8, ino, generation, offset, len as u64)
+            let (tag, ino, incarnation, a, b) = match *op {
+                DataOp::Write { ino, incarnation, offset, len } => {
+                    (0u8, ino, incarnation, offset, len as u64)
                 }
-                DataOp::Hole { ino, generation, start, end } => (1, ino, generation, start, end),
-                DataOp::Drop { ino, generation } => (2, ino, generation, 0, 0),
-                DataOp::Begin { ino, generation } => (3, ino, generation, 0, 0),
-                DataOp::Clone { ino, generation, offset, from } => {
-                    (4, ino, generation, offset, from.len)
+                DataOp::Hole { ino, incarnation, start, end } => (1, ino, incarnation, start, end),
+                DataOp::Drop { ino, incarnation } => (2, ino, incarnation, 0, 0),
+                DataOp::Begin { ino, incarnation } => (3, ino, incarnation, 0, 0),
+                DataOp::Clone { ino, incarnation, offset, from } => {
+                    (4, ino, incarnation, offset, from.len)
                 }
-                DataOp::Place { ino, generation, offset, len, .. } => {
-                    (5, ino, generation, offset, len)
+                DataOp::Place { ino, incarnation, offset, len, .. } => {
+                    (5, ino, incarnation, offset, len)
                 }
             };
             out.push(tag);
             out.extend_from_slice(&ino.0.to_le_bytes());
-            out.extend_from_slice(&generation.to_le_bytes());
+            out.extend_from_slice(&incarnation.to_le_bytes());
             if matches!(tag, 0 | 1 | 4 | 5) {
                 out.extend_from_slice(&a.to_le_bytes());
                 out.extend_from_slice(&b.to_le_bytes());
             }
             if let DataOp::Clone { from, .. } = op {
                 out.extend_from_slice(&from.ino.0.to_le_bytes());
-                out.extend_from_slice(&from.generation.to_le_bytes());
+                out.extend_from_slice(&from.incarnation.to_le_bytes());
                 out.extend_from_slice(&from.offset.to_le_bytes());
             }
             if let DataOp::Place { segment, at, .. } = op {
@@ -270,27 +270,27 @@ impl Batch {
         for _ in 0..r.u32()? {
             let tag = r.array::<1>()?[0];
             let ino = Ino(u64::from_le_bytes(r.array()?));
-            let generation = r.u32()?;
+            let incarnation = r.u32()?;
             batch.data.push(match tag {
                 0 => {
                     let offset = u64::from_le_bytes(r.array()?);
                     let len = u64::from_le_bytes(r.array()?);
                     let len =
                         len.try_into().map_err(|_| DecodeError("write of impossible length"))?;
-                    DataOp::Write { ino, generation, offset, len }
+                    DataOp::Write { ino, incarnation, offset, len }
                 }
                 1 => {
                     let start = u64::from_le_bytes(r.array()?);
-                    DataOp::Hole { ino, generation, start, end: u64::from_le_bytes(r.array()?) }
+                    DataOp::Hole { ino, incarnation, start, end: u64::from_le_bytes(r.array()?) }
                 }
-                2 => DataOp::Drop { ino, generation },
-                3 => DataOp::Begin { ino, generation },
+                2 => DataOp::Drop { ino, incarnation },
+                3 => DataOp::Begin { ino, incarnation },
                 4 => {
                     let offset = u64::from_le_bytes(r.array()?);
                     let len = u64::from_le_bytes(r.array()?);
                     let from = CloneSource {
                         ino: Ino(u64::from_le_bytes(r.array()?)),
-                        generation: r.u32()?,
+                        incarnation: r.u32()?,
                         offset: u64::from_le_bytes(r.array()?),
                         len,
                     };
@@ -298,7 +298,7 @@ impl Batch {
                     if ends.is_none() || batch.clone_source().is_some() {
                         return Err(DecodeError("impossible clone"));
                     }
-                    DataOp::Clone { ino, generation, offset, from }
+                    DataOp::Clone { ino, incarnation, offset, from }
                 }
                 5 => {
                     let offset = u64::from_le_bytes(r.array()?);
@@ -309,7 +309,7 @@ impl Batch {
                     if len == 0 || ends.is_none() {
                         return Err(DecodeError("impossible place"));
                     }
-                    DataOp::Place { ino, generation, offset, len, segment, at }
+                    DataOp::Place { ino, incarnation, offset, len, segment, at }
                 }
                 _ => return Err(DecodeError("unknown data operation")),
             });
@@ -347,15 +347,22 @@ mod tests {
         batch.put(b"i1".as_slice().into(), Bytes::from_static(b"one"));
         batch.put_fresh(b"d2".as_slice().into(), Bytes::new());
         batch.delete(b"x3".as_slice().into());
-        let (ino, generation) = (Ino(9), 4);
-        batch.data.push(DataOp::Begin { ino, generation });
-        batch.data.push(DataOp::Write { ino, generation, offset: 5, len: 6 });
-        batch.data.push(DataOp::Hole { ino, generation, start: 7, end: u64::MAX });
-        batch.data.push(DataOp::Drop { ino, generation });
-        let from = CloneSource { ino: Ino(8), generation: 3, offset: 1 << 40, len: 1 << 33 };
+        let (ino, incarnation) = (Ino(9), 4);
+        batch.data.push(DataOp::Begin { ino, incarnation });
+        batch.data.push(DataOp::Write { ino, incarnation, offset: 5, len: 6 });
+        batch.data.push(DataOp::Hole { ino, incarnation, start: 7, end: u64::MAX });
+        batch.data.push(DataOp::Drop { ino, incarnation });
+        let from = CloneSource { ino: Ino(8), incarnation: 3, offset: 1 << 40, len: 1 << 33 };
         let segment = SegmentId([6; 16]);
-        batch.data.push(DataOp::Place { ino, generation, offset: 3, len: 9, segment, at: 1 << 20 });
-        batch.data.push(DataOp::Clone { ino, generation, offset: 7, from });
+        batch.data.push(DataOp::Place {
+            ino,
+            incarnation,
+            offset: 3,
+            len: 9,
+            segment,
+            at: 1 << 20,
+        });
+        batch.data.push(DataOp::Clone { ino, incarnation, offset: 7, from });
         batch
     }
 

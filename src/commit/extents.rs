@@ -10,11 +10,11 @@ use crate::meta::{DecodeError, ExtentRow, Inode, InodeExtent, Kind, keys};
 
 /// The file and the extent that an `e` row stands for.
 pub fn extent_of(key: &[u8], value: &[u8]) -> Result<(ContentsId, Extent), DecodeError> {
-    let (ino, generation, end) = keys::extent_of(key).ok_or(DecodeError("extent key"))?;
+    let (ino, incarnation, end) = keys::extent_of(key).ok_or(DecodeError("extent key"))?;
     let row = ExtentRow::decode(value)?;
     let start = end.checked_sub(row.len).ok_or(DecodeError("extent before 0"))?;
     let extent = Extent { start, end, segment: row.segment, offset: row.segment_offset };
-    Ok(((ino, generation), extent))
+    Ok(((ino, incarnation), extent))
 }
 
 /// The extent in a row: an `e` row is one, an inode row may have one.
@@ -50,17 +50,17 @@ impl Committed {
 
     /// The file and its only extent, as an `e` row would say it.
     pub fn only_extent(&self, ino: Ino) -> Option<(ContentsId, Extent)> {
-        Some(((ino, self.inode.generation), self.extent?))
+        Some(((ino, self.inode.incarnation), self.extent?))
     }
 
-    /// The only extent of this data generation.
-    pub(super) fn of(&self, generation: u32) -> Option<Extent> {
-        self.extent.filter(|_| self.inode.generation == generation)
+    /// The only extent of this data incarnation.
+    pub(super) fn of(&self, incarnation: u32) -> Option<Extent> {
+        self.extent.filter(|_| self.inode.incarnation == incarnation)
     }
 
-    /// Whether the row can carry an extent of this data generation.
-    pub(super) fn may_carry(inode: Option<&Inode>, generation: u32) -> bool {
-        inode.is_some_and(|i| i.kind == Kind::File && i.generation == generation)
+    /// Whether the row can carry an extent of this data incarnation.
+    pub(super) fn may_carry(inode: Option<&Inode>, incarnation: u32) -> bool {
+        inode.is_some_and(|i| i.kind == Kind::File && i.incarnation == incarnation)
     }
 }
 

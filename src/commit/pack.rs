@@ -194,8 +194,8 @@ impl<F: FnMut() -> SegmentId> Packing<'_, F> {
                 None => {
                     let placed = self.placed.as_ref();
                     let most = placed.map_or(end - start, |p| p.gap(record, skip, end - start));
-                    let (ino, generation) = file;
-                    self.append(record, skip, Owned { ino, generation, offset: start, len: most })
+                    let (ino, incarnation) = file;
+                    self.append(record, skip, Owned { ino, incarnation, offset: start, len: most })
                 }
             };
             // Written in order: the extent of the former piece goes on.
@@ -234,7 +234,7 @@ mod tests {
 
     fn write(g: &mut CommitGroup, ino: u64, offset: u64, len: u32) {
         let mut batch = Batch::default();
-        batch.data.push(DataOp::Write { ino: Ino(ino), generation: 0, offset, len });
+        batch.data.push(DataOp::Write { ino: Ino(ino), incarnation: 0, offset, len });
         g.apply(batch, RecordLoc::for_tests(1), 40, &[]);
     }
 
@@ -260,7 +260,7 @@ mod tests {
         let smaller = pack(&g, 3 << 20, || SegmentId([1; 16]));
         let lens: Vec<_> = smaller.segments.iter().map(|s| s.len >> 20).collect();
         assert_eq!((lens.len(), lens[0], lens[13]), (14, 3, 1), "as large as the store takes");
-        let owned = |offset, len| Owned { ino: Ino(7), generation: 0, offset, len };
+        let owned = |offset, len| Owned { ino: Ino(7), incarnation: 0, offset, len };
         let ranges: Vec<_> = plan.segments.iter().flat_map(|s| s.ranges.clone()).collect();
         let mib = |n: u64| n << 20;
         assert_eq!(
@@ -305,10 +305,11 @@ mod tests {
         let part = |start, end, skip| Part { start, end, source: Source::Record { record, skip } };
         let mut g = CommitGroup::new(JournalPos(0));
         write(&mut g, 9, 0, 100);
-        let mut clone = |ino, generation, offset, parts: &[Part]| {
+        let mut clone = |ino, incarnation, offset, parts: &[Part]| {
             let (first, last) = (parts[0].start, parts[parts.len() - 1].end);
-            let from = CloneSource { ino: Ino(9), generation: 0, offset: first, len: last - first };
-            let op = DataOp::Clone { ino: Ino(ino), generation, offset, from };
+            let from =
+                CloneSource { ino: Ino(9), incarnation: 0, offset: first, len: last - first };
+            let op = DataOp::Clone { ino: Ino(ino), incarnation, offset, from };
             let batch = Batch { data: vec![op], ..Batch::default() };
             g.apply(batch, later, 40, parts);
         };

@@ -34,16 +34,16 @@ impl PendingRow {
     }
 }
 
-/// The pending contents of one data generation of one file.
+/// The pending contents of one data incarnation of one file.
 #[derive(Clone, Debug, Default)]
 pub struct PendingFile {
     /// Ranges written or punched.
     pub ranges: Overlay<Source>,
-    /// Nothing of this data generation is in an older group or in the metadata store.
+    /// Nothing of this data incarnation is in an older group or in the metadata store.
     pub fresh: bool,
 }
 
-/// Which contents: inode and data generation.
+/// Which contents: inode and data incarnation.
 pub type ContentsId = (Ino, u32);
 
 /// What accumulates between two freezes.
@@ -53,8 +53,8 @@ pub struct CommitGroup {
     pub rows: BTreeMap<Key, PendingRow>,
     /// Contents by file.
     pub files: HashMap<ContentsId, PendingFile>,
-    /// Data generations that ended and of which older groups or the metadata store may hold
-    /// something. Generation [`RECLAIM_INODE`] stands for the inode's extended attributes.
+    /// Data incarnations that ended and of which older groups or the metadata store may hold
+    /// something. Incarnation [`RECLAIM_INODE`] stands for the inode's extended attributes.
     pub dropped: BTreeSet<ContentsId>,
     /// Change of the number of inodes.
     pub inodes: i64,
@@ -91,7 +91,7 @@ const LOG_ROW: u64 = 40;
 const LOG_RANGE: u64 = 120;
 /// What a shared range costs there besides: a `b` row, and the row of another segment.
 const LOG_SHARE: u64 = 180;
-/// What the end of a data generation costs there.
+/// What the end of a data incarnation costs there.
 const LOG_DROP: u64 = 80;
 
 /// The hash of a key of a row, for [`CommitGroup::row`].
@@ -176,55 +176,55 @@ impl CommitGroup {
         self.bytes += batch.bytes;
         let mut skip = data_start;
         for op in batch.data {
-            let (DataOp::Begin { ino, generation }
-            | DataOp::Write { ino, generation, .. }
-            | DataOp::Hole { ino, generation, .. }
-            | DataOp::Drop { ino, generation }
-            | DataOp::Clone { ino, generation, .. }
-            | DataOp::Place { ino, generation, .. }) = op;
-            let touched = (ino, generation);
+            let (DataOp::Begin { ino, incarnation }
+            | DataOp::Write { ino, incarnation, .. }
+            | DataOp::Hole { ino, incarnation, .. }
+            | DataOp::Drop { ino, incarnation }
+            | DataOp::Clone { ino, incarnation, .. }
+            | DataOp::Place { ino, incarnation, .. }) = op;
+            let touched = (ino, incarnation);
             let before = self.file_bytes(&touched);
             let (dropped, ranges) = (self.dropped.len() as u64, self.ranges_of(&touched));
             match op {
-                DataOp::Begin { ino, generation } => {
-                    let file = self.files.entry((ino, generation)).or_default();
+                DataOp::Begin { ino, incarnation } => {
+                    let file = self.files.entry((ino, incarnation)).or_default();
                     *file = PendingFile { ranges: Overlay::default(), fresh: true };
                 }
-                DataOp::Write { ino, generation, offset, len } => {
-                    let file = self.files.entry((ino, generation)).or_default();
+                DataOp::Write { ino, incarnation, offset, len } => {
+                    let file = self.files.entry((ino, incarnation)).or_default();
                     let source = Source::Record { record, skip };
                     file.ranges.insert(offset, offset + len as u64, source);
                     skip += len;
                     self.data_bytes += len as u64;
                 }
-                DataOp::Hole { ino, generation, start, end } => {
-                    let file = self.files.entry((ino, generation)).or_default();
+                DataOp::Hole { ino, incarnation, start, end } => {
+                    let file = self.files.entry((ino, incarnation)).or_default();
                     if file.fresh {
                         file.ranges.cut(start, end);
                     } else {
                         file.ranges.insert(start, end, Source::Hole);
                     }
                 }
-                DataOp::Clone { ino, generation, offset, from } => {
-                    self.share((ino, generation), offset, from.offset, cloned);
+                DataOp::Clone { ino, incarnation, offset, from } => {
+                    self.share((ino, incarnation), offset, from.offset, cloned);
                     let data = cloned.iter().filter(|p| !matches!(p.source, Source::Hole));
                     self.log_bytes += LOG_SHARE * data.count() as u64;
                 }
-                DataOp::Place { ino, generation, offset, len, segment, at } => {
-                    let file = self.files.entry((ino, generation)).or_default();
+                DataOp::Place { ino, incarnation, offset, len, segment, at } => {
+                    let file = self.files.entry((ino, incarnation)).or_default();
                     let source = Source::Segment { id: segment, offset: at };
                     file.ranges.insert(offset, offset + len, source);
                     self.shared.insert(segment);
                     self.log_bytes += LOG_SHARE;
                 }
-                DataOp::Drop { ino, generation: RECLAIM_INODE } => {
+                DataOp::Drop { ino, incarnation: RECLAIM_INODE } => {
                     self.forget_xattrs(ino);
                     self.dropped.insert((ino, RECLAIM_INODE));
                 }
-                DataOp::Drop { ino, generation } => {
-                    let fresh = self.files.remove(&(ino, generation)).is_some_and(|f| f.fresh);
+                DataOp::Drop { ino, incarnation } => {
+                    let fresh = self.files.remove(&(ino, incarnation)).is_some_and(|f| f.fresh);
                     if !fresh {
-                        self.dropped.insert((ino, generation));
+                        self.dropped.insert((ino, incarnation));
                     }
                 }
             }
@@ -375,13 +375,13 @@ mod tests {
     fn a_hole_in_fresh_data_is_the_absence_of_a_range() {
         // Guards against holes costing ranges where there is nothing below to hide.
         let mut g = CommitGroup::new(JournalPos(0));
-        let (ino, generation) = (Ino(2), 0);
+        let (ino, incarnation) = (Ino(2), 0);
         apply(&mut g, |b| {
-            b.data.push(DataOp::Begin { ino, generation });
-            b.data.push(DataOp::Write { ino, generation, offset: 0, len: 100 });
-            b.data.push(DataOp::Hole { ino, generation, start: 50, end: u64::MAX });
+            b.data.push(DataOp::Begin { ino, incarnation });
+            b.data.push(DataOp::Write { ino, incarnation, offset: 0, len: 100 });
+            b.data.push(DataOp::Hole { ino, incarnation, start: 50, end: u64::MAX });
         });
-        let file = &g.files[&(ino, generation)];
+        let file = &g.files[&(ino, incarnation)];
         assert!(file.fresh);
         let ranges: Vec<_> = file.ranges.iter().map(|(s, e, _)| (s, e)).collect();
         assert_eq!(ranges, [(0, 50)]);
@@ -407,14 +407,14 @@ mod tests {
     fn many_small_writes_count_as_memory_until_the_file_goes() {
         // Guards against a long time offline filling the memory with ranges that no limit sees.
         let mut g = CommitGroup::new(JournalPos(0));
-        let (ino, generation) = (Ino(2), 0);
+        let (ino, incarnation) = (Ino(2), 0);
         for i in 0..1000 {
-            let write = DataOp::Write { ino, generation, offset: i * 10, len: 1 };
+            let write = DataOp::Write { ino, incarnation, offset: i * 10, len: 1 };
             apply(&mut g, |b| b.data.push(write));
         }
         assert!(g.row_bytes >= 1000 * RANGE_BYTES, "{}", g.row_bytes);
         assert_eq!(g.log_bytes, 1000 * LOG_RANGE);
-        apply(&mut g, |b| b.data.push(DataOp::Drop { ino, generation }));
+        apply(&mut g, |b| b.data.push(DataOp::Drop { ino, incarnation }));
         assert_eq!((g.row_bytes, g.log_bytes), (0, LOG_DROP));
     }
 }

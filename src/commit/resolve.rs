@@ -27,9 +27,9 @@ pub const INLINE_DROP_EXTENTS: usize = 64;
 #[derive(Debug, Default)]
 pub struct Touched<'a> {
     row: Option<&'a PendingRow>,
-    /// Data generation, what changes of it, and whether nothing of it is committed.
+    /// Data incarnation, what changes of it, and whether nothing of it is committed.
     changed: Vec<(u32, &'a [Change], bool)>,
-    /// Data generations that end.
+    /// Data incarnations that end.
     dropped: Vec<u32>,
 }
 
@@ -69,33 +69,33 @@ pub async fn apply_inode(
         true => None,
         false => view.committed_inode(ino).await?,
     };
-    let was = before.as_ref().and_then(|b| Some((b.inode.generation, b.extent?)));
+    let was = before.as_ref().and_then(|b| Some((b.inode.incarnation, b.extent?)));
     let after = match touched.row {
         Some(_) => pending,
         None => before.as_ref().map(|b| b.inode.clone()),
     };
     let mut carried = was;
-    for &generation in &touched.dropped {
-        match carried.take_if(|(of, _)| *of == generation) {
+    for &incarnation in &touched.dropped {
+        match carried.take_if(|(of, _)| *of == incarnation) {
             Some((_, extent)) => {
                 out.lose(&extent);
-                out.disown(extent.segment, (ino, generation));
+                out.disown(extent.segment, (ino, incarnation));
             }
-            None => drop_rows(view, out, (ino, generation)).await?,
+            None => drop_rows(view, out, (ino, incarnation)).await?,
         }
     }
-    for &(generation, changes, fresh) in &touched.changed {
-        let only = carried.take_if(|(of, _)| *of == generation).map(|(_, extent)| extent);
+    for &(incarnation, changes, fresh) in &touched.changed {
+        let only = carried.take_if(|(of, _)| *of == incarnation).map(|(_, extent)| extent);
         let ranges = changes.iter().map(|c| (c.start, c.end));
-        let places = Places::of(view, (ino, generation), only, fresh, ranges).await?;
-        let may_carry = Committed::may_carry(after.as_ref(), generation);
+        let places = Places::of(view, (ino, incarnation), only, fresh, ranges).await?;
+        let may_carry = Committed::may_carry(after.as_ref(), incarnation);
         let only = places.change(view, out, changes, may_carry).await?;
-        carried = only.map(|extent| (generation, extent)).or(carried);
+        carried = only.map(|extent| (incarnation, extent)).or(carried);
     }
     // No operation does that; a repair may. Nothing is lost: `fsck` finds it.
     let homeless = |(of, _): &mut (u32, Extent)| !Committed::may_carry(after.as_ref(), *of);
-    if let Some((generation, extent)) = carried.take_if(homeless) {
-        out.put_row((ino, generation), &extent);
+    if let Some((incarnation, extent)) = carried.take_if(homeless) {
+        out.put_row((ino, incarnation), &extent);
     }
     let changed = match touched.row {
         Some(_) => carried.is_some(),
@@ -265,7 +265,7 @@ async fn committed(
     Ok(found)
 }
 
-/// Drops all `e` rows of a data generation, if they are few; else leaves a `r` row.
+/// Drops all `e` rows of a data incarnation, if they are few; else leaves a `r` row.
 async fn drop_rows(view: &View, out: &mut Changes, file: ContentsId) -> Result<(), ViewError> {
     if file.1 != keys::RECLAIM_INODE {
         let (extents, complete_to) = view.scan_extents(file, 0, INLINE_DROP_EXTENTS + 1).await?;

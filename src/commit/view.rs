@@ -634,11 +634,11 @@ impl View {
     /// they are complete (`u64::MAX`: there are no more).
     pub(super) async fn scan_extents(
         &self,
-        (ino, generation): ContentsId,
+        (ino, incarnation): ContentsId,
         start: u64,
         limit: usize,
     ) -> Result<(Vec<Extent>, u64), ViewError> {
-        let (from, to) = keys::extents_above(ino, generation, start);
+        let (from, to) = keys::extents_above(ino, incarnation, start);
         let rows = self.kv.scan(&from, &to, limit, READ_AHEAD_BYTES).await?;
         let extents: Vec<Extent> = rows
             .iter()
@@ -673,7 +673,7 @@ impl Drop for Moving {
     }
 }
 
-/// The extent that the inode row `row` carries of this data generation.
+/// The extent that the inode row `row` carries of this data incarnation.
 fn only_extent_in(row: &[u8], file: ContentsId) -> Result<Option<Extent>, DecodeError> {
     let only = Committed::decode(row)?.only_extent(file.0);
     Ok(only.filter(|(of, _)| *of == file).map(|(_, extent)| extent))

@@ -175,7 +175,7 @@ mod tests {
         for i in 0..40 {
             let mut batch = Batch::default();
             let (ino, offset, len) = (Ino(7), i << 20, 1 << 20);
-            batch.data.push(DataOp::Write { ino, generation: 0, offset, len });
+            batch.data.push(DataOp::Write { ino, incarnation: 0, offset, len });
             group.apply(batch, RecordLoc::for_tests(1), 40, &[]);
         }
         let mut next = 0;

@@ -522,7 +522,7 @@ mod tests {
         let ids: Vec<_> = (0..6).map(|_| segments.new_id()).collect();
         let len = 4 * FETCH_BYTES_MAX;
         let data = Bytes::from(vec![7; len as usize]);
-        let owned = [Owned { ino: Ino(2), generation: 0, offset: 0, len }];
+        let owned = [Owned { ino: Ino(2), incarnation: 0, offset: 0, len }];
         for id in &ids {
             segments.put(*id, vec![data.clone()], &owned).await.expect("put");
         }

@@ -112,13 +112,13 @@ impl Fs {
             clear_set_id(&mut inode, caller, SetIdChange::ContentsUnprivileged);
         }
         self.drop_capability(&mut batch, ino, &mut inode)?;
-        self.count_written((ino, inode.generation), &mut inode, offset..end)?;
+        self.count_written((ino, inode.incarnation), &mut inode, offset..end)?;
         inode.size = inode.size.max(end);
         if !flags.cached {
             now_into(&mut inode, self.clock.now());
         }
-        let (generation, len) = (inode.generation, data.len() as u32);
-        batch.data.push(DataOp::Write { ino, generation, offset, len });
+        let (incarnation, len) = (inode.incarnation, data.len() as u32);
+        batch.data.push(DataOp::Write { ino, incarnation, offset, len });
         if inode != before {
             batch.bytes += inode.allocated as i64 - before.allocated as i64;
             batch.put(keys::inode(ino), inode.encode());
@@ -161,10 +161,10 @@ impl Fs {
             clear_set_id(&mut inode, caller, SetIdChange::Contents);
             fs.drop_capability(&mut batch, ino, &mut inode)?;
             if mode & (PUNCH | ZERO) != 0 {
-                let (generation, stop) = (inode.generation, end.min(inode.size));
+                let (incarnation, stop) = (inode.incarnation, end.min(inode.size));
                 if offset < stop {
-                    batch.data.push(DataOp::Hole { ino, generation, start: offset, end: stop });
-                    fs.count_hole((ino, generation), &mut inode, offset..stop)?;
+                    batch.data.push(DataOp::Hole { ino, incarnation, start: offset, end: stop });
+                    fs.count_hole((ino, incarnation), &mut inode, offset..stop)?;
                 }
             }
             if mode & KEEP == 0 {
@@ -192,7 +192,7 @@ impl Fs {
         let fs = self.clone();
         async move {
             let inode = fs.clone().consult(move |fs| fs.file(ino)).await?;
-            let file = (ino, inode.generation);
+            let file = (ino, inode.incarnation);
             if offset >= inode.size {
                 return Err(FsError::NoSuchOffset);
             }

@@ -185,8 +185,8 @@ impl Fs {
         start: u64,
         end: u64,
     ) -> Result<Vec<Part>, FsError> {
-        let generation = self.clone().consult(move |fs| Ok(fs.file(ino)?.generation)).await?;
-        let file = (ino, generation);
+        let incarnation = self.clone().consult(move |fs| Ok(fs.file(ino)?.incarnation)).await?;
+        let file = (ino, incarnation);
         for _ in 0..LOADS_MAX {
             if let Lookup::Hit(parts) = self.view.parts_now(file, start, end) {
                 return Ok(parts);
@@ -223,13 +223,13 @@ impl Fs {
         let mut inode = self.file(copy.to)?;
         let before = inode.allocated;
         let mut batch = Batch::default();
-        let (ino, generation, offset) = (copy.to, inode.generation, copy.offset_out);
+        let (ino, incarnation, offset) = (copy.to, inode.incarnation, copy.offset_out);
         clear_set_id(&mut inode, copy.caller, SetIdChange::Contents);
         self.drop_capability(&mut batch, ino, &mut inode)?;
-        self.count_cloned((ino, generation), &mut inode, offset..offset + len, parts)?;
+        self.count_cloned((ino, incarnation), &mut inode, offset..offset + len, parts)?;
         inode.size = inode.size.max(offset + len);
         now_into(&mut inode, self.clock.now());
-        place(&mut batch, (ino, generation), &self::moved(parts, &(offset..offset + len)));
+        place(&mut batch, (ino, incarnation), &self::moved(parts, &(offset..offset + len)));
         batch.bytes += inode.allocated as i64 - before as i64;
         batch.put(keys::inode(ino), inode.encode());
         self.submit(state, batch, &[])?;
@@ -260,7 +260,7 @@ impl Fs {
         if copy.offset_in >= end {
             return Ok(Shared::Bytes(0));
         }
-        let file = (copy.from, source.generation);
+        let file = (copy.from, source.incarnation);
         // From here to the end of the append nothing moves and no record is released.
         let moving = self.view.sharing();
         let mut parts = match self.view.parts_now(file, copy.offset_in, end) {
@@ -282,15 +282,15 @@ impl Fs {
         let len = parts.last().map_or(copy.offset_in, |p| p.end) - copy.offset_in;
         let mut inode = self.file(copy.to)?;
         let before = inode.allocated;
-        let (ino, generation, offset) = (copy.to, inode.generation, copy.offset_out);
+        let (ino, incarnation, offset) = (copy.to, inode.incarnation, copy.offset_out);
         let mut batch = Batch::default();
         clear_set_id(&mut inode, copy.caller, SetIdChange::Contents);
         self.drop_capability(&mut batch, ino, &mut inode)?;
-        self.count_cloned((ino, generation), &mut inode, offset..offset + len, &parts)?;
+        self.count_cloned((ino, incarnation), &mut inode, offset..offset + len, &parts)?;
         inode.size = inode.size.max(offset + len);
         now_into(&mut inode, self.clock.now());
-        let from = CloneSource { ino: file.0, generation: file.1, offset: copy.offset_in, len };
-        batch.data.push(DataOp::Clone { ino, generation, offset, from });
+        let from = CloneSource { ino: file.0, incarnation: file.1, offset: copy.offset_in, len };
+        batch.data.push(DataOp::Clone { ino, incarnation, offset, from });
         batch.bytes += inode.allocated as i64 - before as i64;
         batch.put(keys::inode(ino), inode.encode());
         self.submit_cloned(state, batch, &parts)?;
@@ -299,13 +299,13 @@ impl Fs {
 }
 
 /// Adds to `batch` that a file has `parts` of a snapshot, which are where they begin in the file.
-pub(super) fn place(batch: &mut Batch, (ino, generation): ContentsId, parts: &[Part]) {
+pub(super) fn place(batch: &mut Batch, (ino, incarnation): ContentsId, parts: &[Part]) {
     batch.data.extend(parts.iter().map(|part| match part.source {
         Source::Segment { id, offset: at } => {
             let (offset, len) = (part.start, part.end - part.start);
-            DataOp::Place { ino, generation, offset, len, segment: id, at }
+            DataOp::Place { ino, incarnation, offset, len, segment: id, at }
         }
-        _ => DataOp::Hole { ino, generation, start: part.start, end: part.end },
+        _ => DataOp::Hole { ino, incarnation, start: part.start, end: part.end },
     }));
 }
 

@@ -197,18 +197,18 @@ impl Fs {
         if size > FILE_SIZE_MAX {
             return Err(FsError::FileTooBig.into());
         }
-        self.count_hole((ino, inode.generation), inode, size..u64::MAX)?;
+        self.count_hole((ino, inode.incarnation), inode, size..u64::MAX)?;
         if size == 0 && inode.size > 0 {
-            // A new data generation: constant cost, however large the file was.
-            batch.data.push(DataOp::Drop { ino, generation: inode.generation });
-            inode.generation = inode.generation.wrapping_add(1);
-            if inode.generation == keys::RECLAIM_INODE {
-                return Err(FsError::Io("data generations of a file are used up".into()).into());
+            // A new data incarnation: constant cost, however large the file was.
+            batch.data.push(DataOp::Drop { ino, incarnation: inode.incarnation });
+            inode.incarnation = inode.incarnation.wrapping_add(1);
+            if inode.incarnation == keys::RECLAIM_INODE {
+                return Err(FsError::Io("data incarnations of a file are used up".into()).into());
             }
-            batch.data.push(DataOp::Begin { ino, generation: inode.generation });
+            batch.data.push(DataOp::Begin { ino, incarnation: inode.incarnation });
         } else if size < inode.size {
-            let (generation, end) = (inode.generation, u64::MAX);
-            batch.data.push(DataOp::Hole { ino, generation, start: size, end });
+            let (incarnation, end) = (inode.incarnation, u64::MAX);
+            batch.data.push(DataOp::Hole { ino, incarnation, start: size, end });
         }
         inode.size = size;
         // Where the count was estimated.

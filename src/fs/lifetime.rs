@@ -236,10 +236,10 @@ fn remove_inode(batch: &mut Batch, ino: Ino, inode: &Inode) {
     batch.inodes -= 1;
     batch.bytes -= inode.allocated as i64;
     if inode.kind == Kind::File {
-        batch.data.push(DataOp::Drop { ino, generation: inode.generation });
+        batch.data.push(DataOp::Drop { ino, incarnation: inode.incarnation });
     }
     if inode.xattrs > 0 {
-        batch.data.push(DataOp::Drop { ino, generation: RECLAIM_INODE });
+        batch.data.push(DataOp::Drop { ino, incarnation: RECLAIM_INODE });
     }
 }
 

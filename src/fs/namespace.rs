@@ -124,7 +124,7 @@ impl Fs {
         };
         let ino = state.inos.allocate(parent, batch);
         if new.kind == Kind::File {
-            batch.data.push(DataOp::Begin { ino, generation: 0 });
+            batch.data.push(DataOp::Begin { ino, incarnation: 0 });
         }
         batch.inodes += 1;
         (ino, inode)

@@ -216,10 +216,10 @@ impl Fs {
         if offset >= end {
             return Ok(Plan::Done(Bytes::new()));
         }
-        let file = (ino, inode.generation);
+        let file = (ino, inode.incarnation);
         Ok(match self.view.parts_now(file, offset, end) {
             Lookup::Hit(parts) => match self.inode(ino) {
-                Ok(now) if now.generation == inode.generation => Plan::Parts(inode, end, parts),
+                Ok(now) if now.incarnation == inode.incarnation => Plan::Parts(inode, end, parts),
                 // Truncated to nothing in between: the holes found are neither old nor new.
                 _ => Plan::Again,
             },
@@ -293,7 +293,7 @@ impl Fs {
         }
         let Some((from, to)) = self.streams.note(ino, start, end, inode.size) else { return };
         let fs = self.clone();
-        let file = (ino, inode.generation);
+        let file = (ino, inode.incarnation);
         let fetch = move |parts: &[Part]| {
             for part in parts {
                 if let Source::Segment { id, offset } = part.source {

@@ -86,9 +86,9 @@ pub struct Inode {
     pub ctime: Timestamp,
     /// Creation.
     pub btime: Timestamp,
-    /// Data generation: which `e` rows are this file's. Truncating to nothing starts a new
+    /// Data incarnation: which `e` rows are this file's. Truncating to nothing starts a new
     /// one, so that it costs a constant number of rows.
-    pub generation: u32,
+    pub incarnation: u32,
     /// Number of extended attributes.
     pub xattrs: u32,
     /// The directory that holds a directory; for other kinds 0.
@@ -113,7 +113,7 @@ pub struct InodeExtent {
 // Byte 1 of the row: the kind in the lower half, and which of these follow.
 const HAS_LINKS: u8 = 0x10;
 const HAS_RDEV: u8 = 0x20;
-const HAS_GENERATION: u8 = 0x40;
+const HAS_INCARNATION: u8 = 0x40;
 const HAS_XATTRS: u8 = 0x80;
 // Byte 2: which of these follow.
 const HAS_CTIME: u8 = 0x01;
@@ -187,7 +187,7 @@ impl Inode {
             mtime: now,
             ctime: now,
             btime: now,
-            generation: 0,
+            incarnation: 0,
             xattrs: 0,
             parent: Ino(0),
             target: Bytes::new(),
@@ -213,7 +213,7 @@ impl Inode {
         out.u8(self.kind as u8
             | if_(self.nlink != self.kind.links(), HAS_LINKS)
             | if_(self.rdev != 0, HAS_RDEV)
-            | if_(self.generation != 0, HAS_GENERATION)
+            | if_(self.incarnation != 0, HAS_INCARNATION)
             | if_(self.xattrs != 0, HAS_XATTRS));
         let flags = btime
             | if_(self.ctime != self.mtime, HAS_CTIME)
@@ -232,7 +232,7 @@ impl Inode {
         let numbers = [
             (self.nlink != self.kind.links(), self.nlink),
             (self.rdev != 0, self.rdev),
-            (self.generation != 0, self.generation),
+            (self.incarnation != 0, self.incarnation),
             (self.xattrs != 0, self.xattrs),
         ];
         numbers.iter().filter(|(there, _)| *there).for_each(|&(_, n)| out.varint(n.into()));
@@ -274,7 +274,7 @@ impl Inode {
         let mtime = Timestamp { secs: r.zigzag()?, nanos: nanos(&mut r)? };
         let nlink = unless(head & HAS_LINKS != 0, kind.links(), || r.varint32())?;
         let rdev = unless(head & HAS_RDEV != 0, 0, || r.varint32())?;
-        let generation = unless(head & HAS_GENERATION != 0, 0, || r.varint32())?;
+        let incarnation = unless(head & HAS_INCARNATION != 0, 0, || r.varint32())?;
         let xattrs = unless(head & HAS_XATTRS != 0, 0, || r.varint32())?;
         let ctime = unless(flags & HAS_CTIME != 0, mtime, || beside(&mut r, mtime))?;
         let atime = unless(flags & HAS_ATIME != 0, mtime, || beside(&mut r, mtime))?;
@@ -310,7 +310,7 @@ impl Inode {
             mtime,
             ctime,
             btime,
-            generation,
+            incarnation,
             xattrs,
             parent,
             target,
@@ -350,7 +350,7 @@ mod tests {
             mtime: Timestamp { secs: 7, nanos: 8 },
             ctime: t,
             btime: Timestamp { secs: i64::MIN, nanos: 0 },
-            generation: 9,
+            incarnation: 9,
             xattrs: 10,
             parent: Ino(11),
             target: Bytes::from_static(b"where"),
@@ -386,7 +386,7 @@ mod tests {
             |i| (i.atime.nanos, i.btime.nanos) = (5, 5),
             |i| (i.atime.nanos, i.btime.nanos) = (5, 6),
             |i| i.mtime.secs = i64::MIN,
-            |i| i.generation = u32::MAX,
+            |i| i.incarnation = u32::MAX,
             |i| i.xattrs = 1,
             |i| i.parent = Ino(u64::MAX),
         ];
@@ -435,7 +435,7 @@ mod tests {
         for (byte, flag, more) in [
             (1, HAS_LINKS, &[1][..]),
             (1, HAS_RDEV, &[0]),
-            (1, HAS_GENERATION, &[0]),
+            (1, HAS_INCARNATION, &[0]),
             (1, HAS_XATTRS, &[0]),
             (2, HAS_CTIME, &same_time),
             (2, HAS_ATIME, &same_time),

@@ -91,24 +91,24 @@ pub fn xattr_of(key: &[u8]) -> Option<&[u8]> {
     (rest.len() > 8).then(|| &rest[8..])
 }
 
-/// `e` ino, data generation, *end* offset: an extent. Keyed by its end, so that the first key
+/// `e` ino, data incarnation, *end* offset: an extent. Keyed by its end, so that the first key
 /// above a position is the first extent that can cover it.
-pub fn extent(ino: Ino, generation: u32, end: u64) -> Key {
-    tagged(b'e', &[&ino.0.to_be_bytes(), &generation.to_be_bytes(), &end.to_be_bytes()])
+pub fn extent(ino: Ino, incarnation: u32, end: u64) -> Key {
+    tagged(b'e', &[&ino.0.to_be_bytes(), &incarnation.to_be_bytes(), &end.to_be_bytes()])
 }
 
-/// The half-open range of keys of extents of one generation that end above `position`.
-pub fn extents_above(ino: Ino, generation: u32, position: u64) -> (Key, Key) {
-    let start = extent(ino, generation, position.saturating_add(1));
-    (start, after(&extent(ino, generation, u64::MAX)))
+/// The half-open range of keys of extents of one incarnation that end above `position`.
+pub fn extents_above(ino: Ino, incarnation: u32, position: u64) -> (Key, Key) {
+    let start = extent(ino, incarnation, position.saturating_add(1));
+    (start, after(&extent(ino, incarnation, u64::MAX)))
 }
 
-/// The half-open range of keys of extents of every generation of `ino`.
+/// The half-open range of keys of extents of every incarnation of `ino`.
 pub fn extents_all(ino: Ino) -> (Key, Key) {
     (tagged(b'e', &[&ino.0.to_be_bytes()]), tagged(b'e', &[&(ino.0 + 1).to_be_bytes()]))
 }
 
-/// Inode, data generation and end offset of an extent key.
+/// Inode, data incarnation and end offset of an extent key.
 pub fn extent_of(key: &[u8]) -> Option<(Ino, u32, u64)> {
     let rest: &[u8; 20] = key.strip_prefix(b"e")?.try_into().ok()?;
     Some((
@@ -129,16 +129,16 @@ pub fn orphan_of(key: &[u8]) -> Option<Ino> {
     Some(Ino(u64::from_be_bytes(ino)))
 }
 
-/// `r` ino, data generation: extents (and, for generation [`RECLAIM_INODE`], extended
+/// `r` ino, data incarnation: extents (and, for incarnation [`RECLAIM_INODE`], extended
 /// attributes) that nothing refers to any more and that are reclaimed in the background.
-pub fn reclaim(ino: Ino, generation: u32) -> Key {
-    tagged(b'r', &[&ino.0.to_be_bytes(), &generation.to_be_bytes()])
+pub fn reclaim(ino: Ino, incarnation: u32) -> Key {
+    tagged(b'r', &[&ino.0.to_be_bytes(), &incarnation.to_be_bytes()])
 }
 
-/// The data generation of a [`reclaim`] row that stands for everything the inode had.
+/// The data incarnation of a [`reclaim`] row that stands for everything the inode had.
 pub const RECLAIM_INODE: u32 = u32::MAX;
 
-/// Inode and generation of a reclaim key.
+/// Inode and incarnation of a reclaim key.
 pub fn reclaim_of(key: &[u8]) -> Option<(Ino, u32)> {
     let rest: &[u8; 12] = key.strip_prefix(b"r")?.try_into().ok()?;
     Some((
@@ -157,10 +157,10 @@ pub fn segment_of(key: &[u8]) -> Option<SegmentId> {
     Some(SegmentId(key.strip_prefix(b"s")?.try_into().ok()?))
 }
 
-/// `b` segment, ino, data generation: a file that may refer to the segment in other places than
+/// `b` segment, ino, data incarnation: a file that may refer to the segment in other places than
 /// the segment itself says, since it shares them.
-pub fn owner(id: SegmentId, ino: Ino, generation: u32) -> Key {
-    tagged(b'b', &[&id.0, &ino.0.to_be_bytes(), &generation.to_be_bytes()])
+pub fn owner(id: SegmentId, ino: Ino, incarnation: u32) -> Key {
+    tagged(b'b', &[&id.0, &ino.0.to_be_bytes(), &incarnation.to_be_bytes()])
 }
 
 /// The half-open range of keys of such files of one segment.
@@ -168,12 +168,12 @@ pub fn owners(id: SegmentId) -> (Key, Key) {
     (tagged(b'b', &[&id.0]), after(&owner(id, Ino(u64::MAX), u32::MAX)))
 }
 
-/// Segment, inode and data generation of such a key.
+/// Segment, inode and data incarnation of such a key.
 pub fn owner_of(key: &[u8]) -> Option<(SegmentId, Ino, u32)> {
     let (id, rest) = key.strip_prefix(b"b")?.split_first_chunk()?;
-    let (ino, generation) = rest.split_first_chunk()?;
-    let generation = u32::from_be_bytes(generation.try_into().ok()?);
-    Some((SegmentId(*id), Ino(u64::from_be_bytes(*ino)), generation))
+    let (ino, incarnation) = rest.split_first_chunk()?;
+    let incarnation = u32::from_be_bytes(incarnation.try_into().ok()?);
+    Some((SegmentId(*id), Ino(u64::from_be_bytes(*ino)), incarnation))
 }
 
 /// `z` time, segment: a segment without live bytes, to be deleted from the bucket once readers

@@ -291,7 +291,7 @@ async fn make_the_fixture() {
     let m = mount(options(&bucket, local)).await.expect("mounts");
     fill(&m).await;
     assert!(m.sync(LONG).await);
-    // Of another segment, stored as it is: overwritten, cut, shared; and a new data generation.
+    // Of another segment, stored as it is: overwritten, cut, shared; and a new data incarnation.
     assert!(m.shutdown(LONG).await);
     let mut raw = options(&bucket, local);
     raw.compress = Some(Compression::None);

@@ -108,7 +108,7 @@ fn make_the_seeds_of_the_rows() {
     let mut extent = InodeExtent { start: 0, len: 100, segment, segment_offset: 300 };
     write("inode-extent", &inode.encode_with(Some(&extent)));
     (inode.size, extent.start, inode.atime) = (10_000, 5_000, at(-7, 999_999_999));
-    (inode.btime, inode.ctime.nanos, inode.generation) = (inode.atime, 6, 3);
+    (inode.btime, inode.ctime.nanos, inode.incarnation) = (inode.atime, 6, 3);
     (inode.nlink, inode.xattrs) = (2, 1);
     write("inode", &inode.encode_with(Some(&extent)));
     let target = bytes::Bytes::from_static(b"target");
@@ -125,16 +125,16 @@ fn make_the_seeds_of_the_rows() {
     write("segment-frames", &row.encode_with(b"frames"));
     write("dead", &DeadRow { birth: 7, death: 9 }.encode());
     write("key-owner", &keys::owner(segment, Ino(9), 1));
-    let (ino, generation) = (Ino(9), 4);
-    let from = CloneSource { ino: Ino(8), generation: 3, offset: 1 << 40, len: 1 << 33 };
+    let (ino, incarnation) = (Ino(9), 4);
+    let from = CloneSource { ino: Ino(8), incarnation: 3, offset: 1 << 40, len: 1 << 33 };
     let mut batch = Batch { inodes: 1, bytes: -4096, ..Batch::default() };
     batch.put_fresh(keys::inode(ino), inode.encode());
     batch.delete(keys::orphan(ino));
-    batch.data.push(DataOp::Begin { ino, generation });
-    batch.data.push(DataOp::Write { ino, generation, offset: 5, len: 6 });
-    batch.data.push(DataOp::Hole { ino, generation, start: 7, end: u64::MAX });
-    batch.data.push(DataOp::Drop { ino, generation });
-    batch.data.push(DataOp::Clone { ino, generation, offset: 7, from });
+    batch.data.push(DataOp::Begin { ino, incarnation });
+    batch.data.push(DataOp::Write { ino, incarnation, offset: 5, len: 6 });
+    batch.data.push(DataOp::Hole { ino, incarnation, start: 7, end: u64::MAX });
+    batch.data.push(DataOp::Drop { ino, incarnation });
+    batch.data.push(DataOp::Clone { ino, incarnation, offset: 7, from });
     let mut head = Vec::new();
     batch.encode_head(&mut head);
     fs::write(dir.with_file_name("journal").join("batch-head"), head).expect("writes");
@@ -164,7 +164,7 @@ fn make_the_seeds_of_segments() {
         let mut data = vec![b'x'; 140_000];
         let mut random = SplitMix(5);
         data[131_072..].iter_mut().for_each(|b| *b = random.below(256) as u8);
-        let owned = |n: u64, len| Owned { ino: Ino(n), generation: 0, offset: n * 7, len };
+        let owned = |n: u64, len| Owned { ino: Ino(n), incarnation: 0, offset: n * 7, len };
         let ranges = [owned(20, 100_000), owned(21, 39_000), owned(5, 1000)];
         let id = segments.new_id();
         let object = runtime.block_on(async {

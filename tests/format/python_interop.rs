@@ -169,7 +169,7 @@ fn segment(name: &str, data: Vec<u8>) -> Vec<u8> {
     let (path, store) = (name.into(), Arc::new(InMemory::new()));
     let compression = Compression::Zstd { level: 3 };
     let segments = SegmentStore::compressing(store.clone(), compression);
-    let owned = |ino, len| Owned { ino: Ino(ino), generation: 0, offset: 5, len };
+    let owned = |ino, len| Owned { ino: Ino(ino), incarnation: 0, offset: 5, len };
     let ranges = [owned(300, 1_000), owned(2, data.len() as u64 - 1_000)];
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {

@@ -227,7 +227,7 @@ fn inode_rows_of_format_version_2_are_what_the_format_page_says() {
             mtime: time("mtime"),
             ctime: time("ctime"),
             btime: time("btime"),
-            generation: short("generation"),
+            incarnation: short("incarnation"),
             xattrs: short("xattrs"),
             parent: Ino(number("parent")),
             target: hex(&row["target"]).into(),
@@ -300,7 +300,7 @@ fn segments_of_format_version_2_read_and_are_written_so() {
         let ranges: Vec<_> = vector["ranges"].as_array().expect("a list").iter().collect();
         let owned = |r: &&Value| Owned {
             ino: Ino(number(&r[0])),
-            generation: number(&r[1]) as u32,
+            incarnation: number(&r[1]) as u32,
             offset: number(&r[2]),
             len: number(&r[3]),
         };

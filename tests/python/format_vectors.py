@@ -235,7 +235,7 @@ def signed(n):
 INODE = {
     "kind": 1, "perm": 0o644, "nlink": 1, "uid": 1000, "gid": 1000, "rdev": 0, "size": 100,
     "allocated": 4096, "atime": [1800000000, 123456789], "mtime": [1800000000, 123456789],
-    "ctime": [1800000000, 123456789], "btime": [1800000000, 123456789], "generation": 0,
+    "ctime": [1800000000, 123456789], "btime": [1800000000, 123456789], "incarnation": 0,
     "xattrs": 0, "parent": 0, "target": "", "extent": None,
 }
 EXTENT = {"segment": "4f" * 16, "offset": 300, "start": 0, "len": 100}
@@ -244,7 +244,7 @@ INODES = [
     {},
     {"extent": EXTENT},
     {"extent": EXTENT, "atime": EARLIER, "btime": EARLIER},
-    {"extent": {**EXTENT, "start": 50, "len": 20}, "nlink": 0, "generation": 2, "xattrs": 300},
+    {"extent": {**EXTENT, "start": 50, "len": 20}, "nlink": 0, "incarnation": 2, "xattrs": 300},
     {"extent": EXTENT, "atime": [-1, 0], "ctime": [1800000001, 0], "btime": [0, 0], "uid": 0},
     {"size": 1 << 40, "allocated": 8192, "mtime": [-(1 << 40), 999999999], "gid": 4294967295},
     {"kind": 2, "perm": 0o1777, "nlink": 2, "size": 3, "allocated": 0, "parent": 1},
@@ -271,7 +271,7 @@ def inode_row(i):
     parts = [
         (0, 0x10, i["nlink"] != (2 if i["kind"] == 2 else 1), lambda: varint(i["nlink"])),
         (0, 0x20, i["rdev"], lambda: varint(i["rdev"])),
-        (0, 0x40, i["generation"], lambda: varint(i["generation"])),
+        (0, 0x40, i["incarnation"], lambda: varint(i["incarnation"])),
         (0, 0x80, i["xattrs"], lambda: varint(i["xattrs"])),
         (1, 0x01, i["ctime"] != mtime, lambda: time(i["ctime"])),
         (1, 0x02, i["atime"] != mtime, lambda: time(i["atime"])),
@@ -307,11 +307,11 @@ def segment(last_digit, ranges, frames, data):
     """A segment whose data are stored as `frames` of (stored, whole) bytes, or as they are."""
     name = "seg/4f/" + "4f" * 15 + "4" + last_digit
     summary, before = b"", (0, 0, 0)
-    for inode, generation, offset, length in ranges:
-        begin = before[2] if before[:2] == (inode, generation) else 0
-        summary += signed(inode - before[0]) + varint(generation)
+    for inode, incarnation, offset, length in ranges:
+        begin = before[2] if before[:2] == (inode, incarnation) else 0
+        summary += signed(inode - before[0]) + varint(incarnation)
         summary += signed(offset - begin) + varint(length)
-        before = inode, generation, offset + length
+        before = inode, incarnation, offset + length
     stored = b"".join(stored for stored, _ in frames) if frames else data
     index = b"".join(varint(len(s) if len(s) < whole else 0) for s, whole in frames)
     footer = struct.pack("<8sBBHI", b"sealfsSG", 2, bool(frames), 0, len(ranges))

@@ -524,7 +524,7 @@ async fn many_files(bench: &Bench, count: u64) {
     let mut at = 0;
     while at < count {
         let files = (count - at).min(RANGES_MAX as u64);
-        let owned = |n| Owned { ino: Ino(1000 + at + n), generation: 0, offset: 0, len };
+        let owned = |n| Owned { ino: Ino(1000 + at + n), incarnation: 0, offset: 0, len };
         let ranges: Vec<_> = (0..files).map(owned).collect();
         let id = segments.new_id();
         let data = Bytes::from(noise((files * len) as usize, at as u8));
@@ -716,7 +716,7 @@ async fn what_compression_costs() {
             let compression = ways[way].parse().expect("known");
             let segments = SegmentStore::compressing(store, compression);
             let id = segments.new_id();
-            let owned = [Owned { ino: Ino(2), generation: 0, offset: 0, len: len as u64 }];
+            let owned = [Owned { ino: Ino(2), incarnation: 0, offset: 0, len: len as u64 }];
             let (begun, used) = (Instant::now(), processor_secs());
             let layout = segments.put(id, vec![data.clone()], &owned).await.expect("puts");
             spent[way][0] += begun.elapsed().as_secs_f64();

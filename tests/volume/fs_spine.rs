@@ -212,7 +212,7 @@ async fn shape(m: &Mounted, ino: Ino) -> (Option<(u64, u64)>, usize) {
     assert!(m.sync(Duration::from_secs(20)).await, "synced");
     let row = m.view().kv().get(&keys::inode(ino)).await.expect("reads").expect("there");
     let (inode, extent) = Inode::decode_with(&row).expect("decodes");
-    let (from, to) = keys::extents_above(ino, inode.generation, 0);
+    let (from, to) = keys::extents_above(ino, inode.incarnation, 0);
     let rows = m.view().kv().scan(&from, &to, 1000, 1 << 16).await.expect("scans");
     (extent.map(|e| (e.start, e.len)), rows.len())
 }
@@ -314,7 +314,7 @@ async fn a_file_of_one_extent_has_it_in_its_inode_row_whatever_happens_to_it() {
         (None, 0)
     );
     expect!(put(&mut wanted, 5, 5, 8).await, (Some((5, 5)), 0));
-    // A new data generation, with and without something in it.
+    // A new data incarnation, with and without something in it.
     expect!(
         {
             resize(&m, ino, 0).await;

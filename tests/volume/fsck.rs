@@ -99,7 +99,7 @@ const BREAKS: [(&str, &str, &str); 21] = [
     ("orphan with links", "listed as orphan", "a a"),
     ("attribute count", "attributes, has", "a a"),
     ("file's row removed", "have no file", "dir/b lost+found/#"),
-    ("stale generation", "have no file", ""),
+    ("stale incarnation", "have no file", ""),
     ("segment accounting", "said live", "dir/b dir/b"),
     ("segment row removed", "no accounting row", "dir/b dir/b"),
     ("owner of nothing", "0 files said to share it, 1 found", ""),
@@ -148,7 +148,7 @@ async fn break_it(how: &str, b: &mut Break<'_>) {
             b.batch.delete(keys::inode(b.ino("dir/b").await));
             b.batch.delete(b.entry(dir, "b"));
         }
-        "stale generation" => b.change("dir/b", |i| i.generation = 5).await,
+        "stale incarnation" => b.change("dir/b", |i| i.incarnation = 5).await,
         "blocks" => b.change("dir/b", |i| i.allocated = 0).await,
         _ => {
             let extent = b.extent("dir/b").await;
@@ -221,7 +221,7 @@ async fn every_broken_rule_is_found_and_repaired_without_losing_contents() {
         let mounted = bench.mount().await;
         for (path, len) in FILES {
             let moved_here = moved.starts_with(&format!("{path} "));
-            let below = how == "stale generation" && path == "dir/b";
+            let below = how == "stale incarnation" && path == "dir/b";
             let aside = at.starts_with("lost+found") && path.starts_with("dir/deep/");
             let now = match () {
                 _ if moved_here => at.clone(),
@@ -262,13 +262,13 @@ async fn what_files_share_is_no_fault_and_what_nobody_says_is_shared_is_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn data_of_a_stale_generation_becomes_a_file_of_its_own() {
+async fn data_of_a_stale_incarnation_becomes_a_file_of_its_own() {
     // Guards against a repair that takes data without a file for garbage.
     let bench = filled().await;
     let mounted = bench.mount().await;
     let hash = keys_of(&bench).await.name_hash_key();
     let mut b = Break { mounted: &mounted, hash, batch: Batch::default() };
-    break_it("stale generation", &mut b).await;
+    break_it("stale incarnation", &mut b).await;
     let batch = b.batch;
     mounted.fs.mend(batch).await.expect("breaks");
     assert!(mounted.shutdown(LONG).await);
@@ -355,7 +355,7 @@ async fn segments_of_a_commit_that_was_cut_off_are_collected_by_a_repair() {
     let keys = keys_of(&bench).await;
     let sealed = Arc::new(sealfs::store::Sealed::new(bench.store.clone(), keys));
     let id = SegmentId([0x76; 16]);
-    let owned = Owned { ino: Ino(9), generation: 0, offset: 0, len: 50_000 };
+    let owned = Owned { ino: Ino(9), incarnation: 0, offset: 0, len: 50_000 };
     SegmentStore::new(sealed).put(id, vec![vec![5; 50_000].into()], &[owned]).await.expect("puts");
 
     let mounted = bench.mount().await;

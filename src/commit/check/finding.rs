@@ -45,13 +45,13 @@ pub enum Finding {
     /// Extended attributes of an inode that is not there.
     StrayXattrs { ino: Ino, count: u32 },
     /// Two extents of a file cover the same bytes.
-    ExtentsOverlap { ino: Ino, generation: u32, at: u64 },
+    ExtentsOverlap { ino: Ino, incarnation: u32, at: u64 },
     /// A file whose inode row has its only extent has others: they are not read.
     RowsBesideOnlyExtent { ino: Ino, extents: u64 },
     /// Data behind the end of a file.
     ExtentBehindEnd { ino: Ino, end: u64, size: u64 },
-    /// Data of a file, or of a generation of its data, that is not there.
-    StrayExtents { ino: Ino, generation: u32, extents: u64, end: u64, bytes: u64 },
+    /// Data of a file, or of an incarnation of its data, that is not there.
+    StrayExtents { ino: Ino, incarnation: u32, extents: u64, end: u64, bytes: u64 },
     /// `allocated` cannot be right; `bytes` are found in extents.
     Blocks { ino: Ino, said: u64, bytes: u64 },
     /// Live bytes of a segment are not what extents refer to, or reach behind its end.
@@ -149,8 +149,8 @@ impl fmt::Display for Finding {
                     counted((*count).into(), "attribute")
                 )
             }
-            ExtentsOverlap { ino, generation, at } => {
-                write!(f, "extents of {ino}:{generation} overlap at {at}")
+            ExtentsOverlap { ino, incarnation, at } => {
+                write!(f, "extents of {ino}:{incarnation} overlap at {at}")
             }
             RowsBesideOnlyExtent { ino, extents } => {
                 let extents = counted(*extents, "extent");
@@ -159,9 +159,9 @@ impl fmt::Display for Finding {
             ExtentBehindEnd { ino, end, size } => {
                 write!(f, "an extent of {ino} ends at {end}, behind its {}", counted(*size, "byte"))
             }
-            StrayExtents { ino, generation, extents, bytes, .. } => {
+            StrayExtents { ino, incarnation, extents, bytes, .. } => {
                 let (extents, bytes) = (counted(*extents, "extent"), counted(*bytes, "byte"));
-                write!(f, "extents of {ino}:{generation} have no file: {extents} of {bytes}")
+                write!(f, "extents of {ino}:{incarnation} have no file: {extents} of {bytes}")
             }
             Blocks { ino, said, bytes } => {
                 write!(

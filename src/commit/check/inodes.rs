@@ -20,10 +20,10 @@ struct Rest {
     reclaims: Vec<u32>,
 }
 
-/// A run of extents of one data generation.
+/// A run of extents of one data incarnation.
 #[derive(Clone, Copy, Default)]
 struct Run {
-    generation: u32,
+    incarnation: u32,
     extents: u64,
     bytes: u64,
     end: u64,
@@ -68,7 +68,7 @@ impl Check<'_> {
             }
             while let Some((key, _)) = reclaims.next_of(number).await? {
                 let of = keys::reclaim_of(&key).ok_or(DecodeError("reclaim key"));
-                rest.reclaims.extend(self.decoded(&key, of).map(|(_, generation)| generation));
+                rest.reclaims.extend(self.decoded(&key, of).map(|(_, incarnation)| incarnation));
             }
             let bytes = self.extents_of(ino, inode.as_ref(), &rest, extents).await?;
             self.one(ino, inode.map(|i| i.inode), &rest, bytes);
@@ -104,20 +104,21 @@ impl Check<'_> {
                 Some((key, value)) => self.decoded(key, extent_of(key, value)),
                 None => None,
             };
-            let decoded = decoded.map(|((_, generation), extent)| (generation, extent));
-            let generation = decoded.map(|(generation, _)| generation);
-            if run.extents > 0 && (row.is_none() || generation.is_some_and(|g| g != run.generation))
+            let decoded = decoded.map(|((_, incarnation), extent)| (incarnation, extent));
+            let incarnation = decoded.map(|(incarnation, _)| incarnation);
+            if run.extents > 0
+                && (row.is_none() || incarnation.is_some_and(|g| g != run.incarnation))
             {
-                let owned = current.is_some_and(|i| i.generation == run.generation);
+                let owned = current.is_some_and(|i| i.incarnation == run.incarnation);
                 if owned {
                     bytes += run.bytes;
                     if only.is_some() {
                         let Run { extents, .. } = run;
                         self.report.note(Finding::RowsBesideOnlyExtent { ino, extents });
                     }
-                } else if !rest.reclaims.contains(&run.generation) {
-                    let Run { generation, extents, bytes, end } = run;
-                    let stray = Finding::StrayExtents { ino, generation, extents, end, bytes };
+                } else if !rest.reclaims.contains(&run.incarnation) {
+                    let Run { incarnation, extents, bytes, end } = run;
+                    let stray = Finding::StrayExtents { ino, incarnation, extents, end, bytes };
                     self.report.note(stray);
                 }
                 run = Run::default();
@@ -125,20 +126,20 @@ impl Check<'_> {
             if row.is_none() {
                 return Ok(bytes);
             }
-            let Some((generation, extent)) = decoded else { continue };
+            let Some((incarnation, extent)) = decoded else { continue };
             let Extent { start, end, .. } = extent;
             self.segments.refer(&extent);
-            self.claim(((ino, generation), extent));
+            self.claim(((ino, incarnation), extent));
             if run.extents > 0 && start < run.end {
-                self.report.note(Finding::ExtentsOverlap { ino, generation, at: start });
+                self.report.note(Finding::ExtentsOverlap { ino, incarnation, at: start });
             }
-            let size = current.filter(|i| i.generation == generation).map(|i| i.size);
+            let size = current.filter(|i| i.incarnation == incarnation).map(|i| i.size);
             if let Some(size) = size.filter(|size| end > *size && !behind) {
                 behind = true; // the first tells enough
                 self.report.note(Finding::ExtentBehindEnd { ino, end, size });
             }
             let (extents, bytes) = (run.extents + 1, run.bytes + (end - start));
-            run = Run { generation, extents, bytes, end };
+            run = Run { incarnation, extents, bytes, end };
         }
     }
 

@@ -51,15 +51,15 @@ pub(super) async fn find(
     let (mut ranges, mut more) = summaries(segments, chosen).await?;
     others(kv, chosen, &mut ranges).await?;
     // In the order of rows; of those that begin together, the longest first.
-    ranges.sort_unstable_by_key(|r| (r.ino, r.generation, r.offset, Reverse(r.len)));
+    ranges.sort_unstable_by_key(|r| (r.ino, r.incarnation, r.offset, Reverse(r.len)));
     let (mut inodes, mut rows) = (Leap::new(kv, b'i'), Leap::new(kv, b'e'));
     let mut pieces = Vec::new();
-    for of_file in ranges.chunk_by(|a, b| (a.ino, a.generation) == (b.ino, b.generation)) {
+    for of_file in ranges.chunk_by(|a, b| (a.ino, a.incarnation) == (b.ino, b.incarnation)) {
         if pieces.len() >= PIECES_MAX {
             more = true;
             break;
         }
-        let file = (of_file[0].ino, of_file[0].generation);
+        let file = (of_file[0].ino, of_file[0].incarnation);
         match only_extent(&mut inodes, file).await? {
             Some(extent) if chosen.contains_key(&extent.segment) => {
                 pieces.push(Piece { file, extent });
@@ -109,8 +109,8 @@ async fn others(
         loop {
             let page = kv.scan(&from, &to, ROWS_MAX, 1 << 16).await?;
             for (key, _) in &page {
-                let (_, ino, generation) = keys::owner_of(key).ok_or(DecodeError("owner key"))?;
-                ranges.push(Owned { ino, generation, offset: 0, len: FILE_SIZE_MAX });
+                let (_, ino, incarnation) = keys::owner_of(key).ok_or(DecodeError("owner key"))?;
+                ranges.push(Owned { ino, incarnation, offset: 0, len: FILE_SIZE_MAX });
             }
             match page.last() {
                 Some((last, _)) if page.len() == ROWS_MAX => from = keys::after(last),
@@ -140,7 +140,7 @@ async fn extents(
     chosen: &HashMap<SegmentId, SegmentRow>,
     pieces: &mut Vec<Piece>,
 ) -> Result<(), ViewError> {
-    let file = (range.ino, range.generation);
+    let file = (range.ino, range.incarnation);
     let Range { start, end } = range.offset..range.offset + range.len;
     // Keyed by its end: the first that can cover `start` ends behind it.
     let from = keys::extent(file.0, file.1, start + 1);

@@ -86,9 +86,9 @@ impl Output {
             let end = at + piece.len();
             let from = known.max(*at);
             if from < end {
-                let (ino, generation) = piece.file;
+                let (ino, incarnation) = piece.file;
                 let offset = piece.extent.start + (from - at);
-                Owned::add(&mut owned, Owned { ino, generation, offset, len: end - from });
+                Owned::add(&mut owned, Owned { ino, incarnation, offset, len: end - from });
                 known = end;
             }
         }
@@ -308,7 +308,7 @@ mod tests {
         assert_eq!((output.len, &output.runs[..]), (170, &[run(0..160), run(200..210)][..]));
         let at: Vec<_> = output.pieces.iter().map(|p| (p.piece.file.0.0, p.at)).collect();
         assert_eq!(at, [(1, 0), (2, 40), (3, 50), (3, 160)]);
-        let owned = |ino, offset, len| Owned { ino: Ino(ino), generation: 0, offset, len };
+        let owned = |ino, offset, len| Owned { ino: Ino(ino), incarnation: 0, offset, len };
         assert_eq!(output.owned(), [owned(1, 0, 100), owned(2, 560, 60), owned(3, 20, 10)]);
         let mut less = full([1]);
         less.insert(segment(1), SegmentRow { size: 16 * MIB, live: 169, ..SegmentRow::default() });

@@ -169,7 +169,7 @@ impl Fs {
         let mut batch = Batch::default();
         let ino = state.inos.allocate(to.0, &mut batch);
         if original.inode.kind == Kind::File {
-            batch.data.push(DataOp::Begin { ino, generation: 0 });
+            batch.data.push(DataOp::Begin { ino, incarnation: 0 });
             let data = parts.iter().filter(|p| !matches!(p.source, Source::Hole));
             place(&mut batch, (ino, 0), &data.copied().collect::<Vec<_>>());
         }
@@ -194,7 +194,7 @@ impl Fs {
     fn as_new(&self, original: &Original) -> Inode {
         let parent = Ino(0);
         let xattrs = original.xattrs.len() as u32;
-        let mut inode = Inode { generation: 0, parent, xattrs, ..original.inode.clone() };
+        let mut inode = Inode { incarnation: 0, parent, xattrs, ..original.inode.clone() };
         inode.ctime = self.clock.now();
         inode
     }
@@ -246,7 +246,7 @@ impl Fs {
             let ino = state.inos.allocate(to.0, &mut batch);
             let inode = Inode { nlink: 0, xattrs: 0, size: 0, allocated: 0, ..fs.as_new(original) };
             if inode.kind == Kind::File {
-                batch.data.push(DataOp::Begin { ino, generation: 0 });
+                batch.data.push(DataOp::Begin { ino, incarnation: 0 });
             }
             batch.put_fresh(keys::inode(ino), inode.encode());
             batch.put_fresh(keys::orphan(ino), MarkerRow::encode());
@@ -304,7 +304,7 @@ impl Fs {
         let name = |fs: &Fs, state: &mut State| {
             let mut batch = Batch::default();
             let before = fs.inode(ino)?;
-            let inode = Inode { nlink: 1, generation: before.generation, ..fs.as_new(original) };
+            let inode = Inode { nlink: 1, incarnation: before.incarnation, ..fs.as_new(original) };
             batch.bytes += inode.allocated as i64 - before.allocated as i64;
             batch.put(keys::inode(ino), inode.encode());
             batch.delete(keys::orphan(ino));

@@ -30,7 +30,7 @@ pub struct Places {
     /// Extended attributes.
     pub xattrs: u32,
     /// Which data of the inode these are: it grows when the file is emptied.
-    pub generation: u32,
+    pub incarnation: u32,
     /// Bytes that are nowhere, and read as zeros.
     pub hole_bytes: u64,
     /// Bytes that are only in the local journal.
@@ -93,7 +93,7 @@ pub(crate) async fn places(
         kind: kind(inode.kind).into(),
         size: inode.size,
         xattrs: inode.xattrs,
-        generation: inode.generation,
+        incarnation: inode.incarnation,
         ..Places::default()
     };
     if inode.kind != Kind::File {
@@ -103,7 +103,7 @@ pub(crate) async fn places(
     let (mut at, mut again) = (0, 0);
     while at < inode.size {
         let end = inode.size.min(at + WINDOW);
-        let file = (ino, inode.generation);
+        let file = (ino, inode.incarnation);
         let Lookup::Hit(parts) = view.parts_now(file, at, end) else {
             again += 1;
             if again > AGAIN_MAX {

@@ -35,8 +35,8 @@ pub struct Malformed(pub &'static str);
 pub struct Owned {
     /// The file.
     pub ino: Ino,
-    /// Which of its data generations.
-    pub generation: u32,
+    /// Which of its data incarnations.
+    pub incarnation: u32,
     /// First byte in the file.
     pub offset: u64,
     /// Bytes, at least one.
@@ -52,8 +52,8 @@ impl Owned {
     pub fn add(ranges: &mut Vec<Owned>, range: Owned) {
         match ranges.last_mut() {
             Some(last)
-                if (last.ino, last.generation, last.end())
-                    == (range.ino, range.generation, range.offset) =>
+                if (last.ino, last.incarnation, last.end())
+                    == (range.ino, range.incarnation, range.offset) =>
             {
                 last.len += range.len;
             }
@@ -283,11 +283,11 @@ fn unzigzag(from: u64, z: u64) -> u64 {
 /// The summary of `ranges`, which are the data of a segment in order.
 pub fn encode_summary(ranges: &[Owned]) -> Vec<u8> {
     let mut out = Vec::with_capacity(ranges.len() * 6);
-    let mut before = Owned { ino: Ino(0), generation: 0, offset: 0, len: 0 };
+    let mut before = Owned { ino: Ino(0), incarnation: 0, offset: 0, len: 0 };
     for range in ranges {
-        let same = (range.ino, range.generation) == (before.ino, before.generation);
+        let same = (range.ino, range.incarnation) == (before.ino, before.incarnation);
         put_varint(&mut out, zigzag(before.ino.0, range.ino.0));
-        put_varint(&mut out, u64::from(range.generation));
+        put_varint(&mut out, u64::from(range.incarnation));
         put_varint(&mut out, zigzag(if same { before.end() } else { 0 }, range.offset));
         put_varint(&mut out, range.len);
         before = *range;
@@ -308,13 +308,13 @@ pub fn decode_summary(
         return Err(Malformed("its summary is too short"));
     }
     let mut ranges = Vec::with_capacity(count as usize);
-    let mut before = Owned { ino: Ino(0), generation: 0, offset: 0, len: 0 };
+    let mut before = Owned { ino: Ino(0), incarnation: 0, offset: 0, len: 0 };
     let mut sum = 0u64;
     for _ in 0..count {
         let ino = Ino(unzigzag(before.ino.0, take_varint(&mut bytes)?));
-        let generation = u32::try_from(take_varint(&mut bytes)?);
-        let generation = generation.map_err(|_| Malformed("a data generation"))?;
-        let same = (ino, generation) == (before.ino, before.generation);
+        let incarnation = u32::try_from(take_varint(&mut bytes)?);
+        let incarnation = incarnation.map_err(|_| Malformed("a data incarnation"))?;
+        let same = (ino, incarnation) == (before.ino, before.incarnation);
         let from = if same { before.end() } else { 0 };
         let offset = unzigzag(from, take_varint(&mut bytes)?);
         let len = take_varint(&mut bytes)?;
@@ -323,7 +323,7 @@ pub fn decode_summary(
             return Err(Malformed("a range"));
         }
         sum = sum.checked_add(len).ok_or(Malformed("a range"))?;
-        before = Owned { ino, generation, offset, len };
+        before = Owned { ino, incarnation, offset, len };
         ranges.push(before);
     }
     if !bytes.is_empty() || sum != data_len {
@@ -337,8 +337,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn owned(ino: u64, generation: u32, offset: u64, len: u64) -> Owned {
-        Owned { ino: Ino(ino), generation, offset, len }
+    fn owned(ino: u64, incarnation: u32, offset: u64, len: u64) -> Owned {
+        Owned { ino: Ino(ino), incarnation, offset, len }
     }
 
     #[test]
@@ -405,12 +405,12 @@ mod tests {
             data_len in 0u64..100,
         ) {
             let mut owners: Vec<Owned> = Vec::new();
-            for (ino, generation, offset, len, follows) in ranges {
+            for (ino, incarnation, offset, len, follows) in ranges {
                 match owners.last().copied() {
                     Some(last) if follows => {
-                        owners.push(owned(last.ino.0, last.generation, last.end() + 7, len));
+                        owners.push(owned(last.ino.0, last.incarnation, last.end() + 7, len));
                     }
-                    _ => owners.push(owned(ino, generation, offset, len)),
+                    _ => owners.push(owned(ino, incarnation, offset, len)),
                 }
             }
             let bytes = encode_summary(&owners);

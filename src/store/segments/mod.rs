@@ -438,7 +438,7 @@ mod tests {
     use object_store::memory::InMemory;
 
     fn of_one_file(len: usize) -> [Owned; 1] {
-        [Owned { ino: Ino(7), generation: 0, offset: 0, len: len as u64 }]
+        [Owned { ino: Ino(7), incarnation: 0, offset: 0, len: len as u64 }]
     }
 
     #[tokio::test]
@@ -474,7 +474,7 @@ mod tests {
             assert_eq!(has_frames(id), compression != Compression::None);
             let data = Bytes::from(vec![b'x'; 1 << 20]);
             let owned =
-                |n: u64| Owned { ino: Ino(n * 1000 + 1), generation: 3, offset: n, len: 64 };
+                |n: u64| Owned { ino: Ino(n * 1000 + 1), incarnation: 3, offset: n, len: 64 };
             let ranges: Vec<_> = (0..1 << 14).map(owned).collect();
             let layout = writer.put(id, vec![data.clone()], &ranges).await.unwrap();
             assert!(u64::from(layout.tail_len) > TAIL_GUESS);

@@ -188,12 +188,12 @@ pub(super) async fn touched_files(
     for tag in [b'e', b'i'] {
         let mut cursor = Cursor::new(kv, tag);
         while let Some((key, value)) = cursor.next().await? {
-            let Ok(Some(((ino, generation), extent))) = extent_in(&key, &value) else { continue };
+            let Ok(Some(((ino, incarnation), extent))) = extent_in(&key, &value) else { continue };
             let Some(ranges) = lost.get(&extent.segment) else { continue };
             if tag == b'e' {
                 let inode = kv.get(&keys::inode(ino)).await?.map(|row| Inode::decode(&row));
                 let Some(Ok(inode)) = inode else { continue };
-                if inode.generation != generation {
+                if inode.incarnation != incarnation {
                     continue; // waits to be reclaimed
                 }
             }

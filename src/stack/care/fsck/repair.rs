@@ -171,8 +171,8 @@ impl Repair<'_> {
                 batch.put(keys::inode(*ino), Inode { parent: *found, ..inode }.encode());
                 "it says so now"
             }
-            Finding::StrayExtents { ino, generation, end, bytes, .. } => {
-                self.adopt_data(*ino, *generation, *end, *bytes).await?;
+            Finding::StrayExtents { ino, incarnation, end, bytes, .. } => {
+                self.adopt_data(*ino, *incarnation, *end, *bytes).await?;
                 return Ok(Some("they are a file of /lost+found now"));
             }
             _ => return Ok(None),
@@ -400,7 +400,7 @@ impl Repair<'_> {
     async fn adopt_data(
         &self,
         ino: Ino,
-        generation: u32,
+        incarnation: u32,
         end: u64,
         bytes: u64,
     ) -> Result<(), StackError> {
@@ -409,7 +409,7 @@ impl Repair<'_> {
         let moves = self.inode(ino).await?.is_some();
         let to = if moves { self.new_ino(&mut batch).await? } else { ino };
         let file = Inode {
-            generation: if moves { 0 } else { generation },
+            incarnation: if moves { 0 } else { incarnation },
             size: end,
             allocated: bytes,
             ..Self::new_inode(Kind::File, Ino(0))
@@ -423,7 +423,7 @@ impl Repair<'_> {
         }
         let mut from = 0;
         loop {
-            let (start, stop) = keys::extents_above(ino, generation, from);
+            let (start, stop) = keys::extents_above(ino, incarnation, from);
             let page = self.kv.scan(&start, &stop, MOVE_ROWS, 1 << 20).await?;
             let mut batch = Batch::default();
             for (key, value) in &page {
