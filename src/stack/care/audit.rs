@@ -6,7 +6,7 @@
 //! which are bounded.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
@@ -14,6 +14,7 @@ use object_store::{ObjectMeta, ObjectStore};
 use rand_sample::Sample;
 use serde::Serialize;
 
+pub use super::walk::Walked;
 use crate::stack::records::encryption;
 use crate::store::names::{CONFIG_NAME, KEYRING_NAME, LEASE_NAME, META_PREFIX, SEGMENT_PREFIX};
 
@@ -39,58 +40,6 @@ pub struct AuditOptions {
     pub sample: Option<usize>,
     /// Fetch the first bytes of every object and check that this volume's key made them.
     pub verify_sealing: bool,
-}
-
-/// How far a walk over the objects is, of an audit or of a migration, which makes several.
-#[derive(Debug, Default)]
-pub struct Walked {
-    /// Walks begun; each resets the other numbers.
-    pub walks: AtomicU64,
-    /// Objects there are to look at; 0 until they are counted.
-    pub total: AtomicU64,
-    /// Objects done.
-    pub done: AtomicU64,
-    /// Their bytes.
-    pub bytes: AtomicU64,
-}
-
-impl Walked {
-    /// A walk begins.
-    pub(super) fn begin(&self) {
-        for number in [&self.total, &self.done, &self.bytes] {
-            number.store(0, Relaxed);
-        }
-        self.walks.fetch_add(1, Relaxed);
-    }
-
-    /// An object is done.
-    pub(super) fn pass(&self, bytes: u64) {
-        self.done.fetch_add(1, Relaxed);
-        self.bytes.fetch_add(bytes, Relaxed);
-    }
-
-    /// Does `work` and counts meanwhile what there is to do, by a listing of its own (a request for
-    /// a thousand objects). If that fails, the work finds out as well.
-    pub(super) async fn counting<T>(
-        &self,
-        store: &dyn ObjectStore,
-        meant: impl Fn(&ObjectMeta) -> bool,
-        work: impl Future<Output = T>,
-    ) -> T {
-        let count = async {
-            let mut objects = store.list(None);
-            let mut total = 0;
-            while let Some(Ok(meta)) = objects.next().await {
-                total += u64::from(meant(&meta));
-            }
-            self.total.store(total, Relaxed);
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            done = work => done,
-            () = count => unreachable!("it pends for ever"),
-        }
-    }
 }
 
 /// Objects and their bytes.

@@ -9,13 +9,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::time::Interval;
 
-use super::audit::{AuditOptions, AuditReport, Exception, Tally, Walked, audit_as, key_of_alias};
+use super::audit::{AuditOptions, AuditReport, Exception, Tally, audit_as, key_of_alias};
+use super::walk::{Pace, Walked};
 use crate::base::VolumeId;
 use crate::stack::opening::unmounted::{Opened, is_gone, patiently};
 use crate::stack::records::config;
@@ -155,7 +154,7 @@ pub async fn migrate(
         key: key_of_alias(&s3, &target).await,
         options,
         walked: &walked,
-        pace: options.rate.map(pace),
+        pace: Pace::new(options.rate),
         done: Mutex::new(&mut report),
     };
     phase(Phase::Objects);
@@ -203,13 +202,6 @@ fn refuse_unreadable(
     }
 }
 
-/// Ticks `rate` times a second.
-pub(super) fn pace(rate: u32) -> tokio::sync::Mutex<Interval> {
-    let mut interval = tokio::time::interval(Duration::from_secs(1) / rate.max(1));
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    tokio::sync::Mutex::new(interval)
-}
-
 /// One walk over the objects.
 struct Pass<'a> {
     s3: &'a S3Store,
@@ -218,7 +210,7 @@ struct Pass<'a> {
     key: Option<String>,
     options: &'a MigrateOptions,
     walked: &'a Walked,
-    pace: Option<tokio::sync::Mutex<Interval>>,
+    pace: Pace,
     done: Mutex<&'a mut MigrateReport>,
 }
 
@@ -232,43 +224,25 @@ enum Ended {
 impl Pass<'_> {
     /// Every object, or those written since `since`.
     async fn run(&self, opened: &Opened, since: Option<SystemTime>) -> Result<(), StackError> {
-        let listing = |e| StackError::store(format!("listing {}", self.options.store.location), e);
         let recent = |meta: &ObjectMeta| {
             since.is_none_or(|since| SystemTime::from(meta.last_modified) >= since)
         };
-        let failures = Mutex::new(BTreeMap::new());
-        self.walked.begin();
-        let stopped = std::pin::pin!(self.options.store.attended.stopped());
-        let walk = opened
-            .layers
-            .retry
-            .list(None)
-            .try_filter(|meta| futures::future::ready(recent(meta)))
-            // Objects that are being changed are changed to the end.
-            .take_until(stopped)
-            .try_for_each_concurrent(self.options.parallel.max(1), |meta| {
-                let failures = &failures;
-                async move {
-                    match self.one(&meta).await {
-                        Ok(ended) => self.enter(&meta, ended),
-                        Err(e) => {
-                            let name = shown_key(&meta.location);
-                            failures.lock().insert(name, (meta.size, sentence(&e)));
-                        }
-                    }
-                    self.walked.pass(meta.size);
-                    Ok(())
+        let failures = &Mutex::new(BTreeMap::new());
+        let from: (&dyn ObjectStore, _) = (&*opened.layers.retry, &self.options.store);
+        let one = |meta: ObjectMeta| async move {
+            match self.one(&meta).await {
+                Ok(ended) => self.enter(&meta, ended),
+                Err(e) => {
+                    let name = shown_key(&meta.location);
+                    failures.lock().insert(name, (meta.size, sentence(&e)));
                 }
-            });
-        let walked = self.walked.counting(&*opened.layers.retry, recent, walk).await;
-        walked.map_err(listing)?;
-        let failed = failures.into_inner().into_iter();
+            }
+        };
+        let walked = self.walked.each(from, self.options.parallel, recent, one).await;
+        let failed = std::mem::take(&mut *failures.lock()).into_iter();
         let failed = failed.map(|(name, (bytes, problem))| Exception { name, bytes, problem });
         self.done.lock().failed.extend(failed);
-        match self.options.store.attended.is_stopped() {
-            true => Err(StackError::Stopped),
-            false => Ok(()),
-        }
+        walked
     }
 
     fn enter(&self, meta: &ObjectMeta, ended: Ended) {
@@ -293,9 +267,7 @@ impl Pass<'_> {
             if self.target.unlike(&found.applied, &mut self.key.clone()).is_none() {
                 return Ok(Ended::Already);
             }
-            if let Some(pace) = &self.pace {
-                pace.lock().await.tick().await;
-            }
+            self.pace.turn().await;
             let replaced_by_writers =
                 [KEYRING_NAME, LEASE_NAME, CONFIG_NAME].contains(&meta.location.as_ref());
             let outcome = match replaced_by_writers {

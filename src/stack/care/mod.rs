@@ -8,6 +8,7 @@
 //! | `recover` | what a journal holds, as files |
 //! | `audit`, `inventory`, `migrate` | how every object is encrypted, shown and changed |
 //! | `rekey` | every object sealed again in a new epoch |
+//! | `walk` | all objects one after the other, as these three do it |
 //! | `schedule` | the schedule of snapshots, read and changed |
 //! | `snapshots` | snapshots of a volume that is not mounted here |
 //! | `one_object` | one object by its name: its contents, or its key |
@@ -23,3 +24,4 @@ pub(super) mod recover;
 pub mod rekey;
 pub(super) mod schedule;
 pub mod snapshots;
+mod walk;

@@ -15,15 +15,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use object_store::{ObjectMeta, ObjectStore};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Semaphore;
-use tokio::time::Interval;
 
-use super::audit::{Exception, Tally, Walked, is_of_a_volume};
-use super::migrate::pace;
+use super::audit::{Exception, Tally, is_of_a_volume};
+use super::walk::{Pace, Walked};
 use crate::base::{VolumeId, one_line};
 use crate::meta::keys;
 use crate::seal::{SlotInfo, SlotKind};
@@ -264,7 +263,7 @@ struct Run<'a> {
     /// Everything is brought into this epoch or a later one.
     least: u32,
     room: Semaphore,
-    pace: Option<tokio::sync::Mutex<Interval>>,
+    pace: Pace,
     /// Objects of the log from this number on are sealed in `least` or later, those before it are
     /// left behind; 0 while that is not known.
     log_from: AtomicU64,
@@ -294,7 +293,7 @@ impl<'a> Run<'a> {
             sealed_volume: keys.volume_id(),
             least,
             room: Semaphore::new(ROOM_MIB as usize),
-            pace: options.rate.map(pace),
+            pace: Pace::new(options.rate),
             log_from: AtomicU64::new(0),
             new_log: Mutex::default(),
             _sse: sse,
@@ -562,32 +561,12 @@ impl<'a> Run<'a> {
 
     /// Looks at every object; with `reseals`, those of earlier epochs are sealed again.
     async fn pass(&self, reseals: bool) -> Result<Pass, StackError> {
-        let pass = Mutex::new(Pass::default());
+        let pass = &Mutex::new(Pass::default());
         let meant = |meta: &ObjectMeta| role(meta) != Role::Not;
-        let attended = &self.options.key.store.attended;
-        self.walked.begin();
-        let stopped = std::pin::pin!(attended.stopped());
-        let walk = self
-            .layers
-            .retry
-            .list(None)
-            .try_filter(|meta| futures::future::ready(meant(meta)))
-            // Objects that are being sealed are sealed to the end.
-            .take_until(stopped)
-            .try_for_each_concurrent(self.options.parallel.max(1), |meta| {
-                let pass = &pass;
-                async move {
-                    self.enter(&meta, reseals, pass).await;
-                    self.walked.pass(meta.size);
-                    Ok(())
-                }
-            });
-        let walked = self.walked.counting(&*self.layers.retry, meant, walk).await;
-        walked.map_err(|e| self.listing(e))?;
-        match attended.is_stopped() {
-            true => Err(StackError::Stopped),
-            false => Ok(pass.into_inner()),
-        }
+        let from: (&dyn ObjectStore, _) = (&*self.layers.retry, &self.options.key.store);
+        let one = |meta: ObjectMeta| async move { self.enter(&meta, reseals, pass).await };
+        self.walked.each(from, self.options.parallel, meant, one).await?;
+        Ok(std::mem::take(&mut *pass.lock()))
     }
 
     async fn enter(&self, meta: &ObjectMeta, reseals: bool, pass: &Mutex<Pass>) {
@@ -631,9 +610,7 @@ impl<'a> Run<'a> {
             Some((epoch, _)) if epoch < self.least && reseals => {}
             Some((epoch, _)) => return Ok(Resealed::Already(epoch)),
         }
-        if let Some(pace) = &self.pace {
-            pace.lock().await.tick().await;
-        }
+        self.pace.turn().await;
         let mib = u32::try_from(meta.size >> 20).unwrap_or(ROOM_MIB).saturating_add(1);
         let room = self.room.acquire_many(mib.min(ROOM_MIB)).await;
         let _room = room.expect("the semaphore is never closed");
