@@ -39,6 +39,8 @@ pub(crate) const ENDING_MAX: Duration = Duration::from_secs(60);
 const DEAD_MAX: Duration = Duration::from_secs(10);
 /// How long a process may take to notice that it was unmounted.
 const NOTICE_MAX: Duration = Duration::from_secs(2);
+/// How long the last tasks of a mount of this process may hold its files once it has ended.
+const TASKS_MAX: Duration = Duration::from_secs(1);
 
 /// Says to whoever looks that this process serves no mount any more and will be gone soon.
 pub fn announce_end() {
@@ -56,11 +58,24 @@ pub(crate) struct Departure {
     begun: Instant,
     attended: Attended,
     told: bool,
+    /// How long this process itself is waited for.
+    own_max: Duration,
 }
 
 impl Departure {
     pub(crate) fn new(attended: &Attended) -> Departure {
-        Departure { begun: Instant::now(), attended: attended.clone(), told: false }
+        Departure {
+            begun: Instant::now(),
+            attended: attended.clone(),
+            told: false,
+            own_max: Duration::ZERO,
+        }
+    }
+
+    /// Also waits for this process itself: another mount of it lasts, but one that has ended may
+    /// have tasks left that hold its files.
+    pub(crate) fn or_own_tasks(self) -> Departure {
+        Departure { own_max: TASKS_MAX, ..self }
     }
 
     /// Waits a little for `pid`; true if it is worth another try. Lasting holders are not waited
@@ -69,7 +84,7 @@ impl Departure {
         let waited = self.begun.elapsed();
         let ending = is_ending(pid);
         let limit = match (ending, is_running(pid)) {
-            _ if pid == std::process::id() => Duration::ZERO, // another mount of this process
+            _ if pid == std::process::id() => self.own_max,
             (true, _) => ENDING_MAX,
             (false, true) => NOTICE_MAX,
             (false, false) => DEAD_MAX,

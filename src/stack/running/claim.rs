@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use object_store::ObjectStore;
 use tokio::task::JoinHandle;
@@ -32,8 +32,6 @@ const LOOKS_MAX: u32 = 3;
 
 /// How long a claim that failed may take to give the lease back.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(10);
-/// How long the tasks of a mount of this process may hold its journal once it has ended.
-const LETS_GO: Duration = Duration::from_secs(1);
 
 /// How a mount writes, or would.
 #[derive(Clone, Debug)]
@@ -243,22 +241,16 @@ pub(crate) struct Opener<'a> {
 
 impl Opener<'_> {
     /// Opens the journal. A process that was killed keeps its lock until its last thread has left
-    /// the kernel, so a holder that is dead already is waited for, as is one that is about to end.
+    /// the kernel, so a holder that is dead already is waited for, as is one that is about to end, or a mount of
+    /// this process that has ended.
     pub(crate) async fn open(&self) -> Result<(Journal, Recovery), StackError> {
         let (plan, dir) = (self.plan, self.plan.journal_dir());
-        let mut departure = Departure::new(self.attended);
-        let begun = Instant::now();
+        let mut departure = Departure::new(self.attended).or_own_tasks();
         loop {
             let has = room_for(&dir, &plan.state_dir);
             let journal = JournalOptions::new(dir.clone(), plan.journal_bytes_max);
             let journal = has.map_or(journal.clone(), |bytes| journal.on_disk_of(bytes));
             match Journal::open(journal, self.keys.clone(), plan.disk.0.clone()) {
-                // A mount of this process that has ended: the last of its tasks is about to let go.
-                Err(JournalError::InUse(Some(pid)))
-                    if pid == std::process::id() && begun.elapsed() < LETS_GO =>
-                {
-                    tokio::time::sleep(LETS_GO / 50).await;
-                }
                 Err(e @ JournalError::InUse(Some(pid))) => {
                     if !departure.wait(pid).await {
                         return Err(departure.refused(pid, e.into()));

@@ -161,8 +161,11 @@ impl Mounted {
     /// journal for the next mount.
     pub async fn shutdown(self, drain: Duration) -> bool {
         let drained = self.sync(drain).await;
-        if let Some(looks) = self.looks.lock().take() {
+        let looks = self.looks.lock().take();
+        if let Some(looks) = looks {
+            // It holds the journal, which another mount of this process may want to open next.
             looks.abort();
+            let _ = looks.await;
         }
         // From here on the role stays what it is.
         let _staying = self.shared.stay().await;
