@@ -157,8 +157,8 @@ pub fn rows(data: &[u8]) {
     if let Some((parent, hash, name)) = keys::dirent_of(data) {
         assert_eq!(&*keys::dirent(parent, hash, name), data);
     }
-    if let Some((ino, incarnation, end)) = keys::extent_of(data) {
-        assert_eq!(&*keys::extent(ino, incarnation, end), data);
+    if let Some((file, end)) = keys::extent_of(data) {
+        assert_eq!(&*keys::extent(file, end), data);
     }
     if let Some(ino) = keys::inode_of(data) {
         assert_eq!(&*keys::inode(ino), data);
@@ -166,14 +166,14 @@ pub fn rows(data: &[u8]) {
     if let Some(ino) = keys::orphan_of(data) {
         assert_eq!(&*keys::orphan(ino), data);
     }
-    if let Some((ino, incarnation)) = keys::reclaim_of(data) {
-        assert_eq!(&*keys::reclaim(ino, incarnation), data);
+    if let Some(file) = keys::reclaim_of(data) {
+        assert_eq!(&*keys::reclaim(file), data);
     }
     if let Some(id) = keys::segment_of(data) {
         assert_eq!(&*keys::segment(id), data);
     }
-    if let Some((id, ino, incarnation)) = keys::owner_of(data) {
-        assert_eq!(&*keys::owner(id, ino, incarnation), data);
+    if let Some((id, file)) = keys::owner_of(data) {
+        assert_eq!(&*keys::owner(id, file), data);
     }
     if let Some((since, id)) = keys::dead_segment_of(data) {
         assert_eq!(&*keys::dead_segment(since, id), data);

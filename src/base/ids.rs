@@ -6,6 +6,16 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ino(pub u64);
 
+/// Contents of a file: the inode, and which of its incarnations. Truncating to nothing starts the
+/// next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContentsId {
+    /// The inode.
+    pub ino: Ino,
+    /// Counts from 0; the last number stands for something else (`meta::keys::RECLAIM_INODE`).
+    pub incarnation: u32,
+}
+
 impl Ino {
     /// The root directory of every volume (`FUSE_ROOT_ID`).
     pub const ROOT: Ino = Ino(1);

@@ -10,6 +10,6 @@ mod underway;
 
 pub use clock::{Clock, SystemClock, Timestamp, date_of_day, unix_secs, utc_text};
 pub use histogram::{Histogram, Spread};
-pub use ids::{ChainValue, Ino, JournalId, JournalPos, SegmentId, VolumeId, hex};
+pub use ids::{ChainValue, ContentsId, Ino, JournalId, JournalPos, SegmentId, VolumeId, hex};
 pub use text::{counted, one_line, plain_json, plural, shell_word};
 pub use underway::{Promise, Underway};

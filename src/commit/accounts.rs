@@ -11,9 +11,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
-use super::pending::ContentsId;
 use super::view::{View, ViewError};
-use crate::base::SegmentId;
+use crate::base::{ContentsId, SegmentId};
 use crate::data::Extent;
 use crate::meta::{DeadRow, DecodeError, ExtentRow, KeptRow, Key, MarkerRow, SegmentRow, keys};
 use crate::store::segments::Layout;
@@ -106,13 +105,13 @@ impl Changes {
     /// Writes the `e` row of an extent, which is counted already.
     pub(super) fn put_row(&mut self, file: ContentsId, e: &Extent) {
         let row = ExtentRow { segment: e.segment, segment_offset: e.offset, len: e.end - e.start };
-        self.rows.insert(keys::extent(file.0, file.1, e.end), Some(row.encode()));
+        self.rows.insert(keys::extent(file, e.end), Some(row.encode()));
     }
 
     /// Deletes a committed `e` row and what it counted.
     pub fn delete_extent(&mut self, file: ContentsId, extent: &Extent) {
         self.lose(extent);
-        self.rows.insert(keys::extent(file.0, file.1, extent.end), None);
+        self.rows.insert(keys::extent(file, extent.end), None);
     }
 }
 
@@ -204,11 +203,11 @@ async fn settle_owners(
     row: &mut SegmentRow,
     files: impl Iterator<Item = (&ContentsId, &bool)>,
 ) -> Result<(), ViewError> {
-    for (&(ino, incarnation), &shares) in files {
+    for (&file, &shares) in files {
         if !shares && row.owners == 0 {
             continue;
         }
-        let key = keys::owner(id, ino, incarnation);
+        let key = keys::owner(id, file);
         match (view.kv().get(&key).await?.is_some(), shares) {
             (false, true) => {
                 row.owners += 1;

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use crate::base::{Ino, SegmentId};
+use crate::base::{ContentsId, Ino, SegmentId};
 use crate::meta::{DecodeError, Key};
 
 const VERSION: u8 = 2;
@@ -92,6 +92,19 @@ pub enum DataOp {
     },
 }
 
+impl DataOp {
+    /// Whose contents it changes.
+    pub fn file(&self) -> ContentsId {
+        let (DataOp::Begin { ino, incarnation }
+        | DataOp::Write { ino, incarnation, .. }
+        | DataOp::Hole { ino, incarnation, .. }
+        | DataOp::Drop { ino, incarnation }
+        | DataOp::Clone { ino, incarnation, .. }
+        | DataOp::Place { ino, incarnation, .. }) = *self;
+        ContentsId { ino, incarnation }
+    }
+}
+
 /// What a [`DataOp::Clone`] shares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CloneSource {
@@ -106,6 +119,11 @@ pub struct CloneSource {
 }
 
 impl CloneSource {
+    /// Which contents.
+    pub fn file(&self) -> ContentsId {
+        ContentsId { ino: self.ino, incarnation: self.incarnation }
+    }
+
     /// End in the source (exclusive).
     pub fn end(&self) -> u64 {
         self.offset.saturating_add(self.len)

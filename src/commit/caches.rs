@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lru::LruCache;
 
-use super::pending::ContentsId;
+use crate::base::ContentsId;
 use crate::data::Extent;
 use crate::meta::Key;
 

@@ -3,18 +3,17 @@
 
 use bytes::Bytes;
 
-use super::pending::ContentsId;
-use crate::base::Ino;
+use crate::base::{ContentsId, Ino};
 use crate::data::Extent;
 use crate::meta::{DecodeError, ExtentRow, Inode, InodeExtent, Kind, keys};
 
 /// The file and the extent that an `e` row stands for.
 pub fn extent_of(key: &[u8], value: &[u8]) -> Result<(ContentsId, Extent), DecodeError> {
-    let (ino, incarnation, end) = keys::extent_of(key).ok_or(DecodeError("extent key"))?;
+    let (file, end) = keys::extent_of(key).ok_or(DecodeError("extent key"))?;
     let row = ExtentRow::decode(value)?;
     let start = end.checked_sub(row.len).ok_or(DecodeError("extent before 0"))?;
     let extent = Extent { start, end, segment: row.segment, offset: row.segment_offset };
-    Ok(((ino, incarnation), extent))
+    Ok((file, extent))
 }
 
 /// The extent in a row: an `e` row is one, an inode row may have one.
@@ -50,7 +49,7 @@ impl Committed {
 
     /// The file and its only extent, as an `e` row would say it.
     pub fn only_extent(&self, ino: Ino) -> Option<(ContentsId, Extent)> {
-        Some(((ino, self.inode.incarnation), self.extent?))
+        Some((self.inode.contents(ino), self.extent?))
     }
 
     /// The only extent of this data incarnation.

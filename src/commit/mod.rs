@@ -58,7 +58,7 @@ pub use committer::{Committer, Progress, WriterState};
 pub use error::CommitError;
 pub use keeping::{SNAPSHOTS_MAX, SnapshotError, SnapshotOrder};
 pub use options::{CleanOptions, CommitOptions};
-pub use pending::{CommitGroup, ContentsId};
+pub use pending::CommitGroup;
 pub use view::{Lookup, View, ViewError, last_commit};
 pub use work::Sending;
 pub use writer::Gates;

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
-use crate::base::{JournalPos, SegmentId};
+use crate::base::{ContentsId, JournalPos, SegmentId};
 use crate::data::Source;
 use crate::journal::RecordLoc;
 use crate::store::segments::{BYTES_PER_RANGE, Owned, RANGES_MAX};
 
-use super::pending::{CommitGroup, ContentsId};
+use super::pending::CommitGroup;
 
 /// Bytes of data of a full segment.
 pub const SEGMENT_BYTES_MAX: u64 = 16 << 20;
@@ -194,7 +194,7 @@ impl<F: FnMut() -> SegmentId> Packing<'_, F> {
                 None => {
                     let placed = self.placed.as_ref();
                     let most = placed.map_or(end - start, |p| p.gap(record, skip, end - start));
-                    let (ino, incarnation) = file;
+                    let ContentsId { ino, incarnation } = file;
                     self.append(record, skip, Owned { ino, incarnation, offset: start, len: most })
                 }
             };
@@ -350,8 +350,8 @@ mod tests {
                 }
             }
         }
-        let sharing: BTreeSet<_> = plan.shares.iter().map(|(_, file)| file.0.0).collect();
+        let sharing: BTreeSet<_> = plan.shares.iter().map(|(_, file)| file.ino.0).collect();
         assert!(sharing.contains(&12), "{:?}", plan.shares);
-        assert!(!plan.shares.iter().any(|(_, file)| file.0.0 == 3), "the first is no share");
+        assert!(!plan.shares.iter().any(|(_, file)| file.ino.0 == 3), "the first is no share");
     }
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::batch::{Batch, DataOp, RowOp};
 use super::pack::Placed;
-use crate::base::{Ino, JournalPos, SegmentId};
+use crate::base::{ContentsId, JournalPos, SegmentId};
 use crate::data::{Overlay, Part, Source};
 use crate::journal::RecordLoc;
 use crate::meta::Key;
@@ -42,9 +42,6 @@ pub struct PendingFile {
     /// Nothing of this data incarnation is in an older group or in the metadata store.
     pub fresh: bool,
 }
-
-/// Which contents: inode and data incarnation.
-pub type ContentsId = (Ino, u32);
 
 /// What accumulates between two freezes.
 #[derive(Debug)]
@@ -176,42 +173,36 @@ impl CommitGroup {
         self.bytes += batch.bytes;
         let mut skip = data_start;
         for op in batch.data {
-            let (DataOp::Begin { ino, incarnation }
-            | DataOp::Write { ino, incarnation, .. }
-            | DataOp::Hole { ino, incarnation, .. }
-            | DataOp::Drop { ino, incarnation }
-            | DataOp::Clone { ino, incarnation, .. }
-            | DataOp::Place { ino, incarnation, .. }) = op;
-            let touched = (ino, incarnation);
-            let before = self.file_bytes(&touched);
-            let (dropped, ranges) = (self.dropped.len() as u64, self.ranges_of(&touched));
+            let id = op.file();
+            let before = self.file_bytes(&id);
+            let (dropped, ranges) = (self.dropped.len() as u64, self.ranges_of(&id));
             match op {
-                DataOp::Begin { ino, incarnation } => {
-                    let file = self.files.entry((ino, incarnation)).or_default();
+                DataOp::Begin { .. } => {
+                    let file = self.files.entry(id).or_default();
                     *file = PendingFile { ranges: Overlay::default(), fresh: true };
                 }
-                DataOp::Write { ino, incarnation, offset, len } => {
-                    let file = self.files.entry((ino, incarnation)).or_default();
+                DataOp::Write { offset, len, .. } => {
+                    let file = self.files.entry(id).or_default();
                     let source = Source::Record { record, skip };
                     file.ranges.insert(offset, offset + len as u64, source);
                     skip += len;
                     self.data_bytes += len as u64;
                 }
-                DataOp::Hole { ino, incarnation, start, end } => {
-                    let file = self.files.entry((ino, incarnation)).or_default();
+                DataOp::Hole { start, end, .. } => {
+                    let file = self.files.entry(id).or_default();
                     if file.fresh {
                         file.ranges.cut(start, end);
                     } else {
                         file.ranges.insert(start, end, Source::Hole);
                     }
                 }
-                DataOp::Clone { ino, incarnation, offset, from } => {
-                    self.share((ino, incarnation), offset, from.offset, cloned);
+                DataOp::Clone { offset, from, .. } => {
+                    self.share(id, offset, from.offset, cloned);
                     let data = cloned.iter().filter(|p| !matches!(p.source, Source::Hole));
                     self.log_bytes += LOG_SHARE * data.count() as u64;
                 }
-                DataOp::Place { ino, incarnation, offset, len, segment, at } => {
-                    let file = self.files.entry((ino, incarnation)).or_default();
+                DataOp::Place { offset, len, segment, at, .. } => {
+                    let file = self.files.entry(id).or_default();
                     let source = Source::Segment { id: segment, offset: at };
                     file.ranges.insert(offset, offset + len, source);
                     self.shared.insert(segment);
@@ -219,18 +210,18 @@ impl CommitGroup {
                 }
                 DataOp::Drop { ino, incarnation: RECLAIM_INODE } => {
                     self.forget_xattrs(ino);
-                    self.dropped.insert((ino, RECLAIM_INODE));
+                    self.dropped.insert(id);
                 }
-                DataOp::Drop { ino, incarnation } => {
-                    let fresh = self.files.remove(&(ino, incarnation)).is_some_and(|f| f.fresh);
+                DataOp::Drop { .. } => {
+                    let fresh = self.files.remove(&id).is_some_and(|f| f.fresh);
                     if !fresh {
-                        self.dropped.insert((ino, incarnation));
+                        self.dropped.insert(id);
                     }
                 }
             }
-            self.row_bytes = self.row_bytes + self.file_bytes(&touched) - before;
+            self.row_bytes = self.row_bytes + self.file_bytes(&id) - before;
             let dropped = self.dropped.len() as u64 - dropped;
-            self.log_bytes += LOG_RANGE * self.ranges_of(&touched) + LOG_DROP * dropped;
+            self.log_bytes += LOG_RANGE * self.ranges_of(&id) + LOG_DROP * dropped;
             self.log_bytes -= LOG_RANGE * ranges;
         }
         for (key, op) in batch.rows {
@@ -381,7 +372,7 @@ mod tests {
             b.data.push(DataOp::Write { ino, incarnation, offset: 0, len: 100 });
             b.data.push(DataOp::Hole { ino, incarnation, start: 50, end: u64::MAX });
         });
-        let file = &g.files[&(ino, incarnation)];
+        let file = &g.files[&ContentsId { ino, incarnation }];
         assert!(file.fresh);
         let ranges: Vec<_> = file.ranges.iter().map(|(s, e, _)| (s, e)).collect();
         assert_eq!(ranges, [(0, 50)]);

@@ -174,8 +174,8 @@ impl Reclaimer {
         let mut out = Changes::default();
         let mut left = BATCH_ROWS;
         for (key, _) in &todo {
-            let (ino, incarnation) = keys::reclaim_of(key).ok_or(DecodeError("reclaim key"))?;
-            let done = if incarnation == keys::RECLAIM_INODE {
+            let gone = keys::reclaim_of(key).ok_or(DecodeError("reclaim key"))?;
+            let done = if gone.incarnation == keys::RECLAIM_INODE {
                 let (from, to) = keys::xattrs(ino);
                 let rows = view.kv().scan(&from, &to, left, 1 << 16).await?;
                 rows.iter().for_each(|(k, _)| {
@@ -185,7 +185,7 @@ impl Reclaimer {
                 left -= rows.len();
                 done
             } else {
-                let (from, to) = keys::extents_above(ino, incarnation, 0);
+                let (from, to) = keys::extents_above(gone, 0);
                 let rows = view.kv().scan(&from, &to, left, 1 << 20).await?;
                 for (k, v) in &rows {
                     let (file, extent) = extent_of(k, v)?;

@@ -34,7 +34,7 @@ pub async fn replay(
 
 /// What a clone shares: the source as it is once all before is applied.
 async fn parts_of(view: &View, from: CloneSource) -> Result<Vec<Part>, CommitError> {
-    let file = (from.ino, from.incarnation);
+    let file = from.file();
     for _ in 0..LOADS_MAX {
         if let Lookup::Hit(parts) = view.parts_now(file, from.offset, from.end()) {
             return Ok(parts);

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, HashSet};
 use super::accounts::Changes;
 use super::extents::{Committed, inode_row};
 use super::pack::{Change, Plan};
-use super::pending::{CommitGroup, ContentsId, PendingRow};
+use super::pending::{CommitGroup, PendingRow};
 use super::view::{View, ViewError};
-use crate::base::Ino;
+use crate::base::{ContentsId, Ino};
 use crate::data::{Extent, Overlay, Source};
 use crate::meta::{Inode, Kind, MarkerRow, keys};
 
@@ -42,11 +42,11 @@ pub fn touched<'a>(group: &'a CommitGroup, plan: &'a Plan) -> BTreeMap<Ino, Touc
             all.entry(ino).or_default().row = Some(row);
         }
     }
-    for ((ino, data), changes, fresh) in &plan.files {
-        all.entry(*ino).or_default().changed.push((*data, changes, *fresh));
+    for (file, changes, fresh) in &plan.files {
+        all.entry(file.ino).or_default().changed.push((file.incarnation, changes, *fresh));
     }
-    for (ino, data) in &group.dropped {
-        all.entry(*ino).or_default().dropped.push(*data);
+    for file in &group.dropped {
+        all.entry(file.ino).or_default().dropped.push(file.incarnation);
     }
     all
 }
@@ -76,18 +76,20 @@ pub async fn apply_inode(
     };
     let mut carried = was;
     for &incarnation in &touched.dropped {
+        let file = ContentsId { ino, incarnation };
         match carried.take_if(|(of, _)| *of == incarnation) {
             Some((_, extent)) => {
                 out.lose(&extent);
-                out.disown(extent.segment, (ino, incarnation));
+                out.disown(extent.segment, file);
             }
-            None => drop_rows(view, out, (ino, incarnation)).await?,
+            None => drop_rows(view, out, file).await?,
         }
     }
     for &(incarnation, changes, fresh) in &touched.changed {
+        let file = ContentsId { ino, incarnation };
         let only = carried.take_if(|(of, _)| *of == incarnation).map(|(_, extent)| extent);
         let ranges = changes.iter().map(|c| (c.start, c.end));
-        let places = Places::of(view, (ino, incarnation), only, fresh, ranges).await?;
+        let places = Places::of(view, file, only, fresh, ranges).await?;
         let may_carry = Committed::may_carry(after.as_ref(), incarnation);
         let only = places.change(view, out, changes, may_carry).await?;
         carried = only.map(|extent| (incarnation, extent)).or(carried);
@@ -95,7 +97,7 @@ pub async fn apply_inode(
     // No operation does that; a repair may. Nothing is lost: `fsck` finds it.
     let homeless = |(of, _): &mut (u32, Extent)| !Committed::may_carry(after.as_ref(), *of);
     if let Some((incarnation, extent)) = carried.take_if(homeless) {
-        out.put_row((ino, incarnation), &extent);
+        out.put_row(ContentsId { ino, incarnation }, &extent);
     }
     let changed = match touched.row {
         Some(_) => carried.is_some(),
@@ -115,8 +117,8 @@ pub async fn extents_at(
     file: ContentsId,
     ranges: impl Iterator<Item = (u64, u64)>,
 ) -> Result<BTreeMap<u64, Extent>, ViewError> {
-    let before = view.committed_inode(file.0).await?;
-    let only = before.as_ref().and_then(|b| b.of(file.1));
+    let before = view.committed_inode(file.ino).await?;
+    let only = before.as_ref().and_then(|b| b.of(file.incarnation));
     Ok(Places::of(view, file, only, false, ranges).await?.all())
 }
 
@@ -130,15 +132,15 @@ pub async fn move_extents(
     ranges: impl Iterator<Item = (u64, u64)>,
     changes: impl FnOnce(&BTreeMap<u64, Extent>) -> Vec<Change>,
 ) -> Result<u64, ViewError> {
-    let before = view.committed_inode(file.0).await?;
-    let was = before.as_ref().and_then(|b| b.of(file.1));
+    let before = view.committed_inode(file.ino).await?;
+    let was = before.as_ref().and_then(|b| b.of(file.incarnation));
     let places = Places::of(view, file, was, false, ranges).await?;
     let changes = changes(&places.all());
     let inode = before.map(|b| b.inode);
-    let may_carry = Committed::may_carry(inode.as_ref(), file.1);
+    let may_carry = Committed::may_carry(inode.as_ref(), file.incarnation);
     let only = places.change(view, out, &changes, may_carry).await?;
     if let Some(inode) = inode.filter(|_| only != was) {
-        out.rows.insert(keys::inode(file.0), Some(inode_row(&inode, only.as_ref())));
+        out.rows.insert(keys::inode(file.ino), Some(inode_row(&inode, only.as_ref())));
     }
     Ok(changes.iter().map(|c| c.end - c.start).sum())
 }
@@ -205,7 +207,7 @@ impl Places {
             match (new.len(), &other[..]) {
                 (_, []) => only = new.pop_first().map(|(_, extent)| extent),
                 (0, [other]) => {
-                    out.rows.insert(keys::extent(self.file.0, self.file.1, other.end), None);
+                    out.rows.insert(keys::extent(self.file, other.end), None);
                     only = Some(**other);
                 }
                 _ => {}
@@ -213,7 +215,7 @@ impl Places {
         }
         for (end, e) in self.rows.iter().filter(|(end, e)| new.get(end) != Some(e)) {
             debug_assert_eq!(*end, e.end);
-            out.rows.insert(keys::extent(self.file.0, self.file.1, *end), None);
+            out.rows.insert(keys::extent(self.file, *end), None);
         }
         for (_, e) in new.iter().filter(|(end, e)| self.rows.get(end) != Some(e)) {
             out.put_row(self.file, e);
@@ -267,7 +269,7 @@ async fn committed(
 
 /// Drops all `e` rows of a data incarnation, if they are few; else leaves a `r` row.
 async fn drop_rows(view: &View, out: &mut Changes, file: ContentsId) -> Result<(), ViewError> {
-    if file.1 != keys::RECLAIM_INODE {
+    if file.incarnation != keys::RECLAIM_INODE {
         let (extents, complete_to) = view.scan_extents(file, 0, INLINE_DROP_EXTENTS + 1).await?;
         if complete_to == u64::MAX {
             for extent in &extents {
@@ -277,6 +279,6 @@ async fn drop_rows(view: &View, out: &mut Changes, file: ContentsId) -> Result<(
             return Ok(());
         }
     }
-    out.rows.insert(keys::reclaim(file.0, file.1), Some(MarkerRow::encode()));
+    out.rows.insert(keys::reclaim(file), Some(MarkerRow::encode()));
     Ok(())
 }

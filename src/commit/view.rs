@@ -19,8 +19,8 @@ use super::extents::{Committed, extent_of};
 use super::holders::Holders;
 use super::pack::{Placed, Plan};
 use super::page::{Page, PendingRows, Scanned};
-use super::pending::{CommitGroup, ContentsId, key_hash};
-use crate::base::{Ino, JournalPos, SegmentId};
+use super::pending::{CommitGroup, key_hash};
+use crate::base::{ContentsId, Ino, JournalPos, SegmentId};
 use crate::data::plan::Pending;
 use crate::data::{Extent, Part};
 use crate::journal::RecordLoc;
@@ -289,7 +289,7 @@ impl View {
             files.clone().for_each(|file| extents.pop(file));
         }
         let mut rows = self.rows.lock();
-        files.for_each(|file| rows.pop(&keys::inode(file.0)));
+        files.for_each(|file| rows.pop(&keys::inode(file.ino)));
     }
 
     /// Drops what is cached of the store: a follower saw a newer state, or it was opened again.
@@ -556,13 +556,13 @@ impl View {
     /// The only committed extent of a file, if memory has its inode row and that says so.
     fn only_extent_now(&self, file: ContentsId) -> Option<Extent> {
         let mut rows = self.rows.lock();
-        let row = rows.get(&keys::inode(file.0))?.as_deref()?;
+        let row = rows.get(&keys::inode(file.ino))?.as_deref()?;
         only_extent_in(row, file).ok()?
     }
 
     /// The same, from the store.
     async fn load_only_extent(&self, file: ContentsId) -> Result<Option<Extent>, ViewError> {
-        let key = keys::inode(file.0);
+        let key = keys::inode(file.ino);
         let row = self.only_reading(|| self.kv.get(&key)).await?;
         Ok(row.map(|row| only_extent_in(&row, file)).transpose()?.flatten())
     }
@@ -634,11 +634,11 @@ impl View {
     /// they are complete (`u64::MAX`: there are no more).
     pub(super) async fn scan_extents(
         &self,
-        (ino, incarnation): ContentsId,
+        file: ContentsId,
         start: u64,
         limit: usize,
     ) -> Result<(Vec<Extent>, u64), ViewError> {
-        let (from, to) = keys::extents_above(ino, incarnation, start);
+        let (from, to) = keys::extents_above(file, start);
         let rows = self.kv.scan(&from, &to, limit, READ_AHEAD_BYTES).await?;
         let extents: Vec<Extent> = rows
             .iter()
@@ -675,6 +675,6 @@ impl Drop for Moving {
 
 /// The extent that the inode row `row` carries of this data incarnation.
 fn only_extent_in(row: &[u8], file: ContentsId) -> Result<Option<Extent>, DecodeError> {
-    let only = Committed::decode(row)?.only_extent(file.0);
+    let only = Committed::decode(row)?.only_extent(file.ino);
     Ok(only.filter(|(of, _)| *of == file).map(|(_, extent)| extent))
 }

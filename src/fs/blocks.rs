@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::copy::moved;
 use super::{Attempt, Fs, Step};
-use crate::commit::{ContentsId, Lookup};
+use crate::base::ContentsId;
+use crate::commit::Lookup;
 use crate::data::{Part, Source};
 use crate::meta::Inode;
 

@@ -112,7 +112,7 @@ impl Fs {
             clear_set_id(&mut inode, caller, SetIdChange::ContentsUnprivileged);
         }
         self.drop_capability(&mut batch, ino, &mut inode)?;
-        self.count_written((ino, inode.incarnation), &mut inode, offset..end)?;
+        self.count_written(inode.contents(ino), &mut inode, offset..end)?;
         inode.size = inode.size.max(end);
         if !flags.cached {
             now_into(&mut inode, self.clock.now());
@@ -164,7 +164,7 @@ impl Fs {
                 let (incarnation, stop) = (inode.incarnation, end.min(inode.size));
                 if offset < stop {
                     batch.data.push(DataOp::Hole { ino, incarnation, start: offset, end: stop });
-                    fs.count_hole((ino, incarnation), &mut inode, offset..stop)?;
+                    fs.count_hole(inode.contents(ino), &mut inode, offset..stop)?;
                 }
             }
             if mode & KEEP == 0 {
@@ -192,7 +192,7 @@ impl Fs {
         let fs = self.clone();
         async move {
             let inode = fs.clone().consult(move |fs| fs.file(ino)).await?;
-            let file = (ino, inode.incarnation);
+            let file = inode.contents(ino);
             if offset >= inode.size {
                 return Err(FsError::NoSuchOffset);
             }

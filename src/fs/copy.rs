@@ -14,8 +14,8 @@ use std::sync::Arc;
 use super::contents::WRITE_BYTES_MAX;
 use super::inode::{SetIdChange, clear_set_id, keeps_set_id, now_into};
 use super::{Attempt, Caller, Fs, FsError, State, Step, WriteFlags};
-use crate::base::Ino;
-use crate::commit::{Batch, CloneSource, ContentsId, DataOp, Lookup};
+use crate::base::{ContentsId, Ino};
+use crate::commit::{Batch, CloneSource, DataOp, Lookup};
 use crate::data::{Part, Source};
 use crate::meta::{FILE_SIZE_MAX, keys};
 
@@ -185,8 +185,7 @@ impl Fs {
         start: u64,
         end: u64,
     ) -> Result<Vec<Part>, FsError> {
-        let incarnation = self.clone().consult(move |fs| Ok(fs.file(ino)?.incarnation)).await?;
-        let file = (ino, incarnation);
+        let file = self.clone().consult(move |fs| Ok(fs.file(ino)?.contents(ino))).await?;
         for _ in 0..LOADS_MAX {
             if let Lookup::Hit(parts) = self.view.parts_now(file, start, end) {
                 return Ok(parts);
@@ -223,13 +222,14 @@ impl Fs {
         let mut inode = self.file(copy.to)?;
         let before = inode.allocated;
         let mut batch = Batch::default();
-        let (ino, incarnation, offset) = (copy.to, inode.incarnation, copy.offset_out);
+        let (ino, offset) = (copy.to, copy.offset_out);
+        let file = inode.contents(ino);
         clear_set_id(&mut inode, copy.caller, SetIdChange::Contents);
         self.drop_capability(&mut batch, ino, &mut inode)?;
-        self.count_cloned((ino, incarnation), &mut inode, offset..offset + len, parts)?;
+        self.count_cloned(file, &mut inode, offset..offset + len, parts)?;
         inode.size = inode.size.max(offset + len);
         now_into(&mut inode, self.clock.now());
-        place(&mut batch, (ino, incarnation), &self::moved(parts, &(offset..offset + len)));
+        place(&mut batch, file, &self::moved(parts, &(offset..offset + len)));
         batch.bytes += inode.allocated as i64 - before as i64;
         batch.put(keys::inode(ino), inode.encode());
         self.submit(state, batch, &[])?;
@@ -260,7 +260,7 @@ impl Fs {
         if copy.offset_in >= end {
             return Ok(Shared::Bytes(0));
         }
-        let file = (copy.from, source.incarnation);
+        let file = source.contents(copy.from);
         // From here to the end of the append nothing moves and no record is released.
         let moving = self.view.sharing();
         let mut parts = match self.view.parts_now(file, copy.offset_in, end) {
@@ -286,10 +286,15 @@ impl Fs {
         let mut batch = Batch::default();
         clear_set_id(&mut inode, copy.caller, SetIdChange::Contents);
         self.drop_capability(&mut batch, ino, &mut inode)?;
-        self.count_cloned((ino, incarnation), &mut inode, offset..offset + len, &parts)?;
+        self.count_cloned(inode.contents(ino), &mut inode, offset..offset + len, &parts)?;
         inode.size = inode.size.max(offset + len);
         now_into(&mut inode, self.clock.now());
-        let from = CloneSource { ino: file.0, incarnation: file.1, offset: copy.offset_in, len };
+        let from = CloneSource {
+            ino: file.ino,
+            incarnation: file.incarnation,
+            offset: copy.offset_in,
+            len,
+        };
         batch.data.push(DataOp::Clone { ino, incarnation, offset, from });
         batch.bytes += inode.allocated as i64 - before as i64;
         batch.put(keys::inode(ino), inode.encode());
@@ -299,7 +304,8 @@ impl Fs {
 }
 
 /// Adds to `batch` that a file has `parts` of a snapshot, which are where they begin in the file.
-pub(super) fn place(batch: &mut Batch, (ino, incarnation): ContentsId, parts: &[Part]) {
+pub(super) fn place(batch: &mut Batch, file: ContentsId, parts: &[Part]) {
+    let ContentsId { ino, incarnation } = file;
     batch.data.extend(parts.iter().map(|part| match part.source {
         Source::Segment { id, offset: at } => {
             let (offset, len) = (part.start, part.end - part.start);

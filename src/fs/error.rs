@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::base::ContentsId;
 use crate::commit::ViewError;
 use crate::data::ReadError;
 use crate::journal::JournalError;
@@ -123,9 +124,9 @@ pub(super) enum Step {
     Row(crate::meta::Key),
     /// The extents of a file are not in memory, of which it is to be known where it has holes:
     /// load them, try again.
-    Extents(crate::commit::ContentsId),
+    Extents(ContentsId),
     /// The extents of a range of a file are not in memory: load them, try again.
-    Range(crate::commit::ContentsId, u64, u64),
+    Range(ContentsId, u64, u64),
     /// The journal or the pending rows are at their limit: wait for a commit, try again.
     Full,
     /// The mount is about to change its role: wait for that, try again.

@@ -197,7 +197,7 @@ impl Fs {
         if size > FILE_SIZE_MAX {
             return Err(FsError::FileTooBig.into());
         }
-        self.count_hole((ino, inode.incarnation), inode, size..u64::MAX)?;
+        self.count_hole(inode.contents(ino), inode, size..u64::MAX)?;
         if size == 0 && inode.size > 0 {
             // A new data incarnation: constant cost, however large the file was.
             batch.data.push(DataOp::Drop { ino, incarnation: inode.incarnation });

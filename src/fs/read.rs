@@ -216,7 +216,7 @@ impl Fs {
         if offset >= end {
             return Ok(Plan::Done(Bytes::new()));
         }
-        let file = (ino, inode.incarnation);
+        let file = inode.contents(ino);
         Ok(match self.view.parts_now(file, offset, end) {
             Lookup::Hit(parts) => match self.inode(ino) {
                 Ok(now) if now.incarnation == inode.incarnation => Plan::Parts(inode, end, parts),
@@ -293,7 +293,7 @@ impl Fs {
         }
         let Some((from, to)) = self.streams.note(ino, start, end, inode.size) else { return };
         let fs = self.clone();
-        let file = (ino, inode.incarnation);
+        let file = inode.contents(ino);
         let fetch = move |parts: &[Part]| {
             for part in parts {
                 if let Source::Segment { id, offset } = part.source {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::codec::{DecodeError, Put, Reader};
 use super::rows::{VERSION, version};
-use crate::base::{Ino, SegmentId, Timestamp};
+use crate::base::{ContentsId, Ino, SegmentId, Timestamp};
 
 /// What an inode is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -172,6 +172,11 @@ impl Kind {
 }
 
 impl Inode {
+    /// Its contents, of inode `ino`.
+    pub fn contents(&self, ino: Ino) -> ContentsId {
+        ContentsId { ino, incarnation: self.incarnation }
+    }
+
     /// An empty inode made `now`, with one link (a directory: two) and no parent.
     pub fn new(kind: Kind, perm: u16, uid: u32, gid: u32, now: Timestamp) -> Inode {
         Inode {

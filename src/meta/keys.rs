@@ -5,7 +5,7 @@ use siphasher::sip::SipHasher24;
 use std::hash::Hasher;
 
 use super::snapshot::SnapshotName;
-use crate::base::{Ino, SegmentId};
+use crate::base::{ContentsId, Ino, SegmentId};
 
 /// An encoded key.
 pub type Key = Box<[u8]>;
@@ -93,14 +93,15 @@ pub fn xattr_of(key: &[u8]) -> Option<&[u8]> {
 
 /// `e` ino, data incarnation, *end* offset: an extent. Keyed by its end, so that the first key
 /// above a position is the first extent that can cover it.
-pub fn extent(ino: Ino, incarnation: u32, end: u64) -> Key {
+pub fn extent(file: ContentsId, end: u64) -> Key {
+    let ContentsId { ino, incarnation } = file;
     tagged(b'e', &[&ino.0.to_be_bytes(), &incarnation.to_be_bytes(), &end.to_be_bytes()])
 }
 
 /// The half-open range of keys of extents of one incarnation that end above `position`.
-pub fn extents_above(ino: Ino, incarnation: u32, position: u64) -> (Key, Key) {
-    let start = extent(ino, incarnation, position.saturating_add(1));
-    (start, after(&extent(ino, incarnation, u64::MAX)))
+pub fn extents_above(file: ContentsId, position: u64) -> (Key, Key) {
+    let start = extent(file, position.saturating_add(1));
+    (start, after(&extent(file, u64::MAX)))
 }
 
 /// The half-open range of keys of extents of every incarnation of `ino`.
@@ -108,14 +109,17 @@ pub fn extents_all(ino: Ino) -> (Key, Key) {
     (tagged(b'e', &[&ino.0.to_be_bytes()]), tagged(b'e', &[&(ino.0 + 1).to_be_bytes()]))
 }
 
-/// Inode, data incarnation and end offset of an extent key.
-pub fn extent_of(key: &[u8]) -> Option<(Ino, u32, u64)> {
-    let rest: &[u8; 20] = key.strip_prefix(b"e")?.try_into().ok()?;
-    Some((
-        Ino(u64::from_be_bytes(rest[..8].try_into().expect("eight bytes"))),
-        u32::from_be_bytes(rest[8..12].try_into().expect("four bytes")),
-        u64::from_be_bytes(rest[12..].try_into().expect("eight bytes")),
-    ))
+/// File and end offset of an extent key.
+pub fn extent_of(key: &[u8]) -> Option<(ContentsId, u64)> {
+    let (file, end) = key.strip_prefix(b"e")?.split_first_chunk()?;
+    Some((contents_id(file), u64::from_be_bytes(end.try_into().ok()?)))
+}
+
+fn contents_id(bytes: &[u8; 12]) -> ContentsId {
+    ContentsId {
+        ino: Ino(u64::from_be_bytes(bytes[..8].try_into().expect("eight bytes"))),
+        incarnation: u32::from_be_bytes(bytes[8..].try_into().expect("four bytes")),
+    }
 }
 
 /// `o` ino: an inode without a name that is still open.
@@ -131,20 +135,16 @@ pub fn orphan_of(key: &[u8]) -> Option<Ino> {
 
 /// `r` ino, data incarnation: extents (and, for incarnation [`RECLAIM_INODE`], extended
 /// attributes) that nothing refers to any more and that are reclaimed in the background.
-pub fn reclaim(ino: Ino, incarnation: u32) -> Key {
-    tagged(b'r', &[&ino.0.to_be_bytes(), &incarnation.to_be_bytes()])
+pub fn reclaim(file: ContentsId) -> Key {
+    tagged(b'r', &[&file.ino.0.to_be_bytes(), &file.incarnation.to_be_bytes()])
 }
 
 /// The data incarnation of a [`reclaim`] row that stands for everything the inode had.
 pub const RECLAIM_INODE: u32 = u32::MAX;
 
-/// Inode and incarnation of a reclaim key.
-pub fn reclaim_of(key: &[u8]) -> Option<(Ino, u32)> {
-    let rest: &[u8; 12] = key.strip_prefix(b"r")?.try_into().ok()?;
-    Some((
-        Ino(u64::from_be_bytes(rest[..8].try_into().expect("eight bytes"))),
-        u32::from_be_bytes(rest[8..].try_into().expect("four bytes")),
-    ))
+/// The file of a reclaim key.
+pub fn reclaim_of(key: &[u8]) -> Option<ContentsId> {
+    Some(contents_id(key.strip_prefix(b"r")?.try_into().ok()?))
 }
 
 /// `s` segment: size and live bytes of a segment.
@@ -159,21 +159,20 @@ pub fn segment_of(key: &[u8]) -> Option<SegmentId> {
 
 /// `b` segment, ino, data incarnation: a file that may refer to the segment in other places than
 /// the segment itself says, since it shares them.
-pub fn owner(id: SegmentId, ino: Ino, incarnation: u32) -> Key {
-    tagged(b'b', &[&id.0, &ino.0.to_be_bytes(), &incarnation.to_be_bytes()])
+pub fn owner(id: SegmentId, file: ContentsId) -> Key {
+    tagged(b'b', &[&id.0, &file.ino.0.to_be_bytes(), &file.incarnation.to_be_bytes()])
 }
 
 /// The half-open range of keys of such files of one segment.
 pub fn owners(id: SegmentId) -> (Key, Key) {
-    (tagged(b'b', &[&id.0]), after(&owner(id, Ino(u64::MAX), u32::MAX)))
+    let last = ContentsId { ino: Ino(u64::MAX), incarnation: u32::MAX };
+    (tagged(b'b', &[&id.0]), after(&owner(id, last)))
 }
 
-/// Segment, inode and data incarnation of such a key.
-pub fn owner_of(key: &[u8]) -> Option<(SegmentId, Ino, u32)> {
-    let (id, rest) = key.strip_prefix(b"b")?.split_first_chunk()?;
-    let (ino, incarnation) = rest.split_first_chunk()?;
-    let incarnation = u32::from_be_bytes(incarnation.try_into().ok()?);
-    Some((SegmentId(*id), Ino(u64::from_be_bytes(*ino)), incarnation))
+/// Segment and file of such a key.
+pub fn owner_of(key: &[u8]) -> Option<(SegmentId, ContentsId)> {
+    let (id, file) = key.strip_prefix(b"b")?.split_first_chunk()?;
+    Some((SegmentId(*id), contents_id(file.try_into().ok()?)))
 }
 
 /// `z` time, segment: a segment without live bytes, to be deleted from the bucket once readers
@@ -259,14 +258,18 @@ pub fn nothing() -> Key {
 mod tests {
     use super::*;
 
+    fn file(ino: u64, incarnation: u32) -> ContentsId {
+        ContentsId { ino: Ino(ino), incarnation }
+    }
+
     #[test]
     fn a_forward_scan_from_a_position_meets_the_extent_that_covers_it_first() {
         // Guards against the range start skipping an extent that ends exactly one byte later.
-        let (start, end) = extents_above(Ino(7), 2, 4096);
-        assert!(extent(Ino(7), 2, 4096) < start, "an extent ending at 4096 does not cover it");
-        assert!(extent(Ino(7), 2, 4097) >= start);
-        assert!(extent(Ino(7), 2, u64::MAX) < end);
-        assert!(extent(Ino(7), 3, 1) >= end && extent(Ino(8), 0, 1) >= end);
+        let (start, end) = extents_above(file(7, 2), 4096);
+        assert!(extent(file(7, 2), 4096) < start, "an extent ending at 4096 does not cover it");
+        assert!(extent(file(7, 2), 4097) >= start);
+        assert!(extent(file(7, 2), u64::MAX) < end);
+        assert!(extent(file(7, 3), 1) >= end && extent(file(8, 0), 1) >= end);
     }
 
     #[test]
@@ -288,14 +291,14 @@ mod tests {
         let key = dirent(Ino(9), NameHash(77), b"name");
         assert_eq!(dirent_of(&key), Some((Ino(9), NameHash(77), &b"name"[..])));
         assert_eq!(dirent_of(&dirent(Ino(9), NameHash(77), b"")), None);
-        assert_eq!(extent_of(&extent(Ino(9), 3, 88)), Some((Ino(9), 3, 88)));
-        assert_eq!(reclaim_of(&reclaim(Ino(9), 3)), Some((Ino(9), 3)));
+        assert_eq!(extent_of(&extent(file(9, 3), 88)), Some((file(9, 3), 88)));
+        assert_eq!(reclaim_of(&reclaim(file(9, 3))), Some(file(9, 3)));
         let id = SegmentId([4; 16]);
         assert_eq!(segment_of(&segment(id)), Some(id));
         let (from, to) = owners(id);
-        let key = owner(id, Ino(u64::MAX), u32::MAX);
-        assert_eq!(owner_of(&key), Some((id, Ino(u64::MAX), u32::MAX)));
-        assert!((&from..&to).contains(&&key) && from < owner(id, Ino(0), 0));
+        let key = owner(id, file(u64::MAX, u32::MAX));
+        assert_eq!(owner_of(&key), Some((id, file(u64::MAX, u32::MAX))));
+        assert!((&from..&to).contains(&&key) && from < owner(id, file(0, 0)));
         assert_eq!(dead_segment_of(&dead_segment(12, id)), Some((12, id)));
         assert_eq!(kept_segment_of(&kept_segment(id)), Some(id));
         let name = SnapshotName::parse("a").expect("a name");

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use sealfs::base::{Ino, SegmentId};
+use sealfs::base::{ContentsId, Ino, SegmentId};
 use sealfs::meta::keys::{self, NameHash};
 use sealfs::meta::{
     BesideRow, CommitRow, DeadRow, Dirent, ExtentRow, HistoryRow, Kind, MarkerRow, SegmentRow,
@@ -286,6 +286,7 @@ fn the_format_page_gives_the_sizes_of_rows_that_the_code_writes() {
     // Guards against a field that is added to a row and not to its specification.
     let id = SegmentId([1; 16]);
     let (ino, flag) = (Ino(2), MarkerRow::encode().len());
+    let file = ContentsId { ino, incarnation: 0 };
     let commit = CommitRow {
         journal: sealfs::base::JournalId([0; 16]),
         position: sealfs::base::JournalPos(0),
@@ -297,10 +298,10 @@ fn the_format_page_gives_the_sizes_of_rows_that_the_code_writes() {
     let extent = ExtentRow { segment: id, segment_offset: 0, len: 1 };
     let name = keys::dirent(ino, NameHash(8), b"x").len();
     let rows = [
-        ("`e`", keys::extent(ino, 0, 1).len().to_string(), extent.encode().len()),
-        ("`b`", keys::owner(id, ino, 0).len().to_string(), flag),
+        ("`e`", keys::extent(file, 1).len().to_string(), extent.encode().len()),
+        ("`b`", keys::owner(id, file).len().to_string(), flag),
         ("`o`", keys::orphan(ino).len().to_string(), flag),
-        ("`r`", keys::reclaim(ino, 0).len().to_string(), flag),
+        ("`r`", keys::reclaim(file).len().to_string(), flag),
         (
             "`s`",
             keys::segment(id).len().to_string(),

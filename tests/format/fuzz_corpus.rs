@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::disk_sim::SplitMix;
 use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
-use sealfs::base::{ChainValue, Ino, JournalId, JournalPos, SegmentId, Timestamp};
+use sealfs::base::{ChainValue, ContentsId, Ino, JournalId, JournalPos, SegmentId, Timestamp};
 use sealfs::commit::{Batch, CloneSource, DataOp};
 use sealfs::meta::{
     CommitRow, DeadRow, Dirent, ExtentRow, Inode, InodeExtent, Kind, SegmentRow, keys,
@@ -124,7 +124,7 @@ fn make_the_seeds_of_the_rows() {
     write("segment", &row.encode());
     write("segment-frames", &row.encode_with(b"frames"));
     write("dead", &DeadRow { birth: 7, death: 9 }.encode());
-    write("key-owner", &keys::owner(segment, Ino(9), 1));
+    write("key-owner", &keys::owner(segment, ContentsId { ino: Ino(9), incarnation: 1 }));
     let (ino, incarnation) = (Ino(9), 4);
     let from = CloneSource { ino: Ino(8), incarnation: 3, offset: 1 << 40, len: 1 << 33 };
     let mut batch = Batch { inodes: 1, bytes: -4096, ..Batch::default() };

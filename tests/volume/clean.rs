@@ -17,7 +17,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
-use sealfs::base::{Ino, Timestamp};
+use sealfs::base::{ContentsId, Ino, Timestamp};
 use sealfs::commit::scan::Cursor;
 use sealfs::commit::{CleanOptions, Lookup};
 use sealfs::data::Source;
@@ -81,7 +81,9 @@ async fn rows(m: &Mounted) -> Vec<SegmentRow> {
 
 /// The segments that the mount would read a file from, as far as it remembers.
 fn remembered(m: &Mounted, ino: Ino, range: Range<u64>) -> BTreeSet<Path> {
-    let Lookup::Hit(parts) = m.view().parts_now((ino, 0), range.start, range.end) else {
+    let Lookup::Hit(parts) =
+        m.view().parts_now(ContentsId { ino, incarnation: 0 }, range.start, range.end)
+    else {
         return BTreeSet::new();
     };
     let segment = |source| match source {

@@ -212,7 +212,7 @@ async fn shape(m: &Mounted, ino: Ino) -> (Option<(u64, u64)>, usize) {
     assert!(m.sync(Duration::from_secs(20)).await, "synced");
     let row = m.view().kv().get(&keys::inode(ino)).await.expect("reads").expect("there");
     let (inode, extent) = Inode::decode_with(&row).expect("decodes");
-    let (from, to) = keys::extents_above(ino, inode.incarnation, 0);
+    let (from, to) = keys::extents_above(inode.contents(ino), 0);
     let rows = m.view().kv().scan(&from, &to, 1000, 1 << 16).await.expect("scans");
     (extent.map(|e| (e.start, e.len)), rows.len())
 }

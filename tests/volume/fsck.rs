@@ -12,7 +12,7 @@ use futures::TryStreamExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
-use sealfs::base::{Ino, SegmentId};
+use sealfs::base::{ContentsId, Ino, SegmentId};
 use sealfs::commit::Batch;
 use sealfs::fs::Fs;
 use sealfs::meta::{
@@ -140,7 +140,8 @@ async fn break_it(how: &str, b: &mut Break<'_>) {
             b.batch.put(keys::orphan(b.ino("a").await), MarkerRow::encode());
         }
         "owner of nothing" => {
-            let key = keys::owner(SegmentId([7; 16]), Ino(5_000), 1);
+            let key =
+                keys::owner(SegmentId([7; 16]), ContentsId { ino: Ino(5_000), incarnation: 1 });
             b.batch.put(key, MarkerRow::encode());
         }
         "attribute count" => b.change("a", |i| i.xattrs = 2).await,
@@ -162,7 +163,8 @@ async fn break_it(how: &str, b: &mut Break<'_>) {
                     b.batch.put(keys::segment(id), wrong.encode_with(frames));
                 }
                 "owners not counted" => {
-                    b.batch.put(keys::owner(id, b.ino("a").await, 0), MarkerRow::encode());
+                    let file = ContentsId { ino: b.ino("a").await, incarnation: 0 };
+                    b.batch.put(keys::owner(id, file), MarkerRow::encode());
                 }
                 "segment row removed" => b.batch.delete(keys::segment(id)),
                 "dead and alive" => {
@@ -252,7 +254,7 @@ async fn what_files_share_is_no_fault_and_what_nobody_says_is_shared_is_one() {
     let id = broken.extent("copy").await.segment;
     let mut batch = broken.batch;
     assert_eq!(bench.fsck(|o| o.data = true).await.problems, []);
-    batch.delete(keys::owner(id, copy, 0));
+    batch.delete(keys::owner(id, ContentsId { ino: copy, incarnation: 0 }));
     mounted.fs.mend(batch).await.expect("breaks");
     assert!(mounted.shutdown(LONG).await);
     let found = bench.fsck(|_| {}).await;

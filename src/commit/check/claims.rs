@@ -5,8 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::base::SegmentId;
-use crate::commit::pending::ContentsId;
+use crate::base::{ContentsId, SegmentId};
 use crate::data::Extent;
 
 /// An extent in a segment of which some files say that they share it.

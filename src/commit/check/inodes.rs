@@ -2,7 +2,7 @@
 //! they are all in the order of inode numbers.
 
 use super::{Check, Finding};
-use crate::base::Ino;
+use crate::base::{ContentsId, Ino};
 use crate::commit::extents::{Committed, extent_of};
 use crate::commit::scan::Cursor;
 use crate::commit::view::ViewError;
@@ -68,7 +68,7 @@ impl Check<'_> {
             }
             while let Some((key, _)) = reclaims.next_of(number).await? {
                 let of = keys::reclaim_of(&key).ok_or(DecodeError("reclaim key"));
-                rest.reclaims.extend(self.decoded(&key, of).map(|(_, incarnation)| incarnation));
+                rest.reclaims.extend(self.decoded(&key, of).map(|file| file.incarnation));
             }
             let bytes = self.extents_of(ino, inode.as_ref(), &rest, extents).await?;
             self.one(ino, inode.map(|i| i.inode), &rest, bytes);
@@ -104,7 +104,7 @@ impl Check<'_> {
                 Some((key, value)) => self.decoded(key, extent_of(key, value)),
                 None => None,
             };
-            let decoded = decoded.map(|((_, incarnation), extent)| (incarnation, extent));
+            let decoded = decoded.map(|(file, extent)| (file.incarnation, extent));
             let incarnation = decoded.map(|(incarnation, _)| incarnation);
             if run.extents > 0
                 && (row.is_none() || incarnation.is_some_and(|g| g != run.incarnation))
@@ -129,7 +129,7 @@ impl Check<'_> {
             let Some((incarnation, extent)) = decoded else { continue };
             let Extent { start, end, .. } = extent;
             self.segments.refer(&extent);
-            self.claim(((ino, incarnation), extent));
+            self.claim((ContentsId { ino, incarnation }, extent));
             if run.extents > 0 && start < run.end {
                 self.report.note(Finding::ExtentsOverlap { ino, incarnation, at: start });
             }

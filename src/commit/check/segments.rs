@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{Check, Finding};
-use crate::base::SegmentId;
+use crate::base::{ContentsId, SegmentId};
 use crate::commit::extents::extent_in;
 use crate::commit::layouts::{kept_layout_in, layout_in};
-use crate::commit::pending::ContentsId;
 use crate::commit::scan::Cursor;
 use crate::commit::view::ViewError;
 use crate::data::Extent;
@@ -153,10 +152,10 @@ impl Check<'_> {
     async fn claim_unsaid(&mut self) -> Result<(), ViewError> {
         let said = self.claims.take_said();
         let Some(first) = said.first() else { return Ok(()) };
-        let from = keys::owner(first.segment, first.file.0, first.file.1);
+        let from = keys::owner(first.segment, first.file);
         let mut rows = Cursor::new(self.kv, b'b').counting(self.rows).starting_at(from);
         for one in &said {
-            let owner = keys::owner(one.segment, one.file.0, one.file.1);
+            let owner = keys::owner(one.segment, one.file);
             while rows.peek().await?.is_some_and(|(key, _)| key[..] < owner[..]) {
                 rows.next().await?;
             }
@@ -207,6 +206,6 @@ impl Check<'_> {
     /// Whether there is a `b` row of the file for the segment of its extent.
     async fn says_that_it_shares(&self, file: ContentsId, e: &Extent) -> Result<bool, ViewError> {
         let any = self.segments.0.get(&e.segment).is_some_and(|sum| sum.owners > 0);
-        Ok(any && self.kv.get(&keys::owner(e.segment, file.0, file.1)).await?.is_some())
+        Ok(any && self.kv.get(&keys::owner(e.segment, file)).await?.is_some())
     }
 }

@@ -10,10 +10,9 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
 use super::plan::Piece;
-use crate::base::SegmentId;
+use crate::base::{ContentsId, SegmentId};
 use crate::commit::error::CommitError;
 use crate::commit::extents::{extent_in, extent_of};
-use crate::commit::pending::ContentsId;
 use crate::commit::view::ViewError;
 use crate::data::Extent;
 use crate::meta::{DecodeError, FILE_SIZE_MAX, Key, SegmentRow, keys};
@@ -51,15 +50,15 @@ pub(super) async fn find(
     let (mut ranges, mut more) = summaries(segments, chosen).await?;
     others(kv, chosen, &mut ranges).await?;
     // In the order of rows; of those that begin together, the longest first.
-    ranges.sort_unstable_by_key(|r| (r.ino, r.incarnation, r.offset, Reverse(r.len)));
+    ranges.sort_unstable_by_key(|r| (r.file(), r.offset, Reverse(r.len)));
     let (mut inodes, mut rows) = (Leap::new(kv, b'i'), Leap::new(kv, b'e'));
     let mut pieces = Vec::new();
-    for of_file in ranges.chunk_by(|a, b| (a.ino, a.incarnation) == (b.ino, b.incarnation)) {
+    for of_file in ranges.chunk_by(|a, b| a.file() == b.file()) {
         if pieces.len() >= PIECES_MAX {
             more = true;
             break;
         }
-        let file = (of_file[0].ino, of_file[0].incarnation);
+        let file = of_file[0].file();
         match only_extent(&mut inodes, file).await? {
             Some(extent) if chosen.contains_key(&extent.segment) => {
                 pieces.push(Piece { file, extent });
@@ -109,7 +108,8 @@ async fn others(
         loop {
             let page = kv.scan(&from, &to, ROWS_MAX, 1 << 16).await?;
             for (key, _) in &page {
-                let (_, ino, incarnation) = keys::owner_of(key).ok_or(DecodeError("owner key"))?;
+                let (_, file) = keys::owner_of(key).ok_or(DecodeError("owner key"))?;
+                let ContentsId { ino, incarnation } = file;
                 ranges.push(Owned { ino, incarnation, offset: 0, len: FILE_SIZE_MAX });
             }
             match page.last() {
@@ -123,7 +123,7 @@ async fn others(
 
 /// The extent of a file that has only one.
 async fn only_extent(inodes: &mut Leap<'_>, file: ContentsId) -> Result<Option<Extent>, ViewError> {
-    let wanted = keys::inode(file.0);
+    let wanted = keys::inode(file.ino);
     match inodes.at(&wanted).await? {
         Some((key, value)) if **key == *wanted => {
             let found = extent_in(key, value)?;
@@ -140,10 +140,10 @@ async fn extents(
     chosen: &HashMap<SegmentId, SegmentRow>,
     pieces: &mut Vec<Piece>,
 ) -> Result<(), ViewError> {
-    let file = (range.ino, range.incarnation);
+    let file = range.file();
     let Range { start, end } = range.offset..range.offset + range.len;
     // Keyed by its end: the first that can cover `start` ends behind it.
-    let from = keys::extent(file.0, file.1, start + 1);
+    let from = keys::extent(file, start + 1);
     while let Some((key, value)) = rows.at(&from).await? {
         let (of, extent) = extent_of(key, value)?;
         if of != file || extent.start >= end {

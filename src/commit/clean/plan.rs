@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use super::choose::TINY_BYTES;
-use crate::base::SegmentId;
+use crate::base::{ContentsId, SegmentId};
 use crate::commit::pack::{Change, SEGMENT_BYTES_MAX};
-use crate::commit::pending::ContentsId;
 use crate::data::Extent;
 use crate::meta::SegmentRow;
 use crate::store::segments::Owned;
@@ -86,7 +85,7 @@ impl Output {
             let end = at + piece.len();
             let from = known.max(*at);
             if from < end {
-                let (ino, incarnation) = piece.file;
+                let ContentsId { ino, incarnation } = piece.file;
                 let offset = piece.extent.start + (from - at);
                 Owned::add(&mut owned, Owned { ino, incarnation, offset, len: end - from });
                 known = end;
@@ -262,7 +261,10 @@ mod tests {
     }
 
     fn piece(ino: u64, start: u64, end: u64, of: u8, offset: u64) -> Piece {
-        Piece { file: (Ino(ino), 0), extent: extent(start, end, of, offset) }
+        Piece {
+            file: ContentsId { ino: Ino(ino), incarnation: 0 },
+            extent: extent(start, end, of, offset),
+        }
     }
 
     fn full(ids: impl IntoIterator<Item = u8>) -> HashMap<SegmentId, SegmentRow> {
@@ -306,7 +308,7 @@ mod tests {
         let [output] = &arranged.outputs[..] else { panic!("one output") };
         let run = |range| Run { segment: segment(1), range };
         assert_eq!((output.len, &output.runs[..]), (170, &[run(0..160), run(200..210)][..]));
-        let at: Vec<_> = output.pieces.iter().map(|p| (p.piece.file.0.0, p.at)).collect();
+        let at: Vec<_> = output.pieces.iter().map(|p| (p.piece.file.ino.0, p.at)).collect();
         assert_eq!(at, [(1, 0), (2, 40), (3, 50), (3, 160)]);
         let owned = |ino, offset, len| Owned { ino: Ino(ino), incarnation: 0, offset, len };
         assert_eq!(output.owned(), [owned(1, 0, 100), owned(2, 560, 60), owned(3, 20, 10)]);
@@ -341,7 +343,7 @@ mod tests {
             let id = SegmentId((n as u128).to_be_bytes());
             let extent = Extent { start: n * 4, end: n * 4 + 4, segment: id, offset: 0 };
             (
-                Piece { file: (Ino(1), 0), extent },
+                Piece { file: ContentsId { ino: Ino(1), incarnation: 0 }, extent },
                 (id, SegmentRow { size: 4, live: 4, ..Default::default() }),
             )
         });

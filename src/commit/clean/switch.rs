@@ -9,10 +9,9 @@ use std::sync::atomic::Ordering;
 use super::Cleaner;
 use super::carry::Moved;
 use super::plan::{self, Placed};
-use crate::base::{SegmentId, unix_secs};
+use crate::base::{ContentsId, SegmentId, unix_secs};
 use crate::commit::accounts::{self, Changes, NewSegment};
 use crate::commit::error::CommitError;
-use crate::commit::pending::ContentsId;
 use crate::commit::resolve;
 use crate::commit::view::{Moving, ViewError};
 use crate::data::Extent;
@@ -237,8 +236,8 @@ mod tests {
         // cut where the batch is full, and goes on there; no byte twice, none left out.
         let segment = SegmentId([1; 16]);
         let extent = |start, end, offset| Extent { start, end, segment, offset };
-        let piece =
-            |start, end, offset| Piece { file: (Ino(5), 0), extent: extent(start, end, offset) };
+        let file = ContentsId { ino: Ino(5), incarnation: 0 };
+        let piece = |start, end, offset| Piece { file, extent: extent(start, end, offset) };
         let pieces = vec![
             Placed { piece: piece(0, 1000, 300), at: 0, shares: false },
             Placed { piece: piece(1000, 1100, 5000), at: 1000, shares: false },

@@ -145,7 +145,7 @@ fn export(journal_dir: &Path, out_dir: &Path, keys: VolumeKeys) -> Result<Recove
 /// What a batch shares of other files, as far as the journal has it; the rest goes to the remarks.
 fn cloned(net: &CommitGroup, batch: &Batch, remarks: &mut Vec<String>) -> Vec<Part> {
     let Some(from) = batch.clone_source() else { return Vec::new() };
-    let file = net.files.get(&(from.ino, from.incarnation));
+    let file = net.files.get(&from.file());
     let found = Pending::resolve(from.offset, from.end(), file.map(|f| &f.ranges));
     if !file.is_some_and(|f| f.fresh) {
         for (start, end) in found.gaps() {
@@ -375,7 +375,7 @@ impl Export<'_> {
         path: &Path,
         full: &Path,
     ) -> Result<bool, StackError> {
-        let pending = self.net.files.get(&(ino, inode.incarnation));
+        let pending = self.net.files.get(&inode.contents(ino));
         let Some(pending) = pending.filter(|p| p.fresh || !p.ranges.is_empty()) else {
             if inode.size > 0 {
                 let path = shown(path);

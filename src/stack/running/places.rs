@@ -103,7 +103,7 @@ pub(crate) async fn places(
     let (mut at, mut again) = (0, 0);
     while at < inode.size {
         let end = inode.size.min(at + WINDOW);
-        let file = (ino, inode.incarnation);
+        let file = inode.contents(ino);
         let Lookup::Hit(parts) = view.parts_now(file, at, end) else {
             again += 1;
             if again > AGAIN_MAX {

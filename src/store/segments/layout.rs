@@ -3,7 +3,7 @@
 //!
 //! Nothing here allocates by a number that was read: only by the bytes that are there.
 
-use crate::base::{Ino, SegmentId};
+use crate::base::{ContentsId, Ino, SegmentId};
 
 use super::frames::Frames;
 
@@ -44,6 +44,11 @@ pub struct Owned {
 }
 
 impl Owned {
+    /// Whose contents these are.
+    pub fn file(&self) -> ContentsId {
+        ContentsId { ino: self.ino, incarnation: self.incarnation }
+    }
+
     fn end(&self) -> u64 {
         self.offset + self.len
     }
@@ -51,10 +56,7 @@ impl Owned {
     /// Adds a range behind `ranges`; where it goes on from the last one, that becomes longer.
     pub fn add(ranges: &mut Vec<Owned>, range: Owned) {
         match ranges.last_mut() {
-            Some(last)
-                if (last.ino, last.incarnation, last.end())
-                    == (range.ino, range.incarnation, range.offset) =>
-            {
+            Some(last) if (last.file(), last.end()) == (range.file(), range.offset) => {
                 last.len += range.len;
             }
             _ => ranges.push(range),
@@ -285,7 +287,7 @@ pub fn encode_summary(ranges: &[Owned]) -> Vec<u8> {
     let mut out = Vec::with_capacity(ranges.len() * 6);
     let mut before = Owned { ino: Ino(0), incarnation: 0, offset: 0, len: 0 };
     for range in ranges {
-        let same = (range.ino, range.incarnation) == (before.ino, before.incarnation);
+        let same = range.file() == before.file();
         put_varint(&mut out, zigzag(before.ino.0, range.ino.0));
         put_varint(&mut out, u64::from(range.incarnation));
         put_varint(&mut out, zigzag(if same { before.end() } else { 0 }, range.offset));
@@ -314,7 +316,7 @@ pub fn decode_summary(
         let ino = Ino(unzigzag(before.ino.0, take_varint(&mut bytes)?));
         let incarnation = u32::try_from(take_varint(&mut bytes)?);
         let incarnation = incarnation.map_err(|_| Malformed("a data incarnation"))?;
-        let same = (ino, incarnation) == (before.ino, before.incarnation);
+        let same = ContentsId { ino, incarnation } == before.file();
         let from = if same { before.end() } else { 0 };
         let offset = unzigzag(from, take_varint(&mut bytes)?);
         let len = take_varint(&mut bytes)?;

@@ -188,16 +188,16 @@ pub(super) async fn touched_files(
     for tag in [b'e', b'i'] {
         let mut cursor = Cursor::new(kv, tag);
         while let Some((key, value)) = cursor.next().await? {
-            let Ok(Some(((ino, incarnation), extent))) = extent_in(&key, &value) else { continue };
+            let Ok(Some((file, extent))) = extent_in(&key, &value) else { continue };
             let Some(ranges) = lost.get(&extent.segment) else { continue };
             if tag == b'e' {
-                let inode = kv.get(&keys::inode(ino)).await?.map(|row| Inode::decode(&row));
+                let inode = kv.get(&keys::inode(file.ino)).await?.map(|row| Inode::decode(&row));
                 let Some(Ok(inode)) = inode else { continue };
-                if inode.incarnation != incarnation {
+                if inode.incarnation != file.incarnation {
                     continue; // waits to be reclaimed
                 }
             }
-            touched.add(ino, &extent, ranges);
+            touched.add(file.ino, &extent, ranges);
         }
     }
     Ok(touched)

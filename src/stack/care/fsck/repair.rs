@@ -12,7 +12,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::objects::Objects;
 use super::paths::names_of;
-use crate::base::{Clock, Ino, SegmentId, SystemClock, counted, unix_secs};
+use crate::base::{Clock, ContentsId, Ino, SegmentId, SystemClock, counted, unix_secs};
 use crate::commit::check::{Finding, Segments};
 use crate::commit::layouts::layout_in;
 use crate::commit::snapshots::{Snapshot, snapshots};
@@ -211,7 +211,8 @@ impl Repair<'_> {
                 batch.delete(keys::orphan(*ino));
             }
             Finding::StrayXattrs { ino, .. } => {
-                batch.put(keys::reclaim(*ino, keys::RECLAIM_INODE), MarkerRow::encode());
+                let all = ContentsId { ino: *ino, incarnation: keys::RECLAIM_INODE };
+                batch.put(keys::reclaim(all), MarkerRow::encode());
             }
             Finding::DeadAndAlive { id, since_secs } => {
                 batch.delete(keys::dead_segment(*since_secs, *id));
@@ -423,14 +424,17 @@ impl Repair<'_> {
         }
         let mut from = 0;
         loop {
-            let (start, stop) = keys::extents_above(ino, incarnation, from);
+            let (start, stop) = keys::extents_above(ContentsId { ino, incarnation }, from);
             let page = self.kv.scan(&start, &stop, MOVE_ROWS, 1 << 20).await?;
             let mut batch = Batch::default();
             for (key, value) in &page {
-                let Some((_, _, end)) = keys::extent_of(key) else { continue };
+                let Some((_, end)) = keys::extent_of(key) else { continue };
                 if ExtentRow::decode(value).is_ok() {
                     batch.delete(key[..].into());
-                    batch.put(keys::extent(to, 0, end), Bytes::copy_from_slice(value));
+                    batch.put(
+                        keys::extent(ContentsId { ino: to, incarnation: 0 }, end),
+                        Bytes::copy_from_slice(value),
+                    );
                 }
                 from = end;
             }
