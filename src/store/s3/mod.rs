@@ -43,6 +43,7 @@ pub use input::InputError;
 pub use local_files::{local_files, pin_local_files};
 pub use objects::{About, Body, Listed};
 pub use objects_write::{Labels, Sending};
+pub use proof::PartNote;
 pub use sse::{Applied, SecretKey32, SseKind, SseMismatch, SseMode};
 pub use sse_ask::SseAsk;
 

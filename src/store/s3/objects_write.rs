@@ -7,15 +7,16 @@ use super::answers::Seen;
 use super::body::{crc32_header, request_body};
 use super::errors::{Condition, from_code, from_sdk, is_unsupported, own, write_from_sdk};
 use super::objects::About;
-use super::proof::{Said, bare, prove_part};
+use super::proof::{PartNote, Said, bare, prove_part};
 use super::sse::{Answer, Applied};
-use super::write::{applied, applied_by_s3, check_sse, with_customer_key, with_sse};
+use super::upload::PartOf;
+use super::write::{applied, applied_by_s3, check_sse, with_sse};
 use super::{Inner, S3Store};
 use crate::base::hex;
 use crate::store::error::{ErrorClass, sentence};
 use aws_sdk_s3::types::{
-    ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, Delete, ObjectIdentifier,
-    ServerSideEncryption, StorageClass,
+    ChecksumAlgorithm, CompletedMultipartUpload, Delete, ObjectIdentifier, ServerSideEncryption,
+    StorageClass,
 };
 use md5::{Digest, Md5};
 use object_store::{PutPayload, Result};
@@ -150,44 +151,10 @@ impl S3Store {
         sending: &Sending,
         number: i32,
         body: PutPayload,
-    ) -> Result<(String, String)> {
-        const ACTION: &str = "upload a part of";
-        let (inner, key) = (&self.inner, sending.key.as_str());
-        let checksum = crc32_header(&body);
-        let request = inner
-            .client
-            .upload_part()
-            .bucket(&inner.bucket)
-            .key(key)
-            .upload_id(&sending.id)
-            .part_number(number)
-            .checksum_crc32(&checksum)
-            .content_length(body.content_length() as i64)
-            .body(request_body(body, inner.sign_payload));
-        let sse = inner.encryption.now();
-        let request = with_customer_key!(request, sse.mode().customer_key());
-        let seen = Seen::default();
-        let request = request.customize().interceptor(seen.clone());
-        let request = match inner.sign_payload {
-            true => request,
-            false => request.disable_payload_signing(),
-        };
-        let answer = Box::pin(request.send())
-            .await
-            .map_err(|e| from_sdk(e, ACTION, key, Condition::None))?;
-        let said = Said {
-            status: seen.status(),
-            e_tag: answer.e_tag(),
-            checksum: answer.checksum_crc32(),
-        };
-        let e_tag = prove_part(ACTION, key, &checksum, said)?.to_owned();
-        let applied = Applied {
-            customer_algorithm: answer.sse_customer_algorithm().map(str::to_owned),
-            customer_key_md5: answer.sse_customer_key_md5().map(str::to_owned),
-            ..applied_by_s3!(answer)
-        };
-        check_sse(&sse, Answer::Part, applied, ACTION, key)?;
-        Ok((e_tag, checksum))
+    ) -> Result<PartNote> {
+        let (key, upload) = (sending.key.as_str(), sending.id.as_str());
+        let part = PartOf { key, shown: key, upload, number };
+        self.inner.send_part(part, &self.inner.encryption.now(), body).await
     }
 
     /// CompleteMultipartUpload of parts in their order, `size` bytes in all; then one HeadObject
@@ -198,15 +165,12 @@ impl S3Store {
     pub async fn end_key(
         &self,
         sending: &Sending,
-        parts: &[(String, String)],
+        parts: &[PartNote],
         size: u64,
     ) -> Result<String> {
         const ACTION: &str = "finish the upload of";
         let (inner, key) = (&self.inner, sending.key.as_str());
-        let named = parts.iter().zip(1..).map(|((e_tag, checksum), number)| {
-            let part = CompletedPart::builder().part_number(number).e_tag(e_tag);
-            part.checksum_crc32(checksum).build()
-        });
+        let named = parts.iter().zip(1..).map(|(part, number)| part.as_named(number));
         let named = CompletedMultipartUpload::builder().set_parts(Some(named.collect())).build();
         let request = inner
             .client

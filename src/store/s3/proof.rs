@@ -14,6 +14,7 @@ use super::Inner;
 use super::errors::own;
 use crate::base::hex;
 use crate::store::error::{ErrorClass, class, sentence};
+use aws_sdk_s3::types::CompletedPart;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use md5::{Digest, Md5};
 use object_store::path::Path;
@@ -120,9 +121,9 @@ async fn is_md5_of(e_tag: &str, payload: &PutPayload) -> Result<bool> {
     if short { Ok(compare()) } else { Ok(tokio::task::spawn_blocking(compare).await?) }
 }
 
-/// A part of an upload, as its id names it.
+/// A part of an upload that is stored: what the end of the upload has to name of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PartNote {
+pub struct PartNote {
     /// Base64 of its CRC32.
     pub(super) checksum: String,
     /// Its bytes.
@@ -131,6 +132,12 @@ pub(super) struct PartNote {
 }
 
 impl PartNote {
+    /// As CompleteMultipartUpload names it.
+    pub(super) fn as_named(&self, number: i32) -> CompletedPart {
+        let part = CompletedPart::builder().part_number(number);
+        part.e_tag(&self.e_tag).checksum_crc32(&self.checksum).build()
+    }
+
     pub(super) fn to_id(&self) -> String {
         format!("{} {} {}", self.checksum, self.len, self.e_tag)
     }

@@ -8,15 +8,13 @@ use super::answers::Seen;
 use super::body::{crc32_header, request_body};
 use super::errors::{Condition, from_sdk, own, write_from_sdk};
 use super::proof::{PartNote, Said, prove_part};
-use super::sse::{Answer, Applied};
+use super::sse::{Answer, Applied, SseCheck};
 use super::write::{applied, applied_by_s3, check_sse, no_attributes, with_customer_key, with_sse};
 use super::{Inner, S3Store};
 use crate::base::counted;
 use crate::store::error::ErrorClass;
 use async_trait::async_trait;
-use aws_sdk_s3::types::{
-    ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, ServerSideEncryption,
-};
+use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, ServerSideEncryption};
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{
@@ -28,6 +26,21 @@ use std::sync::Arc;
 
 /// Parts of one upload (S3 User Guide, "Amazon S3 multipart upload limits").
 const PARTS_MAX: usize = 10_000;
+/// What a request for a part is called in messages.
+const PART: &str = "upload a part of";
+
+/// Which part of which upload.
+#[derive(Clone, Copy)]
+pub(super) struct PartOf<'a> {
+    /// The key of the object in the bucket.
+    pub(super) key: &'a str,
+    /// The object as messages name it.
+    pub(super) shown: &'a str,
+    /// The id of the upload.
+    pub(super) upload: &'a str,
+    /// From 1.
+    pub(super) number: i32,
+}
 
 #[async_trait]
 impl MultipartStore for S3Store {
@@ -90,8 +103,7 @@ impl Inner {
         Ok(id)
     }
 
-    /// UploadPart. The id of the part is a [`PartNote`]: the end of the upload has to name checksum
-    /// and ETag.
+    /// The id of the part is a [`PartNote`]: the end of the upload has to name checksum and ETag.
     async fn put_part(
         &self,
         location: &Path,
@@ -99,24 +111,39 @@ impl Inner {
         index: usize,
         data: PutPayload,
     ) -> Result<PartId> {
-        const ACTION: &str = "upload a part of";
         let path = location.as_ref();
         if index >= PARTS_MAX {
-            let message = format!("{ACTION} {path}: there are more than {PARTS_MAX} parts");
+            let message = format!("{PART} {path}: there are more than {PARTS_MAX} parts");
             return Err(own(ErrorClass::Other, message));
         }
+        let part =
+            PartOf { key: &self.key(location), shown: path, upload: id, number: index as i32 + 1 };
+        let note = self.send_part(part, &self.encryption.of_upload(id), data).await?;
+        Ok(PartId { content_id: note.to_id() })
+    }
+
+    /// UploadPart, encrypted as `sse` says: what the end of the upload has to name of it.
+    ///
+    /// # Errors
+    /// Those of UploadPart, classified; `SseMismatch` if the answer names another encryption;
+    /// `Foreign` if nothing proves that it is stored.
+    pub(super) async fn send_part(
+        &self,
+        part: PartOf<'_>,
+        sse: &SseCheck,
+        data: PutPayload,
+    ) -> Result<PartNote> {
         let (checksum, len) = (crc32_header(&data), data.content_length() as u64);
         let request = self
             .client
             .upload_part()
             .bucket(&self.bucket)
-            .key(self.key(location))
-            .upload_id(id)
-            .part_number(index as i32 + 1)
+            .key(part.key)
+            .upload_id(part.upload)
+            .part_number(part.number)
             .checksum_crc32(&checksum)
-            .content_length(data.content_length() as i64)
+            .content_length(len as i64)
             .body(request_body(data, self.sign_payload));
-        let sse = self.encryption.of_upload(id);
         let request = with_customer_key!(request, sse.mode().customer_key());
         let seen = Seen::default();
         let request = request.customize().interceptor(seen.clone());
@@ -124,18 +151,19 @@ impl Inner {
             true => request,
             false => request.disable_payload_signing(),
         };
-        let answer =
-            request.send().await.map_err(|e| from_sdk(e, ACTION, path, Condition::None))?;
+        let answer = Box::pin(request.send())
+            .await
+            .map_err(|e| from_sdk(e, PART, part.shown, Condition::None))?;
         let (status, e_tag) = (seen.status(), answer.e_tag());
         let said = Said { status, e_tag, checksum: answer.checksum_crc32() };
-        let e_tag = prove_part(ACTION, path, &checksum, said)?.to_owned();
+        let e_tag = prove_part(PART, part.shown, &checksum, said)?.to_owned();
         let applied = Applied {
             customer_algorithm: answer.sse_customer_algorithm().map(str::to_owned),
             customer_key_md5: answer.sse_customer_key_md5().map(str::to_owned),
             ..applied_by_s3!(answer)
         };
-        check_sse(&sse, Answer::Part, applied, ACTION, path)?;
-        Ok(PartId { content_id: PartNote { checksum, len, e_tag }.to_id() })
+        check_sse(sse, Answer::Part, applied, PART, part.shown)?;
+        Ok(PartNote { checksum, len, e_tag })
     }
 
     /// CompleteMultipartUpload. S3 refuses an upload without parts; an empty object gets one
@@ -157,8 +185,7 @@ impl Inner {
             let note = PartNote::of_id(&part.content_id).ok_or_else(|| {
                 own(ErrorClass::Other, format!("{ACTION} {path}: part {number} is not ours"))
             })?;
-            let part = CompletedPart::builder().part_number(number).e_tag(&note.e_tag);
-            named.push(part.checksum_crc32(&note.checksum).build());
+            named.push(note.as_named(number));
             notes.push(note);
         }
         let answer = self
