@@ -335,11 +335,20 @@ impl Kv {
 
     /// The value of `key`, or `None`. Bounded by `read_timeout`.
     pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        self.reading(|handle| async move { get_from(&handle, key).await }).await
+    }
+
+    /// What `read` gets from the present handle, or from the one that replaces it meanwhile; for
+    /// `read_timeout` at most.
+    async fn reading<T, F>(&self, read: impl Fn(Handle) -> F) -> Result<T, KvError>
+    where
+        F: Future<Output = Result<T, KvError>>,
+    {
         self.check_refused()?;
         let reading = async {
             loop {
                 let handle = self.handle();
-                match get_from(&handle, key).await {
+                match read(handle.clone()).await {
                     Err(e) if self.is_replaced_after(&handle, &e).await => {}
                     outcome => return outcome,
                 }
@@ -410,24 +419,18 @@ impl Kv {
         read_ahead_bytes: usize,
         cache_blocks: bool,
     ) -> Result<Vec<Row>, KvError> {
-        self.check_refused()?;
-        let options = ScanOptions {
+        let options = &ScanOptions {
             read_ahead_bytes,
             cache_blocks,
             max_fetch_tasks: 4,
             ..ScanOptions::default()
         };
         let range = (Bound::Included(start.to_vec()), Bound::Excluded(end.to_vec()));
-        let reading = async {
-            loop {
-                let handle = self.handle();
-                match scan_from(&handle, range.clone(), limit, &options).await {
-                    Err(e) if self.is_replaced_after(&handle, &e).await => {}
-                    outcome => return outcome,
-                }
-            }
+        let scan = |handle| {
+            let range = range.clone();
+            async move { scan_from(&handle, range, limit, options).await }
         };
-        self.bounded(self.options.read_timeout, reading).await
+        self.reading(scan).await
     }
 
     /// Writes all of `rows` (`None` deletes) as one atomic batch and returns when the bucket
