@@ -112,6 +112,14 @@ fn a_passphrase_comes_from_a_program_or_from_the_credentials_of_a_unit() {
     assert!(said.contains("--new-passphrase-fd 77 77<FILE"), "{said}");
 }
 
+/// Adds the slot `server`, which KMS opens; what is said.
+fn add_kms_slot(v: &Volume, kms: &Kms) -> String {
+    let (url, state, pass) = (v.url(), v.text("state"), v.text("passphrase"));
+    let add = ["--passphrase-file", &pass, "--label", "server", "--kms-key", "alias/sealfs"];
+    let at = ["--kms-region", "eu-west-1", "--kms-endpoint-url", &kms.endpoint];
+    ok(v, &CREDENTIALS, &key("add", &url, &state, &[&add[..], &at].concat()))
+}
+
 #[test]
 fn kms_opens_its_slot_by_itself_and_says_why_not() {
     // Guards against a slot that needs a flag where the machine has credentials; an alias that
@@ -119,9 +127,8 @@ fn kms_opens_its_slot_by_itself_and_says_why_not() {
     // exception's name in place of the missing permission.
     let (v, kms) = (Volume::create(), Kms::start());
     let (url, state, pass) = (v.url(), v.text("state"), v.text("passphrase"));
-    let add = ["--passphrase-file", &pass, "--label", "server", "--kms-key", "alias/sealfs"];
     let at = ["--kms-region", "eu-west-1", "--kms-endpoint-url", &kms.endpoint];
-    let added = ok(&v, &CREDENTIALS, &key("add", &url, &state, &[&add[..], &at].concat()));
+    let added = add_kms_slot(&v, &kms);
     assert!(added.starts_with("slot 2 (server) added"), "{added}");
     let list = ok(&v, &[], &key("list", &url, &state, &["--json"]));
     let list: serde_json::Value = serde_json::from_str(&list).expect("JSON");
@@ -221,9 +228,7 @@ fn the_last_slot_that_needs_nobody_is_kept_unless_told() {
     // Guards against a volume that dies with an AWS account, because somebody tidied up.
     let (v, kms) = (Volume::create(), Kms::start());
     let (url, state, pass) = (v.url(), v.text("state"), v.text("passphrase"));
-    let add = ["--passphrase-file", &pass, "--label", "server", "--kms-key", "alias/sealfs"];
-    let at = ["--kms-region", "eu-west-1", "--kms-endpoint-url", &kms.endpoint];
-    ok(&v, &CREDENTIALS, &key("add", &url, &state, &[&add[..], &at].concat()));
+    add_kms_slot(&v, &kms);
     let said = fails(&v, &CREDENTIALS, &key("remove", &url, &state, &["first", "--kms"]), 1);
     assert!(said.contains("without AWS KMS") && said.contains("--force"), "{said}");
     ok(&v, &CREDENTIALS, &key("remove", &url, &state, &["first", "--kms", "--force"]));
@@ -560,15 +565,13 @@ fn whoever_is_asked_sees_which_slots_there_are() {
     assert!(!said.contains("passphrase: "), "{said}");
     // What KMS said is told, and then somebody may type.
     let (kms, pass) = (Kms::start(), v.text("passphrase"));
-    let add = ["--passphrase-file", &pass, "--label", "s", "--kms-key", "alias/sealfs"];
-    let at = ["--kms-region", "eu-west-1", "--kms-endpoint-url", &kms.endpoint];
-    ok(&v, &CREDENTIALS, &key("add", &url, &state, &[&add[..], &at].concat()));
+    add_kms_slot(&v, &kms);
     kms.always(Some(Answer::Refuse("DisabledException", "x")));
     let (status, said) =
         typed(&format!("key test {url} --state-dir {state}"), &format!("{right}\n"));
     assert_eq!(status, Some(0), "{said}");
-    assert!(said.contains("note: ") && said.contains("2 AWS KMS (s)"), "{said}");
-    ok(&v, &[], &key("remove", &url, &state, &["s", "--passphrase-file", &pass]));
+    assert!(said.contains("note: ") && said.contains("2 AWS KMS (server)"), "{said}");
+    ok(&v, &[], &key("remove", &url, &state, &["server", "--passphrase-file", &pass]));
     // Not a passphrase where there is none to give.
     let key_file = private(&v, "key", [7; 40]);
     let more = ["--passphrase-file", &pass, "--label", "file", "--new-key-file", &key_file];

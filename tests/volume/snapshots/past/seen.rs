@@ -45,6 +45,14 @@ async fn see(bench: &Bench, change: impl Fn(&mut MountOptions)) -> Seen {
     Seen { mounted, session, at }
 }
 
+/// A volume with files of which there is a snapshot `name`.
+async fn see_filled(bench: &Bench, change: impl Fn(&mut MountOptions), name: &str) -> Seen {
+    let seen = see(bench, change).await;
+    seen.with(|at| fill(&at).expect("fills")).await;
+    create(&seen.mounted, name).await;
+    seen
+}
+
 impl Seen {
     /// Does `work` with the directory, where it may block.
     async fn with<T: Send + 'static>(&self, work: impl FnOnce(PathBuf) -> T + Send + 'static) -> T {
@@ -93,9 +101,7 @@ async fn a_snapshot_below_the_root_shows_what_was_and_takes_no_change() {
         return;
     }
     let bench = Bench::new().await;
-    let seen = see(&bench, quick).await;
-    seen.with(|at| fill(&at).expect("fills")).await;
-    create(&seen.mounted, "monday").await;
+    let seen = see_filled(&bench, quick, "monday").await;
     seen.with(|at| {
         fs::write(at.join("dir/file"), b"as it is, which is longer").expect("writes");
         fs::remove_file(at.join("large")).expect("removes");
@@ -189,9 +195,7 @@ async fn a_copy_out_of_a_snapshot_shares_what_it_has_and_outlives_it() {
         o.dead_grace = std::time::Duration::from_millis(200);
         o.snapdir = SnapDir::Visible;
     };
-    let seen = see(&bench, change).await;
-    seen.with(|at| fill(&at).expect("fills")).await;
-    create(&seen.mounted, "s").await;
+    let seen = see_filled(&bench, change, "s").await;
     seen.with(|at| fs::remove_file(at.join("large")).expect("removes")).await;
     assert!(seen.mounted.sync(LONG).await);
     let before = seen.mounted.control.status().segment_data_bytes;
@@ -235,9 +239,7 @@ async fn a_deleted_snapshot_and_a_name_of_the_volume_are_told_apart() {
         return;
     }
     let bench = Bench::new().await;
-    let seen = see(&bench, quick).await;
-    seen.with(|at| fill(&at).expect("fills")).await;
-    create(&seen.mounted, "s").await;
+    let seen = see_filled(&bench, quick, "s").await;
     let file = seen
         .with(|at| {
             assert_eq!(read(at.join(".snapshots/s/dir/file")), b"as it was");
@@ -345,9 +347,7 @@ async fn a_restore_is_seen_through_the_kernel_at_once() {
         return;
     }
     let bench = Bench::new().await;
-    let seen = see(&bench, quick).await;
-    seen.with(|at| fill(&at).expect("fills")).await;
-    create(&seen.mounted, "s").await;
+    let seen = see_filled(&bench, quick, "s").await;
     let (open, listed) = seen
         .with(|at| {
             fs::write(at.join("dir/file"), b"now other contents").expect("writes");
