@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use md5::{Digest, Md5};
 use object_store::PutPayload;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -372,18 +372,13 @@ impl Export {
         labels: &Labels,
         sealing: Sealing,
     ) -> Result<bool, Trouble> {
-        let store = &self.bucket.store;
-        let sending = patiently(&self.run, || store.begin_key(&item.key, labels)).await?;
         let size = part_size(stat.size);
         let (all, begin) = (stat.size, (0u64, Some(sealing)));
         let next = |at: u64, sealing: Option<Sealing>, file: Arc<File>, memory| async move {
             let Some(mut sealing) = sealing else { return Ok::<_, Trouble>(None) };
             let len = size.min(all - at);
             let held = hold(memory, 2 * len).await;
-            let bytes = read_piece(&file, at, len).await?;
-            if bytes.len() as u64 != len {
-                return Err(Trouble::One(CHANGED.into()));
-            }
+            let bytes = read_part(&file, at, len).await?;
             let (end, is_last) = (at + len, at + len == all);
             let sealed = blocking(move || {
                 let mut cipher = Vec::with_capacity(bytes.len() + 16);
@@ -396,22 +391,38 @@ impl Export {
             });
             let (cipher, sealing) = sealed.await?;
             let number = (at / size) as i32 + 1;
-            Ok(Some(((number, Bytes::from(cipher), len, held), (end, sealing))))
+            let piece = Piece { number, bytes: Bytes::from(cipher), of_file: len, _held: held };
+            Ok(Some((piece, (end, sealing))))
         };
         let (source, memory) = (file.clone(), self.memory.clone());
         let pieces = futures::stream::try_unfold(begin, move |(at, sealing)| {
             next(at, sealing, source.clone(), memory.clone())
         });
-        let part = async |piece: Result<Piece, Trouble>| {
-            let (number, cipher, len, _held) = piece?;
+        let pieces = pieces.map(|piece| async { piece });
+        self.send_parts(item, (file, stat), (labels, object_size(true, all)), pieces).await
+    }
+
+    /// Sends what `pieces` come to, several at a time, as one object of `stored` bytes. False if the
+    /// file has changed meanwhile.
+    async fn send_parts<F: Future<Output = Result<Piece, Trouble>>>(
+        &self,
+        item: &Item,
+        (file, stat): (&Arc<File>, &Stat),
+        (labels, stored): (&Labels, u64),
+        pieces: impl Stream<Item = F>,
+    ) -> Result<bool, Trouble> {
+        let store = &self.bucket.store;
+        let sending = patiently(&self.run, || store.begin_key(&item.key, labels)).await?;
+        let part = async |piece: F| {
             if self.run.is_stopped() {
                 return Err(Trouble::End(ExchangeError::Stopped));
             }
-            self.run.options.rate.pace(len).await;
-            let payload = PutPayload::from(cipher);
-            let put = || store.put_part_of(&sending, number, payload.clone());
+            let piece = piece.await?;
+            self.run.options.rate.pace(piece.of_file).await;
+            let payload = PutPayload::from(piece.bytes);
+            let put = || store.put_part_of(&sending, piece.number, payload.clone());
             let done = patiently(&self.run, put).await?;
-            self.run.moved(len);
+            self.run.moved(piece.of_file);
             Ok(done)
         };
         let mut parts = Vec::new();
@@ -424,7 +435,7 @@ impl Export {
         };
         let ended = match sent.await {
             Ok(true) => {
-                let end = || store.end_key(&sending, &parts, object_size(true, stat.size));
+                let end = || store.end_key(&sending, &parts, stored);
                 patiently(&self.run, end).await.map(|_| true).map_err(Trouble::from)
             }
             Err(Trouble::One(why)) if why == CHANGED => Ok(false),
@@ -457,51 +468,15 @@ impl Export {
         stat: &Stat,
         labels: &Labels,
     ) -> Result<bool, Trouble> {
-        let store = &self.bucket.store;
-        let sending = patiently(&self.run, || store.begin_key(&item.key, labels)).await?;
         let size = part_size(stat.size);
-        let part = async |n: u64| -> Result<Option<(String, String)>, Trouble> {
-            if self.run.is_stopped() {
-                return Err(Trouble::End(ExchangeError::Stopped));
-            }
-            let from = n * size;
+        let pieces = futures::stream::iter(0..stat.size.div_ceil(size)).map(|n| async move {
+            let (from, number) = (n * size, n as i32 + 1);
             let len = size.min(stat.size - from);
             let _held = self.hold(len).await;
-            let bytes = read_piece(file, from, len).await?;
-            if bytes.len() as u64 != len {
-                return Ok(None);
-            }
-            self.run.options.rate.pace(len).await;
-            let payload = PutPayload::from(bytes);
-            let number = n as i32 + 1;
-            let put = || store.put_part_of(&sending, number, payload.clone());
-            let done = patiently(&self.run, put).await?;
-            self.run.moved(len);
-            Ok(Some(done))
-        };
-        let count = stat.size.div_ceil(size);
-        let mut parts = Vec::with_capacity(count as usize);
-        let mut at_work = futures::stream::iter(0..count).map(part).buffered(PARTS_AT_ONCE);
-        let sent = async {
-            while let Some(done) = at_work.next().await {
-                match done? {
-                    Some(done) => parts.push(done),
-                    None => return Ok(false),
-                }
-            }
-            is_still(file, stat).await
-        };
-        let ended = match sent.await {
-            Ok(true) => {
-                let end = || store.end_key(&sending, &parts, stat.size);
-                patiently(&self.run, end).await.map(|_| true).map_err(Trouble::from)
-            }
-            other => other,
-        };
-        if !matches!(ended, Ok(true)) {
-            store.abort_key(&sending).await;
-        }
-        ended
+            let bytes = read_part(file, from, len).await?;
+            Ok(Piece { number, bytes, of_file: len, _held })
+        });
+        self.send_parts(item, (file, stat), (labels, stat.size), pieces).await
     }
 
     /// Deletes the objects that no file of the source has and the filter takes.
@@ -544,8 +519,16 @@ impl Export {
     }
 }
 
-/// A part that is ready: its number, its bytes, how many of the file they are, and their memory.
-type Piece = (i32, Bytes, u64, Option<OwnedSemaphorePermit>);
+/// A part that is ready to be sent.
+struct Piece {
+    /// From 1.
+    number: i32,
+    bytes: Bytes,
+    /// Bytes of the file that it stands for.
+    of_file: u64,
+    /// The memory that it takes.
+    _held: Option<OwnedSemaphorePermit>,
+}
 
 async fn hold(memory: Arc<Semaphore>, bytes: u64) -> Option<OwnedSemaphorePermit> {
     let units = bytes.div_ceil(UNIT).clamp(1, MEMORY_MAX / UNIT) as u32;
@@ -566,6 +549,15 @@ async fn read_piece(file: &Arc<File>, from: u64, len: u64) -> Result<Bytes, Trou
         Ok(Bytes::from(bytes))
     })
     .await
+}
+
+/// The same of a part, which is there as a whole or the file has changed.
+async fn read_part(file: &Arc<File>, from: u64, len: u64) -> Result<Bytes, Trouble> {
+    let bytes = read_piece(file, from, len).await?;
+    match bytes.len() as u64 == len {
+        true => Ok(bytes),
+        false => Err(Trouble::One(CHANGED.into())),
+    }
 }
 
 /// Whether the file is what it was when it was opened.

@@ -55,19 +55,6 @@ pub struct Difference {
     pub attributes: bool,
 }
 
-/// What kind a difference is of, in a word.
-fn word(kind: Kind) -> &'static str {
-    match kind {
-        Kind::File => "file",
-        Kind::Dir => "dir",
-        Kind::Symlink => "symlink",
-        Kind::Fifo => "fifo",
-        Kind::Socket => "socket",
-        Kind::CharDev => "chardev",
-        Kind::BlockDev => "blockdev",
-    }
-}
-
 type Path = Vec<Vec<u8>>;
 
 fn below(path: &Path, name: &[u8]) -> Path {
@@ -333,7 +320,7 @@ impl Diff {
         (contents, attributes): (bool, bool),
     ) -> Result<(), FsError> {
         let (path, from) = (shown(path), from.map(|from| shown(from)));
-        let kind = word(kind).into();
+        let kind = kind.word().into();
         self.found.push(Difference { change, path, from, kind, contents, attributes });
         if self.found.len() >= TOGETHER { self.hand_out().await } else { Ok(()) }
     }

@@ -44,6 +44,19 @@ impl Kind {
         })
     }
 
+    /// In a word, as reports name it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::File => "file",
+            Kind::Dir => "dir",
+            Kind::Symlink => "symlink",
+            Kind::Fifo => "fifo",
+            Kind::Socket => "socket",
+            Kind::CharDev => "chardev",
+            Kind::BlockDev => "blockdev",
+        }
+    }
+
     /// The kind that the `S_IFMT` bits of a mode say (`inode(7)`); `None` for no known kind.
     pub fn from_mode(mode: u32) -> Option<Kind> {
         Some(match mode & libc::S_IFMT {

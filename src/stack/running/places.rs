@@ -64,18 +64,6 @@ pub struct SegmentPlace {
     pub cached_bytes: u64,
 }
 
-fn kind(kind: Kind) -> &'static str {
-    match kind {
-        Kind::File => "file",
-        Kind::Dir => "dir",
-        Kind::Symlink => "symlink",
-        Kind::Fifo => "fifo",
-        Kind::Socket => "socket",
-        Kind::CharDev => "chardev",
-        Kind::BlockDev => "blockdev",
-    }
-}
-
 /// Looks where the bytes of `ino` are; `None` if there is no such inode. Reads rows of the bucket where
 /// memory does not have them.
 ///
@@ -90,7 +78,7 @@ pub(crate) async fn places(
     let inode = Inode::decode(&row)?;
     let mut places = Places {
         ino: ino.0,
-        kind: kind(inode.kind).into(),
+        kind: inode.kind.word().into(),
         size: inode.size,
         xattrs: inode.xattrs,
         incarnation: inode.incarnation,
