@@ -126,7 +126,7 @@ async fn watched(options: FsckOptions) -> Outcome<FsckReport> {
 struct Display {
     bar: Option<ProgressBar>,
     lines: Lines,
-    /// Bytes that had been read when the bar began: by the run that is gone on with.
+    /// Bytes that had been read when the bar began: by the run that is resumed.
     begun_at: Option<u64>,
 }
 

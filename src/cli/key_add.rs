@@ -147,8 +147,8 @@ pub(super) fn run(args: &AddArgs) -> Outcome {
     })
 }
 
-/// Adds a slot that AWS KMS opens. The number of the slot is part of what KMS encrypts, so who comes
-/// second asks KMS again.
+/// Adds a slot that AWS KMS opens. The number of the slot is part of what KMS encrypts: if another
+/// slot has taken the number meanwhile, KMS is asked again.
 fn add_kms(args: &AddArgs, options: &KeyOptions, key: &str, keyring: Keyring) -> Outcome {
     let store = &options.store;
     let source = args.secret.kms_source(store.profile.as_deref(), Follow::Any);

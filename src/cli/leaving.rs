@@ -72,7 +72,7 @@ impl Leaving {
         least.filter(|_| !self.by_signal()).unwrap_or(STALL)
     }
 
-    /// Tells how far the drain is. Who does not listen misses it.
+    /// Tells how far the drain is. A command that does not listen misses it.
     pub fn show(&self, progress: &Progress) {
         for (asked, _) in &self.waiters {
             let _ = asked.say.try_send(Say::Progress(progress.clone()));

@@ -172,7 +172,7 @@ impl Log for Logger {
         let text = base::one_line(&one_line(&record.args().to_string()));
         let level = record.level();
         let site = (record.file_static().unwrap_or_default(), record.line().unwrap_or(0));
-        // Who asks for details wants all of them.
+        // Details are only logged on request, and then all of them.
         if level <= Level::Info && !self.storms.lock().admit(site, level, &text) {
             return;
         }

@@ -55,7 +55,7 @@ pub fn text(sample: Sample, format: Format) -> Result<String, fmt::Error> {
     Ok(out)
 }
 
-/// Every so many buckets of a [`Spread`] become one of the metric: a bucket is a time series.
+/// Buckets of a [`Spread`] that become one of the metric: each bucket is a time series.
 const BUCKETS_JOINED: usize = 2;
 
 type Written = Result<(), fmt::Error>;

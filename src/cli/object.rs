@@ -58,7 +58,7 @@ Examples:
   sealfs key export-object s3://my-bucket/data config --json
 
 The key opens this one object, and whatever else was or will be sealed under its name in this epoch. It
-also seals: who has it and can write the bucket can put other contents there, until the next rekey. To
+also seals: whoever has it and can write the bucket can put other contents there, until the next rekey. To
 show contents without that: sealfs object cat.")]
 pub(super) struct ExportArgs {
     #[command(flatten)]
@@ -134,6 +134,8 @@ pub(super) fn export(args: &ExportArgs) -> Outcome {
         "whoever has it and object.bin, a copy of the object, opens that with scripts/open-object:"
     );
     eprintln!("  {command}");
-    eprintln!("it seals as well: who can write the bucket could put other contents in its place");
+    eprintln!(
+        "it seals as well: whoever can write the bucket could put other contents in its place"
+    );
     Ok(())
 }

@@ -197,7 +197,7 @@ pub fn refuse_inside_store(point: &Path, store: &Location) -> Outcome {
 
 /// Refuses a directory that is not empty, and says what it would hide.
 pub fn refuse_hiding(point: &Path) -> Outcome {
-    // Who may not list it may mount on it all the same: then nobody can say what is in it.
+    // A user who may not list it may still mount on it: then nobody can say what is in it.
     let Ok(entries) = point.read_dir() else { return Ok(()) };
     let mut names: Vec<OsString> =
         entries.take(ENTRIES_MAX).filter_map(|entry| Some(entry.ok()?.file_name())).collect();

@@ -1,6 +1,6 @@
 //! `--metrics`: the address where Prometheus fetches what a mount counts, over HTTP.
 //!
-//! Answers `GET /metrics` and nothing else. There is no authentication: who can connect can read,
+//! Answers `GET /metrics` and nothing else. There is no authentication: whoever can connect can read,
 //! which is every user of the machine for a port of the loopback interface, and the user who
 //! mounted for a socket in the file system. Connections are bounded in number and in time.
 

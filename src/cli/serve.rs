@@ -318,7 +318,7 @@ impl Serving {
         self.until_free(leaving).await
     }
 
-    /// Does `work`; who asks for the end meanwhile, or makes haste, is remembered.
+    /// Does `work`; a request meanwhile to end, or to hurry, is remembered.
     async fn while_listening<T>(
         &mut self,
         leaving: &mut Leaving,

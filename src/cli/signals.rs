@@ -46,7 +46,7 @@ fn hangup_is_ignored() -> bool {
 impl Signals {
     /// Catches them from now on.
     pub fn catch(foreground: bool) -> io::Result<Signals> {
-        // Who has no terminal does not lose it.
+        // Without a terminal there is none to lose.
         let (hangup, reload) = match foreground && !notify::is_listened_to() {
             true if hangup_is_ignored() => (None, None),
             true => (Some(signal(SignalKind::hangup())?), None),

@@ -19,7 +19,7 @@ use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
 use super::protocol::{Ask, Sample, Say};
 
-/// The heading of `stats` comes again after so many lines.
+/// Lines of `stats` from one heading to the next.
 const LINES_PER_HEADING: u64 = 20;
 /// The shortest time between two looks.
 const EVERY_MIN: Duration = Duration::from_millis(100);
@@ -69,7 +69,7 @@ struct WatchArgs {
     /// Time between two looks, at least 100ms
     #[arg(long, short, value_name = "TIME", default_value = "1s", value_parser = duration)]
     interval: Duration,
-    /// End after so many looks [default: never]
+    /// End after this many lines [default: never]
     #[arg(long, short, value_name = "N")]
     count: Option<u64>,
 }

@@ -1,7 +1,7 @@
 //! Keeps a storm of log lines to one line a minute and a count.
 //!
 //! What fails for every object or request says so each time, from one place of the program. Such a
-//! place may say so many lines between two ticks; further ones are counted, and at the next tick the
+//! place may log a number of lines between two ticks; further ones are counted, and at the next tick the
 //! last of them is logged with their number. While it goes on, only those summaries are logged.
 
 use std::collections::HashMap;

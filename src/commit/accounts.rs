@@ -2,7 +2,7 @@
 //! bytes of each are referred to, since when there is one, and since when it is dead.
 //!
 //! Files may share bytes of a segment. Each reference counts, so `live` is the sum of all extents'
-//! lengths, and a segment is dead when it is 0. Who refers to a segment in places that its summary
+//! lengths, and a segment is dead when it is 0. A file that refers to a segment in places that its summary
 //! does not name has a `b` row, so that cleaning finds every reference: one that it did not find would
 //! keep the old segment, and the bytes would be there twice. A row that has become needless does no
 //! harm; those of a segment go with it at the latest.

@@ -14,7 +14,7 @@ use crate::base::Ino;
 use crate::meta::{DecodeError, Dirent, NameHash, keys};
 use crate::store::kv::KvError;
 
-/// So many names of a directory are read one by one before all are.
+/// Names of a directory that are read one by one before all are.
 const ASKED_MAX: u32 = 4;
 /// Directories with more names are not read whole.
 const READ_MAX: u64 = 8192;
@@ -156,7 +156,7 @@ impl View {
                     return Ok(Some((dir, inos)));
                 }
                 Ok(_) => {}
-                // Who waits for this has waited long enough.
+                // The caller has waited long enough.
                 Err(e @ ViewError::Store(KvError::Unavailable(_))) => return Err(e),
                 // The row that is needed may be sound.
                 Err(e) => log::debug!("reading the names of directory {dir}: {e}"),

@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn deleting_a_committed_row_and_creating_it_anew_keeps_the_tombstone_possible() {
+    fn deleting_a_committed_row_and_creating_it_again_keeps_the_tombstone_possible() {
         // Guards against `rm a; touch a; rm a` resurrecting the committed `a`.
         let mut g = CommitGroup::new(JournalPos(0));
         apply(&mut g, |b| b.delete(key("a")));

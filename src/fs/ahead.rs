@@ -152,7 +152,7 @@ impl Fs {
                 let inos = scanned.rows().iter().filter_map(|(_, row)| Dirent::decode(row).ok());
                 let inos: Vec<Ino> = inos.map(|entry| entry.ino).collect();
                 match fs.fetch_inodes(dir, &inos).await {
-                    // Who waits for this has waited long enough.
+                    // The caller has waited long enough.
                     Err(e @ ViewError::Store(KvError::Unavailable(_))) => return Err(Arc::new(e)),
                     // Whoever lists the damaged one will hear of it; the names are sound.
                     Err(e) => log::debug!("reading directory {dir} ahead: {e}"),

@@ -35,7 +35,7 @@ pub(super) fn now_into(inode: &mut Inode, now: Timestamp) {
 /// What happens to set-id bits, as Linux has it (`setattr_should_drop_suidgid` in fs/attr.c).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SetIdChange {
-    /// Contents change: who has `CAP_FSETID` keeps the bits of a regular file.
+    /// Contents change: a caller with `CAP_FSETID` keeps the bits of a regular file.
     Contents,
     /// The same by somebody of whom the kernel has said that they do not have it.
     ContentsUnprivileged,

@@ -12,7 +12,7 @@ use crate::base::Ino;
 const GROUP: u64 = 16;
 /// Says that the count is in `many`.
 const MANY: u8 = u8::MAX;
-/// Groups for which there may be room in vain.
+/// Unused room that is kept, in groups.
 const SPARE: usize = 4096;
 
 /// Counts above 0, by inode.

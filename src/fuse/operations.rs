@@ -1,8 +1,8 @@
 //! What the kernel asked for and how long the answers took, counted by operation.
 //!
 //! Each request thread counts for itself (its [`Device`](super::device::Device) holds the counters),
-//! so that counting costs a few additions to memory that nobody else writes; who wants to know adds
-//! the threads up.
+//! so that counting costs a few additions to memory that nobody else writes; a reader adds the
+//! threads up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -91,7 +91,7 @@ impl Reply {
 
     fn send(&mut self, errno: i32, body: &[u8]) -> bool {
         self.answered = true;
-        self.count(errno, body); // before the answer: who has it may look at once
+        self.count(errno, body); // before the answer: its receiver may look at once
         match self.device.send(self.unique, errno, body) {
             Ok(()) => true,
             Err(e) => {

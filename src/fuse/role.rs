@@ -2,7 +2,7 @@
 //! become wrong, refuse changes or let them through.
 //!
 //! Linux has no word for "forget everything". Names that nobody uses go with a remount that changes
-//! nothing; those in use are looked for, directory by directory, and expired one by one; who may not
+//! nothing; those in use are looked for, directory by directory, and expired one by one; a user who may not
 //! remount has every name expired at once, where Linux can. Attributes are asked for again for each
 //! inode that the kernel knows. An answer that was on its way meanwhile may still be remembered after
 //! all that, so that it is done once more a moment later.

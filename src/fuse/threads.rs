@@ -23,7 +23,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 /// How long a leader asks again before it sleeps, if the request before came that fast. What a
 /// program does between two calls takes less, as a rule.
 const SPIN: Duration = Duration::from_micros(50);
-/// How many times in a row that may be in vain.
+/// How many times in a row that may find nothing.
 const CREDIT: u32 = 4;
 /// A request that wakes the leader sooner than this, waking included, makes it try again.
 const SPIN_AGAIN: Duration = Duration::from_micros(100);

@@ -471,7 +471,7 @@ async fn reserved_names_are_nobodys_to_give() {
 }
 
 #[tokio::test]
-async fn a_data_key_is_wrapped_anew_and_the_contents_stay() {
+async fn a_data_key_is_wrapped_again_and_the_contents_stay() {
     // Guards against a new wrap that only sealfs opens, or that the old key still opens.
     let (keys, context) = (keys(), strings(&[("a", "b")]));
     let new =

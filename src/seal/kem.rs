@@ -102,7 +102,7 @@ fn encapsulate_with(
 const STACK_CLEARED: usize = 128 << 10;
 
 /// Runs `work`, and overwrites the stack that it has used: the library takes keys by value, and what
-/// it was given stays where it lay until something else comes to lie there.
+/// it was given stays in memory until something else is written there.
 fn on_cleared_stack<T>(work: impl FnOnce() -> T) -> T {
     #[inline(never)]
     fn run<T>(work: impl FnOnce() -> T) -> T {

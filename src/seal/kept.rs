@@ -2,7 +2,7 @@
 //! "Keyring").
 //!
 //! The seed is random; what is stored of it is what KMS made of it, or an age file. Owns the bytes of
-//! both with their bounds. Pure: who asks KMS or opens the age file is `stack/`.
+//! both with their bounds. Pure: `stack/` asks KMS and opens the age file.
 
 use zeroize::Zeroizing;
 

@@ -218,7 +218,7 @@ fn a_root_of_somebody_else_sealed_for_our_public_key_is_refused() {
 
 #[test]
 fn a_slot_made_after_somebody_was_removed_refuses_what_he_makes() {
-    // Guards against a machine that has seen nothing: who was removed knows the first root and so the
+    // Guards against a machine that has seen nothing: somebody who was removed knows the first root and so the
     // volume's id, and seals a root of his own for the public key of a slot that was made since. Its
     // anchor is of an epoch that he never knew.
     let (mut ring, keys) = cheap();

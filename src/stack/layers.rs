@@ -74,7 +74,7 @@ impl StoreStack {
                     limits: options.limits.clone(),
                     ..S3Options::new(bucket, prefix)
                 })
-                // Its type is as deep as the library is high: who waits for it shall not repeat that.
+                // Its type is as deep as the library is high: on the heap, so that its callers do not repeat that.
                 .boxed()
                 .await
                 .map_err(|e| StackError::Store {

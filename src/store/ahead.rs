@@ -1,9 +1,8 @@
 //! Objects and listings that are fetched before they are asked for, so that a start which needs them
 //! one after the other waits for them once. The wrapper just above the adapter, below `retry`.
 //!
-//! It hands each answer out once, to the first who asks for the same; what could not be fetched, or is
-//! written meanwhile, is as if it had never been tried: who asks then asks the store, and is told
-//! what it says. So it changes when something is read, never what is believed. Only `stack/` starts
+//! It hands each answer out once, to the first request for the same. What could not be fetched, or is
+//! written meanwhile, is as if it had never been tried: a request for it goes to the store. So it changes when something is read, never what is believed. Only `stack/` starts
 //! fetches, while a volume is opened, and ends them with [`Ahead::end`].
 
 use std::collections::HashMap;

@@ -297,7 +297,7 @@ fn every_object_can_be_damaged_and_nothing_is_ever_wrong() {
 }
 
 #[test]
-fn without_its_keyring_a_volume_is_refused_and_never_made_anew() {
+fn without_its_keyring_a_volume_is_refused_and_never_made_again() {
     // Guards against a deleted or exchanged keyring taken for an empty bucket: a new volume in
     // its place would make the old data unreadable for ever.
     needs_fuse!();

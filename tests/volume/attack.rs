@@ -334,7 +334,7 @@ async fn an_older_state_of_the_bucket_is_refused_by_who_knows_better() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_exchanged_or_absurd_keyring_is_refused_and_a_deleted_one_never_made_anew() {
+async fn an_exchanged_or_absurd_keyring_is_refused_and_a_deleted_one_never_made_again() {
     // Guards against a keyring that makes the machine spend a terabyte of memory, that opens
     // another volume in this one's place, or whose absence looks like an empty bucket.
     let t = target().await;

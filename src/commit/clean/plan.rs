@@ -15,7 +15,7 @@ use crate::store::segments::Owned;
 const GAP_MAX: u64 = 64 << 10;
 /// Bytes that one request reads; a single extent may be longer.
 const FETCH_BYTES: u64 = 4 << 20;
-/// An output takes no further segment beyond so many pieces (each costs rows), or old segments
+/// An output takes no further segment beyond this many pieces (each costs rows), or old segments
 /// (each costs a request before anything is uploaded).
 const OUTPUT_PIECES: usize = 16_384;
 const OUTPUT_SOURCES: usize = 512;
@@ -179,8 +179,8 @@ pub(super) fn arrange(
         }
         let all = group.iter().fold(0u64, |sum, piece| sum.saturating_add(piece.len()));
         if row.owners > 0 && all != row.live {
-            // Who shares what has changed since it was chosen, or is not known: moved without all
-            // who refer to it, it would be there twice.
+            // The files that share it have changed since it was chosen, or are not all known: if
+            // one of them kept the old place, the bytes would be there twice.
             continue;
         }
         if row.size < TINY_BYTES && group.len() > TINY_PIECES_MAX {

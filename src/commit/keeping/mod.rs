@@ -158,7 +158,7 @@ impl Keeper {
         loop {
             let Some(request) = self.queue.lock().pop_front() else { break };
             match request {
-                // Who does not wait any more was told that it may not have been done.
+                // The caller has stopped waiting, and was told that it may not have been done.
                 Request::Create(_, reply) if reply.is_closed() => {}
                 Request::Delete(_, reply) if reply.is_closed() => {}
                 Request::Create(order, reply) => {

@@ -4,7 +4,7 @@
 //! log is bound to the one before it, so the log is left behind by the mount that writes the volume,
 //! or by a short one of our own, and collected when it is old enough that nobody reads it
 //! (`rekey_duty`). The configuration says that a rekey is under way, and to which epoch, so that one
-//! that was cut off is gone on with from any machine.
+//! that was cut off can be resumed from any machine.
 //!
 //! Earlier roots leave the keyring only after the holder of the lease has shown that nothing it writes
 //! can arrive in an earlier epoch any more, and after a pass over all objects that began later and
@@ -129,7 +129,7 @@ impl RekeyReport {
 /// What a rekey is doing, for whoever shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RekeyPhase {
-    /// The epoch that begins, or that is gone on with.
+    /// The epoch that begins, or is resumed.
     Epoch(u32, bool),
     /// Passing over the objects.
     Objects,
@@ -141,7 +141,7 @@ pub enum RekeyPhase {
     Audit,
 }
 
-/// Brings every object into a new epoch, or goes on with that. `phase` is told what begins, counts
+/// Brings every object into a new epoch, or resumes that. `phase` is told what begins, counts
 /// are in `walked`. `tell` tells a mount of the volume on this machine that its keys have changed.
 ///
 /// # Errors
@@ -408,7 +408,8 @@ impl<'a> Run<'a> {
     }
 
     /// Waits until whoever holds the volume writes in the new epoch; without a holder, mounts it for
-    /// a moment. Either leaves the log of earlier epochs behind. Who does not follow, if any.
+    /// a moment. Either leaves the log of earlier epochs behind. Returns the holder that does not follow, if
+    /// any.
     async fn settle(
         &self,
         phase: &impl Fn(RekeyPhase),

@@ -74,7 +74,7 @@ pub(crate) struct Remembered {
     pub probed: String,
     #[serde(default)]
     pub probed_secs: u64,
-    /// That mount was fenced: another has gone on with the volume.
+    /// That mount was fenced: another one has written the volume since.
     #[serde(default)]
     pub fenced: bool,
 }

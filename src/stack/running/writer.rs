@@ -25,8 +25,8 @@ use crate::stack::records::state::Remembered;
 const REMEMBER_EVERY: Duration = Duration::from_secs(5);
 /// How long a task that was told to end may take: it waits for nothing but its next pause.
 const END_MAX: Duration = Duration::from_secs(5);
-/// The keyring is looked at with every so many heartbeats; whoever rotates the keys has the mount
-/// notice sooner, by its configuration.
+/// Heartbeats from one look at the keyring to the next. A mount notices a rotation of the keys
+/// sooner, by its configuration.
 const KEYRING_BEATS: u64 = 8;
 
 /// See the module.

@@ -81,8 +81,8 @@ struct Landing {
     key: Key,
     run: Range<u64>,
     id: u64,
-    /// Falls after the entries have left the board: who is told that nothing came does not find
-    /// them there.
+    /// Falls after the entries have left the board: a waiter that is told that nothing came does not
+    /// find them there.
     promise: Promise<Outcome>,
 }
 

@@ -153,8 +153,8 @@ impl Kv {
         Ok(())
     }
 
-    /// Waits until [`Kv::replace_by`] is done, for at most `read_timeout`; true if it is. Who was
-    /// refused with [`KvError::Fenced`] and only reads can then ask again.
+    /// Waits until [`Kv::replace_by`] is done, for at most `read_timeout`; true if it is. A
+    /// caller that was refused with [`KvError::Fenced`] and only reads can then ask again.
     pub async fn until_reader(&self) -> bool {
         let mut reads_only = self.reads_only.subscribe();
         let reader = reads_only.wait_for(|reads_only| *reads_only);

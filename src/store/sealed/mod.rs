@@ -174,7 +174,7 @@ impl Sealed {
             };
             if let Err(e) = self.get_opts(&location, options).await {
                 if is_table(&location) && class(&e) == ErrorClass::NotFound {
-                    // Replaced by a compaction, perhaps; who needs it says so again.
+                    // Perhaps replaced by a compaction; a read that needs it reports it again.
                     self.0.damage.disprove(&location, 0..END);
                 }
                 log::debug!("{location} is still damaged: {e}");

@@ -470,7 +470,7 @@ fn what_was_changed_in_the_bucket_is_refused_before_a_byte_of_it() {
 }
 
 #[test]
-fn a_data_key_is_wrapped_anew_where_its_envelope_is() {
+fn a_data_key_is_wrapped_again_where_its_envelope_is() {
     // Guards against a copy that loses what else was on the object, a wrap that the new key does not
     // open, and one that changes the contents.
     let Some(place) = Place::start() else { return };

@@ -1,6 +1,6 @@
 //! Every sealed byte: each object is read whole and authenticated, several at a time, in the
 //! order of names. How far it has come is kept in a sealed file of the state directory, so that
-//! a run that was stopped can be gone on with.
+//! a run that was stopped can be resumed.
 //!
 //! Memory: [`READS_PARALLEL`] × 2 × [`PIECE`].
 
