@@ -153,7 +153,7 @@ async fn watched_start(
     let mut teller = Teller::default();
     let started = start(plan);
     tokio::pin!(started);
-    let (mounted, session, umounts, end) = loop {
+    let Started { mounted, session, umounts, end } = loop {
         tokio::select! {
             started = &mut started => break started?,
             name = signals.next() => {
@@ -181,7 +181,13 @@ fn general(what: &str, e: io::Error) -> Failure {
     Failure::new(Exit::General, format!("{what}: {e}"))
 }
 
-type Started = (Mounted, Session, mpsc::Receiver<UmountAsked>, watch::Sender<bool>);
+/// A mount that has begun, before anybody is told.
+struct Started {
+    mounted: Mounted,
+    session: Session,
+    umounts: mpsc::Receiver<UmountAsked>,
+    end: watch::Sender<bool>,
+}
 
 async fn start(plan: Plan) -> Outcome<Started> {
     let attended = plan.volume.store.attended.clone();
@@ -222,7 +228,7 @@ async fn start(plan: Plan) -> Outcome<Started> {
     let (end, ended) = watch::channel(false);
     tokio::spawn(server::serve(socket, watched, ask, ended));
     drop(plan.starting);
-    Ok((mounted, session, umounts, end))
+    Ok(Started { mounted, session, umounts, end })
 }
 
 fn mount_failure(e: &fuse::MountError) -> Failure {

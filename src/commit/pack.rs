@@ -45,6 +45,15 @@ impl SegmentPlan {
     }
 }
 
+/// A byte of the data of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentPos {
+    /// The segment.
+    pub id: SegmentId,
+    /// Bytes before it.
+    pub offset: u64,
+}
+
 /// What a commit does to one range of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
@@ -53,16 +62,18 @@ pub struct Change {
     /// End in the file (exclusive).
     pub end: u64,
     /// Where the bytes are now; `None`: a hole.
-    pub to: Option<(SegmentId, u64)>,
+    pub to: Option<SegmentPos>,
 }
 
 impl Change {
     /// Adds to `changes` that `start..end` is at `to` now; where both go on from the last change,
     /// that one becomes longer.
-    pub fn add(changes: &mut Vec<Change>, start: u64, end: u64, to: (SegmentId, u64)) {
+    pub fn add(changes: &mut Vec<Change>, start: u64, end: u64, to: SegmentPos) {
         match changes.last_mut() {
-            Some(Change { end: last_end, to: Some((id, offset)), start: first })
-                if *last_end == start && *id == to.0 && *offset + (start - *first) == to.1 =>
+            Some(Change { end: last_end, to: Some(last), start: first })
+                if *last_end == start
+                    && last.id == to.id
+                    && last.offset + (start - *first) == to.offset =>
             {
                 *last_end = end;
             }
@@ -71,14 +82,24 @@ impl Change {
     }
 }
 
+/// What a commit does to the contents of a file.
+#[derive(Clone, Debug)]
+pub struct FileChanges {
+    /// The file.
+    pub file: ContentsId,
+    /// In the order of the file.
+    pub changes: Vec<Change>,
+    /// Nothing of it is committed.
+    pub fresh: bool,
+}
+
 /// The whole plan of a commit.
 #[derive(Debug, Default)]
 pub struct Plan {
     /// Segments to upload.
     pub segments: Vec<SegmentPlan>,
-    /// For each file with pending contents, its changes in file order, and whether nothing of
-    /// it is committed.
-    pub files: Vec<(ContentsId, Vec<Change>, bool)>,
+    /// The files with pending contents, in order.
+    pub files: Vec<FileChanges>,
     /// What files share: each with a segment that has ranges of it written for others, or for
     /// another place of it.
     pub shares: BTreeSet<(SegmentId, ContentsId)>,
@@ -86,7 +107,7 @@ pub struct Plan {
 
 /// Where ranges of records lie in segments, as far as they were placed.
 #[derive(Debug, Default)]
-pub struct Placed(HashMap<JournalPos, BTreeMap<u32, (u32, SegmentId, u64)>>);
+pub struct Placed(HashMap<JournalPos, BTreeMap<u32, (u32, SegmentPos)>>);
 
 impl Placed {
     /// All that a plan has placed.
@@ -95,23 +116,24 @@ impl Placed {
         for segment in &plan.segments {
             let mut offset = 0;
             for item in &segment.items {
-                placed.add(item, (segment.id, offset));
+                placed.add(item, SegmentPos { id: segment.id, offset });
                 offset += u64::from(item.len);
             }
         }
         placed
     }
 
-    fn add(&mut self, item: &Item, (id, offset): (SegmentId, u64)) {
+    fn add(&mut self, item: &Item, at: SegmentPos) {
         let of_record = self.0.entry(item.record.pos()).or_default();
-        of_record.insert(item.skip, (item.skip + item.len, id, offset));
+        of_record.insert(item.skip, (item.skip + item.len, at));
     }
 
     /// How many bytes from `skip` of a record lie together, and where.
-    pub fn find(&self, record: RecordLoc, skip: u32) -> Option<(u32, (SegmentId, u64))> {
+    pub fn find(&self, record: RecordLoc, skip: u32) -> Option<(u32, SegmentPos)> {
         let of_record = self.0.get(&record.pos())?;
-        let (first, (end, id, offset)) = of_record.range(..=skip).next_back()?;
-        (skip < *end).then(|| (end - skip, (*id, offset + u64::from(skip - first))))
+        let (first, (end, at)) = of_record.range(..=skip).next_back()?;
+        let offset = at.offset + u64::from(skip - first);
+        (skip < *end).then(|| (end - skip, SegmentPos { id: at.id, offset }))
     }
 
     /// How many bytes from `skip` of a record lie nowhere yet, of at most `len`.
@@ -127,12 +149,9 @@ impl Plan {
         for segment in self.segments.iter_mut().filter(|s| s.id == old) {
             segment.id = new;
         }
-        for (id, _) in
-            self.files.iter_mut().flat_map(|f| f.1.iter_mut()).filter_map(|c| c.to.as_mut())
-        {
-            if *id == old {
-                *id = new;
-            }
+        let changes = self.files.iter_mut().flat_map(|f| f.changes.iter_mut());
+        for to in changes.filter_map(|c| c.to.as_mut()).filter(|to| to.id == old) {
+            to.id = new;
         }
         let renamed = |&(id, file)| (if id == old { new } else { id }, file);
         self.shares = self.shares.iter().map(renamed).collect();
@@ -158,11 +177,11 @@ pub fn pack(group: &CommitGroup, bytes_max: u64, mut new_id: impl FnMut() -> Seg
                 Source::Hole => changes.push(Change { start, end, to: None }),
                 Source::Segment { id, offset } => {
                     packing.plan.shares.insert((id, *key));
-                    Change::add(&mut changes, start, end, (id, offset));
+                    Change::add(&mut changes, start, end, SegmentPos { id, offset });
                 }
             }
         }
-        packing.plan.files.push((*key, changes, file.fresh));
+        packing.plan.files.push(FileChanges { file: *key, changes, fresh: file.fresh });
     }
     packing.plan
 }
@@ -188,7 +207,7 @@ impl<F: FnMut() -> SegmentId> Packing<'_, F> {
             let found = self.placed.as_ref().and_then(|placed| placed.find(record, skip));
             let (len, at) = match found {
                 Some((len, at)) => {
-                    self.plan.shares.insert((at.0, file));
+                    self.plan.shares.insert((at.id, file));
                     ((end - start).min(u64::from(len)) as u32, at)
                 }
                 None => {
@@ -206,7 +225,7 @@ impl<F: FnMut() -> SegmentId> Packing<'_, F> {
     }
 
     /// Adds as much of `range` as there is room for to the last segment, or begins one.
-    fn append(&mut self, record: RecordLoc, skip: u32, range: Owned) -> (u32, (SegmentId, u64)) {
+    fn append(&mut self, record: RecordLoc, skip: u32, range: Owned) -> (u32, SegmentPos) {
         let segments = &mut self.plan.segments;
         if segments.last().is_none_or(|s| s.is_full(self.bytes_max)) {
             let (items, ranges) = (Vec::new(), Vec::new());
@@ -214,7 +233,8 @@ impl<F: FnMut() -> SegmentId> Packing<'_, F> {
         }
         let segment = segments.last_mut().expect("one was just pushed");
         let len = range.len.min(self.bytes_max - segment.len) as u32;
-        let (item, at) = (Item { record, skip, len }, (segment.id, segment.len));
+        let item = Item { record, skip, len };
+        let at = SegmentPos { id: segment.id, offset: segment.len };
         segment.items.push(item);
         Owned::add(&mut segment.ranges, Owned { len: u64::from(len), ..range });
         segment.len += u64::from(len);
@@ -253,10 +273,10 @@ mod tests {
         let lens: Vec<_> = plan.segments.iter().map(|s| s.len >> 20).collect();
         assert_eq!(lens, [16, 16, 8]);
         assert_eq!(plan.files.len(), 1);
-        let (_, changes, _) = &plan.files[0];
+        let changes = &plan.files[0].changes;
         let shape: Vec<_> = changes.iter().map(|c| (c.start >> 20, c.end >> 20)).collect();
         assert_eq!(shape, [(0, 16), (16, 32), (32, 40)]);
-        assert_eq!(changes[1].to, Some((SegmentId([2; 16]), 0)));
+        assert_eq!(changes[1].to, Some(SegmentPos { id: SegmentId([2; 16]), offset: 0 }));
         let smaller = pack(&g, 3 << 20, || SegmentId([1; 16]));
         let lens: Vec<_> = smaller.segments.iter().map(|s| s.len >> 20).collect();
         assert_eq!((lens.len(), lens[0], lens[13]), (14, 3, 1), "as large as the store takes");
@@ -292,8 +312,8 @@ mod tests {
             write(&mut g, ino, 0, 100);
         }
         let plan = pack(&g, u64::MAX, || SegmentId([1; 16]));
-        let order: Vec<_> = plan.files.iter().map(|((ino, _), c, _)| (ino.0, c[0].to)).collect();
-        let at = |offset| Some((SegmentId([1; 16]), offset));
+        let order: Vec<_> = plan.files.iter().map(|f| (f.file.ino.0, f.changes[0].to)).collect();
+        let at = |offset| Some(SegmentPos { id: SegmentId([1; 16]), offset });
         assert_eq!(order, [(3, at(0)), (5, at(100)), (9, at(200))]);
     }
 
@@ -335,17 +355,21 @@ mod tests {
         };
         let placed = Placed::of(&plan);
         for (key, file) in &g.files {
-            let (_, changes, _) = plan.files.iter().find(|f| f.0 == *key).expect("planned");
+            let planned = plan.files.iter().find(|f| f.file == *key).expect("planned");
             for (start, end, source) in file.ranges.iter() {
                 let Source::Record { skip, .. } = source else { panic!("{source:?}") };
                 for at in start..end {
-                    let c = changes.iter().find(|c| (c.start..c.end).contains(&at)).expect("there");
-                    let (id, offset) = c.to.expect("data");
+                    let c = planned
+                        .changes
+                        .iter()
+                        .find(|c| (c.start..c.end).contains(&at))
+                        .expect("there");
+                    let SegmentPos { id, offset } = c.to.expect("data");
                     let wanted = u64::from(skip) + (at - start);
                     assert_eq!(byte_at(id, offset + (at - c.start)), wanted, "{key:?} at {at}");
                     assert_eq!(
                         placed.find(record, wanted as u32).expect("placed").1,
-                        (id, offset + (at - c.start))
+                        SegmentPos { id, offset: offset + (at - c.start) }
                     );
                 }
             }

@@ -11,7 +11,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::batch::{Batch, DataOp, RowOp};
-use super::pack::Placed;
+use super::pack::{Placed, SegmentPos};
 use crate::base::{ContentsId, JournalPos, SegmentId};
 use crate::data::{Overlay, Part, Source};
 use crate::journal::RecordLoc;
@@ -266,7 +266,7 @@ impl CommitGroup {
                     let (len, to) =
                         found.expect("what is pending was packed before it was committed");
                     let stop = end.min(at + u64::from(len));
-                    let (id, offset) = to;
+                    let SegmentPos { id, offset } = to;
                     file.ranges.insert(at, stop, Source::Segment { id, offset });
                     self.shared.insert(id);
                     at = stop;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::accounts::Changes;
 use super::extents::{Committed, inode_row};
-use super::pack::{Change, Plan};
+use super::pack::{Change, FileChanges, Plan, SegmentPos};
 use super::pending::{CommitGroup, PendingRow};
 use super::view::{View, ViewError};
 use crate::base::{ContentsId, Ino};
@@ -27,8 +27,8 @@ pub const INLINE_DROP_EXTENTS: usize = 64;
 #[derive(Debug, Default)]
 pub struct Touched<'a> {
     row: Option<&'a PendingRow>,
-    /// Data incarnation, what changes of it, and whether nothing of it is committed.
-    changed: Vec<(u32, &'a [Change], bool)>,
+    /// What changes of its contents.
+    changed: Vec<&'a FileChanges>,
     /// Data incarnations that end.
     dropped: Vec<u32>,
 }
@@ -42,8 +42,8 @@ pub fn touched<'a>(group: &'a CommitGroup, plan: &'a Plan) -> BTreeMap<Ino, Touc
             all.entry(ino).or_default().row = Some(row);
         }
     }
-    for (file, changes, fresh) in &plan.files {
-        all.entry(file.ino).or_default().changed.push((file.incarnation, changes, *fresh));
+    for changes in &plan.files {
+        all.entry(changes.file.ino).or_default().changed.push(changes);
     }
     for file in &group.dropped {
         all.entry(file.ino).or_default().dropped.push(file.incarnation);
@@ -85,14 +85,13 @@ pub async fn apply_inode(
             None => drop_rows(view, out, file).await?,
         }
     }
-    for &(incarnation, changes, fresh) in &touched.changed {
-        let file = ContentsId { ino, incarnation };
-        let only = carried.take_if(|(of, _)| *of == incarnation).map(|(_, extent)| extent);
+    for FileChanges { file, changes, fresh } in touched.changed.iter().copied() {
+        let only = carried.take_if(|(of, _)| *of == file.incarnation).map(|(_, extent)| extent);
         let ranges = changes.iter().map(|c| (c.start, c.end));
-        let places = Places::of(view, file, only, fresh, ranges).await?;
-        let may_carry = Committed::may_carry(after.as_ref(), incarnation);
+        let places = Places::of(view, *file, only, *fresh, ranges).await?;
+        let may_carry = Committed::may_carry(after.as_ref(), file.incarnation);
         let only = places.change(view, out, changes, may_carry).await?;
-        carried = only.map(|extent| (incarnation, extent)).or(carried);
+        carried = only.map(|extent| (file.incarnation, extent)).or(carried);
     }
     // No operation does that; a repair may. Nothing is lost: `fsck` finds it.
     let homeless = |(of, _): &mut (u32, Extent)| !Committed::may_carry(after.as_ref(), *of);
@@ -232,7 +231,7 @@ fn changed(old: &BTreeMap<u64, Extent>, changes: &[Change]) -> BTreeMap<u64, Ext
     }
     for change in changes {
         match change.to {
-            Some((id, offset)) => {
+            Some(SegmentPos { id, offset }) => {
                 now.insert(change.start, change.end, Source::Segment { id, offset });
             }
             None => now.cut(change.start, change.end),

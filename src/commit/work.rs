@@ -192,8 +192,8 @@ mod tests {
         assert_eq!(work.missing(), [1, 2]);
         let names: Vec<u8> = work.plan.segments.iter().map(|s| s.id.0[0]).collect();
         assert_eq!(names, [1, 4, 3], "the second has a new name");
-        let (_, changes, _) = &work.plan.files[0];
-        let named: Vec<u8> = changes.iter().map(|c| c.to.expect("data").0.0[0]).collect();
+        let changes = &work.plan.files[0].changes;
+        let named: Vec<u8> = changes.iter().map(|c| c.to.expect("data").id.0[0]).collect();
         assert_eq!(named, names, "extents follow");
         let mut rows = Changes::default();
         work.bury_abandoned(&mut rows, 9);

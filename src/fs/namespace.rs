@@ -23,6 +23,14 @@ struct NewInode {
 /// Directories between one and the root: more are a circle, which must not hang every writer.
 const DEPTH_MAX: usize = 1_000_000;
 
+/// A name in a directory.
+struct Entry<'a> {
+    dir: Ino,
+    name: &'a [u8],
+    /// What it leads to.
+    is: Dirent,
+}
+
 impl Fs {
     /// The inode that `name` in `parent` stands for; counts one lookup. `.` stands for `parent`
     /// itself, whatever its kind and whether or not the kernel knows it: that is how a file handle
@@ -530,7 +538,12 @@ impl Fs {
             if target.kind == Kind::Dir && self.is_within(parent, target.ino)? {
                 return Err(FsError::Invalid.into());
             }
-            return self.exchange(state, (parent, name, source), (new_parent, new_name, target));
+            let from = Entry { dir: parent, name, is: source };
+            return self.exchange(
+                state,
+                from,
+                Entry { dir: new_parent, name: new_name, is: target },
+            );
         }
         if target.is_some_and(|t| t.ino == source.ino) {
             return Ok(()); // two links of one file: nothing to do (rename(2))
@@ -589,37 +602,33 @@ impl Fs {
         Ok(())
     }
 
-    fn exchange(
-        &self,
-        state: &mut State,
-        (parent, name, source): (Ino, &[u8], Dirent),
-        (new_parent, new_name, target): (Ino, &[u8], Dirent),
-    ) -> Attempt<()> {
-        if source.ino == target.ino {
+    /// Two names change places: each leads to what the other led to.
+    fn exchange(&self, state: &mut State, one: Entry<'_>, two: Entry<'_>) -> Attempt<()> {
+        if one.is.ino == two.is.ino {
             return Ok(());
         }
         let mut batch = Batch::default();
         let now = self.clock.now();
-        batch.put(self.dirent_key(parent, name), target.encode());
-        batch.put(self.dirent_key(new_parent, new_name), source.encode());
-        for (entry, parent) in [(source, new_parent), (target, parent)] {
-            let mut inode = self.inode(entry.ino)?;
+        batch.put(self.dirent_key(one.dir, one.name), two.is.encode());
+        batch.put(self.dirent_key(two.dir, two.name), one.is.encode());
+        for (moved, parent) in [(one.is, two.dir), (two.is, one.dir)] {
+            let mut inode = self.inode(moved.ino)?;
             changed(&mut inode, now);
             if inode.kind == Kind::Dir {
                 inode.parent = parent;
             }
-            batch.put(keys::inode(entry.ino), inode.encode());
+            batch.put(keys::inode(moved.ino), inode.encode());
         }
-        let mut dirs = vec![(parent, self.directory(parent)?)];
-        if parent != new_parent {
-            let mut other = self.directory(new_parent)?;
+        let mut dirs = vec![(one.dir, self.directory(one.dir)?)];
+        if one.dir != two.dir {
+            let mut other = self.directory(two.dir)?;
             let links = |dir: &mut Inode, gains: Kind, loses: Kind| {
                 dir.nlink += (gains == Kind::Dir) as u32;
                 dir.nlink = dir.nlink.saturating_sub((loses == Kind::Dir) as u32);
             };
-            links(&mut dirs[0].1, target.kind, source.kind);
-            links(&mut other, source.kind, target.kind);
-            dirs.push((new_parent, other));
+            links(&mut dirs[0].1, two.is.kind, one.is.kind);
+            links(&mut other, one.is.kind, two.is.kind);
+            dirs.push((two.dir, other));
         }
         for (ino, dir) in &mut dirs {
             now_into(dir, now);

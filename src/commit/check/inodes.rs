@@ -1,7 +1,7 @@
 //! All rows of an inode against each other, in one walk over the rows of every kind at once:
 //! they are all in the order of inode numbers.
 
-use super::{Check, Finding};
+use super::{Check, Directory, Finding};
 use crate::base::{ContentsId, Ino};
 use crate::commit::extents::{Committed, extent_of};
 use crate::commit::scan::Cursor;
@@ -73,7 +73,7 @@ impl Check<'_> {
             let bytes = self.extents_of(ino, inode.as_ref(), &rest, extents).await?;
             self.one(ino, inode.map(|i| i.inode), &rest, bytes);
         }
-        if self.directories.first().is_none_or(|&(ino, _)| ino != Ino::ROOT.0) {
+        if self.directories.first().is_none_or(|first| first.ino != Ino::ROOT) {
             self.report.note(Finding::NoRoot);
         }
         Ok(())
@@ -174,7 +174,7 @@ impl Check<'_> {
             report.note(Finding::XattrCount { ino, said, found });
         }
         if is_dir {
-            self.directories.push((ino.0, inode.parent.0));
+            self.directories.push(Directory { ino, parent: inode.parent });
             let (said, found) = (inode.nlink, 2 + rest.subdirs);
             if u64::from(said) != found {
                 report.note(Finding::LinkCount { ino, said, found });

@@ -116,14 +116,20 @@ impl Report {
     }
 }
 
+/// A directory, as the search for circles needs it: 16 bytes each.
+struct Directory {
+    ino: Ino,
+    parent: Ino,
+}
+
 /// What the walks share.
 struct Check<'a> {
     kv: &'a Kv,
     options: CheckOptions,
     report: Report,
     rows: &'a AtomicU64,
-    /// Inode and parent of every directory in use, by inode.
-    directories: Vec<(u64, u64)>,
+    /// Every directory in use, by inode.
+    directories: Vec<Directory>,
     segments: Segments,
     sums: Sums,
     claims: Claims,

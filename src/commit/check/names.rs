@@ -109,7 +109,7 @@ impl Check<'_> {
         let directories = &self.directories;
         // The walk that first came by; `DONE` once it has ended somewhere.
         let mut walks = vec![0u32; directories.len()];
-        let position = |ino: u64| directories.binary_search_by_key(&ino, |d| d.0).ok();
+        let position = |ino: Ino| directories.binary_search_by_key(&ino, |d| d.ino).ok();
         let mut found = Vec::new();
         for start in 0..directories.len() {
             let walk = (start as u32).saturating_add(1).min(DONE - 1);
@@ -117,21 +117,21 @@ impl Check<'_> {
             while let Some(here) = at {
                 if walks[here] == walk {
                     let around = path.iter().skip_while(|&&p| p != here);
-                    let lowest = around.map(|&p| directories[p].0).min();
+                    let lowest = around.map(|&p| directories[p].ino).min();
                     found.extend(lowest);
                     break;
                 }
-                if walks[here] == DONE || directories[here].0 == Ino::ROOT.0 {
+                if walks[here] == DONE || directories[here].ino == Ino::ROOT {
                     break;
                 }
                 walks[here] = walk;
                 path.push(here);
-                at = position(directories[here].1);
+                at = position(directories[here].parent);
             }
             path.into_iter().for_each(|p| walks[p] = DONE);
         }
         for ino in found {
-            self.report.note(Finding::Cycle { ino: Ino(ino) });
+            self.report.note(Finding::Cycle { ino });
         }
     }
 }

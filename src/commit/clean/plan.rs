@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::choose::TINY_BYTES;
 use crate::base::{ContentsId, SegmentId};
-use crate::commit::pack::{Change, SEGMENT_BYTES_MAX};
+use crate::commit::pack::{Change, SEGMENT_BYTES_MAX, SegmentPos};
 use crate::data::Extent;
 use crate::meta::SegmentRow;
 use crate::store::segments::Owned;
@@ -238,7 +238,8 @@ pub(super) fn changes(
             let same = e.segment == was.segment
                 && e.offset + (start - e.start) == was.offset + (start - was.start);
             if same {
-                Change::add(&mut changes, start, end, (to, at + (start - was.start)));
+                let to = SegmentPos { id: to, offset: at + (start - was.start) };
+                Change::add(&mut changes, start, end, to);
             }
         }
     }
@@ -383,7 +384,11 @@ mod tests {
         // Guards against cleaning undoing a write, a truncation or a hole that came meanwhile.
         let was = [(extent(0, 100, 1, 500), 0), (extent(100, 150, 2, 0), 100)];
         let now = |extents: &[Extent]| extents.iter().map(|e| (e.end, *e)).collect();
-        let moved = |start, end, at| Change { start, end, to: Some((segment(9), at)) };
+        let moved = |start, end, at| Change {
+            start,
+            end,
+            to: Some(SegmentPos { id: segment(9), offset: at }),
+        };
         let untouched: BTreeMap<_, _> = now(&[was[0].0, was[1].0]);
         assert_eq!(changes(&untouched, &was, segment(9)), [moved(0, 150, 0)], "one extent");
         let written = now(&[

@@ -263,7 +263,7 @@ mod tests {
             let changes = plan::changes(&now, &pieces, switch.id);
             assert!(changes.len() <= 7);
             for change in changes {
-                let (_, at) = change.to.expect("data");
+                let at = change.to.expect("data").offset;
                 moved.push((change.start, change.end, at));
             }
             switch.advance(pieces.len(), cut);

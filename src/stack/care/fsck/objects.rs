@@ -81,6 +81,16 @@ impl Listing {
     }
 }
 
+/// A segment whose object has another size than its row says.
+#[derive(Clone, Debug)]
+struct WrongSize {
+    id: SegmentId,
+    /// Bytes of the object, as the row has it.
+    said: u64,
+    /// Bytes of plaintext as listed; `None` for a size that sealing does not make.
+    listed: Option<u64>,
+}
+
 /// What is wrong with the objects.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Objects {
@@ -90,8 +100,8 @@ pub(super) struct Objects {
     missing: Vec<SegmentId>,
     /// Segments that rows refer to, that are not listed and cannot be looked at: why.
     unreadable: Vec<(SegmentId, String)>,
-    /// Segments whose objects have another size than their row says: id, said, listed (plaintext).
-    sizes: Vec<(SegmentId, u64, Option<u64>)>,
+    /// Segments whose objects have another size than their row says.
+    sizes: Vec<WrongSize>,
     /// Segments that no row knows, sealed by this volume.
     pub(super) leaked: Vec<SegmentId>,
     /// Objects that this volume did not seal under their names.
@@ -129,7 +139,8 @@ pub(super) async fn compare(
                 }
             }
             (Some(plain), true) if plain != Some(sum.object_len) => {
-                found.sizes.push((id, sum.object_len, plain));
+                let said = sum.object_len;
+                found.sizes.push(WrongSize { id, said, listed: plain });
             }
             (Some(_), false) => match stored.layout(id).await {
                 Ok(layout) => drop(found.unaccounted.insert(id, (*layout).clone())),
@@ -213,7 +224,7 @@ impl Objects {
         let from = |start: u64| std::iter::once(start..u64::MAX).collect();
         let whole = move |id: &SegmentId| (*id, from(0));
         let unreadable = self.unreadable.iter().map(move |(id, _)| (*id, from(0)));
-        let sizes = self.sizes.iter().map(move |(id, said, listed)| {
+        let sizes = self.sizes.iter().map(move |WrongSize { id, said, listed }| {
             let there = listed.unwrap_or(0).min(*said);
             // What is stored as frames ends somewhere within the data.
             (*id, from(if has_frames(*id) { 0 } else { there }))
@@ -225,7 +236,7 @@ impl Objects {
     pub(super) fn problems(&self) -> impl Iterator<Item = (String, Option<SegmentId>)> + '_ {
         let missing = self.missing.iter();
         let missing = missing.map(|id| (format!("segment {id} is not in the bucket"), Some(*id)));
-        let sizes = self.sizes.iter().map(move |(id, said, listed)| {
+        let sizes = self.sizes.iter().map(move |WrongSize { id, said, listed }| {
             let is = listed.map_or("no size that sealing makes".into(), |n| format!("{n}"));
             (format!("segment {id} should have {} and has {is}", counted(*said, "byte")), Some(*id))
         });
