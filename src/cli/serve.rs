@@ -102,12 +102,13 @@ pub async fn serve(plan: Plan, starting: Starting) -> Outcome {
         running.undo().await;
         return starting.failed(stopped());
     }
+    // Logged first: whoever is told that it is mounted finds the line there.
+    log::info!("mounted on {}", point.display());
     if let Err(e) = starting.ready() {
         log::warn!("nobody waits for the mount any more ({e}); unmounting");
         running.undo().await;
         return Err(stopped());
     }
-    log::info!("mounted on {}", point.display());
     if let Some(hangup) = running.serving.signals.take_reload() {
         tokio::spawn(reload::reloads(hangup, Arc::clone(&running.serving.control)));
     }

@@ -776,8 +776,8 @@ fn stats_and_top_show_what_happens() {
 
 #[test]
 fn a_log_of_json_goes_on_after_it_was_rotated() {
-    // Guards against lines that no program can read, and a daemon that writes into a file which
-    // logrotate has renamed.
+    // Guards against lines that no program can read, a daemon that writes into a file which
+    // logrotate has renamed, and a `mount` that returns before the log says so.
     needs_fuse!();
     let v = Volume::create();
     v.mount(&["--log-format", "json"]);
@@ -794,7 +794,9 @@ fn a_log_of_json_goes_on_after_it_was_rotated() {
     v.umount();
     let second = fs::read_to_string(v.path("log")).expect("made again");
     assert!(second.contains("unmounted"), "{second}");
-    assert_eq!(fs::read_to_string(v.path("log.1")).expect("the log"), first);
+    // Within that second it may have said more there.
+    let rotated = fs::read_to_string(v.path("log.1")).expect("the log");
+    assert!(rotated.starts_with(&first) && !rotated.contains("unmounted"), "{rotated}");
 }
 
 #[test]
