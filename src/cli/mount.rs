@@ -354,3 +354,30 @@ fn needs(args: &MountArgs, store: &Location, cache: &Path, state: &Path) -> Vec<
     }
     needs
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stack::StoreOptions;
+    use clap::Parser;
+
+    #[test]
+    fn the_defaults_of_the_command_are_those_of_the_library() {
+        // Guards against a default that is changed in one of two places.
+        #[derive(Parser)]
+        struct Command {
+            #[command(flatten)]
+            mount: MountArgs,
+        }
+        let said = Command::parse_from(["mount", "file:///s", "/v"]).mount;
+        let key = Secret::KeyFile(vec![0; 32].into());
+        let of = MountOptions::new(StoreOptions::new(Location::Memory), key, "/c", "/s");
+        let local = &said.local;
+        assert_eq!(local.cache_size, of.cache_bytes_max);
+        assert_eq!(local.journal_size, of.journal_bytes_max);
+        assert_eq!(local.commit_interval, of.commit_interval);
+        assert_eq!(local.read_timeout, of.read_timeout);
+        assert_eq!(said.clean_after, of.clean.dead_bytes_min);
+        assert_eq!(said.at_least, of.at_least);
+    }
+}
