@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::batch::{Batch, DataOp, RowOp};
 use super::pack::{Placed, SegmentPos};
-use crate::base::{ContentsId, JournalPos, SegmentId};
+use crate::base::{ContentsId, Ino, JournalPos, SegmentId};
 use crate::data::{Overlay, Part, Source};
 use crate::journal::RecordLoc;
 use crate::meta::Key;

@@ -176,7 +176,7 @@ impl Reclaimer {
         for (key, _) in &todo {
             let gone = keys::reclaim_of(key).ok_or(DecodeError("reclaim key"))?;
             let done = if gone.incarnation == keys::RECLAIM_INODE {
-                let (from, to) = keys::xattrs(ino);
+                let (from, to) = keys::xattrs(gone.ino);
                 let rows = view.kv().scan(&from, &to, left, 1 << 16).await?;
                 rows.iter().for_each(|(k, _)| {
                     out.rows.insert(k[..].into(), None);

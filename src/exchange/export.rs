@@ -13,7 +13,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use md5::{Digest, Md5};
 use object_store::PutPayload;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -398,26 +399,26 @@ impl Export {
         let pieces = futures::stream::try_unfold(begin, move |(at, sealing)| {
             next(at, sealing, source.clone(), memory.clone())
         });
-        let pieces = pieces.map(|piece| async { piece });
-        self.send_parts(item, (file, stat), (labels, object_size(true, all)), pieces).await
+        let stored = object_size(true, all);
+        self.send_parts(item, (file, stat), (labels, stored), pieces.boxed()).await
     }
 
     /// Sends what `pieces` come to, several at a time, as one object of `stored` bytes. False if the
     /// file has changed meanwhile.
-    async fn send_parts<F: Future<Output = Result<Piece, Trouble>>>(
+    async fn send_parts(
         &self,
         item: &Item,
         (file, stat): (&Arc<File>, &Stat),
         (labels, stored): (&Labels, u64),
-        pieces: impl Stream<Item = F>,
+        pieces: BoxStream<'_, Result<Piece, Trouble>>,
     ) -> Result<bool, Trouble> {
         let store = &self.bucket.store;
         let sending = patiently(&self.run, || store.begin_key(&item.key, labels)).await?;
-        let part = async |piece: F| {
+        let part = async |piece: Result<Piece, Trouble>| {
+            let piece = piece?;
             if self.run.is_stopped() {
                 return Err(Trouble::End(ExchangeError::Stopped));
             }
-            let piece = piece.await?;
             self.run.options.rate.pace(piece.of_file).await;
             let payload = PutPayload::from(piece.bytes);
             let put = || store.put_part_of(&sending, piece.number, payload.clone());
@@ -427,7 +428,7 @@ impl Export {
         };
         let mut parts = Vec::new();
         let sent = async {
-            let mut at_work = std::pin::pin!(pieces.map(part).buffered(PARTS_AT_ONCE));
+            let mut at_work = pieces.map(part).buffered(PARTS_AT_ONCE);
             while let Some(done) = at_work.next().await {
                 parts.push(done?);
             }
@@ -469,14 +470,14 @@ impl Export {
         labels: &Labels,
     ) -> Result<bool, Trouble> {
         let size = part_size(stat.size);
-        let pieces = futures::stream::iter(0..stat.size.div_ceil(size)).map(|n| async move {
+        let pieces = futures::stream::iter(0..stat.size.div_ceil(size)).then(|n| async move {
             let (from, number) = (n * size, n as i32 + 1);
             let len = size.min(stat.size - from);
             let _held = self.hold(len).await;
             let bytes = read_part(file, from, len).await?;
             Ok(Piece { number, bytes, of_file: len, _held })
         });
-        self.send_parts(item, (file, stat), (labels, stat.size), pieces).await
+        self.send_parts(item, (file, stat), (labels, stat.size), pieces.boxed()).await
     }
 
     /// Deletes the objects that no file of the source has and the filter takes.

@@ -9,7 +9,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::{Fs, FsError, Half, Step};
-use crate::base::Ino;
+use crate::base::{ContentsId, Ino};
 use crate::commit::Lookup;
 use crate::data::{Part, Source};
 use crate::journal::JournalError;
@@ -121,7 +121,7 @@ enum Plan {
     Done(Bytes),
     Parts(Inode, u64, Vec<Part>),
     Row(crate::meta::Key),
-    Extents((Ino, u32), u64, u64),
+    Extents(ContentsId, u64, u64),
     /// What it was made from has changed.
     Again,
 }

@@ -23,9 +23,10 @@ use crate::s3ec::{
     Recognised, S3ecError, S3ecErrorKind, Unlocked, is_own_key, recognise,
 };
 use crate::store::s3::{About, COPY_MAX, Labels, S3Store};
-use crate::store::{ErrorClass, class};
+use crate::store::{ErrorClass, class, patiently};
 
-/// Attempts of one request, and the pause before the second; it doubles up to the last.
+/// Attempts to go on with a body that broke, and the pause before the second; it doubles up to the
+/// last.
 const ATTEMPTS_MAX: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -338,25 +339,6 @@ impl Spool {
             Spool::File(file) => file.rewind(),
         }
     }
-}
-
-/// Asks again while the store is busy or away, a bounded number of times.
-async fn patiently<T, F>(ask: impl Fn() -> F) -> object_store::Result<T>
-where
-    F: Future<Output = object_store::Result<T>>,
-{
-    let mut pause = PAUSE;
-    for _ in 1..ATTEMPTS_MAX {
-        match ask().await {
-            Err(e) if class(&e).is_retryable() => {
-                log::debug!("asking again: {e}");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(PAUSE_MAX);
-            }
-            outcome => return outcome,
-        }
-    }
-    ask().await
 }
 
 /// An instruction file, if it is there.

@@ -340,9 +340,10 @@ impl Kv {
 
     /// What `read` gets from the present handle, or from the one that replaces it meanwhile; for
     /// `read_timeout` at most.
-    async fn reading<T, F>(&self, read: impl Fn(Handle) -> F) -> Result<T, KvError>
+    async fn reading<T, F>(&self, read: impl Fn(Handle) -> F + Sync) -> Result<T, KvError>
     where
-        F: Future<Output = Result<T, KvError>>,
+        T: Send,
+        F: Future<Output = Result<T, KvError>> + Send,
     {
         self.check_refused()?;
         let reading = async {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::super::copy::place;
 use super::super::inode::{changed, now_into};
 use super::super::{Attempt, Caller, Fs, FsError, State, Step};
-use crate::base::Ino;
+use crate::base::{ContentsId, Ino};
 use crate::commit::{Batch, DataOp, Lookup};
 use crate::data::{Part, Source};
 use crate::meta::{Dirent, Inode, Kind, MarkerRow, keys};
@@ -171,7 +171,8 @@ impl Fs {
         if original.inode.kind == Kind::File {
             batch.data.push(DataOp::Begin { ino, incarnation: 0 });
             let data = parts.iter().filter(|p| !matches!(p.source, Source::Hole));
-            place(&mut batch, (ino, 0), &data.copied().collect::<Vec<_>>());
+            let file = ContentsId { ino, incarnation: 0 };
+            place(&mut batch, file, &data.copied().collect::<Vec<_>>());
         }
         for (name, value) in &original.xattrs {
             batch.put_fresh(keys::xattr(ino, name), value.clone());

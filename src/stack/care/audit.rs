@@ -19,10 +19,10 @@ use crate::stack::records::encryption;
 use crate::store::names::{CONFIG_NAME, KEYRING_NAME, LEASE_NAME, META_PREFIX, SEGMENT_PREFIX};
 
 use crate::seal::offsets::plain_len;
-use crate::stack::opening::unmounted::{Opened, is_gone, patiently};
+use crate::stack::opening::unmounted::{Opened, is_gone};
 use crate::stack::{Key, StackError, StoreOptions};
 use crate::store::s3::{Applied, Inspected, S3Store, SseMode};
-use crate::store::{ErrorClass, Sealed, class, sentence, shown_key};
+use crate::store::{ErrorClass, Sealed, class, patiently, sentence, shown_key};
 
 /// Requests at a time.
 pub const PARALLEL: usize = 64;

@@ -16,14 +16,14 @@ use serde::Serialize;
 use super::audit::{AuditOptions, AuditReport, Exception, Tally, audit_as, key_of_alias};
 use super::walk::{Pace, Walked};
 use crate::base::VolumeId;
-use crate::stack::opening::unmounted::{Opened, is_gone, patiently};
+use crate::stack::opening::unmounted::{Opened, is_gone};
 use crate::stack::records::config;
 use crate::stack::records::lease::{self, HEARTBEAT};
 use crate::stack::running::canary::probe_store;
 use crate::stack::{Key, StackError, StackErrorKind, StoreOptions};
 use crate::store::names::{CONFIG_NAME, KEYRING_NAME, LEASE_NAME};
 use crate::store::s3::{COPY_MAX, Reencrypted, S3Store, SseMode};
-use crate::store::{ErrorClass, class, sentence, shown_key};
+use crate::store::{ErrorClass, class, patiently, sentence, shown_key};
 
 /// Objects at a time, unless asked otherwise.
 pub const PARALLEL_DEFAULT: usize = 16;

@@ -27,7 +27,6 @@ use crate::base::{VolumeId, one_line};
 use crate::meta::keys;
 use crate::seal::{SlotInfo, SlotKind};
 use crate::stack::keys::watch::KeyWatch;
-use crate::stack::opening::unmounted::patiently;
 use crate::stack::records::config;
 use crate::stack::records::encryption::VolumeSse;
 use crate::stack::records::lease::{HEARTBEAT, Holding, holding};
@@ -39,7 +38,7 @@ use crate::stack::{
 use crate::store::kv::COLLECT_AGE;
 use crate::store::names::{KEYRING_NAME, LEASE_NAME};
 use crate::store::s3::{Setting, Versioning};
-use crate::store::{Resealed, Sealed, sentence, shown_key};
+use crate::store::{Resealed, Sealed, patiently, sentence, shown_key};
 
 /// Objects at a time, unless asked otherwise.
 pub const REKEY_PARALLEL: usize = 8;

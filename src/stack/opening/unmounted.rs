@@ -1,7 +1,6 @@
 //! A volume opened to be looked at as a whole, without mounting it: by `sse` and `doctor`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use object_store::ObjectStore;
 
@@ -12,10 +11,6 @@ use crate::stack::store_options::READ_TIMEOUT;
 use crate::stack::{Key, StackError, StoreOptions, StoreStack, Unlocked, unlock_store};
 use crate::store::s3::S3Store;
 use crate::store::{ErrorClass, Sealed, class};
-
-/// Attempts of one request of a walk over all objects, and the pause before the second.
-const ATTEMPTS_MAX: u32 = 6;
-const PAUSE: Duration = Duration::from_millis(200);
 
 /// The parts of a volume that is not mounted here.
 pub struct Opened {
@@ -70,24 +65,6 @@ impl Opened {
             hint: "this command is for s3://BUCKET[/PREFIX]".into(),
         })
     }
-}
-
-/// Asks again while the store is busy or away, a bounded number of times.
-pub(crate) async fn patiently<T, F>(ask: impl Fn() -> F) -> object_store::Result<T>
-where
-    F: Future<Output = object_store::Result<T>>,
-{
-    let mut pause = PAUSE;
-    for _ in 1..ATTEMPTS_MAX {
-        match ask().await {
-            Err(e) if class(&e).is_retryable() => {
-                tokio::time::sleep(pause).await;
-                pause *= 2;
-            }
-            outcome => return outcome,
-        }
-    }
-    ask().await
 }
 
 /// Whether an error says that an object is gone.
