@@ -1,13 +1,16 @@
 //! What every layer may use: identifiers with their units, time, words, work that several wait for.
 //!
-//! Owns no state and does no I/O of its own. Imports nothing of this crate.
+//! Owns no state but buffers that wait to be used again, and does no I/O of its own. Imports nothing of
+//! this crate.
 
+mod buffers;
 mod clock;
 pub mod histogram;
 mod ids;
 mod text;
 mod underway;
 
+pub use buffers::Buffer;
 pub use clock::{Clock, SystemClock, Timestamp, date_of_day, unix_secs, utc_text};
 pub use histogram::{Histogram, Spread};
 pub use ids::{ChainValue, ContentsId, Ino, JournalId, JournalPos, SegmentId, VolumeId, hex};

@@ -22,7 +22,7 @@ use super::resolve;
 use super::view::{ViewError, last_commit};
 use super::work::{Sending, Work};
 use super::writer::{RowChange, RowWriter};
-use crate::base::unix_secs;
+use crate::base::{Buffer, unix_secs};
 use crate::journal::{Journal, JournalError};
 use crate::meta::{CommitRow, HistoryRow, Stats, keys};
 use crate::seal::HistoryKey;
@@ -247,15 +247,18 @@ async fn upload_one(
         Ok::<_, JournalError>((data, plan.ranges))
     });
     let (data, ranges) = read.await.map_err(|e| CommitError::Internal(e.to_string()))??;
-    store.put(id, vec![data.into()], &ranges).await.map_err(|e| CommitError::Upload(id, e))
+    store.put(id, vec![data], &ranges).await.map_err(|e| CommitError::Upload(id, e))
 }
 
 /// Reads the plaintext of a segment from the journal. Blocks on the local disk.
-fn read_items(journal: &Journal, plan: &SegmentPlan) -> Result<Vec<u8>, JournalError> {
-    let mut data = Vec::with_capacity(plan.len as usize);
+fn read_items(journal: &Journal, plan: &SegmentPlan) -> Result<Bytes, JournalError> {
+    let mut data = Buffer::of(plan.len as usize);
+    let mut rest = &mut data[..];
     for item in &plan.items {
-        journal.read_into(item.record, item.skip..item.skip + item.len, &mut data)?;
+        let (now, later) = rest.split_at_mut(item.len as usize);
+        journal.read_to(item.record, item.skip..item.skip + item.len, now)?;
+        rest = later;
     }
-    assert_eq!(data.len() as u64, plan.len, "a segment is what was planned");
-    Ok(data)
+    assert!(rest.is_empty(), "a segment is what was planned");
+    Ok(data.freeze())
 }

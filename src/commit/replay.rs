@@ -53,15 +53,13 @@ pub fn batch_of(
     journal: &Journal,
     record: crate::journal::RecordLoc,
 ) -> Result<(Batch, u32), CommitError> {
-    let mut head = Vec::new();
     let prelude = Batch::PRELUDE_LEN as u32;
-    journal.read_into(record, 0..prelude.min(record.len()), &mut head)?;
+    let head = journal.read(record, 0..prelude.min(record.len()))?;
     let len = Batch::head_len(&head).map_err(ViewError::from)? as u32;
     if len > record.len() {
         return Err(ViewError::from(crate::meta::DecodeError("record too short")).into());
     }
-    head.clear();
-    journal.read_into(record, 0..len, &mut head)?;
+    let head = journal.read(record, 0..len)?;
     let batch = Batch::decode_head(&head).map_err(ViewError::from)?;
     if len as usize + batch.data_len() != record.len() as usize {
         return Err(ViewError::from(crate::meta::DecodeError("record of wrong size")).into());

@@ -9,7 +9,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::{Fs, FsError, Half, Step};
-use crate::base::{ContentsId, Ino};
+use crate::base::{Buffer, ContentsId, Ino};
 use crate::commit::Lookup;
 use crate::data::{Part, Source};
 use crate::journal::JournalError;
@@ -239,9 +239,9 @@ impl Fs {
                 if self.role.turn() != turn {
                     return Ok(None); // another journal's, perhaps
                 }
-                let mut out = Vec::with_capacity(len);
-                match journal.read_into(record, skip..skip + len as u32, &mut out) {
-                    Ok(()) => Ok(Some(out.into())),
+                let mut out = Buffer::of(len);
+                match journal.read_to(record, skip..skip + len as u32, &mut out) {
+                    Ok(()) => Ok(Some(out.freeze())),
                     Err(JournalError::Released(_)) => Ok(None),
                     Err(e) => Err(e.into()),
                 }

@@ -8,6 +8,7 @@ use super::format::{
 use super::log::{Journal, Live, Shared, Writer};
 use super::options::RecordLoc;
 use crate::base::JournalPos;
+use crate::seal::offsets;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -92,14 +93,17 @@ impl Shared {
         let mut all = Vec::with_capacity(1 + parts.len());
         all.push(&prelude[..]);
         all.extend_from_slice(parts);
+        let bytes: usize = all.iter().map(|part| part.len()).sum();
+        let message = FRAME_BYTES..FRAME_BYTES + offsets::cipher_len(bytes as u64) as usize;
+        let end = writer.offset as usize + message.end;
+        let padding = end.next_multiple_of(PAGE) - end;
+        // All of it is written below: only what grows is cleared first.
         let buffer = &mut writer.buffer;
-        buffer.clear();
-        buffer.resize(FRAME_BYTES, 0);
-        record_place(&self.keys, self.id, number).seal_into(&all, buffer);
-        let message_len = (buffer.len() - FRAME_BYTES) as u32;
-        buffer[..FRAME_BYTES].copy_from_slice(&Frame { number, seq, message_len }.to_bytes());
-        let end = writer.offset as usize + buffer.len();
-        buffer.resize(buffer.len() + end.next_multiple_of(PAGE) - end, 0);
+        buffer.resize(message.end + padding, 0);
+        let frame = Frame { number, seq, message_len: message.len() as u32 };
+        buffer[..FRAME_BYTES].copy_from_slice(&frame.to_bytes());
+        record_place(&self.keys, self.id, number).seal_to(&all, &mut buffer[message.clone()]);
+        buffer[message.end..].fill(0);
     }
 
     /// Writes the buffer at the writer's offset.

@@ -5,7 +5,7 @@ use super::error::JournalError;
 use super::format::{FRAME_BYTES, Frame, KIND_RECORD, PRELUDE_BYTES, Prelude};
 use super::log::{Journal, Shared};
 use super::options::RecordLoc;
-use crate::seal::{HEADER, Opener, offsets};
+use crate::seal::{CHUNK_CIPHER, CHUNK_PLAIN, HEADER, Opener, TAG, offsets};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,39 +16,40 @@ const SCRATCH_BUFFERS: usize = 4;
 const SCRATCH_BYTES_MAX: usize = 2 << 20;
 
 impl Journal {
-    /// The bytes `range` of a record. See [`Journal::read_into`].
+    /// The bytes `range` of a record. See [`Journal::read_to`].
     ///
     /// # Errors
-    /// As [`Journal::read_into`].
+    /// As [`Journal::read_to`].
     pub fn read(&self, loc: RecordLoc, range: Range<u32>) -> Result<Vec<u8>, JournalError> {
-        let mut out = Vec::new();
-        self.read_into(loc, range, &mut out)?;
+        let mut out = vec![0; range.end.saturating_sub(range.start).min(loc.len) as usize];
+        self.read_to(loc, range, &mut out)?;
         Ok(out)
     }
 
-    /// Appends the bytes `range` of a record to `out`. Reads and opens only the 16 KiB chunks
-    /// the range touches, and the record's frame the first time. Blocks on the local disk.
+    /// Reads the bytes `range` of a record to `out`, which is exactly as long. Reads and opens only
+    /// the 16 KiB chunks the range touches, and the record's frame the first time. Blocks on the
+    /// local disk.
     ///
     /// # Errors
     /// `Released` (look in the bucket), `Corrupt` (the file no longer holds what was written),
-    /// `Io`, `Invalid` (a range outside the record). `out` is then as it was.
-    pub fn read_into(
+    /// `Io`, `Invalid` (a range outside the record). `out` then holds nothing to be used.
+    pub fn read_to(
         &self,
         loc: RecordLoc,
         range: Range<u32>,
-        out: &mut Vec<u8>,
+        out: &mut [u8],
     ) -> Result<(), JournalError> {
         if range.start > range.end || range.end > loc.len {
             let why = format!("bytes {range:?} of a record of {} bytes", loc.len);
             return Err(JournalError::Invalid(why));
         }
+        assert_eq!(range.len(), out.len(), "the caller knows how much it asks for");
         let shared = &*self.shared;
         let file = shared.live.read().get(&loc.file).map(|live| live.file.clone());
         let Some(file) = file else { return Err(JournalError::Released(loc.pos)) };
         if range.is_empty() {
             return Ok(());
         }
-        let before = out.len();
         let mut scratch = shared.scratch.lock().pop().unwrap_or_default();
         let result = shared.read_record(&file, loc, range, &mut scratch, out);
         if scratch.len() <= SCRATCH_BYTES_MAX {
@@ -58,7 +59,6 @@ impl Journal {
             }
         }
         if let Err(e) = result {
-            out.truncate(before);
             // The file may have been released and written again while it was read.
             if shared.released.load(Ordering::Acquire) >= loc.pos.0 {
                 return Err(JournalError::Released(loc.pos));
@@ -76,7 +76,7 @@ impl Shared {
         loc: RecordLoc,
         range: Range<u32>,
         scratch: &mut Vec<u8>,
-        out: &mut Vec<u8>,
+        out: &mut [u8],
     ) -> Result<(), JournalError> {
         let opener = self.opener(file, loc)?;
         let prelude = PRELUDE_BYTES as u64;
@@ -89,24 +89,33 @@ impl Shared {
         let at = loc.offset as u64 + FRAME_BYTES as u64 + chunks.cipher.start;
         let cipher = &mut scratch[..len];
         file.handle.pread(cipher, at).map_err(|e| self.read_failed(file, e))?;
-        let before = out.len();
-        opener
-            .open_chunks(chunks.first_chunk, cipher, chunks.ends_message, out)
-            .map_err(|e| self.damaged(file, loc, &e.to_string()))?;
-        if chunks.first_chunk == 0 {
-            let prelude = Prelude::from_bytes(&out[before..]);
-            if prelude.is_none_or(|p| p.seq != loc.file) {
+        let last =
+            (chunks.first_chunk + (len as u64).div_ceil(CHUNK_CIPHER as u64)).wrapping_sub(1);
+        let (mut rest, mut skip) = (out, chunks.skip);
+        let mut edge = [0; CHUNK_PLAIN];
+        for (number, sealed) in (chunks.first_chunk..).zip(cipher.chunks(CHUNK_CIPHER)) {
+            let ends = chunks.ends_message && number == last;
+            let plain = sealed.len().saturating_sub(TAG);
+            // Where it is wanted, if all of it is; the first chunk never is, for its prelude.
+            let whole = skip == 0 && number > 0 && plain <= rest.len();
+            let to = if whole { &mut rest[..plain] } else { &mut edge[..plain] };
+            opener
+                .open_to(number, sealed, ends, to)
+                .map_err(|e| self.damaged(file, loc, &e.to_string()))?;
+            if number == 0 && Prelude::from_bytes(to).is_none_or(|p| p.seq != loc.file) {
                 return Err(self.damaged(file, loc, "it is another file's record"));
             }
+            let taken = plain.saturating_sub(skip).min(rest.len());
+            let (now, later) = rest.split_at_mut(taken);
+            if !whole && taken > 0 {
+                now.copy_from_slice(&edge[skip..skip + taken]);
+            }
+            (rest, skip) = (later, skip.saturating_sub(plain));
         }
-        // What was asked for begins behind the start of its first chunk: move it down.
-        let wanted = before + chunks.skip..before + chunks.skip + range.len();
-        if wanted.end > out.len() {
-            return Err(self.damaged(file, loc, "it is shorter than it was"));
+        match rest.is_empty() {
+            true => Ok(()),
+            false => Err(self.damaged(file, loc, "it is shorter than it was")),
         }
-        out.copy_within(wanted, before);
-        out.truncate(before + range.len());
-        Ok(())
     }
 
     /// The record's derived key: remembered, or from its frame and message header.

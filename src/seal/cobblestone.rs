@@ -11,7 +11,9 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::cipher::{Backend, BadTag, Bulk, Cipher, Reference};
 use super::derive::{InputKey, fill_random, same};
-use super::offsets::{CHUNK_CIPHER, CHUNK_PLAIN, HEADER, TAG, cipher_len, plain_len};
+use super::offsets::{
+    CHUNK_CIPHER, CHUNK_PLAIN, HEADER, TAG, cipher_len, plain_len, plain_of_chunks,
+};
 use super::{COMMITMENT, SALT};
 
 /// What HKDF's info begins with; a zero byte, the salt and the context follow.
@@ -69,10 +71,36 @@ impl<C: Cipher> MessageKey<C> {
         self.cipher.seal_into(self.nonce(chunk), plain, &mut out[start..]);
     }
 
-    /// Seals the plaintext `out[start..]` where it stands and appends its tag.
-    fn seal_tail(&self, chunk: u64, start: usize, out: &mut Vec<u8>) {
-        let tag = self.cipher.seal_in_place(self.nonce(chunk), &mut out[start..]);
-        out.extend_from_slice(&tag);
+    /// Seals the plaintext `out[..len]` where it stands, puts its tag behind it and returns what is left.
+    fn seal_start<'a>(&self, chunk: u64, len: usize, out: &'a mut [u8]) -> &'a mut [u8] {
+        let (sealed, rest) = out.split_at_mut(len + TAG);
+        let (plain, tag) = sealed.split_at_mut(len);
+        tag.copy_from_slice(&self.cipher.seal_in_place(self.nonce(chunk), plain));
+        rest
+    }
+
+    /// Opens whole chunks into `out`, which has exactly the length of their plaintext.
+    fn open_to(
+        &self,
+        first_chunk: u64,
+        cipher: &[u8],
+        ends_message: bool,
+        out: &mut [u8],
+    ) -> Result<(), OpenError> {
+        let bad_length = OpenError::BadLength(cipher.len() as u64);
+        let len = plain_of_chunks(cipher.len() as u64, ends_message).ok_or(bad_length)?;
+        assert_eq!(len, out.len() as u64, "the caller knows how long the plaintext is");
+        let mut rest = &mut out[..];
+        for (chunk, sealed) in (first_chunk..).zip(cipher.chunks(CHUNK_CIPHER)) {
+            let (body, tag) = sealed.split_last_chunk::<TAG>().expect("lengths were checked above");
+            let (now, later) = rest.split_at_mut(body.len());
+            if let Err(BadTag) = self.cipher.open_into(self.nonce(chunk), body, tag, now) {
+                out.zeroize();
+                return Err(OpenError::Chunk(chunk));
+            }
+            rest = later;
+        }
+        Ok(())
     }
 
     fn open_chunks(
@@ -82,26 +110,15 @@ impl<C: Cipher> MessageKey<C> {
         ends_message: bool,
         out: &mut Vec<u8>,
     ) -> Result<(), OpenError> {
-        let last = cipher.len() % CHUNK_CIPHER;
-        let whole = if ends_message { last >= TAG } else { last == 0 };
-        if !whole {
-            return Err(OpenError::BadLength(cipher.len() as u64));
-        }
+        let bad_length = OpenError::BadLength(cipher.len() as u64);
+        let len = plain_of_chunks(cipher.len() as u64, ends_message).ok_or(bad_length)?;
         let before = out.len();
-        let chunks = cipher.len().div_ceil(CHUNK_CIPHER);
-        out.reserve(cipher.len() - chunks * TAG);
-        for (chunk, sealed) in (first_chunk..).zip(cipher.chunks(CHUNK_CIPHER)) {
-            let (body, tag) = sealed.split_last_chunk::<TAG>().expect("lengths were checked above");
-            let start = out.len();
-            out.resize(start + body.len(), 0);
-            let opened = self.cipher.open_into(self.nonce(chunk), body, tag, &mut out[start..]);
-            if let Err(BadTag) = opened {
-                out[before..].zeroize();
-                out.truncate(before);
-                return Err(OpenError::Chunk(chunk));
-            }
+        out.resize(before + len as usize, 0);
+        let opened = self.open_to(first_chunk, cipher, ends_message, &mut out[before..]);
+        if opened.is_err() {
+            out.truncate(before);
         }
-        Ok(())
+        opened
     }
 }
 
@@ -118,6 +135,11 @@ pub fn seal(key: &InputKey, context: &[u8], plain: &[u8]) -> Vec<u8> {
 /// that share a chunk with another part are copied before they are encrypted.
 pub fn seal_into(key: &InputKey, context: &[u8], parts: &[&[u8]], out: &mut Vec<u8>) {
     append_message::<Bulk>(key, context, &fresh_salt(), parts, out);
+}
+
+/// [`seal_into`] a place that is exactly as long as the message, [`cipher_len`] of all parts.
+pub fn seal_to(key: &InputKey, context: &[u8], parts: &[&[u8]], out: &mut [u8]) {
+    write_message::<Bulk>(key, context, &fresh_salt(), parts, out);
 }
 
 /// [`seal`] with a chosen cipher backend, for tests.
@@ -158,31 +180,47 @@ fn append_message<C: Cipher>(
     out: &mut Vec<u8>,
 ) {
     let plain: u64 = parts.iter().map(|part| part.len() as u64).sum();
-    out.reserve(usize::try_from(cipher_len(plain)).expect("parts in memory fit usize"));
+    let len = usize::try_from(cipher_len(plain)).expect("parts in memory fit usize");
+    let start = out.len();
+    out.resize(start + len, 0);
+    write_message::<C>(key, context, salt, parts, &mut out[start..]);
+}
+
+fn write_message<C: Cipher>(
+    key: &InputKey,
+    context: &[u8],
+    salt: &[u8; SALT],
+    parts: &[&[u8]],
+    out: &mut [u8],
+) {
     let (message, commitment) = MessageKey::<C>::derive(key, context, salt);
-    out.extend_from_slice(salt);
-    out.extend_from_slice(&commitment);
-    // `out[chunk_start..]` is plaintext of the chunk being gathered, sealed before we return.
-    let (mut chunk, mut chunk_start) = (0, out.len());
+    let (header, mut out) = out.split_at_mut(HEADER);
+    header[..SALT].copy_from_slice(salt);
+    header[SALT..].copy_from_slice(&commitment);
+    // `out[..gathered]` is plaintext of the chunk being gathered, sealed before we return.
+    let (mut chunk, mut gathered) = (0, 0);
     for part in parts {
         let mut rest = *part;
         while !rest.is_empty() {
-            let gathered = out.len() - chunk_start;
             let (now, later) = rest.split_at(rest.len().min(CHUNK_PLAIN - gathered));
             rest = later;
             if now.len() == CHUNK_PLAIN {
-                message.seal_append(chunk, now, out);
+                let (sealed, behind) = out.split_at_mut(CHUNK_CIPHER);
+                message.cipher.seal_into(message.nonce(chunk), now, sealed);
+                out = behind;
             } else {
-                out.extend_from_slice(now);
-                if gathered + now.len() < CHUNK_PLAIN {
+                out[gathered..gathered + now.len()].copy_from_slice(now);
+                gathered += now.len();
+                if gathered < CHUNK_PLAIN {
                     continue;
                 }
-                message.seal_tail(chunk, chunk_start, out);
+                out = message.seal_start(chunk, gathered, out);
             }
-            (chunk, chunk_start) = (chunk + 1, out.len());
+            (chunk, gathered) = (chunk + 1, 0);
         }
     }
-    message.seal_tail(chunk, chunk_start, out);
+    let behind = message.seal_start(chunk, gathered, out);
+    assert!(behind.is_empty(), "a sealed message has its computed length");
 }
 
 /// Opens a whole message and returns its plaintext.
@@ -265,6 +303,21 @@ impl Opener {
         out: &mut Vec<u8>,
     ) -> Result<(), OpenError> {
         self.0.open_chunks(first_chunk, cipher, ends_message, out)
+    }
+
+    /// [`Opener::open_chunks`] into a place that is exactly as long as their plaintext,
+    /// [`offsets::plain_of_chunks`](super::offsets::plain_of_chunks). It holds zeros after an error.
+    ///
+    /// # Errors
+    /// As [`Opener::open_chunks`].
+    pub fn open_to(
+        &self,
+        first_chunk: u64,
+        cipher: &[u8],
+        ends_message: bool,
+        out: &mut [u8],
+    ) -> Result<(), OpenError> {
+        self.0.open_to(first_chunk, cipher, ends_message, out)
     }
 }
 

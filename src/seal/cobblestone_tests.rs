@@ -97,6 +97,9 @@ fn a_failed_open_leaves_the_output_as_it_was() {
     let result = opener.open_chunks(0, &message[HEADER..], true, &mut out);
     assert_eq!(result, Err(OpenError::Chunk(2)));
     assert_eq!(out, b"before");
+    let mut place = vec![0xee; 40_000];
+    assert_eq!(opener.open_to(0, &message[HEADER..], true, &mut place), result);
+    assert!(place.iter().all(|b| *b == 0), "nothing of it is left");
 }
 
 #[test]
@@ -133,6 +136,9 @@ proptest! {
         seal_into(&key(), CONTEXT, &parts, &mut out);
         prop_assert_eq!(&out[..4], b"kept");
         prop_assert_eq!(&open(&key(), CONTEXT, &out[4..]).unwrap(), &plain);
+        let mut place = vec![0xee; cipher_len(plain.len() as u64) as usize];
+        seal_to(&key(), CONTEXT, &parts, &mut place);
+        prop_assert_eq!(&open(&key(), CONTEXT, &place).unwrap(), &plain);
         out.clear();
         let mut sealer = Sealer::new(&key(), CONTEXT, &mut out);
         parts.iter().for_each(|part| sealer.push(part, &mut out));

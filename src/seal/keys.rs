@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::RwLock;
 use zeroize::Zeroizing;
 
-use super::cobblestone::{OpenError, Opener, open, seal, seal_into};
+use super::cobblestone::{OpenError, Opener, open, seal, seal_into, seal_to};
 use super::context;
 use super::derive::{InputKey, KEY, fill_random, same};
 use super::secret::Locked;
@@ -200,6 +200,11 @@ impl Place {
     /// Appends such a message; see [`seal_into`].
     pub fn seal_into(&self, parts: &[&[u8]], out: &mut Vec<u8>) {
         seal_into(&self.key, &self.context, parts, out);
+    }
+
+    /// Writes such a message to a place that is exactly as long; see [`seal_to`].
+    pub fn seal_to(&self, parts: &[&[u8]], out: &mut [u8]) {
+        seal_to(&self.key, &self.context, parts, out);
     }
 
     /// The input key of messages here.

@@ -22,7 +22,7 @@ mod slots;
 
 pub use cipher::Backend;
 pub use cobblestone::{
-    OpenError, Opener, Sealer, open, open_with, seal, seal_into, seal_with, seal_with_salt,
+    OpenError, Opener, Sealer, open, open_with, seal, seal_into, seal_to, seal_with, seal_with_salt,
 };
 pub use context::{CONTEXT_MAGIC, FORMAT_VERSION};
 pub use derive::{InputKey, KEY};

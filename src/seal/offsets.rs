@@ -34,6 +34,18 @@ pub const fn plain_len(cipher: u64) -> Option<u64> {
     if last < TAG as u64 { None } else { Some(full * CHUNK_PLAIN as u64 + last - TAG as u64) }
 }
 
+/// Plaintext bytes of `cipher` bytes of whole chunks, the last one of a message among them if
+/// `ends_message`; `None` where no chunks have that length.
+pub const fn plain_of_chunks(cipher: u64, ends_message: bool) -> Option<u64> {
+    let (full, last) = (cipher / CHUNK_CIPHER as u64, cipher % CHUNK_CIPHER as u64);
+    let plain = full * CHUNK_PLAIN as u64;
+    match ends_message {
+        true if last >= TAG as u64 => Some(plain + last - TAG as u64),
+        false if last == 0 => Some(plain),
+        _ => None,
+    }
+}
+
 /// Offset in the message at which chunk `chunk` starts. Saturates like [`cipher_len`].
 pub const fn chunk_start(chunk: u64) -> u64 {
     chunk.saturating_mul(CHUNK_CIPHER as u64).saturating_add(HEADER as u64)

@@ -6,6 +6,7 @@
 //! from one reused buffer; the partial pages at both ends, small writes, and everything on file
 //! systems that refuse `O_DIRECT`, go through the page cache. The two never share a page.
 
+use super::granule::MARK;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -18,6 +19,23 @@ const PIECE: usize = 1 << 20;
 /// Writes below this are not worth opening the file a second time.
 const DIRECT_MIN: u64 = 256 << 10;
 
+/// What is written.
+pub(super) enum Piece<'a> {
+    /// A mark, made for it.
+    Mark([u8; MARK as usize]),
+    /// A part of a granule.
+    Data(&'a [u8]),
+}
+
+impl Piece<'_> {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Piece::Mark(mark) => mark,
+            Piece::Data(data) => data,
+        }
+    }
+}
+
 /// Writes runs of slices; owns the buffer.
 #[derive(Default)]
 pub(super) struct DirectWriter {
@@ -28,8 +46,8 @@ pub(super) struct DirectWriter {
 }
 
 impl DirectWriter {
-    /// Writes `slices` one after the other at `offset` of `file`, which is open for writing and
-    /// lies at `path`. Blocks.
+    /// Writes `slices`, `len` bytes in all, one after the other at `offset` of `file`, which is open
+    /// for writing and lies at `path`. Each is asked for when those before are in the buffer. Blocks.
     ///
     /// # Errors
     /// The file system's; any part of the range may have been written then.
@@ -38,10 +56,10 @@ impl DirectWriter {
         path: &Path,
         file: &File,
         offset: u64,
-        slices: impl Iterator<Item = &'a [u8]>,
+        len: u64,
+        slices: impl Iterator<Item = Piece<'a>>,
     ) -> io::Result<()> {
-        let slices: Vec<&[u8]> = slices.collect();
-        let end = offset + slices.iter().map(|s| s.len() as u64).sum::<u64>();
+        let end = offset + len;
         let whole = offset.next_multiple_of(ALIGN)..end / ALIGN * ALIGN;
         let large = end - offset >= DIRECT_MIN && !self.refused;
         let mut direct = if large { self.open(path)? } else { None };
@@ -53,7 +71,7 @@ impl DirectWriter {
 
         let (mut at, mut filled) = (offset, 0);
         for slice in slices {
-            let mut rest = slice;
+            let mut rest = slice.bytes();
             while !rest.is_empty() {
                 // A piece ends where the whole pages begin and end, and where the buffer does.
                 let limit = [whole.start, whole.end, end].into_iter().filter(|&l| l > at).min();
@@ -117,8 +135,8 @@ mod tests {
                 for len in [1usize, 4095, 4096, 300_000, 1 << 20, (2 << 20) + 5] {
                     fill = fill.wrapping_add(1);
                     let data: Vec<u8> = (0..len).map(|i| fill ^ (i / 512) as u8).collect();
-                    let pieces = data.chunks(65_616.min(len.div_ceil(3)));
-                    writer.write(&path, &file, offset, pieces).unwrap();
+                    let pieces = data.chunks(65_616.min(len.div_ceil(3))).map(Piece::Data);
+                    writer.write(&path, &file, offset, len as u64, pieces).unwrap();
                     expected[offset as usize..offset as usize + len].copy_from_slice(&data);
                 }
             }

@@ -9,10 +9,10 @@
 
 use super::super::rope::Rope;
 use super::super::stats::RequestStats;
-use super::direct::DirectWriter;
+use super::direct::{DirectWriter, Piece};
 use super::granule::{self, MARK, PAGE};
 use super::page;
-use crate::base::hex;
+use crate::base::{Buffer, hex};
 use bytes::Bytes;
 use lru::LruCache;
 use object_store::ObjectMeta;
@@ -20,7 +20,7 @@ use object_store::path::Path;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
@@ -32,6 +32,8 @@ use std::time::UNIX_EPOCH;
 pub(super) const OBJECTS_MAX: usize = 100_000;
 /// Freed at once when the disk is full, so that the journal gets room.
 const FREED_WHEN_FULL: u64 = 64 << 20;
+/// Granules that are read and checked at a time: what was read is still near when it is summed up.
+const READ_GRANULES: u64 = 4;
 /// The file whose lock keeps other processes out; it holds the id of the one that has it.
 const LOCK_NAME: &str = "lock";
 /// Names an object on disk and in memory: 16 bytes of its path's SHA-256.
@@ -325,19 +327,20 @@ impl Disk {
             &(granule::start(first)..granule::start(first) + body.len()),
             meta.size,
         );
-        let mut marks = Vec::with_capacity((granules.end - granules.start) as usize);
-        let mut pieces = Vec::new();
-        for k in granules.clone() {
-            let bytes = granule::bytes(&(k..k + 1), meta.size);
-            let at = granule::start(first);
-            let data = body.slice(bytes.start - at..bytes.end - at);
-            marks.push(page::mark(k, &data));
-            pieces.push(data);
-        }
-        let slices = marks.iter().zip(&pieces).flat_map(|(mark, data)| {
-            std::iter::once(&mark[..]).chain(data.parts().iter().map(|part| &part[..]))
+        let at = granule::start(first);
+        let pieces: Vec<Rope> = granules
+            .clone()
+            .map(|k| granule::bytes(&(k..k + 1), meta.size))
+            .map(|bytes| body.slice(bytes.start - at..bytes.end - at))
+            .collect();
+        let len = pieces.iter().map(|data| MARK + data.len()).sum();
+        // A mark is made when it is its turn: what its sum was made of is then copied from nearby.
+        let slices = granules.clone().zip(&pieces).flat_map(|(k, data)| {
+            let parts = data.parts().iter().map(|part| &part[..]);
+            let mark = Piece::Mark(page::mark(k, parts.clone()));
+            std::iter::once(mark).chain(parts.map(Piece::Data))
         });
-        writer.write(&path, &file, granule::file_start(granules.start), slices)?;
+        writer.write(&path, &file, granule::file_start(granules.start), len, slices)?;
 
         let mut index = self.index.lock();
         if fresh {
@@ -457,29 +460,47 @@ fn read_run(
 ) -> io::Result<u64> {
     let mut torn = 0;
     let bytes = granule::bytes(run, size);
-    let len = bytes.end - bytes.start + (run.end - run.start) * MARK;
-    let mut buffer = Vec::with_capacity(len as usize);
-    let mut reader = file;
-    reader.seek(SeekFrom::Start(granule::file_start(run.start)))?;
-    reader.take(len).read_to_end(&mut buffer)?;
-    let mut rest = Bytes::from(buffer);
-    for k in run.clone() {
-        let bytes = granule::bytes(&(k..k + 1), size);
-        let len = (bytes.end - bytes.start) as usize;
-        if rest.len() < MARK as usize + len {
-            break;
-        }
-        let stored = rest.split_to(MARK as usize);
-        let data = rest.split_to(len);
-        if !page::is_mark(&stored) {
-            continue;
-        }
-        match stored[..] == page::mark(k, &data.clone().into()) {
-            true => found.push((k, data)),
-            false => torn += 1,
+    let base = granule::file_start(run.start);
+    let mut buffer = Buffer::of((bytes.end - bytes.start + (run.end - run.start) * MARK) as usize);
+    let mut whole = Vec::new();
+    for some in granule::runs(run.clone(), READ_GRANULES) {
+        let end = granule::bytes(&some, size).end - bytes.start + (some.end - run.start) * MARK;
+        let start = granule::file_start(some.start) - base;
+        let read = read_up_to(file, &mut buffer[start as usize..end as usize], base + start)?;
+        let mut rest = &buffer[start as usize..][..read];
+        for k in some {
+            let data = granule::bytes(&(k..k + 1), size);
+            let len = (data.end - data.start) as usize;
+            let Some((mark, behind)) = rest.split_at_checked(MARK as usize) else { break };
+            let Some((data, behind)) = behind.split_at_checked(len) else { break };
+            rest = behind;
+            match page::is_mark(mark) && mark == page::mark(k, std::iter::once(data)) {
+                true => whole.push(k),
+                false => torn += u64::from(page::is_mark(mark)),
+            }
         }
     }
+    let buffer = buffer.freeze();
+    found.extend(whole.into_iter().map(|k| {
+        let data = granule::bytes(&(k..k + 1), size);
+        let at = (granule::file_start(k) + MARK - base) as usize;
+        (k, buffer.slice(at..at + (data.end - data.start) as usize))
+    }));
     Ok(torn)
+}
+
+/// Fills `buffer` from `offset` of a file, as far as it goes; returns how much that is.
+fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
 }
 
 #[cfg(test)]

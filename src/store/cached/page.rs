@@ -9,7 +9,6 @@
 //! mark 16    | magic 4 | length 4 | granule number 4 | CRC-32 of the three and the data 4
 //! ```
 
-use super::super::rope::Rope;
 use super::granule::{GRANULE, MARK, PAGE};
 use object_store::ObjectMeta;
 use object_store::path::Path;
@@ -26,14 +25,18 @@ pub(super) fn is_mark(bytes: &[u8]) -> bool {
 }
 
 /// What stands before a granule: magic, length, number, CRC-32 of the number and the data.
-pub(super) fn mark(k: u64, data: &Rope) -> [u8; MARK as usize] {
+pub(super) fn mark<'a>(
+    k: u64,
+    data: impl Iterator<Item = &'a [u8]> + Clone,
+) -> [u8; MARK as usize] {
     let mut mark = [0u8; MARK as usize];
+    let len: usize = data.clone().map(<[u8]>::len).sum();
     mark[..4].copy_from_slice(&MARK_MAGIC.to_le_bytes());
-    mark[4..8].copy_from_slice(&(data.len() as u32).to_le_bytes());
+    mark[4..8].copy_from_slice(&(len as u32).to_le_bytes());
     mark[8..12].copy_from_slice(&(k as u32).to_le_bytes());
     let mut crc = crc32fast::Hasher::new();
     crc.update(&mark[..12]);
-    data.parts().iter().for_each(|part| crc.update(part));
+    data.for_each(|part| crc.update(part));
     mark[12..].copy_from_slice(&crc.finalize().to_le_bytes());
     mark
 }

@@ -7,8 +7,10 @@
 use super::super::error::{ErrorClass, StoreError, class};
 use super::super::rope::Rope;
 use super::{Known, Sealed, chain, manifest, on_fitting_thread};
+use crate::base::Buffer;
 use crate::seal::offsets::{
-    CHUNK_CIPHER, CHUNK_PLAIN, HEADER, MESSAGE_MIN, chunk_start, cipher_range, plain_len,
+    CHUNK_CIPHER, CHUNK_PLAIN, HEADER, MESSAGE_MIN, TAG, chunk_start, cipher_range, plain_len,
+    plain_of_chunks,
 };
 use crate::seal::{OpenError, Opener};
 use bytes::Bytes;
@@ -262,7 +264,7 @@ impl Sealed {
         let mut fetched = plain_meta(meta, claimed);
         if !matches!(wanted, Wanted::Size) {
             let len = (take.plain.end - take.plain.start) as usize;
-            fetched.plain = Some(Bytes::from(plain).slice(take.skip..take.skip + len));
+            fetched.plain = Some(plain.freeze().slice(take.skip..take.skip + len));
             fetched.range = take.plain;
         }
         Ok(Some(fetched))
@@ -356,10 +358,19 @@ fn open_rope(
     first_chunk: u64,
     rope: &Rope,
     ends_message: bool,
-) -> Result<Vec<u8>, OpenError> {
-    let mut out = Vec::with_capacity(rope.len() as usize);
+) -> Result<Buffer, OpenError> {
+    let bad_length = OpenError::BadLength(rope.len());
+    let mut out = Buffer::of(plain_of_chunks(rope.len(), ends_message).ok_or(bad_length)? as usize);
+    let mut rest = &mut out[..];
     let mut shared: Vec<u8> = Vec::new();
     let mut chunk = first_chunk;
+    let mut open = |cipher: &[u8], ends_message| {
+        let chunks = cipher.len().div_ceil(CHUNK_CIPHER);
+        let (now, later) = std::mem::take(&mut rest).split_at_mut(cipher.len() - chunks * TAG);
+        rest = later;
+        chunk += chunks as u64;
+        opener.open_to(chunk - chunks as u64, cipher, ends_message, now)
+    };
     for part in rope.parts() {
         let mut part = &part[..];
         if !shared.is_empty() {
@@ -367,20 +378,16 @@ fn open_rope(
             shared.extend_from_slice(head);
             part = rest;
             if shared.len() == CHUNK_CIPHER {
-                opener.open_chunks(chunk, &shared, false, &mut out)?;
-                chunk += 1;
+                open(&shared, false)?;
                 shared.clear();
             }
         }
         let whole = part.len() - part.len() % CHUNK_CIPHER;
-        opener.open_chunks(chunk, &part[..whole], false, &mut out)?;
-        chunk += (whole / CHUNK_CIPHER) as u64;
+        open(&part[..whole], false)?;
         shared.extend_from_slice(&part[whole..]);
     }
-    match (ends_message, shared.is_empty()) {
-        (true, _) => opener.open_chunks(chunk, &shared, true, &mut out)?,
-        (false, true) => {}
-        (false, false) => return Err(OpenError::BadLength(rope.len())),
+    if ends_message {
+        open(&shared, true)?;
     }
     Ok(out)
 }

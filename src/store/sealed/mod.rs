@@ -23,6 +23,7 @@ pub use reseal::Resealed;
 
 use super::error::{ErrorClass, StoreError, class};
 use super::names::{META_PREFIX, SEGMENT_PREFIX};
+use crate::base::Buffer;
 use crate::base::one_line;
 use crate::seal::offsets::{HEADER, cipher_len, plain_len};
 use crate::seal::{OpenError, Opener, VolumeKeys};
@@ -243,10 +244,9 @@ impl Sealed {
         on_fitting_thread(payload.content_length(), move || {
             let parts: Vec<&[u8]> = payload.iter().map(|part| &part[..]).collect();
             let len = cipher_len(payload.content_length() as u64) as usize;
-            let mut out = Vec::with_capacity(len);
-            place.seal_into(&parts, &mut out);
-            assert_eq!(out.len(), len, "a sealed message has its computed length");
-            Ok(Bytes::from(out))
+            let mut out = Buffer::of(len);
+            place.seal_to(&parts, &mut out);
+            Ok(out.freeze())
         })
         .await
     }
