@@ -56,6 +56,12 @@ class Mount(phases.SealFs):
         phases.drop_page_cache()
         self.mount()
 
+    def remount(self):
+        """Mounts again with the local cache, and nothing in memory."""
+        self.umount()
+        phases.drop_page_cache()
+        self.mount()
+
     def stored(self):
         """Bytes of the bucket: what was put less what was replaced is not known, so all of it."""
         return self.counts().get("bytes_in", 0)
@@ -111,9 +117,16 @@ def counts(args, work):
         for n in range(args.files):
             with open(f"{root}/files/file{n:06}", "wb") as file:
                 file.write(random.Random(n).randbytes(4096))
-        with open(f"{root}/big", "wb") as file:
-            for n in range(args.size_mib):
-                file.write(random.Random(n).randbytes(MIB))
+        pieces = [random.Random(n).randbytes(MIB) for n in range(min(args.size_mib, 64))]
+
+        def written():
+            with open(f"{root}/big", "wb") as file:
+                for n in range(args.size_mib):
+                    file.write(pieces[n % len(pieces)])
+            mount.drain()
+
+        mount.drain()
+        row("write until in the bucket", "a MiB", args.size_mib, mount.cost_of(written))
         names = [f"{root}/files/file{n:06}" for n in range(args.files)]
 
         def read(paths):
@@ -145,13 +158,18 @@ def counts(args, work):
             ("read of all in listing order", args.files, "a file", lambda: read(listed())),
             ("ls -l", args.files, "a file", lambda: subprocess.run(["ls", "-l", f"{root}/files"], **quiet)),
             ("sequential read", args.size_mib, "a MiB", sequentially),
+            ("the same from the local cache", args.size_mib, "a MiB", sequentially),
             ("random 4 KiB, 32 at a time", 1000, "a read", at_random),
             ("fsck", args.files, "a file", lambda: fsck(mount)),
             ("rm -rf", args.files, "a file", lambda: subprocess.run(["rm", "-rf", f"{root}/files"])),
         ]  # fmt: skip
         for title, count, each, function in works:
             mount.drain()
-            mount.forget()
+            if title == "the same from the local cache":
+                time.sleep(2)  # until it is written there
+                mount.remount()
+            else:
+                mount.forget()
             of = of_commands if title == "fsck" else None
             row(title, each, count, mount.cost_of(function, of))
     finally:
