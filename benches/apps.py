@@ -5,6 +5,8 @@
     scripts/bench apps --quick        small sizes, once each (some minutes)
     scripts/bench apps --only sqlite,git
 
+Interrupted (Ctrl-C), it prints the table of what it has and clears up.
+
 Every figure is a ratio to ext4, the directory --work lies in, of the same round: on a machine that others
 use, times alone say little. `nullfs` keeps nothing and syncs nothing; it is what FUSE alone takes. Beside
 them stand the processor seconds of the sealfs daemon, and how long it took until all was in the bucket,
@@ -209,6 +211,25 @@ def measure(target, name, round_, args, shared):
     return {"figure": figure, "took": took, "processor": used, "stored": stored}
 
 
+def in_turns(targets, round_, args, shared, results):
+    """One round of all measurements on all targets; whether none failed (of a file system that does
+    nothing not everything can be expected)."""
+    whole = True
+    for row in [row for row in ROWS if row in args.only.split(",")]:
+        figures = {}
+        results.setdefault(row, []).append(figures)
+        for name, target in targets.items():
+            try:
+                figures[name] = measure(target, row, round_, args, shared)
+                say(f"  {name:7} {row:11} {phases.shown(figures[name]['figure'])}")
+            except LeftOut as why:
+                say(f"  {name:7} {row:11} left out: {why}")
+            except Exception as error:
+                say(f"  {name:7} {row:11} failed: {error}")
+                whole = whole and name == "nullfs"
+    return whole
+
+
 def table(results, args, names):
     header = ["", "", *names, "to ext4", "to nullfs", "processor", "in the bucket"]
     rows = [header]
@@ -278,23 +299,15 @@ def main():
         "nullfs": lambda: phases.NullFs(args, work),
         "sealfs": lambda: counts.Mount(args, work, args.rtt_ms),
     }
-    targets, results, failed = {}, {}, False
+    targets, results = {}, {}
     try:
         for name in args.targets.split(","):
             targets[name] = make[name]()
-        for round_ in range(args.rounds):
-            for row in [row for row in ROWS if row in args.only.split(",")]:
-                figures = {}
-                for name, target in targets.items():
-                    try:
-                        figures[name] = measure(target, row, round_, args, shared)
-                        say(f"  {name:7} {row:11} {phases.shown(figures[name]['figure'])}")
-                    except LeftOut as why:
-                        say(f"  {name:7} {row:11} left out: {why}")
-                    except Exception as error:
-                        say(f"  {name:7} {row:11} failed: {error}")
-                        failed = failed or name != "nullfs"
-                results.setdefault(row, []).append(figures)
+        try:
+            whole = all([in_turns(targets, n, args, shared, results) for n in range(args.rounds)])
+        except KeyboardInterrupt:
+            say("interrupted: the table is of what was measured until then")
+            whole = False
         print("\n".join(table(results, args, list(targets))), flush=True)
         if args.json:
             with open(args.json, "w") as file:
@@ -305,7 +318,7 @@ def main():
                 say(f"note: {target.note}")
             target.close()
         shutil.rmtree(work, ignore_errors=True)
-    sys.exit(1 if failed else 0)
+    sys.exit(0 if whole else 1)
 
 
 if __name__ == "__main__":
