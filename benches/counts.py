@@ -5,6 +5,7 @@ machine or a slow link changes little, unlike times.
     scripts/bench counts              cold reads, listings, deleting: what each asks of the store
     scripts/bench scale --files N     how much a create, fsck and a listing cost as files grow
     scripts/bench cost                dollars a month for three loads, by the requests they made
+    scripts/bench snapshots --files N what making, reading, restoring and deleting snapshots costs
 
 Prices are Amazon's for S3 Standard in us-east-1 (list, 2026); data that leaves the region is not in
 them. Called by scripts/bench, which builds what this needs.
@@ -199,6 +200,70 @@ def scale(args, work):
         mount.close()
 
 
+def snapshots(args, work):
+    mount = Mount(args, work, args.rtt_ms)
+    root, past = mount.root, f"{mount.root}/.snapshots"
+    quiet = {"capture_output": True, "check": True}
+
+    def do(title, function, count=1, each="in all", of=None):
+        row(title, each, count, mount.cost_of(function, of))
+
+    def snapshot(*words):
+        return mount.sealfs("snapshot", *words)
+
+    def change(first, files):
+        for n in range(first, first + files):
+            with open(f"{root}/d000/e{n % 100:02}/changed-{n}", "wb") as file:
+                file.write(b"%04d" % n)
+
+    def resident(title):
+        print("  resident, peak, %s: %.0f, %.0f MiB" % (title, *mount.resident_mib()), flush=True)
+
+    try:
+        begun = time.monotonic()
+        fill(root, args.files)
+        mount.drain()
+        print(f"  {args.files:,} files made in {time.monotonic() - begun:.0f} s", flush=True)
+        do("create, all in the bucket", lambda: snapshot("create", root, "a"))
+        change(0, 10)
+        do("create, 10 new files not yet there", lambda: snapshot("create", root, "b"))
+        mount.forget()
+        resident("mounted")
+        do("list, cold", lambda: snapshot("list", root))
+        do("first ls in one, cold", lambda: os.listdir(f"{past}/a"))
+        listed = ["ls", "-l", f"{past}/a/d000/e07"]
+        do("ls -l of 1,000 names in it, cold", lambda: subprocess.run(listed, **quiet))
+        mount.forget()
+        do("diff of 10 new files, cold", lambda: snapshot("diff", root, "a", "b"), args.files, "a file")
+        resident("after the diff")
+        mount.forget()
+        some = min(args.files, 100_000)
+        restored = ("restore", root, "a", "d000", "--to", "back")
+        do("restore beside, cold", lambda: snapshot(*restored), some, "a file")
+        do("the same until the bucket has it", mount.drain, some, "a file")
+        in_place = ("restore", root, "a", "d000")
+        do("restore where nothing has changed", lambda: snapshot(*in_place), some, "a file")
+        mount.forget()
+        resident("mounted")
+
+        def many():
+            for n in range(100):
+                change(100 + n, 1)
+                snapshot("create", root, f"s{n}")
+
+        do("100 snapshots, a new file before each", many, 100, "each")
+        resident("100 snapshots")
+        do("ls in each of 100", lambda: [os.listdir(f"{past}/s{n}") for n in range(100)], 100, "each")
+        resident("100 snapshots open")
+        time.sleep(args.idle_seconds)
+        resident(f"{args.idle_seconds} s later")
+        names = [f"s{n}" for n in range(100)]
+        do("delete of 100", lambda: snapshot("delete", root, *names), 100, "each")
+        do("delete of one", lambda: snapshot("delete", root, "b"))
+    finally:
+        mount.close()
+
+
 def a_month(title, counts, seconds, gib):
     """What `counts`, of so many seconds, come to in a month, with so much stored."""
     times = MONTH_SECONDS / seconds
@@ -250,23 +315,25 @@ def cost(args, work):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("what", choices=("counts", "scale", "cost"))
+    parser.add_argument("what", choices=("counts", "scale", "cost", "snapshots"))
     parser.add_argument("--bin", required=True, help="directory with sealfs and examples/")
     parser.add_argument("--work", default="/var/tmp", help="where local state goes")
     parser.add_argument("--rtt-ms", type=float, default=20)
     parser.add_argument("--mib-per-s", type=int, help="bandwidth of the link")
-    parser.add_argument("--files", type=int, help="4,000; of scale 100,000")
+    parser.add_argument("--files", type=int, help="4,000; of scale and snapshots 100,000")
     parser.add_argument("--size-mib", type=int, default=256)
     parser.add_argument("--seconds", type=int, default=120, help="of each load of cost")
     parser.add_argument("--settle-seconds", type=int, default=20)
+    parser.add_argument("--idle-seconds", type=int, default=200, help="of open snapshots")
     args = parser.parse_args()
     args.bin = os.path.abspath(args.bin)
-    args.files = args.files or (100_000 if args.what == "scale" else 4000)
+    args.files = args.files or (100_000 if args.what in ("scale", "snapshots") else 4000)
     phases.COMMAND_SECONDS_MAX = 3600
     work = tempfile.mkdtemp(prefix="sealfs-counts-", dir=args.work)
     say(f"{args.what}: {args.files:,} files, round trips of {args.rtt_ms:g} ms")
     try:
-        {"counts": counts, "scale": scale, "cost": cost}[args.what](args, work)
+        works = {"counts": counts, "scale": scale, "cost": cost, "snapshots": snapshots}
+        works[args.what](args, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
