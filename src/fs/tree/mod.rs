@@ -81,8 +81,8 @@ impl Tree {
     }
 
     /// Closes what is idle. Call it now and then.
-    pub async fn tend(&self) {
-        self.past.tend(Instant::now()).await;
+    pub async fn tend(&self, now: Instant) {
+        self.past.tend(now).await;
     }
 
     /// Closes all snapshots.

@@ -57,7 +57,7 @@ impl Mounted {
             loop {
                 tokio::time::sleep(LOOK_AGAIN).await;
                 sealed.look_again(Instant::now()).await;
-                tree.tend().await;
+                tree.tend(Instant::now()).await;
             }
         });
         if shared.writer().is_none() {

@@ -5,14 +5,17 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use sealfs::base::Ino;
 use sealfs::fs::SnapDir;
+use sealfs::fs::tree::SNAPSHOTS;
 use sealfs::fuse;
 use sealfs::stack::{MountOptions, Mounted, StackError};
 use tokio::task::spawn_blocking;
 
 use super::{create, named, quick};
-use crate::volume::{Bench, LONG};
+use crate::volume::{Bench, LONG, write_file};
 
 /// A mount of the volume on a directory of its own.
 struct Seen {
@@ -249,7 +252,7 @@ async fn a_deleted_snapshot_and_a_name_of_the_volume_are_told_apart() {
     assert_eq!(seen.mounted.tree.open_snapshots(), 1);
     seen.mounted.delete_snapshots(vec![named("s")], LONG).await.expect("deletes");
     create(&seen.mounted, "s").await;
-    seen.mounted.tree.tend().await;
+    seen.mounted.tree.tend(Instant::now()).await;
     assert_eq!(seen.mounted.tree.open_snapshots(), 0);
     seen.with(move |at| {
         let mut bytes = [0; 100];
@@ -387,4 +390,44 @@ async fn a_restore_is_seen_through_the_kernel_at_once() {
     .await;
     seen.end().await;
     assert_eq!(bench.fsck(|o| o.data = true).await.problems, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_snapshots_cost_nothing_until_they_are_looked_into() {
+    // Guards against memory and requests for snapshots that nobody uses: they are listed without being
+    // opened, and only so many are open at once, until some time after their last use.
+    let bench = Bench::new().await;
+    let m = bench.mount_with(quick).await.expect("mounts");
+    write_file(&m.fs, Ino::ROOT, "f", b"x").await;
+    for n in 0..100 {
+        create(&m, &format!("s{n}")).await;
+    }
+    let tree = m.tree.clone();
+    let before = m.requests();
+    for _ in 0..3 {
+        let listed = tree.readdirplus(SNAPSHOTS, 0, 1000).await.expect("lists");
+        let names = listed.iter().filter(|(entry, _)| entry.name.starts_with(b"s")).count();
+        assert_eq!(names, 100);
+    }
+    // Opening them would take 900; what goes on in the background takes some.
+    let asked = m.requests().get - before.get;
+    assert!(asked < 100, "{asked}");
+    assert_eq!(tree.open_snapshots(), 0);
+    for n in 0..100 {
+        let attr = tree.lookup(SNAPSHOTS, format!("s{n}").into()).await.expect("finds");
+        assert!(tree.open_snapshots() <= 12, "{n}");
+        tree.forget(attr.ino, 1);
+    }
+    assert!(tree.open_snapshots() > 0);
+    tree.tend(Instant::now()).await;
+    assert!(tree.open_snapshots() > 0, "they were used a moment ago");
+    tree.tend(Instant::now() + Duration::from_secs(121)).await;
+    assert_eq!(tree.open_snapshots(), 0);
+    // And once more, as if nothing had been.
+    let attr = tree.lookup(SNAPSHOTS, b"s7".to_vec()).await.expect("finds");
+    assert_eq!(
+        (tree.readdir(attr.ino, 2, 10).await.expect("lists").len(), tree.open_snapshots()),
+        (1, 1)
+    );
+    assert!(m.shutdown(LONG).await);
 }
