@@ -30,6 +30,8 @@ pub(super) struct Release {
     /// Where the look under way goes on, and what it has found.
     at: Option<(Key, Kept)>,
     collect: Option<Instant>,
+    /// And once more that long after: what was compacted on account of all that is kept until then.
+    again: Option<Duration>,
 }
 
 impl Release {
@@ -38,9 +40,10 @@ impl Release {
         self.is_due = true;
     }
 
-    /// Collects what checkpoints needed when it is old enough.
+    /// Collects what checkpoints needed when it is old enough, and once more.
     pub(super) fn collect_after(&mut self, age: Duration) {
-        self.collect = Some(Instant::now() + age + COLLECT_SLACK.min(age));
+        let pause = age + COLLECT_SLACK.min(age);
+        (self.collect, self.again) = (Some(Instant::now() + pause), Some(pause));
     }
 }
 
@@ -104,7 +107,7 @@ impl Keeper {
         if state.collect.is_none_or(|at| at > Instant::now()) {
             return;
         }
-        state.collect = None;
+        state.collect = state.again.take().map(|pause| Instant::now() + pause);
         let kv = self.rows.view.kv().clone();
         tokio::spawn(async move {
             if let Err(e) = kv.collect_garbage().await {

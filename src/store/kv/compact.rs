@@ -59,6 +59,8 @@ impl Kv {
             poll_interval: tick,
             commit_compacted_interval: tick,
             max_concurrent_compactions: 1,
+            // What it has read is kept for as long as everything else that nothing refers to.
+            checkpoint_lifetime: self.options.collect_age,
             worker: Some(CompactionWorkerOptions {
                 max_concurrent_compactions: 1,
                 compactions_poll_interval: tick,
