@@ -245,7 +245,7 @@ impl Reclaimer {
             }
         }
         if held_back {
-            next = Some(if dead.is_empty() { PAUSE } else { Duration::ZERO });
+            next = Some(if dead.is_empty() { PAUSE.min(grace) } else { Duration::ZERO });
         }
         if dead.is_empty() {
             schedule.look_after(next);
