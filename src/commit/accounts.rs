@@ -165,10 +165,11 @@ pub async fn settle_segments(
                 }
             },
         };
-        row.live = row.live.checked_add_signed(delta).unwrap_or_else(|| {
+        let live = row.live.checked_add_signed(delta).unwrap_or_else(|| {
             log::error!("segment {id} would have {} {delta:+} live bytes", row.live);
             0
         });
+        row = row.with_live(live, now.death);
         if row.live > 0 {
             let files = owners.get(&id).into_iter().flatten();
             settle_owners(view, out, id, &mut row, files).await?;

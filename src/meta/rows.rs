@@ -80,7 +80,7 @@ impl ExtentRow {
     }
 }
 
-/// `s` row: what a segment is and how much of it is referred to. 33 bytes, and the index of its
+/// `s` row: what a segment is and how much of it is referred to. 41 bytes, and the index of its
 /// frames if it has any ([`SegmentRow::encode_with`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SegmentRow {
@@ -94,9 +94,27 @@ pub struct SegmentRow {
     pub epoch: u32,
     /// How many `b` rows it has.
     pub owners: u32,
+    /// The first of the commits that refer to at most a half of it, up to now; 0: the volume refers
+    /// to more.
+    pub half_since: u64,
 }
 
 impl SegmentRow {
+    /// The same with so many live bytes; `death` is the first commit that sees it so.
+    pub fn with_live(self, live: u64, death: u64) -> SegmentRow {
+        let half_since = match (live <= self.size / 2, self.half_since) {
+            (false, _) => 0,
+            (true, 0) => death,
+            (true, since) => since,
+        };
+        SegmentRow { live, half_since, ..self }
+    }
+
+    /// Whether it says rightly that the volume refers to more than a half, or does not.
+    pub fn says_half(&self) -> bool {
+        (self.live <= self.size / 2) == (self.half_since > 0)
+    }
+
     /// Encodes the row of a segment without frames.
     pub fn encode(&self) -> Bytes {
         self.encode_with(&[])
@@ -105,13 +123,14 @@ impl SegmentRow {
     /// Encodes the row. `frames` is what the segment's object says of its frames; nothing: it is
     /// stored as it is.
     pub fn encode_with(&self, frames: &[u8]) -> Bytes {
-        let mut out = Vec::with_capacity(37 + frames.len());
+        let mut out = Vec::with_capacity(45 + frames.len());
         out.u8(VERSION);
         out.u64(self.size);
         out.u64(self.live);
         out.u64(self.birth);
         out.u32(self.epoch);
         out.u32(self.owners);
+        out.u64(self.half_since);
         if !frames.is_empty() {
             out.u32(frames.len() as u32);
             out.extend_from_slice(frames);
@@ -129,7 +148,8 @@ impl SegmentRow {
         let mut r = Reader::new(bytes);
         version(&mut r)?;
         let (size, live, birth) = (r.u64()?, r.u64()?, r.u64()?);
-        let row = SegmentRow { size, live, birth, epoch: r.u32()?, owners: r.u32()? };
+        let (epoch, owners, half_since) = (r.u32()?, r.u32()?, r.u64()?);
+        let row = SegmentRow { size, live, birth, epoch, owners, half_since };
         if r.end().is_ok() {
             return Ok((row, &[]));
         }
@@ -374,7 +394,7 @@ mod tests {
     #[test]
     fn a_segment_row_has_an_index_of_frames_or_ends() {
         // Guards against an index that is cut, or an empty one, being taken for a raw segment.
-        let row = SegmentRow { size: 1, live: 2, birth: 3, epoch: 4, owners: 5 };
+        let row = SegmentRow { size: 1, live: 2, birth: 3, epoch: 4, owners: 5, half_since: 6 };
         assert_eq!(SegmentRow::decode_with(&row.encode()), Ok((row, &[][..])));
         let framed = row.encode_with(b"index");
         assert_eq!(SegmentRow::decode_with(&framed), Ok((row, &b"index"[..])));

@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn a_kept_segment_is_what_it_was_and_is_held_from_birth_to_death() {
         // Guards against a segment that is deleted, or kept, one commit too early or too late.
-        let segment = SegmentRow { size: 1, live: 2, birth: 3, epoch: 4, owners: 5 };
+        let segment = SegmentRow { size: 1, live: 2, birth: 3, epoch: 4, owners: 5, half_since: 6 };
         let kept = KeptRow { death: 6, segment };
         let bytes = kept.encode_with(b"index");
         let (read, frames) = KeptRow::decode_with(&bytes).expect("reads");
@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(frames, b"index");
         assert!(!read.is_held_by(2) && read.is_held_by(3) && read.is_held_by(5));
         assert!(!read.is_held_by(6));
-        for len in (0..bytes.len()).filter(|&len| len != 9 + 33) {
+        for len in (0..bytes.len()).filter(|&len| len != 9 + 41) {
             assert!(KeptRow::decode_with(&bytes[..len]).is_err(), "{len}");
         }
     }

@@ -120,7 +120,7 @@ fn make_the_seeds_of_the_rows() {
     write("directory", &dir_row.encode());
     write("dirent", &Dirent { ino: Ino(300), kind: Kind::File }.encode());
     write("extent", &ExtentRow { segment, segment_offset: 100, len: 4096 }.encode());
-    let row = SegmentRow { size: 500, live: 400, birth: 7, epoch: 1, owners: 2 };
+    let row = SegmentRow { size: 500, live: 400, birth: 7, epoch: 1, owners: 2, half_since: 0 };
     write("segment", &row.encode());
     write("segment-frames", &row.encode_with(b"frames"));
     write("dead", &DeadRow { birth: 7, death: 9 }.encode());

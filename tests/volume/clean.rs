@@ -542,7 +542,8 @@ async fn many_files(bench: &Bench, count: u64) {
             rows.push((Bytes::from(key.into_vec()), Some(inode.encode_with(Some(&extent)))));
             live += len;
         }
-        let row = SegmentRow { size: files * len, live, birth: 1, epoch: 1, owners: 0 };
+        let row = SegmentRow { size: files * len, birth: 1, epoch: 1, ..SegmentRow::default() };
+        let row = row.with_live(live, 1);
         let row = row.encode_with(&layout.to_row());
         rows.push((Bytes::from(keys::segment(id).into_vec()), Some(row)));
         for batch in rows.chunks(8192) {

@@ -84,7 +84,7 @@ impl Break<'_> {
 
 /// Names of all the ways in which rows are broken below, what the check must say of each, and
 /// where the file that was touched is after the repair (`#` stands for its inode number).
-const BREAKS: [(&str, &str, &str); 21] = [
+const BREAKS: [(&str, &str, &str); 22] = [
     ("name removed", "has links and no name", "dir/b lost+found/#"),
     ("directory's name removed", "has links and no name", "dir/deep/c lost+found/#/c"),
     ("directory's row removed", "which is no directory", "dir/deep/c lost+found/#/c"),
@@ -101,6 +101,7 @@ const BREAKS: [(&str, &str, &str); 21] = [
     ("file's row removed", "have no file", "dir/b lost+found/#"),
     ("stale incarnation", "have no file", ""),
     ("segment accounting", "said live", "dir/b dir/b"),
+    ("half since", "said to be not that since commit 1", "dir/b dir/b"),
     ("segment row removed", "no accounting row", "dir/b dir/b"),
     ("owner of nothing", "0 files said to share it, 1 found", ""),
     ("owners not counted", "0 files said to share it, 1 found", "dir/b dir/b"),
@@ -155,11 +156,14 @@ async fn break_it(how: &str, b: &mut Break<'_>) {
             let extent = b.extent("dir/b").await;
             let id = extent.segment;
             match how {
-                "segment accounting" => {
+                "segment accounting" | "half since" => {
                     let row = b.mounted.view().kv().get(&keys::segment(id)).await.expect("reads");
                     let row = row.expect("there");
                     let (row, frames) = SegmentRow::decode_with(&row).expect("decodes");
-                    let wrong = SegmentRow { live: row.live - 1, ..row };
+                    let wrong = match how {
+                        "half since" => SegmentRow { half_since: 1, ..row },
+                        _ => SegmentRow { live: row.live - 1, ..row },
+                    };
                     b.batch.put(keys::segment(id), wrong.encode_with(frames));
                 }
                 "owners not counted" => {

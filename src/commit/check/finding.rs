@@ -56,6 +56,8 @@ pub enum Finding {
     Blocks { ino: Ino, said: u64, bytes: u64 },
     /// Live bytes of a segment are not what extents refer to, or reach behind its end.
     SegmentAccounting { id: SegmentId, size: u64, said: u64, found: u64, end: u64 },
+    /// A segment is more than half in use, and its row says since when it is not; or the other way round.
+    SegmentHalf { id: SegmentId, size: u64, live: u64, said: u64 },
     /// Two extents refer to the same bytes of a segment, and no `b` row says so of either.
     SegmentShared { id: SegmentId },
     /// The number of `b` rows of a segment is not what its `s` row says (0 if it has none).
@@ -173,6 +175,14 @@ impl fmt::Display for Finding {
             SegmentAccounting { id, size, said, found, .. } => {
                 let size = counted(*size, "byte");
                 write!(f, "segment {id}: {size}, {said} said live, {found} found")
+            }
+            SegmentHalf { id, size, live, said } => {
+                let size = counted(*size, "byte");
+                let said = match said {
+                    0 => "more than half in use".to_string(),
+                    since => format!("not that since commit {since}"),
+                };
+                write!(f, "segment {id}: {size}, {live} live, said to be {said}")
             }
             SegmentShared { id } => {
                 write!(f, "segment {id}: two extents share bytes, and no row says so")

@@ -112,7 +112,12 @@ impl Check<'_> {
             }
             self.report.segments += u64::from(row.is_some());
             match row {
-                Some(row) if found == row.live && found > 0 && end <= row.size => {}
+                Some(row) if found == row.live && found > 0 && end <= row.size => {
+                    if !row.says_half() {
+                        let (size, live, said) = (row.size, row.live, row.half_since);
+                        self.report.note(Finding::SegmentHalf { id, size, live, said });
+                    }
+                }
                 Some(SegmentRow { size, live: said, .. }) => {
                     let finding = Finding::SegmentAccounting { id, size, said, found, end };
                     self.report.note(finding);

@@ -1,14 +1,21 @@
-//! Which segments are worth cleaning. Pure.
+//! Which segments are worth cleaning. Pure. What of them snapshots hold is judged in `worth`.
 
 use std::collections::HashMap;
 
+use super::worth::pays_later;
 use crate::base::SegmentId;
+use crate::commit::holders::HeldCommits;
 use crate::commit::options::CleanOptions;
 use crate::commit::pack::SEGMENT_BYTES_MAX;
 use crate::meta::SegmentRow;
 
 /// A segment below this is tiny: an `fsync` a second leaves one every commit interval.
 pub(super) const TINY_BYTES: u64 = 1 << 20;
+/// A segment below this is merged with others even if it stays in the bucket for snapshots, once there
+/// are [`CRUMBS`] times as many as of other tiny ones: a snapshot every hour leaves some each time, for
+/// good. What is in them is there twice until those snapshots are gone.
+const CRUMB_BYTES: u64 = 64 << 10;
+const CRUMBS: usize = 16;
 /// Cleaning begins when this part of all stored bytes, or of all segments, would come free: what
 /// is moved dies again, and the deader a segment is by then, the less is moved for what it frees.
 const SHARE: u64 = 16;
@@ -33,14 +40,14 @@ pub(super) struct Chooser {
     options: CleanOptions,
     /// Tiny segments that an earlier round found not to be worth it.
     left_out: usize,
-    /// What was born until this commit stays in the bucket whatever is moved out of it: a snapshot
-    /// holds it.
-    held: Option<u64>,
+    /// What was born until one of these stays in the bucket, whatever is moved out of it.
+    held: HeldCommits,
     segments: usize,
     bytes: u64,
     dead_bytes: u64,
     half_dead: Candidates,
     tiny: Candidates,
+    crumbs: Candidates,
 }
 
 /// Segments of one sort, of which at most [`CANDIDATES_MAX`] are remembered.
@@ -60,9 +67,9 @@ impl Candidates {
 }
 
 impl Chooser {
-    /// `left_out`: tiny segments that an earlier round found not to be worth it. `held`: the newest
-    /// commit that a snapshot holds.
-    pub(super) fn new(options: CleanOptions, left_out: usize, held: Option<u64>) -> Chooser {
+    /// `left_out`: tiny segments that an earlier round found not to be worth it. `held`: what
+    /// snapshots hold.
+    pub(super) fn new(options: CleanOptions, left_out: usize, held: HeldCommits) -> Chooser {
         Chooser {
             options,
             left_out,
@@ -72,6 +79,7 @@ impl Chooser {
             dead_bytes: 0,
             half_dead: Candidates::default(),
             tiny: Candidates::default(),
+            crumbs: Candidates::default(),
         }
     }
 
@@ -83,7 +91,10 @@ impl Chooser {
         if live == 0 || row.owners == 0 && live > size || live > SEGMENT_BYTES_MAX {
             return; // not ours to judge: `fsck` says what is wrong
         }
-        if self.held.is_some_and(|held| row.birth <= held) {
+        if self.held.holds(row.birth) && !pays_later(&self.held, &row) {
+            if size < CRUMB_BYTES && !self.held.stays_for(row.birth) {
+                self.crumbs.push(id, row);
+            }
             return; // it would be there twice, and nothing would come free
         }
         if size < TINY_BYTES {
@@ -120,6 +131,9 @@ impl Chooser {
         if self.tiny.seen >= enough + self.left_out {
             take(&self.tiny);
         }
+        if self.crumbs.seen >= CRUMBS * enough + self.left_out {
+            take(&self.crumbs);
+        }
         choice
     }
 }
@@ -129,7 +143,7 @@ mod tests {
     use super::*;
 
     fn chosen(segments: &[(u64, u64)]) -> Vec<usize> {
-        let mut chooser = Chooser::new(CleanOptions::default(), 0, None);
+        let mut chooser = Chooser::new(CleanOptions::default(), 0, HeldCommits::default());
         let id = |n: usize| SegmentId((n as u128).to_be_bytes());
         for (n, &(size, live)) in segments.iter().enumerate() {
             chooser.see(id(n), SegmentRow { size, live, ..SegmentRow::default() });
@@ -162,17 +176,38 @@ mod tests {
     fn what_a_snapshot_holds_is_neither_moved_nor_counted() {
         // Guards against a bucket that grows by cleaning: the old segment stays for the snapshot, and
         // what was moved is there twice.
-        let mut chooser = Chooser::new(CleanOptions::default(), 0, Some(7));
+        let held = HeldCommits { staying: vec![7], ..HeldCommits::default() };
+        let mut chooser = Chooser::new(CleanOptions::default(), 0, held);
         for n in 0..600u64 {
             let birth = if n < 300 { 7 } else { 8 };
             let (size, live) = if n % 2 == 0 { (4096, 4096) } else { (16 * MIB, MIB) };
-            let row = SegmentRow { size, live, birth, ..SegmentRow::default() };
+            let row = SegmentRow { size, birth, ..SegmentRow::default() }.with_live(live, 9);
             chooser.see(SegmentId(u128::from(n).to_be_bytes()), row);
         }
         assert_eq!(chooser.dead_bytes, 150 * 15 * MIB);
         let chosen = chooser.choice().segments;
         assert_eq!(chosen.len(), 150, "the tiny ones that are left are too few");
         assert!(chosen.values().all(|row| row.birth == 8));
+    }
+
+    #[test]
+    fn crumbs_that_snapshots_hold_are_merged_once_there_are_many() {
+        // Guards against an object for every hour of a log, for ever, and against data that are there
+        // twice for nothing: larger ones, and those of a snapshot that stays.
+        let chosen = |many: u64, size: u64, held: &HeldCommits| {
+            let mut chooser = Chooser::new(CleanOptions::default(), 0, held.clone());
+            for n in 0..many {
+                let row = SegmentRow { size, birth: 3, ..SegmentRow::default() }.with_live(size, 3);
+                chooser.see(SegmentId(u128::from(n).to_be_bytes()), row);
+            }
+            chooser.choice().segments.len()
+        };
+        let going = HeldCommits { going: vec![7], ..HeldCommits::default() };
+        let staying = HeldCommits { staying: vec![7], ..going.clone() };
+        assert_eq!(chosen(4096, 4096, &going), 4096);
+        assert_eq!(chosen(4095, 4096, &going), 0, "too few");
+        assert_eq!(chosen(5000, CRUMB_BYTES, &going), 0, "too large");
+        assert_eq!(chosen(5000, 4096, &staying), 0);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `choose` | which segments are worth it |
+//! | `worth` | what becomes of those that snapshots hold |
 //! | `owners` | who refers to them, by their own summaries |
 //! | `plan` | what lies where in the new ones; what of it is still in use |
 //! | `carry` | the task: find, read, upload |
@@ -21,6 +22,7 @@ mod choose;
 mod owners;
 mod plan;
 mod switch;
+mod worth;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -86,12 +88,14 @@ impl Drop for Round {
     }
 }
 
-/// A point in the life of a mount: when, after which commit, bytes that came free until then.
+/// A point in the life of a mount: when, after which commit, bytes that came free and snapshots that were
+/// deleted until then.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
     at: Instant,
     sequence: u64,
     freed: u64,
+    deleted: u64,
 }
 
 /// The round under way, and when the next is due.
@@ -123,7 +127,7 @@ impl Rounds {
         let much = options.dead_bytes_min.max(self.stored / LOOK_SHARE);
         self.again
             || commits >= LOOK_COMMITS
-            || commits > 0 && waited >= options.look_every
+            || (commits > 0 || now.deleted > since.deleted) && waited >= options.look_every
             || self.looked.is_none() && waited >= options.look_every / 6
             || now.freed.saturating_sub(since.freed) >= much
     }
@@ -186,7 +190,8 @@ impl Cleaner {
     async fn step(&self, rounds: &mut Rounds) -> Result<bool, CommitError> {
         let sequence = self.rows.committed.borrow().sequence;
         let freed = self.rows.counts.freed.load(Ordering::Relaxed);
-        let now = Mark { at: Instant::now(), sequence, freed };
+        let deleted = self.rows.view.holders().deleted();
+        let now = Mark { at: Instant::now(), sequence, freed, deleted };
         if rounds.round.is_none() && rounds.is_due(&self.rows.options.clean, now) {
             rounds.looked = Some(now);
             rounds.again = false;
@@ -235,7 +240,7 @@ impl Cleaner {
     /// Looks at all segments, and sets out if it is worth it.
     async fn begin_round(&self, rounds: &mut Rounds) -> Result<(), CommitError> {
         let kv = self.rows.view.kv();
-        let held = self.rows.view.holders().newest();
+        let held = self.rows.view.holders().held();
         let mut chooser = Chooser::new(self.rows.options.clean, rounds.left_out, held);
         let mut cursor = Cursor::new(kv, b's');
         // What is live of one goes into one: that must not be larger than the store takes.
@@ -328,8 +333,12 @@ mod tests {
         // never looks.
         let options = CleanOptions::default();
         let start = Instant::now();
-        let at =
-            |secs, sequence, freed| Mark { at: start + Duration::from_secs(secs), sequence, freed };
+        let at = |secs, sequence, freed| Mark {
+            at: start + Duration::from_secs(secs),
+            sequence,
+            freed,
+            deleted: 0,
+        };
         let mut rounds = Rounds::default();
         assert!(!rounds.is_due(&options, at(0, 7, 0)) && !rounds.is_due(&options, at(299, 8, 0)));
         assert!(rounds.is_due(&options, at(300, 7, 0)), "what an earlier mount left");
@@ -338,6 +347,7 @@ mod tests {
         (rounds.looked, rounds.stored) = (Some(at(300, 7, 0)), 64 << 30);
         assert!(!rounds.is_due(&options, at(90_000, 7, 0)), "nothing was committed");
         assert!(rounds.is_due(&options, at(2100, 8, 0)));
+        assert!(rounds.is_due(&options, Mark { deleted: 1, ..at(2100, 7, 0) }), "a snapshot went");
         assert!(!rounds.is_due(&options, at(301, 8, 64 << 20)), "little of so much");
         assert!(rounds.is_due(&options, at(301, 8, 1 << 30)));
         rounds.not_before = Some(start + Duration::from_secs(400));

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::error::CommitError;
+use super::holders::Holder;
 use super::snapshots::{Snapshot, snapshot, snapshots};
 use super::view::{ViewError, last_commit};
 use super::writer::RowWriter;
@@ -142,8 +143,7 @@ impl Keeper {
         // A volume without a checkpoint has had no snapshot when this mount began.
         let none = !self.is_begun.load(Ordering::Acquire) && kv.checkpoints().is_empty();
         let found = if none { Vec::new() } else { snapshots(kv).await? };
-        let held = found.iter().map(|s| (s.row.commit, s.row.checkpoint));
-        self.rows.view.holders().set(held);
+        self.rows.view.holders().set(found.iter().map(|s| Holder::of(&s.row)));
         self.sweep.store(!none, Ordering::Release);
         self.is_begun.store(true, Ordering::Release);
         self.is_known.store(true, Ordering::Release);
@@ -249,6 +249,7 @@ impl Keeper {
         commit_pending.await?;
         let key = |s: &Snapshot| Bytes::from(keys::snapshot(&s.name).into_vec());
         self.rows.write(found.iter().map(|s| (key(s), None)).collect()).await?;
+        self.rows.view.holders().drop_these(found.iter().map(|s| Holder::of(&s.row)));
         log::info!("{} deleted", counted(found.len() as u64, "snapshot"));
         self.release.lock().wake();
         Ok(Ok(()))

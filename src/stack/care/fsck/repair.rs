@@ -228,6 +228,7 @@ impl Repair<'_> {
                 }
             }
             Finding::SegmentAccounting { id, .. }
+            | Finding::SegmentHalf { id, .. }
             | Finding::OwnerCount { id, .. }
             | Finding::SegmentWithoutRow { id, .. } => {
                 self.settle(&mut batch, *id, segments, objects).await?;
@@ -281,10 +282,10 @@ impl Repair<'_> {
             (None, None) => return Ok(()),
         };
         let owners = u32::try_from(sum.owners).unwrap_or(u32::MAX);
-        let right = SegmentRow { live: sum.live, owners, ..row };
+        let last = last_commit(self.kv).await?.map_or(0, |commit| commit.sequence);
+        let right = SegmentRow { owners, ..row }.with_live(sum.live, last + 1);
         if sum.live == 0 {
             // Nothing refers to it: it goes like every other such segment.
-            let last = last_commit(self.kv).await?.map_or(0, |commit| commit.sequence);
             let dead = DeadRow { birth: row.birth, death: last + 1 };
             batch.delete(keys::segment(id));
             let held = |s: &Snapshot| (dead.birth..dead.death).contains(&s.row.commit);
