@@ -111,12 +111,12 @@ impl Check<'_> {
                 self.report.note(Finding::OwnerCount { id, said, found: owners });
             }
             self.report.segments += u64::from(row.is_some());
+            let adds_up = |row: &SegmentRow| found == row.live && found > 0 && end <= row.size;
             match row {
-                Some(row) if found == row.live && found > 0 && end <= row.size => {
-                    if !row.says_half() {
-                        let (size, live, said) = (row.size, row.live, row.half_since);
-                        self.report.note(Finding::SegmentHalf { id, size, live, said });
-                    }
+                Some(row) if adds_up(&row) && row.says_half() => {}
+                Some(row) if adds_up(&row) => {
+                    let (size, live, said) = (row.size, row.live, row.half_since);
+                    self.report.note(Finding::SegmentHalf { id, size, live, said });
                 }
                 Some(SegmentRow { size, live: said, .. }) => {
                     let finding = Finding::SegmentAccounting { id, size, said, found, end };
