@@ -10,6 +10,7 @@ use crate::base::shell_word;
 use crate::seal::{KdfParams, Secret};
 use crate::stack::{self, InitOptions, KeyOptions, StoreOptions};
 use crate::store::Compression;
+use crate::store::s3::StorageClass;
 
 use super::args::{SecretArgs, StoreArgs};
 use super::dirs::{absolute_or, state_dir};
@@ -59,6 +60,12 @@ pub struct InitArgs {
     /// data in them compress.
     #[arg(long, value_name = "HOW", default_value = "none")]
     compress: Compression,
+    /// Put file data into this storage class: STANDARD_IA, ONEZONE_IA, INTELLIGENT_TIERING, GLACIER_IR
+    ///
+    /// The volume remembers it; `sealfs storage-class` changes it. The other objects are small, replaced
+    /// often and stay in STANDARD.
+    #[arg(long, value_name = "CLASS", default_value_t)]
+    storage_class: StorageClass,
     /// Make a recovery key as well, and a page to print with it: a way in when the first is lost
     #[arg(long, help_heading = "Recovery", value_name = "FILE", conflicts_with = "no_recovery")]
     recovery_kit: Option<PathBuf>,
@@ -96,7 +103,8 @@ pub fn run(args: InitArgs) -> Outcome {
     let kdf = KdfParams::default();
     let (reach, again) = (store.clone(), secret.duplicate());
     let (label, compress) = (args.label.clone(), args.compress);
-    let options = InitOptions { store, secret, label, kdf, owner, compress };
+    let storage_class = args.storage_class.clone();
+    let options = InitOptions { store, secret, label, kdf, owner, compress, storage_class };
     let attended = options.store.attended.clone();
     if args.create_bucket {
         let made = stack::create_bucket(&options.store, args.create_bucket_versioning);

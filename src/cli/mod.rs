@@ -41,6 +41,7 @@ mod pages;
 mod place;
 mod progress;
 mod protocol;
+mod quota;
 mod recover;
 mod reload;
 mod role;
@@ -64,6 +65,7 @@ mod sse_flags;
 mod sse_report;
 mod stats;
 mod status;
+mod storage_class;
 mod storm;
 mod strength;
 mod sync;
@@ -114,6 +116,10 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Change what a live mount was started with
     Set(set::SetArgs),
+    /// Limit how much the files of a volume may take, or show it
+    Quota(Box<quota::QuotaArgs>),
+    /// Choose the storage class of a volume's segments, or show it
+    StorageClass(Box<storage_class::StorageClassArgs>),
     /// Bring files of a directory, or objects of a bucket, into a volume
     Import(Box<import::ImportArgs>),
     /// Put files of a volume into a bucket, as objects that other tools read
@@ -212,6 +218,8 @@ pub fn main() -> ExitCode {
         Command::Warm(args) => warm::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Set(args) => set::run(args),
+        Command::Quota(args) => quota::run(*args),
+        Command::StorageClass(args) => storage_class::run(*args),
         Command::Import(args) => import::run(*args),
         Command::Export(args) => export::run(*args),
         Command::Config(args) => conf::run(args, &Cli::command()),

@@ -7,8 +7,8 @@ use crate::fs::diff::Difference;
 use crate::fs::restore::{RestoreOrder, Restored};
 use crate::fuse::Counted;
 use crate::stack::{
-    Accept, Numbers, Places, Progress, Setting, Settings, SnapshotAsk, SnapshotInfo, SnapshotList,
-    SnapshotRefused, Status,
+    Accept, Change, Numbers, Places, Progress, Setting, Settings, SnapshotAsk, SnapshotInfo,
+    SnapshotList, SnapshotRefused, Status,
 };
 
 use super::exit::Failure;
@@ -31,6 +31,11 @@ pub enum Ask {
     Set {
         /// In this order.
         settings: Vec<Setting>,
+    },
+    /// Changes what the volume remembers; answered with [`Say::Status`].
+    Configure {
+        /// What of it.
+        change: Change,
     },
     /// Answered with [`Say::Progress`] until [`Say::Done`] or [`Say::Failed`].
     Sync {

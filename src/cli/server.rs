@@ -157,6 +157,15 @@ async fn client(
             };
             return send(&mut write, &answer).await;
         }
+        Ask::Configure { change } => {
+            let changed = timeout(LOOK_MAX, Arc::clone(&control).configure(change)).await;
+            let answer = match changed {
+                Ok(Ok(status)) => Say::Status(Box::new(status)),
+                Ok(Err(why)) => Say::Failed(why.into()),
+                Err(_) => Say::Failed(Failure::new(Exit::Unreachable, "the store does not answer")),
+            };
+            return send(&mut write, &answer).await;
+        }
         Ask::Sync { stall_secs } => {
             let control = Arc::clone(&control);
             tokio::spawn(async move {

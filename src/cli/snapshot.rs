@@ -71,7 +71,7 @@ pub(super) struct Target {
     target: String,
     /// One JSON object; its fields are never renamed
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Where this machine remembers what it has seen of the volume
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -189,7 +189,7 @@ pub fn run(args: SnapshotArgs) -> Outcome {
 }
 
 /// How a volume is reached.
-enum Reached {
+pub(super) enum Reached {
     /// A mount on this machine.
     Mount(PathBuf),
     /// A store, and what opens it.
@@ -202,7 +202,7 @@ impl Target {
     }
 
     /// A mount if there is one; else the store, and what opens it, which may be asked for.
-    fn reach(&self) -> Outcome<Reached> {
+    pub(super) fn reach(&self) -> Outcome<Reached> {
         if !self.is_store() {
             return Ok(Reached::Mount(PathBuf::from(&self.target)));
         }
@@ -244,7 +244,7 @@ fn answered_else() -> Failure {
     Failure::new(Exit::General, "the mount process answered something else")
 }
 
-fn attend<T>(
+pub(super) fn attend<T>(
     options: &KeyOptions,
     work: impl Future<Output = Result<T, StackError>>,
 ) -> Outcome<T> {
@@ -275,7 +275,7 @@ pub(super) fn refused(refused: SnapshotRefused, target: &str) -> Failure {
     Failure { hint, ..Failure::new(exit, refused.message) }
 }
 
-fn print_json(value: &impl Serialize) -> Outcome {
+pub(super) fn print_json(value: &impl Serialize) -> Outcome {
     let json = serde_json::to_string_pretty(value)
         .map_err(|e| Failure::new(Exit::General, format!("cannot print it: {e}")))?;
     println!("{}", plain_json(&json));

@@ -35,6 +35,9 @@ pub fn failure(e: &RestoreError) -> Failure {
         RestoreError::Failed { why, .. } => match why {
             FsError::Stale => failure.hint("the snapshot was deleted meanwhile"),
             FsError::NoSpace => failure.hint("the journal is full: sealfs status DIR; then again"),
+            FsError::Quota(_) => {
+                failure.hint("delete something, or raise the quota: sealfs quota DIR SIZE")
+            }
             FsError::ReadOnly => failure.hint("only the mount that writes the volume can restore"),
             FsError::NotDir => failure.hint("snapshots are not there in a mount of one"),
             _ => failure.hint(

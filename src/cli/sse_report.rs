@@ -6,7 +6,7 @@ use std::io::Write;
 use indicatif::HumanBytes;
 
 use crate::base::{counted, one_line};
-use crate::stack::audit::{AuditReport, Exception, Tally};
+use crate::stack::audit::{AuditReport, ClassGroup, Exception, Tally};
 use crate::stack::migrate::MigrateReport;
 
 /// Exceptions that are printed; `--json` and `--csv` have more.
@@ -39,6 +39,14 @@ pub fn text(report: &AuditReport) -> String {
             share(group.tally, report.examined),
             group.key.as_deref().unwrap_or("-"),
         ));
+    }
+    if report.storage_classes.iter().any(|group| group.storage_class != "STANDARD") {
+        line(String::new());
+        line(format!("{:22} {:>10} {:>12}", "storage class", "objects", "bytes"));
+        for ClassGroup { storage_class, tally } in &report.storage_classes {
+            let bytes = HumanBytes(tally.bytes).to_string();
+            line(format!("{storage_class:22} {:>10} {bytes:>12}", tally.objects));
+        }
     }
     line(String::new());
     line(format!(
@@ -97,6 +105,9 @@ pub fn csv(report: &AuditReport, out: impl Write) -> std::io::Result<()> {
     };
     for group in &report.groups {
         row("mode", &group.mode, group.key.as_deref().unwrap_or_default(), group.tally, "")?;
+    }
+    for group in &report.storage_classes {
+        row("class", &group.storage_class, "", group.tally, "")?;
     }
     row("total", "examined", "", report.examined, "")?;
     row("total", "client-side", "", report.client_side, "")?;

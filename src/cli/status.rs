@@ -89,6 +89,9 @@ fn describe(s: &Status, now: SystemTime) -> String {
     if s.open_snapshots > 0 {
         line("open", counted(s.open_snapshots as u64, "snapshot"));
     }
+    if s.quota_bytes.is_some() || s.quota_inodes.is_some() {
+        line("quota", quota(s));
+    }
     line("journal", format!("{} of {}", size(s.journal_bytes), size(s.journal_bytes_max)));
     let hits = s.cache_hit_ratio.map(|r| format!(", {:.0} % of reads hit", r * 100.0));
     let hits = hits.unwrap_or_default();
@@ -121,6 +124,13 @@ fn describe(s: &Status, now: SystemTime) -> String {
     line("traffic", format!("{} received, {} sent", size(r.bytes_down), size(r.bytes_up)));
     let applied = s.sse_applied.as_ref().map(|a| format!(" (the server applied {a})"));
     line("sse", format!("{}{}", s.sse, applied.unwrap_or_default()));
+    if !matches!(&*s.storage_class, "" | "STANDARD") {
+        let other = s
+            .storage_class_applied
+            .as_ref()
+            .map(|other| format!(", but the server puts them into {other}"));
+        line("class", format!("{} for segments{}", s.storage_class, other.unwrap_or_default()));
+    }
     if s.compress != "none" || s.segment_stored_bytes < s.segment_data_bytes {
         let stored = match s.segment_data_bytes {
             0 => String::new(),
@@ -138,6 +148,13 @@ fn describe(s: &Status, now: SystemTime) -> String {
         line("warning", warning.clone());
     }
     out
+}
+
+/// What is in use of what there may be.
+fn quota(s: &Status) -> String {
+    let of_bytes = s.quota_bytes.map(|max| format!(" of {}", HumanBytes(max))).unwrap_or_default();
+    let of_inodes = s.quota_inodes.map(|max| format!(" of {max}")).unwrap_or_default();
+    format!("{}{of_bytes}, {}{of_inodes} inodes in use", HumanBytes(s.used_bytes), s.used_inodes)
 }
 
 fn connection(c: &Connection, now: SystemTime) -> String {
@@ -185,6 +202,13 @@ mod tests {
             sse: "default".into(),
             sse_applied: Some("AES256".into()),
             compress: "zstd:3".into(),
+            storage_class: "GLACIER_IR".into(),
+            storage_class_applied: Some("STANDARD".into()),
+            used_bytes: 3 << 30,
+            used_inodes: 12,
+            quota_bytes: Some(4 << 30),
+            quota_inodes: None,
+            quota_error: Default::default(),
             segment_data_bytes: 3 << 20,
             segment_stored_bytes: 1 << 20,
             snapshots: Some(2),
@@ -213,6 +237,8 @@ mod tests {
             "note      the cache cannot be written",
             "snapshot  monday",
             "open      2 snapshots",
+            "quota     3.00 GiB of 4.00 GiB, 12 inodes in use",
+            "class     GLACIER_IR for segments, but the server puts them into STANDARD",
         ] {
             assert!(text.contains(part), "{part:?} in {text}");
         }

@@ -101,7 +101,20 @@ impl Fs {
         inode: &mut Inode,
         written: Range<u64>,
     ) -> Attempt<()> {
-        let blocks = around(&written);
+        let most = whole_blocks(inode.size.max(written.end));
+        let lacking = self.lacking(file, inode, &written)?;
+        inode.allocated = (inode.allocated + lacking).min(most);
+        Ok(())
+    }
+
+    /// Bytes of the blocks of `range` that have no data.
+    pub(super) fn lacking(
+        &self,
+        file: ContentsId,
+        inode: &Inode,
+        range: &Range<u64>,
+    ) -> Attempt<u64> {
+        let blocks = around(range);
         let old_end = whole_blocks(inode.size);
         let inside = blocks.start.min(old_end)..blocks.end.min(old_end);
         let had = match () {
@@ -112,9 +125,7 @@ impl Fs {
                 parts.map_or(0, |parts| in_blocks(&parts, &(0..0)))
             }
         };
-        let most = whole_blocks(inode.size.max(written.end));
-        inode.allocated = (inode.allocated + (blocks.end - blocks.start) - had).min(most);
-        Ok(())
+        Ok(blocks.end - blocks.start - had)
     }
 
     /// Changes the count of `inode` to what it is once `written` has what `parts` of a source are

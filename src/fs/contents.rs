@@ -128,7 +128,7 @@ impl Fs {
 
     /// `fallocate(2)`: mode 0 (and `FALLOC_FL_KEEP_SIZE`), `FALLOC_FL_PUNCH_HOLE`,
     /// `FALLOC_FL_ZERO_RANGE`. Space is never reserved: the bucket has no limit, and what the
-    /// journal takes is decided when it is written.
+    /// journal takes is decided when it is written. A quota must have room for it now.
     ///
     /// # Errors
     /// [`FsError::Unsupported`] for other modes, [`FsError::Invalid`] for an empty range,
@@ -156,6 +156,10 @@ impl Fs {
                 _ => return Err(FsError::FileTooBig.into()),
             };
             let mut inode = fs.file(ino)?;
+            if mode & PUNCH == 0 && fs.quota().bytes > 0 {
+                let lacking = fs.lacking((ino, inode.generation), &inode, &(offset..end))?;
+                fs.room_for(i64::try_from(lacking).unwrap_or(i64::MAX), 0)?;
+            }
             let before = inode.allocated;
             let mut batch = Batch::default();
             clear_set_id(&mut inode, caller, SetIdChange::Contents);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::quota::QuotaError;
 use crate::base::ContentsId;
 use crate::commit::ViewError;
 use crate::data::ReadError;
@@ -44,6 +45,9 @@ pub enum FsError {
     /// The journal is full and the bucket takes nothing (`ENOSPC`).
     #[error("no space left in the journal")]
     NoSpace,
+    /// The volume is at its quota (`ENOSPC` or `EDQUOT`).
+    #[error("the quota of the volume is used up")]
+    Quota(QuotaError),
     /// Beyond the largest file size (`EFBIG`).
     #[error("file too large")]
     FileTooBig,
@@ -129,6 +133,8 @@ pub(super) enum Step {
     Range(ContentsId, u64, u64),
     /// The journal or the pending rows are at their limit: wait for a commit, try again.
     Full,
+    /// It goes beyond the quota: what was just deleted may come free, then it fails.
+    Quota(QuotaError),
     /// The mount is about to change its role: wait for that, try again.
     Held,
     /// The operation fails.

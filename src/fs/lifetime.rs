@@ -122,6 +122,11 @@ impl Lookups {
         known
     }
 
+    /// Whether an inode without a name is still known.
+    pub(super) fn has_orphans(&self) -> bool {
+        !self.inner.lock().orphans.is_empty()
+    }
+
     fn remove_orphan(&self, ino: Ino) {
         self.inner.lock().orphans.remove(&ino);
     }

@@ -17,6 +17,7 @@ mod known;
 mod lifetime;
 mod namespace;
 mod place;
+mod quota;
 mod read;
 pub mod restore;
 mod rights;
@@ -42,6 +43,7 @@ pub use error::FsError;
 use error::Step;
 pub(crate) use lifetime::decode_next_ino;
 pub use place::{behind_group, ends_group};
+pub use quota::{Quota, QuotaError};
 pub use role::Half;
 pub use tree::{Keeps, SnapDir, Snapshot, Snapshots, Tree};
 pub use types::{
@@ -104,6 +106,7 @@ pub struct Fs {
     streams: read::Streams,
     listings: ahead::Listings,
     uncounted: Mutex<blocks::Uncounted>,
+    quota: quota::Kept,
 }
 
 /// What mutations share.
@@ -132,6 +135,7 @@ impl Fs {
             streams: read::Streams::default(),
             listings: ahead::Listings::default(),
             uncounted: Mutex::default(),
+            quota: quota::Kept::default(),
         })
     }
 
@@ -184,7 +188,7 @@ impl Fs {
         if self.is_read_only() {
             return Err(FsError::ReadOnly);
         }
-        let mut full_since: Option<Instant> = None;
+        let (mut full_since, mut over_since): (Option<Instant>, Option<Instant>) = (None, None);
         let mut loads = 0;
         for _ in 0..TRIES_MAX {
             let step = {
@@ -204,6 +208,13 @@ impl Fs {
                 }
                 Step::Range(file, start, end) => {
                     Box::pin(self.view.load_extents(file, start, end)).await?
+                }
+                Step::Quota(e) => {
+                    let since = *over_since.get_or_insert_with(Instant::now);
+                    if !self.may_come_free(since).await {
+                        self.say_refused();
+                        return Err(FsError::Quota(e));
+                    }
                 }
                 Step::Held => self.role.until_released().await?,
                 Step::Full => {
@@ -227,15 +238,17 @@ impl Fs {
     }
 
     /// Journals rows that no operation of a user made: those that `fsck --repair` puts right.
-    /// They go the way of every other mutation. `batch` carries no file data.
+    /// They go the way of every other mutation, but for the quota. `batch` carries no file data.
     pub async fn mend(self: &Arc<Self>, batch: Batch) -> Result<(), FsError> {
         assert_eq!(batch.data_len(), 0, "a repair moves rows, not contents");
-        let submit = move |fs: &Fs, state: &mut State| fs.submit(state, batch.clone(), &[]);
+        let submit =
+            move |fs: &Fs, state: &mut State| fs.submit_all(state, batch.clone(), &[], &[]);
         self.clone().transact(submit).await.map(|_| ())
     }
 
     /// Journals `batch` with `data` and makes it visible. The caller holds the mutation lock.
     fn submit(&self, state: &mut State, batch: Batch, data: &[&[u8]]) -> Attempt<JournalPos> {
+        self.within_quota(&batch)?;
         self.submit_all(state, batch, data, &[])
     }
 
@@ -247,6 +260,7 @@ impl Fs {
         batch: Batch,
         parts: &[Part],
     ) -> Attempt<JournalPos> {
+        self.within_quota(&batch)?;
         self.submit_all(state, batch, &[], parts)
     }
 
@@ -321,7 +335,9 @@ impl Fs {
                 Ok(value) => return Ok(value),
                 Err(Step::Fail(e)) => return Err(e),
                 Err(Step::Row(key)) => Box::pin(self.load_row(&key)).await?,
-                Err(Step::Full | Step::Held | Step::Extents(_) | Step::Range(..)) => {
+                Err(
+                    Step::Full | Step::Quota(_) | Step::Held | Step::Extents(_) | Step::Range(..),
+                ) => {
                     unreachable!("reads change nothing")
                 }
             }
@@ -369,28 +385,11 @@ impl Fs {
         self.fsync(ino, false)
     }
 
-    /// What `statfs` shows. S3 has no limit; 1 PiB is shown as free, in blocks so large that
-    /// programs which count them in 32 bits can (`put_compat_statfs` in fs/statfs.c).
+    /// What `statfs` shows: the quota, or 1 PiB that is free.
     pub fn statfs(
         self: &Arc<Self>,
     ) -> impl Future<Output = Result<StatFs, FsError>> + Send + 'static {
-        let stats = self.view.stats();
-        async move {
-            const BLOCK: u64 = 512 << 10;
-            const FREE: u64 = (1 << 50) / BLOCK;
-            const INODES_FREE: u64 = 1 << 31;
-            Ok(StatFs {
-                blocks: FREE + stats.bytes.div_ceil(BLOCK),
-                bfree: FREE,
-                bavail: FREE,
-                files: INODES_FREE + stats.inodes,
-                ffree: INODES_FREE,
-                // One size for both: programs multiply the counts with either.
-                bsize: BLOCK as u32,
-                namelen: NAME_MAX as u32,
-                frsize: BLOCK as u32,
-            })
-        }
+        std::future::ready(Ok(self.quota().statfs(self.view.stats())))
     }
 }
 

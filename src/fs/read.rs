@@ -212,7 +212,7 @@ impl Fs {
             Ok(inode) => inode,
             Err(Step::Row(key)) => return Ok(Plan::Row(key)),
             Err(Step::Fail(e)) => return Err(e),
-            Err(Step::Full | Step::Held | Step::Extents(_) | Step::Range(..)) => {
+            Err(Step::Full | Step::Quota(_) | Step::Held | Step::Extents(_) | Step::Range(..)) => {
                 unreachable!("reads change nothing")
             }
         };

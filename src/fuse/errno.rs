@@ -1,6 +1,6 @@
 //! Which error number an error of the filesystem becomes. The only place that chooses one.
 
-use crate::fs::FsError;
+use crate::fs::{FsError, QuotaError};
 
 use super::abi::Malformed;
 
@@ -36,7 +36,8 @@ impl From<FsError> for Errno {
             FsError::Invalid => libc::EINVAL,
             FsError::NameTooLong => libc::ENAMETOOLONG,
             FsError::TooManyLinks => libc::EMLINK,
-            FsError::NoSpace => libc::ENOSPC,
+            FsError::NoSpace | FsError::Quota(QuotaError::Enospc) => libc::ENOSPC,
+            FsError::Quota(QuotaError::Edquot) => libc::EDQUOT,
             FsError::FileTooBig => libc::EFBIG,
             FsError::ReadOnly => libc::EROFS,
             FsError::NoAttr => libc::ENODATA,

@@ -12,7 +12,7 @@ use super::doctor::{Finding, Level, secure_bucket};
 use super::keys::object::create_keyring;
 use super::opening::neighbours::refuse_taken;
 use super::options::OPEN_TIMEOUT;
-use super::running::canary::probe_store;
+use super::running::canary::{probe_store, try_class};
 use super::{InitOptions, StackError, StackErrorKind, StoreOptions, StoreStack};
 use crate::base::{Clock, SystemClock, VolumeId};
 use crate::fs::Fs;
@@ -84,6 +84,7 @@ async fn fill(
     options: &InitOptions,
 ) -> Result<VolumeId, StackError> {
     probe_store(layers).await?;
+    try_class(layers, &options.storage_class).await?;
     let (secret, label, now) = (&options.secret, &options.label, SystemClock.now());
     let now_secs = u64::try_from(now.secs).unwrap_or(0);
     let (keyring, keys) = Keyring::create(RootKey::random(), secret, label, options.kdf, now_secs)?;
@@ -93,6 +94,7 @@ async fn fill(
     let tags = options.store.sse.tags.clone().unwrap_or_default();
     let mut config = VolumeConfig::new(&mode, tags);
     config.compress = options.compress;
+    config.storage_class = options.storage_class.clone();
     config::replace(&*store, &config::Loaded::default(), &config).await?;
     let kv = Kv::open(store, KvOptions::default(), OPEN_TIMEOUT).await?;
     let (uid, gid) = options.owner;

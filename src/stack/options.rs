@@ -13,6 +13,7 @@ use crate::meta::SnapshotName;
 use crate::seal::{KdfParams, Secret};
 use crate::store::Compression;
 use crate::store::kv::COLLECT_AGE;
+use crate::store::s3::StorageClass;
 
 /// What `sealfs init` does.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct InitOptions {
     pub owner: (u32, u32),
     /// How segments are stored, for mounts that do not say otherwise.
     pub compress: Compression,
+    /// The storage class of segments.
+    pub storage_class: StorageClass,
 }
 
 impl InitOptions {
@@ -41,6 +44,7 @@ impl InitOptions {
             kdf: KdfParams::default(),
             owner: (0, 0),
             compress: Compression::None,
+            storage_class: StorageClass::default(),
         }
     }
 }

@@ -128,9 +128,29 @@ fn every_command_and_flag_that_is_named_exists() {
     // Guards against documentation of a flag that was renamed, or was never there. Read from
     // the code on the pages and compared with --help.
     let mut help: BTreeMap<&str, BTreeSet<String>> = [
-        "init", "mount", "umount", "promote", "demote", "sync", "status", "stats", "top", "set",
-        "info", "warm", "bench", "config", "version", "demo", "doctor", "fsck", "recover",
-        "import", "export",
+        "init",
+        "mount",
+        "umount",
+        "promote",
+        "demote",
+        "sync",
+        "status",
+        "stats",
+        "top",
+        "set",
+        "info",
+        "warm",
+        "quota",
+        "storage-class",
+        "bench",
+        "config",
+        "version",
+        "demo",
+        "doctor",
+        "fsck",
+        "recover",
+        "import",
+        "export",
     ]
     .map(|command| (command, flags(&sealfs(&[command, "--help"]))))
     .into();

@@ -134,6 +134,39 @@ fn a_volume_goes_from_mode_to_mode_on_moto() {
 }
 
 #[test]
+fn segments_go_into_the_storage_class_on_moto() {
+    // Guards against a class that only our own server understands.
+    needs_fuse!();
+    let Some(moto) = Moto::start() else { return };
+    moto.make_bucket();
+    let v = Volume::bare_on(Some(moto.remote()));
+    let (url, pass) = (v.url(), v.text("passphrase"));
+    let init = |class| {
+        ["init", &url, "--passphrase-file", &pass, "--no-recovery", "--storage-class", class]
+    };
+    v.fails(&init("NOT_A_CLASS"), 5);
+    v.ok(&init("INTELLIGENT_TIERING"));
+    v.mount(&[]);
+    std::fs::write(v.at("a"), vec![7; 3 << 20]).expect("writes");
+    v.ok(&["sync", &v.text("vault")]);
+    assert_eq!(v.status("storage_class_applied"), serde_json::Value::Null);
+    v.umount();
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    let listed = runtime.block_on(moto.client().list_objects_v2().bucket(BUCKET).send());
+    let listed = listed.expect("lists");
+    let is_segment = |key: &str| key.contains("/seg/");
+    assert!(listed.contents().iter().any(|o| o.key().is_some_and(is_segment)));
+    for object in listed.contents() {
+        let class = object.storage_class().map_or("STANDARD", |class| class.as_str());
+        let expected = match object.key().is_some_and(is_segment) {
+            true => "INTELLIGENT_TIERING",
+            false => "STANDARD",
+        };
+        assert_eq!(class, expected, "{object:?}");
+    }
+}
+
+#[test]
 fn a_server_that_ignores_a_customer_key_is_noticed() {
     // Guards against SSE-C that is accepted and not applied: moto stores such an object in the
     // clear and answers 200.

@@ -175,6 +175,7 @@ async fn format(bucket: &Arc<dyn ObjectStore>) {
         kdf: KdfParams::FLOOR,
         owner: (0, 0),
         compress: Default::default(),
+        storage_class: Default::default(),
     })
     .await
     .expect("init");

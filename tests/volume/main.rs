@@ -17,6 +17,7 @@ mod fs_model;
 mod fs_spine;
 mod fsck;
 mod model;
+mod quota;
 mod rekey;
 mod roles;
 mod round_trips;

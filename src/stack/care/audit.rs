@@ -72,6 +72,16 @@ pub struct Group {
     pub tally: Tally,
 }
 
+/// What is in one storage class.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClassGroup {
+    /// Its name.
+    pub storage_class: String,
+    /// How much there is in it.
+    #[serde(flatten)]
+    pub tally: Tally,
+}
+
 /// An object that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Exception {
@@ -106,6 +116,8 @@ pub struct AuditReport {
     pub as_requested: Tally,
     /// By mode and key.
     pub groups: Vec<Group>,
+    /// By storage class.
+    pub storage_classes: Vec<ClassGroup>,
     /// What is wrong, at most 10,000 of them.
     pub exceptions: Vec<Exception>,
     /// How many there are in all.
@@ -122,6 +134,16 @@ impl AuditReport {
         self.exceptions_total += 1;
         if self.exceptions.len() < EXCEPTIONS_MAX {
             self.exceptions.push(Exception { name: name.into(), bytes, problem });
+        }
+    }
+
+    fn count_class(&mut self, class: &str, bytes: u64) {
+        match self.storage_classes.iter_mut().find(|group| group.storage_class == class) {
+            Some(group) => group.tally.add(bytes),
+            None => {
+                let (storage_class, tally) = (class.to_owned(), Tally { objects: 1, bytes });
+                self.storage_classes.push(ClassGroup { storage_class, tally });
+            }
         }
     }
 
@@ -214,6 +236,7 @@ pub(super) async fn audit_as(
     drop(looked);
     report.listed = listed.get();
     report.groups.sort_by_key(|g| std::cmp::Reverse(g.tally.bytes));
+    report.storage_classes.sort_by_key(|g| std::cmp::Reverse(g.tally.bytes));
     Ok(report)
 }
 
@@ -296,6 +319,11 @@ fn enter(
     match sealing {
         Sealing::Verified | Sealing::Plausible => report.client_side.add(bytes),
         Sealing::Broken(why) => report.except(name, bytes, why),
+    }
+    report.count_class(inspected.class_name(), bytes);
+    if inspected.is_archived() {
+        let class = inspected.class_name();
+        report.except(name, bytes, format!("{class}: it cannot be read until it is restored"));
     }
     let applied = &inspected.applied;
     report.count(applied.mode_name(), key_name(s3, applied), bytes);

@@ -9,7 +9,7 @@
 //! | `audit`, `inventory`, `migrate` | how every object is encrypted, shown and changed |
 //! | `rekey` | every object sealed again in a new epoch |
 //! | `walk` | all objects one after the other, as these three do it |
-//! | `schedule` | the schedule of snapshots, read and changed |
+//! | `settings` | the schedule of snapshots, the quota and the storage class, read and changed |
 //! | `snapshots` | snapshots of a volume that is not mounted here |
 //! | `one_object` | one object by its name: its contents, or its key |
 
@@ -22,6 +22,6 @@ pub mod migrate;
 pub(super) mod one_object;
 pub(super) mod recover;
 pub mod rekey;
-pub(super) mod schedule;
+pub(super) mod settings;
 pub mod snapshots;
 mod walk;

@@ -294,10 +294,13 @@ impl Ground {
             name_hash_key: self.keys.name_hash_key(),
             open_timeout: options.read_timeout,
         };
-        let (shown, refresh) = match pinned {
+        let (shown, refresh) = match &pinned {
             Some(_) => (SnapDir::Off, options.refresh.max(WATCH_EVERY)),
             None => (options.snapdir, options.refresh),
         };
+        if pinned.is_none() {
+            fs.set_quota(self.sse.quota());
+        }
         let tree = Tree::new(fs.clone(), Arc::new(source), shown);
         Arc::new(OpenVolume {
             volume: self.keys.volume_id(),

@@ -39,6 +39,9 @@ impl Opened {
         let unlocked = unlock_store(&layers, &name, key).await?;
         let sealed = KeyWatch::sealed(&layers.retry, &name, &unlocked);
         let loaded = config::load(&sealed).await?;
+        if let Some(s3) = &layers.s3 {
+            s3.set_storage_class(&loaded.config.storage_class);
+        }
         Ok(Opened { layers, unlocked: Some(unlocked), loaded, sealed: Some(sealed) })
     }
 

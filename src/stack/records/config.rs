@@ -11,11 +11,14 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, UpdateVersion};
 use serde::{Deserialize, Serialize};
 
 use super::schedule::Schedule;
+use crate::fs::{Quota, QuotaError};
 use crate::stack::StackError;
 use crate::store::names::CONFIG_NAME;
-use crate::store::s3::SseMode;
+use crate::store::s3::{SseMode, StorageClass};
 use crate::store::{Compression, ErrorClass, class};
 
+/// How often the configuration is written again because somebody else has changed it.
+const TRIES: u32 = 8;
 /// Version of the JSON object that this program writes and reads.
 const CONFIG_VERSION: u32 = 1;
 
@@ -44,6 +47,16 @@ pub struct VolumeConfig {
     /// When snapshots are made by themselves.
     #[serde(default, with = "as_text", skip_serializing_if = "Schedule::is_off")]
     pub snapshots: Schedule,
+    /// How much the files in it may take.
+    #[serde(default, with = "as_text", skip_serializing_if = "is_default")]
+    pub quota: Quota,
+    /// The storage class of new segments. What is there stays where it is.
+    #[serde(default, with = "as_text", skip_serializing_if = "is_default")]
+    pub storage_class: StorageClass,
+}
+
+fn is_default<T: Default + PartialEq>(it: &T) -> bool {
+    *it == T::default()
 }
 
 fn is_none(compress: &Compression) -> bool {
@@ -137,9 +150,7 @@ impl VolumeConfig {
     /// The configuration of a new volume.
     pub fn new(mode: &SseMode, tags: BTreeMap<String, String>) -> VolumeConfig {
         let (version, sse) = (CONFIG_VERSION, mode.remembered());
-        let compress = Compression::None;
-        let snapshots = Schedule::default();
-        VolumeConfig { version, revision: 1, sse, tags, rekey: None, compress, snapshots }
+        VolumeConfig { version, revision: 1, sse, tags, ..VolumeConfig::default() }
     }
 
     /// The next revision, with these settings; the rest stays.
@@ -154,11 +165,44 @@ impl VolumeConfig {
         VolumeConfig { version, revision, rekey, ..self.clone() }
     }
 
-    /// The next revision, with this schedule of snapshots.
-    pub fn with_schedule(&self, snapshots: Schedule) -> VolumeConfig {
-        let (version, revision) = (CONFIG_VERSION, self.revision + 1);
-        VolumeConfig { version, revision, snapshots, ..self.clone() }
+    /// With `change` made; the same revision.
+    fn with(&self, change: &Change) -> VolumeConfig {
+        let mut now = self.clone();
+        match change {
+            Change::Schedule(snapshots) => now.snapshots = *snapshots,
+            Change::StorageClass(class) => now.storage_class = class.clone(),
+            Change::Quota { bytes, inodes, error } => {
+                now.quota.bytes = bytes.unwrap_or(now.quota.bytes);
+                now.quota.inodes = inodes.unwrap_or(now.quota.inodes);
+                now.quota.error = error.unwrap_or(now.quota.error);
+                if now.quota.is_off() {
+                    now.quota = Quota::default();
+                }
+            }
+        }
+        now
     }
+}
+
+/// A change of what a volume remembers, that needs nothing but the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Change {
+    /// When snapshots are made by themselves.
+    #[serde(with = "as_text")]
+    Schedule(Schedule),
+    /// The storage class of new segments.
+    #[serde(with = "as_text")]
+    StorageClass(StorageClass),
+    /// How much the files in it may take; what is `None` stays as it is, 0 is no limit.
+    Quota {
+        /// Bytes.
+        bytes: Option<u64>,
+        /// Inodes.
+        inodes: Option<u64>,
+        /// How it is told.
+        error: Option<QuotaError>,
+    },
 }
 
 fn path() -> Path {
@@ -211,6 +255,32 @@ pub async fn replace(
     };
     let put = sealed.put_opts(&path(), bytes.into(), mode.into()).await;
     put.map(drop).map_err(|e| StackError::store("writing the configuration of the volume", e))
+}
+
+/// The configuration, after `change` if there is one. Somebody else's changes meanwhile stay.
+///
+/// # Errors
+/// As [`load`] and [`replace`].
+pub async fn change(
+    sealed: &dyn ObjectStore,
+    change: Option<&Change>,
+) -> Result<VolumeConfig, StackError> {
+    let mut lost = None;
+    for _ in 0..TRIES {
+        let was = load(sealed).await?;
+        let Some(mut now) = change.map(|change| was.config.with(change)) else {
+            return Ok(was.config);
+        };
+        if now == was.config {
+            return Ok(now);
+        }
+        (now.version, now.revision) = (CONFIG_VERSION, was.config.revision + 1);
+        match replace(sealed, &was, &now).await {
+            Ok(()) => return Ok(now),
+            Err(e) => lost = Some(e), // changed meanwhile, or the answer was lost: look again
+        }
+    }
+    Err(lost.expect("every round that ends here set it"))
 }
 
 #[cfg(test)]
@@ -285,5 +355,32 @@ mod tests {
         replace(&sealed, &was, &newer).await.expect("written");
         let refused = load(&sealed).await.expect_err("newer").to_string();
         assert!(refused.contains("newer sealfs"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_change_keeps_what_others_have_changed_and_what_it_does_not_name() {
+        // Guards against a quota that takes the schedule with it, and one of inodes that takes that of
+        // bytes; and against a new revision for nothing.
+        let sealed = Sealed::new(Arc::new(InMemory::new()), VolumeKeys::random_for_tests(1));
+        let quota = |bytes, inodes, error| Change::Quota { bytes, inodes, error };
+        let schedule = "daily=3".parse().expect("a schedule");
+        let changes = [
+            Change::Schedule(schedule),
+            quota(Some(1 << 30), None, None),
+            Change::StorageClass("GLACIER_IR".parse().expect("a class")),
+            quota(None, Some(9), Some(QuotaError::Edquot)),
+            quota(None, Some(9), None),
+        ];
+        for (n, one) in changes.iter().enumerate() {
+            let text = serde_json::to_string(one).expect("plain data");
+            let one: Change = serde_json::from_str(&text).expect("reads back");
+            let now = change(&sealed, Some(&one)).await.expect("changed");
+            assert_eq!(now.revision, (n as u64 + 1).min(4), "{text}");
+        }
+        let now = change(&sealed, None).await.expect("read");
+        assert_eq!(now.quota.to_string(), "bytes=1073741824,inodes=9,error=EDQUOT");
+        assert_eq!((now.snapshots, now.storage_class.to_string()), (schedule, "GLACIER_IR".into()));
+        let off = change(&sealed, Some(&quota(Some(0), Some(0), None))).await.expect("changed");
+        assert_eq!(off.quota, Quota::default());
     }
 }

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::config::{self, VolumeConfig};
 use super::schedule::Schedule;
+use crate::fs::Quota;
 use crate::stack::{StackError, StackErrorKind};
 use crate::store::s3::{S3Store, SecretKey32, SseAsk, SseMode};
 
@@ -141,6 +142,7 @@ impl VolumeSse {
         };
         let choice = choose(&config, &self.ask)?;
         s3.set_object_tags(&choice.tags);
+        s3.set_storage_class(&config.storage_class);
         if choice.mode != s3.sse_mode() {
             s3.set_sse_mode(choice.mode);
         }
@@ -161,6 +163,11 @@ impl VolumeSse {
     /// When snapshots are made by themselves.
     pub(crate) fn schedule(&self) -> Schedule {
         self.state.lock().config.snapshots
+    }
+
+    /// How much the files of the volume may take.
+    pub(crate) fn quota(&self) -> Quota {
+        self.state.lock().config.quota
     }
 
     /// What is worth saying, for `status` and the terminal.
@@ -187,7 +194,8 @@ impl VolumeSse {
             return;
         }
         let (revision, rekey, now) = (config.revision, config.rekey, name(&config.sse));
-        let snapshots = config.snapshots;
+        let (snapshots, quota) = (config.snapshots, config.quota);
+        let class = config.storage_class.clone();
         match self.adopt(config) {
             Ok(()) => log::info!("the volume's configuration was changed; its encryption: {now}"),
             Err(e) => {
@@ -196,7 +204,11 @@ impl VolumeSse {
                 log::error!("{note}");
                 let mut state = self.state.lock();
                 (state.config.revision, state.config.rekey) = (revision, rekey);
-                state.config.snapshots = snapshots;
+                (state.config.snapshots, state.config.quota) = (snapshots, quota);
+                if let Some(s3) = &self.s3 {
+                    s3.set_storage_class(&class);
+                }
+                state.config.storage_class = class;
                 state.notes = vec![note];
             }
         }

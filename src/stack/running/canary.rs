@@ -3,10 +3,17 @@
 //! The first PUT carries the volume's encryption: a canary. Where the server refuses it, a few more
 //! requests find out which setting is in the way. A mount probes with the lease (`lease`).
 
+use std::time::Duration;
+
 use futures::FutureExt;
 
 use crate::stack::{StackError, StackErrorKind, StoreStack};
+use crate::store::s3::StorageClass;
 use crate::store::{ErrorClass, ProbeError, class, probe, sentence};
+
+/// How often a storage class is tried while the store is busy, and the pause between.
+const CLASS_TRIES: u32 = 4;
+const CLASS_PAUSE: Duration = Duration::from_millis(500);
 
 /// Tries out what a volume needs of its store, in the mode that it will be written in.
 ///
@@ -33,4 +40,50 @@ pub(crate) async fn explained(layers: &StoreStack, error: ProbeError) -> StackEr
         };
     }
     error.into()
+}
+
+/// Whether the store puts objects into this storage class.
+///
+/// # Errors
+/// [`StackError::Encryption`] if it does not; [`StackError::Store`].
+pub(crate) async fn try_class(
+    layers: &StoreStack,
+    wanted: &StorageClass,
+) -> Result<(), StackError> {
+    if wanted.is_standard() {
+        return Ok(());
+    }
+    let unsuitable = |message: String, hint: &str| StackError::Encryption {
+        kind: StackErrorKind::Unsuitable,
+        message,
+        hint: hint.into(),
+    };
+    let Some(s3) = &layers.s3 else {
+        let message = format!("{} has no storage classes", layers.place.name());
+        return Err(unsuitable(
+            message,
+            "leave it at STANDARD; classes are for s3://BUCKET[/PREFIX]",
+        ));
+    };
+    let mut tried = s3.try_storage_class(wanted).await;
+    for _ in 1..CLASS_TRIES {
+        if tried.as_ref().is_err_and(|e| class(e).is_retryable()) {
+            tokio::time::sleep(CLASS_PAUSE).await;
+            tried = s3.try_storage_class(wanted).await;
+        }
+    }
+    match tried {
+        Ok(()) => Ok(()),
+        Err(e) if class(&e).is_retryable() || class(&e) == ErrorClass::Auth => {
+            Err(StackError::store(format!("putting an object into {wanted}"), e))
+        }
+        Err(e) => Err(unsuitable(
+            format!(
+                "the server does not put objects into storage class {wanted}: {}",
+                sentence(&e)
+            ),
+            "choose one that it has: STANDARD, STANDARD_IA, ONEZONE_IA, INTELLIGENT_TIERING or \
+             GLACIER_IR on AWS; what else has, its documentation says",
+        )),
+    }
 }

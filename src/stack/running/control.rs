@@ -14,9 +14,10 @@ use super::role::{RoleName, Transition};
 use super::snapshots::{SnapshotAsk, SnapshotInfo, SnapshotList, SnapshotRefused};
 use super::transition::{DemoteAsk, PromoteAsk};
 use crate::base::Spread;
+use crate::fs::QuotaError;
 use crate::fs::diff::Difference;
 use crate::fs::restore::{Kernel, RestoreError, RestoreOrder, RestoreProgress, Restored};
-use crate::stack::{Places, StackError};
+use crate::stack::{Change, Places, StackError};
 use crate::store::RequestSnapshot;
 
 /// Whether the store can be reached and written.
@@ -136,6 +137,27 @@ pub struct Status {
     /// How new file data are stored: `none` or `zstd:LEVEL`.
     #[serde(default)]
     pub compress: String,
+    /// The storage class that segments are put into; empty for a store without classes.
+    #[serde(default)]
+    pub storage_class: String,
+    /// The one that the server has put a segment into, where that is another.
+    #[serde(default)]
+    pub storage_class_applied: Option<String>,
+    /// Bytes in the blocks of files, what is pending among them.
+    #[serde(default)]
+    pub used_bytes: u64,
+    /// Inodes in use.
+    #[serde(default)]
+    pub used_inodes: u64,
+    /// How many bytes there may be; `None` without a quota of them.
+    #[serde(default)]
+    pub quota_bytes: Option<u64>,
+    /// How many inodes there may be.
+    #[serde(default)]
+    pub quota_inodes: Option<u64>,
+    /// What goes beyond is refused with this.
+    #[serde(default)]
+    pub quota_error: QuotaError,
     /// Bytes of file data that were put into segments since the mount, and what they take there.
     #[serde(default)]
     pub segment_data_bytes: u64,
@@ -243,6 +265,9 @@ pub trait Control: Send + Sync + 'static {
     fn set(&self, setting: &Setting) -> Result<(), String>;
     /// What can be changed, as it is now.
     fn settings(&self) -> Settings;
+    /// Changes what the volume remembers, and follows that; what holds then.
+    fn configure(self: Arc<Self>, change: Change)
+    -> BoxFuture<'static, Result<Status, StackError>>;
     /// Where the bytes of an inode are; `None` if there is no such one. Reads rows of the bucket where
     /// memory does not have them. The error is a sentence.
     fn places(&self, ino: u64) -> BoxFuture<'static, Result<Option<Places>, String>>;

@@ -2,7 +2,7 @@
 //! seen.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use object_store::ObjectStore;
 
@@ -11,6 +11,7 @@ use crate::commit::last_commit;
 use crate::meta::CommitRow;
 use crate::stack::options::OPEN_TIMEOUT;
 use crate::stack::records::history::{refuse_discord, remember};
+use crate::stack::records::lease::HEARTBEAT;
 use crate::stack::records::state::Remembered;
 use crate::stack::{Accept, StackError};
 
@@ -22,11 +23,13 @@ pub(crate) struct Follower {
     shared: Arc<OpenVolume>,
     /// The last commit that was looked at.
     last: Option<CommitRow>,
+    /// When it looked at the configuration last.
+    looked: Instant,
 }
 
 impl Follower {
     pub(crate) fn new(shared: Arc<OpenVolume>) -> Follower {
-        Follower { shared, last: None }
+        Follower { shared, last: None, looked: Instant::now() }
     }
 
     /// Looks every `refresh`, for ever.
@@ -34,6 +37,10 @@ impl Follower {
         loop {
             tokio::time::sleep(refresh).await;
             self.follow().await;
+            if self.looked.elapsed() >= HEARTBEAT {
+                self.looked = Instant::now();
+                self.shared.look_at_config().await;
+            }
         }
     }
 

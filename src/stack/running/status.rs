@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, watch};
 
+use super::canary::try_class;
 use super::claim::WritePlan;
 use super::control::{
     Connection, Control, Numbers, Progress, Requests, Setting, Settings, Status, resident_bytes,
@@ -26,11 +27,13 @@ use crate::commit::{View, WriterState};
 use crate::data::BlockCache;
 use crate::fs::diff::Difference;
 use crate::fs::restore::{Kernel, NoKernel, RestoreError, RestoreOrder, RestoreProgress, Restored};
-use crate::fs::{Fs, Tree};
+use crate::fs::{Fs, Quota, Tree};
 use crate::fuse::KernelSide;
+use crate::meta::Stats;
 use crate::seal::VolumeKeys;
 use crate::stack::keys::watch::KeyWatch;
 use crate::stack::layers::StoreStack;
+use crate::stack::records::config::{self, Change};
 use crate::stack::records::encryption::VolumeSse;
 use crate::stack::records::state::{Remembered, StateFile};
 use crate::stack::{StackError, StackErrorKind};
@@ -183,6 +186,33 @@ fn lost(remembered: &Remembered) -> Option<String> {
     })
 }
 
+/// What follows the configuration.
+struct Configured {
+    sse: Arc<VolumeSse>,
+    sealed: Arc<Sealed>,
+    /// The volume; `None` where a snapshot is shown in its place.
+    fs: Option<Arc<Fs>>,
+}
+
+impl Configured {
+    async fn look(&self) {
+        self.sse.look(&*self.sealed).await;
+        if let Some(fs) = &self.fs {
+            fs.set_quota(self.sse.quota());
+        }
+    }
+}
+
+/// That nothing more fits.
+fn quota_note(quota: &Quota, used: Stats) -> Option<String> {
+    let is_full = |limit: u64, used: u64| limit > 0 && used >= limit;
+    (is_full(quota.bytes, used.bytes) || is_full(quota.inodes, used.inodes)).then(|| {
+        "the volume is at its quota, so what would take more is refused; delete something, or raise it: \
+         sealfs quota DIR SIZE"
+            .into()
+    })
+}
+
 impl OpenVolume {
     fn connection(&self) -> Connection {
         let Some(writer) = self.writer() else {
@@ -240,10 +270,37 @@ impl OpenVolume {
     /// Looks at keyring and configuration, and does what follows from them.
     pub(crate) async fn follow_now(&self) {
         self.key_watch.look().await;
-        self.sse.look(&*self.sealed).await;
+        self.look_at_config().await;
         self.tend_rekey().await;
         self.schedule_now.notify_one();
         self.beat_now.notify_one();
+    }
+
+    /// Changes what the volume remembers, and follows that.
+    async fn configure(&self, change: &Change) -> Result<(), StackError> {
+        if self.writer().is_none() {
+            return Err(StackError::Role {
+                kind: StackErrorKind::InUse,
+                message: "this mount only reads the volume".into(),
+                hint: "ask the mount that writes it, or give the STORE".into(),
+            });
+        }
+        if let Change::StorageClass(class) = change {
+            try_class(&self.layers, class).await?;
+        }
+        config::change(&*self.sealed, Some(change)).await?;
+        self.look_at_config().await;
+        Ok(())
+    }
+
+    /// Reads the configuration again, and follows it.
+    pub(crate) async fn look_at_config(&self) {
+        self.config().look().await;
+    }
+
+    fn config(&self) -> Configured {
+        let fs = self.pinned.is_none().then(|| self.fs.clone());
+        Configured { sse: self.sse.clone(), sealed: self.sealed.clone(), fs }
     }
 
     /// What a heartbeat looks at: the configuration, sometimes the keyring, and what follows from them,
@@ -252,7 +309,7 @@ impl OpenVolume {
         if at_the_keyring {
             self.key_watch.look().await;
         }
-        self.sse.look(&*self.sealed).await;
+        self.look_at_config().await;
         let shared = self.clone();
         tokio::spawn(async move { shared.tend_rekey().await });
     }
@@ -293,6 +350,7 @@ impl OpenVolume {
                 if damaged.len() > 5 { ", …" } else { "" }
             ));
         }
+        warnings.extend(quota_note(&self.fs.quota(), self.fs.used()));
         let writer = self.writer();
         let dir = self.plan.journal_dir();
         let journal = writer.as_ref().map(|writer| &*writer.journal);
@@ -338,6 +396,7 @@ impl Control for OpenVolume {
         let committed = writer.as_ref().map(|writer| writer.committer.progress());
         let oldest = committed.and_then(|p| p.oldest);
         let scheduled = self.scheduled.now();
+        let (quota, used, s3) = (self.fs.quota(), self.fs.used(), self.layers.s3.as_ref());
         Status {
             volume_id: self.volume.to_string(),
             store: self.store.clone(),
@@ -380,6 +439,13 @@ impl Control for OpenVolume {
             },
             sse_applied: self.layers.s3.as_ref().and_then(|s3| Some(s3.shown(&s3.sse_applied()?))),
             compress: self.segments.compression().to_string(),
+            storage_class: s3.map_or_else(String::new, |s3| s3.storage_class().to_string()),
+            storage_class_applied: s3.and_then(|s3| s3.other_storage_class()),
+            used_bytes: used.bytes,
+            used_inodes: used.inodes,
+            quota_bytes: Some(quota.bytes).filter(|n| *n > 0),
+            quota_inodes: Some(quota.inodes).filter(|n| *n > 0),
+            quota_error: quota.error,
             segment_data_bytes: self.segments.put_bytes().0,
             segment_stored_bytes: self.segments.put_bytes().1,
             snapshots: writer.as_ref().map(|_| self.view.holders().count() as u64),
@@ -430,6 +496,17 @@ impl Control for OpenVolume {
             commit_interval_ms: interval.map(|interval| interval.as_millis() as u64),
             log_level: log::max_level().to_string(),
         }
+    }
+
+    fn configure(
+        self: Arc<Self>,
+        change: Change,
+    ) -> BoxFuture<'static, Result<Status, StackError>> {
+        // On a task of its own: nobody drops it between the write and following it.
+        let changed = tokio::spawn(async move {
+            OpenVolume::configure(&self, &change).await.map(|()| self.status())
+        });
+        Box::pin(async move { changed.await.map_err(|e| broke("a change of the volume", &e))? })
     }
 
     fn places(&self, ino: u64) -> BoxFuture<'static, Result<Option<Places>, String>> {
@@ -558,12 +635,11 @@ impl Control for OpenVolume {
         }
         let key_watch = self.key_watch.clone();
         let committer = self.writer().map(|writer| writer.committer.clone());
-        let (sse, sealed, beat_now) =
-            (self.sse.clone(), self.sealed.clone(), self.beat_now.clone());
-        let schedule_now = self.schedule_now.clone();
+        let (schedule_now, beat_now) = (self.schedule_now.clone(), self.beat_now.clone());
+        let config = self.config();
         Box::pin(async move {
             key_watch.look().await;
-            sse.look(&*sealed).await;
+            config.look().await;
             schedule_now.notify_one();
             beat_now.notify_one(); // it tends a rekey, and says which epoch is written in
             if let Some(note) = key_watch.note() {

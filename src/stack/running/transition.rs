@@ -336,7 +336,7 @@ impl OpenVolume {
         if let Some(note) = self.key_watch.note() {
             return Err(refused(StackErrorKind::Secret, note, "look at the keys: sealfs key list"));
         }
-        self.sse.look(&*self.sealed).await;
+        self.look_at_config().await;
         let accept = ask.accept;
         let mut before = self.state.load_continued(accept.keyring)?.unwrap_or_default();
         before.take_seen(&self.remembered.lock());

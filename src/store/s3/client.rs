@@ -247,6 +247,7 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
             bucket: options.bucket,
             prefix,
             encryption: Encryption::new(options.sse, options.read_keys, &options.object_tags),
+            storage_class: Default::default(),
             sign_payload,
             batch_delete: AtomicBool::new(true),
             is_tls: endpoint.as_ref().is_none_or(|e| e.scheme() == "https"),

@@ -25,6 +25,7 @@ mod refusal;
 mod relabel;
 mod sse;
 mod sse_ask;
+mod storage_class;
 mod tls;
 mod upload;
 mod write;
@@ -46,6 +47,7 @@ pub use objects_write::{Labels, Sending};
 pub use proof::PartNote;
 pub use sse::{Applied, SecretKey32, SseKind, SseMismatch, SseMode};
 pub use sse_ask::SseAsk;
+pub use storage_class::StorageClass;
 
 use async_trait::async_trait;
 use encryption::Encryption;
@@ -72,6 +74,7 @@ struct Inner {
     /// Empty, or ends with a slash.
     prefix: String,
     encryption: Encryption,
+    storage_class: storage_class::Kept,
     /// Whether payloads are hashed into the signature; only over plain http to other machines.
     sign_payload: bool,
     /// Cleared by the first server that does not know DeleteObjects.

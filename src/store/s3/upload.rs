@@ -82,6 +82,7 @@ impl Inner {
             .create_multipart_upload()
             .bucket(&self.bucket)
             .key(self.key(location))
+            .set_storage_class(self.class_of(location))
             .checksum_algorithm(ChecksumAlgorithm::Crc32);
         let sse = self.encryption.now();
         let answer = with_sse!(request, sse.mode(), self.encryption.tags())
@@ -204,6 +205,7 @@ impl Inner {
         let applied = applied_by_s3!(answer);
         check_sse(&self.encryption.of_upload(id), Answer::Part, applied, ACTION, path)?;
         self.encryption.end_upload(id);
+        self.note_class(location, self.class_of(location)).await;
         Ok(PutResult {
             e_tag: answer.e_tag,
             version: answer.version_id,

@@ -10,9 +10,10 @@ use super::errors::{Condition, from_code, from_sdk, is_unsupported, own, write_f
 use super::proof::{self, Said, e_tag_of};
 use super::read::quoted;
 use super::sse::{Answer, Applied, SseCheck, SseMode};
+use super::storage_class::{StorageClass, wire};
 use crate::store::error::{self as store_error, ErrorClass};
 use crate::store::probe;
-use aws_sdk_s3::types::{Delete, ObjectIdentifier, ServerSideEncryption};
+use aws_sdk_s3::types::{Delete, ObjectIdentifier, ServerSideEncryption, StorageClass as Wire};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use object_store::path::Path;
@@ -171,14 +172,27 @@ impl Inner {
     }
 
     async fn put_if(&self, location: &Path, payload: PutPayload, when: If) -> Result<PutResult> {
-        self.put_in(&self.encryption.now(), location, payload, when).await
+        let class = self.class_of(location);
+        let sse = self.encryption.now();
+        let put = self.put_in(&sse, location, payload, when, class.clone()).await;
+        if put.is_ok() {
+            self.note_class(location, class).await;
+        }
+        put
+    }
+
+    /// Puts an object that says nothing in this storage class.
+    pub(super) async fn put_of_class(&self, location: &Path, class: &StorageClass) -> Result<()> {
+        let sse = self.encryption.now();
+        let put = self.put_in(&sse, location, "canary".into(), If::Any, wire(class)).await;
+        put.map(drop)
     }
 
     /// Puts and removes an object in `mode`: whether this server and these credentials can.
     pub(super) async fn try_mode(&self, mode: &SseMode) -> Result<()> {
         let sse = SseCheck::new(mode.clone());
         let location = probe::random_name()?;
-        let put = self.put_in(&sse, &location, "canary".into(), If::Any).await;
+        let put = self.put_in(&sse, &location, "canary".into(), If::Any, None).await;
         if put.is_ok() || matches!(&put, Err(e) if store_error::class(e) == ErrorClass::SseMismatch)
         {
             self.take_back(&location).await;
@@ -202,6 +216,7 @@ impl Inner {
         location: &Path,
         payload: PutPayload,
         when: If,
+        class: Option<Wire>,
     ) -> Result<PutResult> {
         let path = location.as_ref();
         let checksum = crc32_header(&payload);
@@ -212,6 +227,7 @@ impl Inner {
             .key(self.key(location))
             .checksum_crc32(&checksum)
             .content_length(payload.content_length() as i64)
+            .set_storage_class(class)
             .body(request_body(payload.clone(), self.sign_payload));
         let (request, condition) = match when {
             If::Any => (request, Condition::None),
@@ -260,6 +276,7 @@ impl Inner {
             .bucket(&self.bucket)
             .key(self.key(to))
             .copy_source(self.copy_source(from));
+        let request = request.set_storage_class(self.class_of(to));
         let mut request = with_sse!(request, sse.mode(), self.encryption.tags());
         if let SseMode::Customer { key } = sse.mode() {
             request = with_source_key!(request, key);
@@ -292,7 +309,7 @@ impl Inner {
 
     /// Removes an object that this call created in the wrong mode, so that its name is free when
     /// the write is tried again. A failure is only logged: the write's own error is the report.
-    async fn take_back(&self, location: &Path) {
+    pub(super) async fn take_back(&self, location: &Path) {
         if let Err(error) = self.delete_one(location).await {
             log::warn!(
                 "cannot remove {location}, a canary or in the wrong encryption mode: {error}"

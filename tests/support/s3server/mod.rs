@@ -169,6 +169,11 @@ impl S3Server {
         self.memory.raw().get(key).map(|object| object.sse.clone())
     }
 
+    /// The storage class of an object of the first bucket, `None` for the standard one.
+    pub fn storage_class(&self, key: &str) -> Option<String> {
+        self.memory.raw().get(key).and_then(|object| object.labels.storage_class.clone())
+    }
+
     /// Replaces or creates an object of the first bucket, past every check; it keeps its
     /// encryption headers if it had any.
     pub fn put_raw(&self, key: &str, bytes: impl Into<Bytes>) {

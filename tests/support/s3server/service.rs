@@ -44,6 +44,18 @@ impl MemoryS3 {
         (!self.memory.behaviour.read().no_e_tags).then(|| strong(e_tag))
     }
 
+    /// In the storage class that this server gives it.
+    fn classed(&self, labels: Labels) -> S3Result<Labels> {
+        let behaviour = self.memory.behaviour.read();
+        let asked = labels.storage_class.as_deref();
+        if asked.is_some() && asked == behaviour.refuses_storage_class {
+            return Err(s3_error!(InvalidStorageClass, "it has no such class"));
+        }
+        let storage_class =
+            labels.storage_class.clone().filter(|_| !behaviour.ignores_storage_class);
+        Ok(Labels { storage_class, ..labels })
+    }
+
     fn repeats_checksums(&self) -> bool {
         !self.memory.behaviour.read().no_checksums
     }
@@ -265,7 +277,7 @@ impl S3 for MemoryS3 {
         let sse = asked_sse!(input).resolve(&self.memory.behaviour.read())?;
         let condition = self.condition(input.if_match.take(), input.if_none_match.take())?;
         let context = sse.context.clone();
-        let beside = (input.tagging.take(), labels!(input));
+        let beside = (input.tagging.take(), self.classed(labels!(input))?);
         let (e_tag, told) =
             self.store(&input.bucket, &input.key, bytes, sse, beside, &condition)?;
         let mut output = PutObjectOutput { e_tag: self.e_tag(&e_tag), ..Default::default() };
@@ -366,7 +378,7 @@ impl S3 for MemoryS3 {
             .metadata_directive
             .as_ref()
             .is_some_and(|d| d.as_str() == MetadataDirective::REPLACE);
-        let labels = if replaces { labels!(input) } else { source.labels.clone() };
+        let labels = if replaces { self.classed(labels!(input))? } else { source.labels.clone() };
         let beside = (tags, labels);
         let (e_tag, told) =
             self.store(&input.bucket, &input.key, bytes, sse, beside, &WriteCondition::None)?;
@@ -473,7 +485,7 @@ impl S3 for MemoryS3 {
         let sse = asked_sse!(input).resolve(&self.memory.behaviour.read())?;
         let told = sse.told(&self.memory.behaviour.read().sse);
         let upload_id = format!("upload-{}", self.memory.fresh());
-        let labels = labels!(input);
+        let labels = self.classed(labels!(input))?;
         let (key, tags) = (input.key.clone(), input.tagging);
         let upload = Upload { key, sse: sse.clone(), tags, labels, parts: BTreeMap::new() };
         self.writable(&input.bucket)?.uploads.lock().insert(upload_id.clone(), upload);

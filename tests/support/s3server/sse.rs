@@ -51,6 +51,10 @@ pub struct Behaviour {
     pub place: Option<&'static str>,
     /// The bodies of CreateBucket so far.
     pub created_with: Vec<String>,
+    /// Stores everything in its standard class, whatever is asked for.
+    pub ignores_storage_class: bool,
+    /// Answers 400 to this storage class.
+    pub refuses_storage_class: Option<&'static str>,
     /// An access key that is no longer good, and how requests with it are answered.
     pub revoked: Option<(&'static str, u16, &'static str)>,
 }

@@ -10,6 +10,7 @@ use crate::store::s3::errors::{Condition, from_sdk, is_unsupported, own, write_f
 use crate::store::s3::proof::e_tag_of;
 use crate::store::s3::read::{quoted, system_time};
 use crate::store::s3::sse::{self, Answer, Applied, SecretKey32, SseMode};
+use crate::store::s3::storage_class::is_archive;
 use crate::store::s3::write::{
     COPY_THROUGH_MAX, applied, applied_by_s3, check_sse, with_customer_key, with_source_key,
     with_sse,
@@ -55,6 +56,18 @@ pub enum Reencrypted {
     Copied,
     /// It was read and written again: a small object that its writer replaces.
     Rewritten,
+}
+
+impl Inspected {
+    /// Its storage class by name.
+    pub fn class_name(&self) -> &str {
+        self.storage_class.as_ref().map_or("STANDARD", StorageClass::as_str)
+    }
+
+    /// Whether it has to be restored before it can be read.
+    pub fn is_archived(&self) -> bool {
+        is_archive(self.class_name())
+    }
 }
 
 impl S3Store {
