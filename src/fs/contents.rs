@@ -157,7 +157,7 @@ impl Fs {
             };
             let mut inode = fs.file(ino)?;
             if mode & PUNCH == 0 && fs.quota().bytes > 0 {
-                let lacking = fs.lacking((ino, inode.incarnation), &inode, &(offset..end))?;
+                let lacking = fs.lacking(inode.contents(ino), &inode, &(offset..end))?;
                 fs.room_for(i64::try_from(lacking).unwrap_or(i64::MAX), 0)?;
             }
             let before = inode.allocated;

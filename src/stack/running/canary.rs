@@ -3,17 +3,11 @@
 //! The first PUT carries the volume's encryption: a canary. Where the server refuses it, a few more
 //! requests find out which setting is in the way. A mount probes with the lease (`lease`).
 
-use std::time::Duration;
-
 use futures::FutureExt;
 
 use crate::stack::{StackError, StackErrorKind, StoreStack};
 use crate::store::s3::StorageClass;
-use crate::store::{ErrorClass, ProbeError, class, probe, sentence};
-
-/// How often a storage class is tried while the store is busy, and the pause between.
-const CLASS_TRIES: u32 = 4;
-const CLASS_PAUSE: Duration = Duration::from_millis(500);
+use crate::store::{ErrorClass, ProbeError, class, patiently, probe, sentence};
 
 /// Tries out what a volume needs of its store, in the mode that it will be written in.
 ///
@@ -65,14 +59,7 @@ pub(crate) async fn try_class(
             "leave it at STANDARD; classes are for s3://BUCKET[/PREFIX]",
         ));
     };
-    let mut tried = s3.try_storage_class(wanted).await;
-    for _ in 1..CLASS_TRIES {
-        if tried.as_ref().is_err_and(|e| class(e).is_retryable()) {
-            tokio::time::sleep(CLASS_PAUSE).await;
-            tried = s3.try_storage_class(wanted).await;
-        }
-    }
-    match tried {
+    match patiently(|| s3.try_storage_class(wanted)).await {
         Ok(()) => Ok(()),
         Err(e) if class(&e).is_retryable() || class(&e) == ErrorClass::Auth => {
             Err(StackError::store(format!("putting an object into {wanted}"), e))
