@@ -8,10 +8,14 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::sh;
 use crate::needs_fuse;
 use crate::suites::{Stand, needs_root};
+
+/// How long a handle of what is gone may still open.
+const STALE_WITHIN: Duration = Duration::from_secs(20);
 
 /// `struct file_handle` with `MAX_HANDLE_SZ` bytes.
 #[repr(C)]
@@ -47,9 +51,19 @@ fn open(mount: &File, handle: &Handle, flags: i32) -> io::Result<File> {
     }
 }
 
+/// Linux has an inode for a moment longer than its last user has it open.
 fn assert_stale(mount: &File, handle: &Handle, what: &str) {
-    let error = open(mount, handle, libc::O_PATH).err().map(|e| e.raw_os_error());
-    assert_eq!(error, Some(Some(libc::ESTALE)), "{what}");
+    let begun = Instant::now();
+    loop {
+        match open(mount, handle, libc::O_PATH).map_err(|e| e.raw_os_error()) {
+            Err(error) => break assert_eq!(error, Some(libc::ESTALE), "{what}"),
+            Ok(file) => {
+                let links = file.metadata().expect("stats").nlink();
+                assert!(links == 0 && begun.elapsed() < STALE_WITHIN, "{what}: {links} links");
+            }
+        }
+        drop_caches();
+    }
 }
 
 fn drop_caches() {
