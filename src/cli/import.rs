@@ -170,6 +170,9 @@ fn target(dir: &Path, dry_run: bool) -> Outcome<Target> {
     }
     let at = none.as_ref().map_or(dir, |none| none.path());
     let tree = Arc::new(Tree::open(at).map_err(|e| local(dir, e))?);
+    if !dry_run {
+        tree.forget_losses();
+    }
     Ok(Target { tree, _none: none })
 }
 

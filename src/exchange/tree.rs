@@ -527,6 +527,15 @@ impl Tree {
         self.remove(work, true)
     }
 
+    /// Takes note of what was lost before, so that [`Tree::sync`] tells of what is lost from now on:
+    /// Linux tells the first that asks (`errseq_t`) of pages that could not be written back, whoever
+    /// wrote them, a program that was killed on the same file system among others.
+    pub fn forget_losses(&self) {
+        if let Err(e) = self.sync() {
+            log::info!("{}: something written earlier was lost: {e}", self.path.display());
+        }
+    }
+
     /// Brings what was written to stable storage (syncfs(2)).
     ///
     /// # Errors

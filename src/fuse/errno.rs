@@ -48,7 +48,10 @@ impl From<FsError> for Errno {
             FsError::Busy => libc::EBUSY,
             FsError::CrossDevice => libc::EXDEV,
             FsError::ArgListTooBig => libc::E2BIG,
-            FsError::Io(_) => libc::EIO,
+            FsError::Io(why) => {
+                log::error!("answered with an input/output error: {why}");
+                libc::EIO
+            }
         })
     }
 }

@@ -62,6 +62,10 @@ impl Adapter {
             if let Err(FsError::ReadOnly) = result {
                 common.refused(node, reply.device());
             }
+            if let (Err(e), true) = (&result, flags.cached) {
+                // Its write(2) has returned, and whoever was killed meanwhile never hears of it.
+                log::warn!("pages that were written to node {node} are not taken: {e}");
+            }
             answer_written(reply, result);
         };
         match self.fs.write_now(ino, offset, data, flags) {
