@@ -127,7 +127,6 @@ fn kms_opens_its_slot_by_itself_and_says_why_not() {
     // exception's name in place of the missing permission.
     let (v, kms) = (Volume::create(), Kms::start());
     let (url, state, pass) = (v.url(), v.text("state"), v.text("passphrase"));
-    let at = ["--kms-region", "eu-west-1", "--kms-endpoint-url", &kms.endpoint];
     let added = add_kms_slot(&v, &kms);
     assert!(added.starts_with("slot 2 (server) added"), "{added}");
     let list = ok(&v, &[], &key("list", &url, &state, &["--json"]));
@@ -227,7 +226,7 @@ fn kms_opens_its_slot_by_itself_and_says_why_not() {
 fn the_last_slot_that_needs_nobody_is_kept_unless_told() {
     // Guards against a volume that dies with an AWS account, because somebody tidied up.
     let (v, kms) = (Volume::create(), Kms::start());
-    let (url, state, pass) = (v.url(), v.text("state"), v.text("passphrase"));
+    let (url, state) = (v.url(), v.text("state"));
     add_kms_slot(&v, &kms);
     let said = fails(&v, &CREDENTIALS, &key("remove", &url, &state, &["first", "--kms"]), 1);
     assert!(said.contains("without AWS KMS") && said.contains("--force"), "{said}");
