@@ -229,6 +229,10 @@ impl Metrics {
         out.gauge("sealfs_cache", bytes(), status.cache_bytes as f64, help)?;
         let help = "Most that the ciphertext cache may take";
         out.gauge("sealfs_cache_limit", bytes(), status.cache_bytes_max as f64, help)?;
+        let help = "Disk space of the cache that is kept for what is pinned";
+        out.gauge("sealfs_pinned", bytes(), status.pinned.kept_bytes as f64, help)?;
+        let help = "Of that, what is not there yet";
+        out.gauge("sealfs_pinned_missing", bytes(), status.pinned.missing_bytes as f64, help)?;
         let help = "Reads by the cache that was asked, and whether it had everything";
         let reads = [
             ("memory", "hit", numbers.memory_hits),

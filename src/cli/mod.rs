@@ -16,6 +16,7 @@ mod daemon;
 mod demo;
 mod dirs;
 mod doctor;
+mod du;
 mod exchange;
 mod exchange_keys;
 mod exit;
@@ -38,6 +39,8 @@ mod mount;
 mod notify;
 mod object;
 mod pages;
+mod pin;
+mod pin_serve;
 mod place;
 mod progress;
 mod protocol;
@@ -65,6 +68,7 @@ mod sse_flags;
 mod sse_report;
 mod stats;
 mod status;
+mod stop;
 mod storage_class;
 mod storm;
 mod strength;
@@ -110,6 +114,8 @@ enum Command {
     Top(stats::TopArgs),
     /// Show where each byte of a file is
     Info(info::InfoArgs),
+    /// Show what a tree takes: by directory, age and snapshot
+    Du(Box<du::DuArgs>),
     /// Bring files into the cache of this machine
     Warm(warm::WarmArgs),
     /// Measure a mount on this machine and this line, in a minute
@@ -215,6 +221,7 @@ pub fn main() -> ExitCode {
         Command::Stats(args) => stats::run(args),
         Command::Top(args) => stats::top(args),
         Command::Info(args) => info::run(args),
+        Command::Du(args) => du::run(*args),
         Command::Warm(args) => warm::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Set(args) => set::run(args),

@@ -7,8 +7,8 @@ use crate::fs::diff::Difference;
 use crate::fs::restore::{RestoreOrder, Restored};
 use crate::fuse::Counted;
 use crate::stack::{
-    Accept, Change, Numbers, Places, Progress, Setting, Settings, SnapshotAsk, SnapshotInfo,
-    SnapshotList, SnapshotRefused, Status,
+    Accept, Change, DuAsk, DuReport, Numbers, PinPath, PinsNow, Places, Progress, Setting,
+    Settings, SnapshotAsk, SnapshotInfo, SnapshotList, SnapshotRefused, Status,
 };
 
 use super::exit::Failure;
@@ -25,6 +25,20 @@ pub enum Ask {
     Places {
         /// The inode.
         ino: u64,
+    },
+    /// Adds up what a tree takes; answered with [`Say::Measuring`] until [`Say::Du`] or
+    /// [`Say::Failed`]. It ends when the client goes away.
+    Du {
+        /// Which.
+        ask: DuAsk,
+    },
+    /// Pins paths, or unpins them; answered with [`Say::Pinning`] until [`Say::Pinned`] or
+    /// [`Say::Failed`].
+    Pin {
+        /// From the root of the volume on.
+        paths: Vec<PinPath>,
+        /// Take them away.
+        unpin: bool,
     },
     /// Changes these, all or, if one of them is refused, those before it; answered with
     /// [`Say::Settings`].
@@ -121,6 +135,19 @@ pub enum Say {
     },
     /// The last message: what was restored.
     Restored(Box<Restored>),
+    /// How far adding up is; a few times a second.
+    Measuring {
+        /// Names that were met.
+        met: u64,
+        /// Of so many; 0: nobody knows.
+        of: u64,
+    },
+    /// The last message: what a tree takes.
+    Du(Box<DuReport>),
+    /// How far pins are; a few times a second.
+    Pinning(Box<PinsNow>),
+    /// The last message: all that can be done at once is done.
+    Pinned(Box<PinsNow>),
     /// Some of what differs.
     Differences(Vec<Difference>),
     /// The last message: it is done.

@@ -1,17 +1,20 @@
 //! `sealfs recover`: what a local journal holds and the bucket does not have, as files.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::HumanBytes;
 
 use super::sse_flags::SseReadFlags;
 use crate::base::counted;
-use crate::stack::{self, Attended, KeyringSource, LIST_NAME, RecoverOptions};
+use crate::stack::{self, Attended, KeyringSource, LIST_NAME, RecoverOptions, RecoverProgress};
 
 use super::args::{SecretArgs, StoreAddress};
 use super::exit::{Exit, Failure, Outcome};
+use super::progress::{Lines, bar};
 use super::secret::KeyringAt;
 use super::signals;
 
@@ -24,7 +27,8 @@ Examples:
 
 The journal is read, never changed, also while a fenced mount has it open; the bucket is asked for
 the keyring only. Files of which the journal holds parts have holes where it does not know: the
-file #recovered.txt in OUT lists them, and everything else that is not simply there.")]
+file #recovered.txt in OUT lists them, and everything else that is not simply there. Cut off, the same
+command begins again: as long as .sealfs-recover-unfinished lies in OUT, what else lies there is replaced.")]
 pub struct RecoverArgs {
     /// The journal's directory; `sealfs status` and the log name it
     #[arg(value_name = "JOURNAL")]
@@ -75,8 +79,15 @@ pub fn run(args: RecoverArgs) -> Outcome {
         KeyringSource::Store(store) => store.attended.clone(),
         KeyringSource::File(_) => Attended::default(),
     };
-    let options = RecoverOptions { journal_dir: args.journal, out_dir, keyring, key };
-    let done = signals::run(&attended, Duration::ZERO, stack::recover(options))?;
+    let progress = Arc::new(RecoverProgress::default());
+    let options = RecoverOptions {
+        journal_dir: args.journal,
+        out_dir,
+        keyring,
+        key,
+        progress: progress.clone(),
+    };
+    let done = signals::run(&attended, Duration::ZERO, shown(stack::recover(options), &progress))?;
     println!(
         "{} ({} of them in part, {}) and {} recovered to {}",
         counted(done.files, "file"),
@@ -91,4 +102,33 @@ pub fn run(args: RecoverArgs) -> Outcome {
         println!("{remarks}: see {}", list.display());
     }
     Ok(())
+}
+
+/// Shows how far `work` is: a bar on a terminal, a line now and then elsewhere.
+async fn shown<T>(work: impl Future<Output = T>, progress: &RecoverProgress) -> T {
+    let bar = bar("{bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}");
+    let (mut work, mut lines) = (std::pin::pin!(work), Lines::new(Instant::now()));
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut work => break outcome,
+            () = tokio::time::sleep(signals::LOOK_EVERY) => {}
+        }
+        let (done, of) =
+            (progress.bytes.load(Ordering::Relaxed), progress.of.load(Ordering::Relaxed));
+        match &bar {
+            Some(bar) => {
+                bar.set_length(of);
+                bar.set_position(done);
+            }
+            None if lines.due(Instant::now()) => match of {
+                0 => eprintln!("sealfs: reading the journal"),
+                of => eprintln!("sealfs: {} of {} written", HumanBytes(done), HumanBytes(of)),
+            },
+            None => {}
+        }
+    };
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    outcome
 }

@@ -18,9 +18,11 @@ use crate::stack::{
     Attended, Control, DemoteAsk, Progress, PromoteAsk, Setting, Settings, StackError, Transition,
 };
 
+use super::du;
 use super::exit::{Exit, Failure, Outcome};
 use super::leaving::stalled;
 use super::notify;
+use super::pin_serve;
 use super::protocol::{Ask, LINE_BYTES_MAX, Sample, Say, line};
 use super::snapshot_serve;
 use super::socket::Socket;
@@ -193,6 +195,12 @@ async fn client(
             };
             return send(&mut write, &answer).await;
         }
+        Ask::Du { ask } => {
+            tokio::spawn(du::serve(control.clone(), ask, say));
+        }
+        Ask::Pin { paths, unpin } => {
+            tokio::spawn(pin_serve::pin(control.clone(), paths, unpin, end, say));
+        }
         Ask::SnapshotRestore { order } => {
             tokio::spawn(snapshot_serve::restore(control.clone(), order, end, say));
         }
@@ -231,7 +239,11 @@ async fn client(
             Say::Failed(Failure::new(Exit::General, "the mount process ended meanwhile"))
         });
         send(&mut write, &message).await?;
-        if matches!(message, Say::Done { .. } | Say::Failed(_) | Say::Restored(_)) {
+        let is_last = matches!(
+            message,
+            Say::Done { .. } | Say::Failed(_) | Say::Restored(_) | Say::Pinned(_) | Say::Du(_)
+        );
+        if is_last {
             return Ok(());
         }
     }

@@ -38,9 +38,19 @@ pub(super) enum Volume {
 }
 
 impl VolumeArgs {
+    /// What it was called.
+    pub(super) fn name(&self) -> &str {
+        &self.volume
+    }
+
+    /// Whether that is a STORE.
+    pub(super) fn is_store(&self) -> bool {
+        self.volume.contains("://")
+    }
+
     /// Finds it. `read_only`: it is opened only to be read.
     pub(super) fn find(&self, read_only: bool) -> Outcome<Volume> {
-        if !self.volume.contains("://") {
+        if !self.is_store() {
             return Client::connect(Path::new(&self.volume), true).map(Volume::Mounted);
         }
         let store = self.access.resolve(&self.volume)?;

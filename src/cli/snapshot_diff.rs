@@ -1,13 +1,18 @@
 //! `sealfs snapshot diff`: what differs between two snapshots, or one and the volume as it is.
 
+use std::time::Instant;
+
 use clap::Args;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
-use crate::base::one_line;
+use crate::base::{counted, one_line};
 use crate::fs::diff::{Change, Difference};
 
 use super::exit::{Exit, Failure, Outcome};
+use super::progress::Lines;
 use super::protocol::{Ask, Say};
+use super::signals::LOOK_EVERY;
 use super::snapshot_at::{Volume, VolumeArgs, open};
 use super::snapshot_serve::failure;
 
@@ -45,17 +50,33 @@ pub fn run(args: DiffArgs) -> Outcome {
         return Err(Failure::new(Exit::Usage, format!("{:?} is compared with itself", args.to)));
     }
     let names = [args.from.clone(), args.to.clone()];
+    let mut told = Told { lines: Lines::new(Instant::now()), found: 0 };
     match args.at.find(true)? {
         Volume::Mounted(client) => client.ask_each(&Ask::SnapshotDiff { names }, |say| match say {
             // Nobody reads on: that is told, or ends the process, when it ends.
-            Say::Differences(found) => Ok((!print(&found, args.json)).then_some(())),
+            Say::Differences(found) => {
+                told.found += found.len();
+                Ok((!print(&found, args.json)).then_some(()))
+            }
             Say::Done { .. } => Ok(Some(())),
-            _ => Ok(None),
+            _ => {
+                told.look();
+                Ok(None)
+            }
         }),
         Volume::Store(options) => open(*options, |control| async move {
             let (out, mut found) = mpsc::channel::<Vec<Difference>>(BATCHES_MAX);
             let printing = async {
-                while let Some(some) = found.recv().await {
+                loop {
+                    let some = match timeout(LOOK_EVERY, found.recv()).await {
+                        Ok(Some(some)) => some,
+                        Ok(None) => break,
+                        Err(_) => {
+                            told.look();
+                            continue;
+                        }
+                    };
+                    told.found += some.len();
                     if !print(&some, args.json) {
                         found.close(); // which ends the comparison
                         return false;
@@ -67,6 +88,20 @@ pub fn run(args: DiffArgs) -> Outcome {
             // Nobody reads on: that is told, or ends the process, when it ends.
             if printed { compared.map_err(|e| failure(&e)) } else { Ok(()) }
         }),
+    }
+}
+
+/// What is said while nothing differs for long.
+struct Told {
+    lines: Lines,
+    found: usize,
+}
+
+impl Told {
+    fn look(&mut self) {
+        if self.lines.due(Instant::now()) {
+            eprintln!("sealfs: {} so far", counted(self.found as u64, "difference"));
+        }
     }
 }
 

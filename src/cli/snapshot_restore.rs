@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use indicatif::HumanBytes;
+use indicatif::{HumanBytes, ProgressBar};
 
 use crate::base::counted;
 use crate::fs::restore::{RestoreOrder, RestoreProgress, Restored};
@@ -13,8 +13,9 @@ use crate::meta::SnapshotName;
 
 use super::exit::{Exit, Failure, Outcome};
 use super::key_show::print_json;
-use super::progress::Lines;
+use super::progress::{Lines, bar};
 use super::protocol::{Ask, Say};
+use super::server::PROGRESS_INTERVAL;
 use super::snapshot_at::{Volume, VolumeArgs, open};
 use super::snapshot_serve::failure;
 
@@ -69,20 +70,37 @@ pub fn run(args: RestoreArgs) -> Outcome {
     let done = match volume {
         Volume::Mounted(client) => {
             let mut lines = Lines::new(std::time::Instant::now());
-            client.ask_each(&Ask::SnapshotRestore { order }, |say| match say {
+            let bar = bar("{spinner} {msg} {elapsed}");
+            let restored = client.ask_each(&Ask::SnapshotRestore { order }, |say| match say {
                 Say::Restored(done) => Ok(Some(*done)),
                 Say::Restoring { files, unchanged } => {
-                    if lines.due(std::time::Instant::now()) {
-                        eprintln!("sealfs: restored {files} so far, {unchanged} were as they were");
-                    }
+                    show(bar.as_ref(), &mut lines, (files, unchanged));
                     Ok(None)
                 }
                 _ => Ok(None),
-            })?
+            });
+            if let Some(bar) = bar {
+                bar.finish_and_clear();
+            }
+            restored?
         }
         Volume::Store(options) => open(*options, |control| async move {
             let progress = Arc::new(RestoreProgress::default());
-            control.restore(order, progress).await.map_err(|e| failure(&e))
+            let mut lines = Lines::new(std::time::Instant::now());
+            let bar = bar("{spinner} {msg} {elapsed}");
+            let mut restoring = control.restore(order, progress.clone());
+            let restored = loop {
+                tokio::select! {
+                    restored = &mut restoring => break restored,
+                    () = tokio::time::sleep(PROGRESS_INTERVAL) => {
+                        show(bar.as_ref(), &mut lines, progress.so_far());
+                    }
+                }
+            };
+            if let Some(bar) = bar {
+                bar.finish_and_clear();
+            }
+            restored.map_err(|e| failure(&e))
         })?,
     };
     if args.json {
@@ -91,6 +109,19 @@ pub fn run(args: RestoreArgs) -> Outcome {
         println!("{}", describe(&done));
     }
     told(&done)
+}
+
+/// How far it is; how much there is to do nobody knows before it is done.
+fn show(bar: Option<&ProgressBar>, lines: &mut Lines, (files, unchanged): (u64, u64)) {
+    let text = format!("restored {files} so far, {unchanged} were as they were");
+    match bar {
+        Some(bar) => {
+            bar.set_message(text);
+            bar.tick();
+        }
+        None if lines.due(std::time::Instant::now()) => eprintln!("sealfs: {text}"),
+        None => {}
+    }
 }
 
 fn describe(done: &Restored) -> String {

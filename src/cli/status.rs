@@ -12,6 +12,7 @@ use crate::stack::{Connection, Status};
 
 use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
+use super::pin::describe as describe_pin;
 use super::protocol::{Ask, Say};
 use super::serve::role_in_words;
 
@@ -96,6 +97,12 @@ fn describe(s: &Status, now: SystemTime) -> String {
     let hits = s.cache_hit_ratio.map(|r| format!(", {:.0} % of reads hit", r * 100.0));
     let hits = hits.unwrap_or_default();
     line("cache", format!("{} of {}{hits}", size(s.cache_bytes), size(s.cache_bytes_max)));
+    for pin in &s.pinned.pins {
+        line("pinned", describe_pin(pin));
+    }
+    if let Some(why) = &s.pinned.failed {
+        line("pinned", format!("not all of it is here yet: {why}"));
+    }
     if s.cleaned_bytes > 0 {
         line(
             "cleaned",
@@ -173,7 +180,7 @@ fn connection(c: &Connection, now: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stack::{Progress, Requests};
+    use crate::stack::{PinStatus, PinsNow, Progress, Requests};
 
     #[test]
     fn an_offline_mount_says_since_when_and_what_is_pending() {
@@ -217,6 +224,18 @@ mod tests {
             snapshot_last_unix_secs: Some(7),
             snapshot_next_unix_secs: Some(3600),
             snapshots_kept_bytes: Some(1 << 20),
+            pinned: PinsNow {
+                pins: vec![PinStatus {
+                    path: "/trip".into(),
+                    is_there: true,
+                    files: 2,
+                    bytes: 3 << 20,
+                    kept_bytes: 4 << 20,
+                    missing_bytes: 1 << 20,
+                    left_out_bytes: 0,
+                }],
+                ..PinsNow::default()
+            },
             resident_bytes: 80 << 20,
             warnings: vec!["a journal was set aside".into()],
             notes: vec!["the cache cannot be written".into()],
@@ -239,6 +258,7 @@ mod tests {
             "open      2 snapshots",
             "quota     3.00 GiB of 4.00 GiB, 12 inodes in use",
             "class     GLACIER_IR for segments, but the server puts them into STANDARD",
+            "pinned    /trip: 3.00 MiB in 2 files, 4.00 MiB of the cache, 1.00 MiB of it not here yet",
         ] {
             assert!(text.contains(part), "{part:?} in {text}");
         }

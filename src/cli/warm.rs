@@ -14,6 +14,7 @@ use crate::base::{counted, one_line};
 
 use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
+use super::pin;
 use super::progress::{Lines, bar};
 use super::protocol::{Ask, Sample, Say};
 
@@ -28,13 +29,27 @@ before a job that reads much. The cache keeps what was used last, up to its size
 `sealfs mount`, or `sealfs set DIR cache-size=SIZE`). Stopped half way, the same command goes on quickly with
 what is there already.
 
+With --pin it stays there, whatever else is read, until --unpin: what lies below now and what comes, also
+after the next mount, with the names and attributes of the whole volume. What is written is kept at once,
+what another machine writes is fetched within seconds of this mount's seeing it. A pin is a path: what is
+renamed away is not pinned any more. `sealfs status` lists pins and how much of each is here. What does not
+fit into nine tenths of the cache is refused.
+
 Examples:
   sealfs warm ~/vault/trip
+  sealfs warm --pin ~/vault/trip ~/vault/music
+  sealfs warm --unpin ~/vault/trip
   sealfs warm ~/vault/a ~/vault/b && sealfs status ~/vault")]
 pub struct WarmArgs {
     /// Files or directories of one mount
     #[arg(value_name = "PATH", required = true)]
     paths: Vec<PathBuf>,
+    /// Keep it there, and what comes to lie there
+    #[arg(long)]
+    pin: bool,
+    /// Keep what is pinned at or below PATH no longer
+    #[arg(long, conflicts_with = "pin")]
+    unpin: bool,
 }
 
 #[derive(Default)]
@@ -46,6 +61,9 @@ struct Found {
 
 /// Runs `sealfs warm`.
 pub fn run(args: WarmArgs) -> Outcome {
+    if args.pin || args.unpin {
+        return pin::run(&args.paths, args.unpin);
+    }
     let first = &args.paths[0];
     let failed = |path: &Path, e| {
         Failure::new(Exit::General, format!("cannot look at {}: {e}", path.display()))

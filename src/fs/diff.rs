@@ -64,14 +64,14 @@ fn below(path: &Path, name: &[u8]) -> Path {
 }
 
 /// A name in a directory, in the order of its key.
-struct Name {
+pub(super) struct Name {
     key: Vec<u8>,
-    name: Vec<u8>,
-    entry: Dirent,
+    pub(super) name: Vec<u8>,
+    pub(super) entry: Dirent,
 }
 
 /// The names of one directory.
-struct Names {
+pub(super) struct Names {
     fs: Arc<Fs>,
     next: Option<(crate::meta::Key, crate::meta::Key)>,
     page: std::vec::IntoIter<Name>,
@@ -79,7 +79,7 @@ struct Names {
 }
 
 impl Names {
-    fn of(fs: &Arc<Fs>, dir: Option<Ino>) -> Names {
+    pub(super) fn of(fs: &Arc<Fs>, dir: Option<Ino>) -> Names {
         let range = dir.map(keys::dirents);
         Names {
             fs: fs.clone(),
@@ -89,7 +89,7 @@ impl Names {
         }
     }
 
-    async fn next(&mut self) -> Result<Option<Name>, FsError> {
+    pub(super) async fn next(&mut self) -> Result<Option<Name>, FsError> {
         loop {
             if let Some(name) = self.page.next() {
                 return Ok(Some(name));

@@ -6,6 +6,7 @@
 //! Called by `fuse/`, and by tests without a mount.
 
 mod ahead;
+pub mod below;
 mod blocks;
 mod contents;
 mod copy;

@@ -34,7 +34,9 @@ mod store_options;
 pub use attended::{Attended, Wait};
 pub use care::fsck::{FsckOptions, FsckProgress, FsckReport, Problem, READING_DATA, fsck};
 pub use care::one_object::{ObjectKey, commit_now, object_key, read_object};
-pub use care::recover::{KeyringSource, LIST_NAME, RecoverOptions, Recovered, recover};
+pub use care::recover::{
+    KeyringSource, LIST_NAME, RecoverOptions, RecoverProgress, Recovered, UNFINISHED_NAME, recover,
+};
 pub use care::settings::{schedule, settings};
 pub use care::{audit, bucket_policy, doctor, inventory, migrate, rekey, snapshots};
 pub use error::{StackError, StackErrorKind};
@@ -60,7 +62,9 @@ pub use records::{config, encryption};
 pub use running::control::{
     Connection, Control, Numbers, Progress, Requests, Setting, Settings, Status, resident_bytes,
 };
+pub use running::du::{DuAge, DuAsk, DuDir, DuProgress, DuReport, DuSnapshot, DuSum};
 pub use running::mount::Mounted;
+pub use running::pins::{PINS_MAX, PinPath, PinRefused, PinStatus, PinsNow};
 pub use running::places::{Places, SegmentPlace};
 pub use running::role::{RoleName, Transition, Why};
 pub use running::snapshots::{

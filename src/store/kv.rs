@@ -31,6 +31,7 @@ mod checkpoints;
 mod compact;
 mod foresight;
 mod roles;
+mod tables;
 
 pub use foresight::start_of_metadata;
 mod walk;

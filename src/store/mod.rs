@@ -26,7 +26,7 @@ pub mod segments;
 pub mod stats;
 
 pub use ahead::Ahead;
-pub use cached::{CacheOptions, CacheRule, Cached};
+pub use cached::{CacheOptions, CacheRule, Cached, KEPT_OBJECTS_MAX, KeepSet};
 pub use error::{ErrorClass, StoreError, advice, class, sentence, told};
 pub use file::FileStore;
 pub use limits::{LIMIT_MIN, Limits, Rate};

@@ -1044,6 +1044,13 @@ fn info_says_where_bytes_are_and_warm_brings_them_here() {
     assert_eq!(info()["hole_bytes"], 300_000);
     let text = v.ok(&["info", &v.at("dir").display().to_string(), &file]);
     assert!(text.contains("dir, 0 attributes") && text.contains("key epoch 1"), "{text}");
+    // As it was: the same bytes, by the number that a snapshot shows them under.
+    v.ok(&["snapshot", "create", &v.text("vault"), "monday"]);
+    let past = v.ok(&["info", "--json", &v.text("vault/.snapshots/monday/dir/file")]);
+    let past: serde_json::Value = serde_json::from_str(&past).expect("JSON");
+    assert_eq!(past["bucket_bytes"], 700_000, "{past}");
+    let said = v.fails(&["info", &v.text("vault/.snapshots")], 1);
+    assert!(said.contains("the directory of snapshots"), "{said}");
     v.umount();
     v.forget_local_state();
     v.mount(&[]);
@@ -1068,6 +1075,14 @@ fn bench_measures_and_leaves_nothing_behind() {
     {
         assert!(said.contains(part), "{part} in {said}");
     }
+    assert_eq!(fs::read_dir(v.vault()).expect("lists").count(), 0);
+    // Ctrl-C in the middle of it.
+    let mut bench = v.command(&["bench", "--size", "8G", &v.text("vault")]);
+    let mut running = bench.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+    wait_until("it works", || fs::read_dir(v.vault()).expect("lists").count() == 1);
+    // SAFETY: the process is this test's own child, not waited for yet.
+    unsafe { libc::kill(running.id() as i32, libc::SIGINT) };
+    assert_eq!(running.wait().expect("ends").code(), Some(12));
     assert_eq!(fs::read_dir(v.vault()).expect("lists").count(), 0);
     v.fails(&["bench", &v.text("run")], 9);
     v.umount();

@@ -139,6 +139,7 @@ fn every_command_and_flag_that_is_named_exists() {
         "top",
         "set",
         "info",
+        "du",
         "warm",
         "quota",
         "storage-class",
@@ -262,6 +263,43 @@ fn the_readme_is_short_and_every_message_that_troubleshooting_explains_exists() 
     }
     assert!(seen > 40, "only {seen} messages are explained");
     assert!(unknown.is_empty(), "nowhere in src/: {unknown:#?}");
+}
+
+#[test]
+fn every_command_that_takes_long_says_how_far_it_is() {
+    // Guards against a command that is silent for an hour: each shows a bar on a terminal, and a line a
+    // minute elsewhere, by the one file that knows when a line is due.
+    let with_a_bar = [
+        ("fsck", "fsck"),
+        ("recover", "recover"),
+        ("import, export", "exchange"),
+        ("warm", "warm"),
+        ("warm --pin", "pin"),
+        ("du", "du"),
+        ("bench", "bench"),
+        ("snapshot restore", "snapshot_restore"),
+        ("sse audit, sse migrate", "sse"),
+        ("sync, umount, demote", "progress"),
+    ];
+    let code = |file: &str| page(&format!("src/cli/{file}.rs"));
+    for (command, file) in with_a_bar {
+        let code = code(file);
+        assert!(
+            code.contains("Lines::new(") && code.contains(" bar("),
+            "{command}: src/cli/{file}.rs"
+        );
+    }
+    for (command, file, by) in [
+        ("key rekey", "key_rekey", "shown("),
+        ("sync", "sync", "Display::new("),
+        ("umount", "umount", "Display::new("),
+        ("demote", "role", "Display::new("),
+        ("the end of an import or export of a store", "volume_side", "Display::new("),
+        // What it finds is printed as it is found, which a bar would garble.
+        ("snapshot diff", "snapshot_diff", "Lines::new("),
+    ] {
+        assert!(code(file).contains(by), "{command}: {by} in src/cli/{file}.rs");
+    }
 }
 
 /// The name that a heading can be linked by.

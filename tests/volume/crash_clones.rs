@@ -68,9 +68,15 @@ async fn keyring_copy(bench: &Bench) -> PathBuf {
 async fn recovered(bench: &Bench, journal: &Path, out: &Path) -> Recovered {
     let keyring = KeyringSource::File(keyring_copy(bench).await);
     let (journal_dir, out_dir) = (journal.to_owned(), out.to_owned());
-    recover(RecoverOptions { journal_dir, out_dir, keyring, key: secret().into() })
-        .await
-        .expect("recovers")
+    recover(RecoverOptions {
+        journal_dir,
+        out_dir,
+        keyring,
+        key: secret().into(),
+        progress: Default::default(),
+    })
+    .await
+    .expect("recovers")
 }
 
 fn one_below(dir: &Path) -> PathBuf {
@@ -228,9 +234,25 @@ async fn a_fenced_mount_keeps_what_it_had_and_recover_exports_it_while_it_runs()
     assert_eq!((done.files, done.partial), (4, 1), "{done:?}");
     // A second export beside the first is refused rather than mixed with it.
     let keyring = KeyringSource::File(keyring_copy(&bench).await);
-    let again =
-        RecoverOptions { journal_dir: journal, out_dir: out, keyring, key: secret().into() };
-    assert!(recover(again).await.is_err());
+    let again = |keyring| RecoverOptions {
+        journal_dir: journal.clone(),
+        out_dir: out.clone(),
+        keyring,
+        key: secret().into(),
+        progress: Default::default(),
+    };
+    assert!(recover(again(keyring)).await.is_err());
+    // One that was cut off is begun again by the same command, and leaves no trace.
+    std::fs::write(out.join(sealfs::stack::UNFINISHED_NAME), "").expect("writes");
+    std::fs::write(out.join("half"), "of a file").expect("writes");
+    let keyring = KeyringSource::File(keyring_copy(&bench).await);
+    let options = again(keyring);
+    let progress = options.progress.clone();
+    let anew = recover(options).await.expect("begins again");
+    assert_eq!((anew.files, anew.bytes), (done.files, done.bytes));
+    assert!(!out.join("half").exists() && !out.join(sealfs::stack::UNFINISHED_NAME).exists());
+    let of = progress.of.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(of >= anew.bytes && of > 0, "{of}");
 
     crash(first).await;
     assert!(second.shutdown(LONG).await);

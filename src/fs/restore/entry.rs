@@ -52,7 +52,7 @@ impl Fs {
     }
 
     /// What `name` in `parent` stands for.
-    pub(super) async fn entry_of(
+    pub(in crate::fs) async fn entry_of(
         self: &Arc<Self>,
         (parent, name): Place<'_>,
     ) -> Result<Option<Dirent>, FsError> {

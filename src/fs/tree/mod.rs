@@ -122,6 +122,22 @@ impl Tree {
         Ok((slot, fs))
     }
 
+    /// The state that an inode number of the mount is of, and the number there; `None` for the
+    /// directory of snapshots, which is of none.
+    ///
+    /// # Errors
+    /// Those of opening a snapshot.
+    pub async fn state_of(&self, ino: Ino) -> Result<Option<(Arc<Fs>, Ino)>, FsError> {
+        match At::of(ino) {
+            At::Volume => Ok(Some((self.volume.clone(), ino))),
+            At::Directory => Ok(None),
+            At::Snapshot(space, ino) => {
+                let (_, fs) = self.past.open(space).await?;
+                Ok(Some((fs, ino)))
+            }
+        }
+    }
+
     /// Hands out what differs between two states, each the name of a snapshot or `now`.
     ///
     /// # Errors

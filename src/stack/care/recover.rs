@@ -12,6 +12,8 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -55,7 +57,21 @@ pub struct RecoverOptions {
     pub keyring: KeyringSource,
     /// Opens the keyring.
     pub key: Key,
+    /// Told how far it is.
+    pub progress: Arc<RecoverProgress>,
 }
+
+/// How far an export is.
+#[derive(Debug, Default)]
+pub struct RecoverProgress {
+    /// Bytes of contents written.
+    pub bytes: AtomicU64,
+    /// Of so many; 0 while the journal is being read.
+    pub of: AtomicU64,
+}
+
+/// Lies in a directory as long as an export into it is not at its end: the next one begins again there.
+pub const UNFINISHED_NAME: &str = ".sealfs-recover-unfinished";
 
 /// What was recovered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,7 +112,7 @@ pub async fn recover(options: RecoverOptions) -> Result<Recovered, StackError> {
         }
     };
     let keys = unlock(keyring, &options.key).await?.keys;
-    let work = move || export(&options.journal_dir, &options.out_dir, keys);
+    let work = move || export(&options.journal_dir, &options.out_dir, keys, &options.progress);
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|e| StackError::Repair(format!("the export ended early: {e}")))?
 }
@@ -115,7 +131,12 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, StackError> {
     Ok(bytes)
 }
 
-fn export(journal_dir: &Path, out_dir: &Path, keys: VolumeKeys) -> Result<Recovered, StackError> {
+fn export(
+    journal_dir: &Path,
+    out_dir: &Path,
+    keys: VolumeKeys,
+    progress: &RecoverProgress,
+) -> Result<Recovered, StackError> {
     let (journal, recovery) = Journal::examine(journal_dir, keys.clone())?;
     let mut done = Recovered::default();
     if let Some(damage) = &recovery.damage {
@@ -135,10 +156,15 @@ fn export(journal_dir: &Path, out_dir: &Path, keys: VolumeKeys) -> Result<Recove
         }
     }
     prepare(out_dir)?;
-    let mut export =
-        Export { journal: &journal, out: out_dir, net: &net, done, tree: Tree::of(&net)? };
+    let ranges = net.files.values().flat_map(|file| file.ranges.iter());
+    let held = ranges.filter(|(_, _, source)| matches!(source, Source::Record { .. }));
+    progress.of.store(held.map(|(start, end, _)| end - start).sum(), Ordering::Relaxed);
+    let (tree, out) = (Tree::of(&net)?, out_dir);
+    let mut export = Export { journal: &journal, out, net: &net, done, tree, progress };
     export.all()?;
     export.list()?;
+    let unfinished = out_dir.join(UNFINISHED_NAME);
+    fs::remove_file(&unfinished).map_err(local("removing", &unfinished))?;
     Ok(export.done)
 }
 
@@ -181,12 +207,23 @@ fn committed(
 fn prepare(out: &Path) -> Result<(), StackError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(out);
     made.map_err(local("creating", out))?;
-    let mut entries = fs::read_dir(out).map_err(local("listing", out))?;
-    if entries.next().is_some() {
-        let full = io::Error::from(io::ErrorKind::DirectoryNotEmpty);
-        return Err(local("writing into", out)(full));
+    let unfinished = out.join(UNFINISHED_NAME);
+    let is_unfinished = unfinished.symlink_metadata().is_ok();
+    for entry in fs::read_dir(out).map_err(local("listing", out))? {
+        let path = entry.map_err(local("listing", out))?.path();
+        if !is_unfinished {
+            let full = io::Error::from(io::ErrorKind::DirectoryNotEmpty);
+            return Err(local("writing into", out)(full));
+        }
+        // Of an export that was cut off, into a directory that was empty: it begins again.
+        let removed = match path.symlink_metadata() {
+            Ok(meta) if meta.is_dir() => fs::remove_dir_all(&path),
+            _ if path == unfinished => Ok(()),
+            _ => fs::remove_file(&path),
+        };
+        removed.map_err(local("removing", &path))?;
     }
-    Ok(())
+    File::create(&unfinished).map(drop).map_err(local("creating", &unfinished))
 }
 
 /// What the journal knows of names and inodes.
@@ -276,6 +313,7 @@ struct Export<'a> {
     net: &'a CommitGroup,
     done: Recovered,
     tree: Tree,
+    progress: &'a RecoverProgress,
 }
 
 impl Export<'_> {
@@ -445,6 +483,7 @@ impl Export<'_> {
             let bytes = self.journal.read(record, skip..skip + piece)?;
             file.write_all_at(&bytes, at).map_err(local("writing into", self.out))?;
             self.done.bytes += u64::from(piece);
+            self.progress.bytes.store(self.done.bytes, Ordering::Relaxed);
             (at, skip, len) = (at + u64::from(piece), skip + piece, len - piece);
         }
         Ok(())

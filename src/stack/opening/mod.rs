@@ -39,6 +39,7 @@ use crate::stack::running::disks::make_dir;
 use crate::stack::running::look::{Look, Source};
 use crate::stack::running::mount::Mounted;
 use crate::stack::running::past::{Pinned, SnapshotsOf, WATCH_EVERY};
+use crate::stack::running::pins::Pins;
 use crate::stack::running::status::OpenVolume;
 use crate::stack::{Accept, MountOptions, StackError, StackErrorKind, StoreStack, unlock_store};
 use crate::store::kv::{Kv, KvOptions, start_of_metadata};
@@ -302,6 +303,8 @@ impl Ground {
             fs.set_quota(self.sse.quota());
         }
         let tree = Tree::new(fs.clone(), Arc::new(source), shown);
+        let state_dir = options.state_dir.join(self.keys.volume_id().to_string());
+        let pins = Pins::new(&state_dir, self.keys.clone());
         Arc::new(OpenVolume {
             volume: self.keys.volume_id(),
             segments,
@@ -336,6 +339,7 @@ impl Ground {
             kernel_side: Mutex::default(),
             remembered: Mutex::new(remembered),
             rate: Default::default(),
+            pins,
         })
     }
 }

@@ -10,13 +10,15 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
+use super::du::{DuAsk, DuProgress, DuReport};
+use super::pins::{PinPath, PinRefused, PinsNow};
 use super::role::{RoleName, Transition};
 use super::snapshots::{SnapshotAsk, SnapshotInfo, SnapshotList, SnapshotRefused};
 use super::transition::{DemoteAsk, PromoteAsk};
 use crate::base::Spread;
-use crate::fs::QuotaError;
 use crate::fs::diff::Difference;
 use crate::fs::restore::{Kernel, RestoreError, RestoreOrder, RestoreProgress, Restored};
+use crate::fs::{FsError, QuotaError};
 use crate::stack::{Change, Places, StackError};
 use crate::store::RequestSnapshot;
 
@@ -182,6 +184,9 @@ pub struct Status {
     /// Bytes of the bucket that only snapshots need; `None` while that is not known.
     #[serde(default)]
     pub snapshots_kept_bytes: Option<u64>,
+    /// What is pinned into the cache of this machine, and how much of that is there.
+    #[serde(default)]
+    pub pinned: PinsNow,
     /// Resident memory of the daemon in bytes.
     pub resident_bytes: u64,
     /// Things that need a person: corruption found, a journal set aside. Empty when well.
@@ -271,6 +276,22 @@ pub trait Control: Send + Sync + 'static {
     /// Where the bytes of an inode are; `None` if there is no such one. Reads rows of the bucket where
     /// memory does not have them. The error is a sentence.
     fn places(&self, ino: u64) -> BoxFuture<'static, Result<Option<Places>, String>>;
+    /// Adds up what a tree takes; `progress` says how far it is. Ends when it is dropped.
+    fn du(
+        self: Arc<Self>,
+        ask: DuAsk,
+        progress: Arc<DuProgress>,
+    ) -> BoxFuture<'static, Result<DuReport, FsError>>;
+    /// Pins paths into the cache of this machine, all or none; they are brought there by and by.
+    fn pin(self: Arc<Self>, paths: Vec<PinPath>)
+    -> BoxFuture<'static, Result<PinsNow, PinRefused>>;
+    /// Unpins what is pinned at or below these paths.
+    fn unpin(
+        self: Arc<Self>,
+        paths: Vec<PinPath>,
+    ) -> BoxFuture<'static, Result<PinsNow, PinRefused>>;
+    /// What is pinned, and how far that is. Never waits.
+    fn pins(&self) -> PinsNow;
     /// What is counted. Never waits.
     fn numbers(&self) -> Numbers;
     /// How far the bucket is behind. Never waits; called a few times a second.

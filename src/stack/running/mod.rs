@@ -13,6 +13,8 @@
 //! | `canary` | the probe, and what its refusal means |
 //! | `gates` | what a mount lets its committer do |
 //! | `rekey_duty` | what a mount does for a rekey |
+//! | `du` | how much a tree takes |
+//! | `pins` | what stays in the cache of this machine |
 //! | `control`, `status`, `places` | what it says of itself: plain data, and how that is found out |
 //! | `scheduling` | the schedule of snapshots is kept |
 //! | `snapshots` | what commands are told of snapshots |
@@ -22,11 +24,13 @@ pub(super) mod canary;
 pub(super) mod claim;
 pub(super) mod control;
 pub(super) mod disks;
+pub(super) mod du;
 pub(super) mod following;
 pub(super) mod gates;
 pub(super) mod look;
 pub(super) mod mount;
 pub(super) mod past;
+pub(super) mod pins;
 pub(super) mod places;
 pub(super) mod rekey_duty;
 pub(super) mod role;

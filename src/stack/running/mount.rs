@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
+use super::pins;
 use super::role::{RoleName, Transition, Why};
 use super::status::OpenVolume;
 use super::transition::{DemoteAsk, PromoteAsk};
@@ -46,8 +47,9 @@ pub struct Mounted {
     /// Where a journal was set aside, if one had been overtaken.
     pub set_aside: Option<PathBuf>,
     shared: Arc<OpenVolume>,
-    /// Looks again at what was damaged, and after snapshots that are open.
-    looks: Mutex<Option<JoinHandle<()>>>,
+    /// One looks again at what was damaged, and after snapshots that are open; one keeps here what is
+    /// pinned.
+    looks: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Mounted {
@@ -65,10 +67,12 @@ impl Mounted {
             shared.role.note(RoleName::Follower, Why::Mounted, sequence);
             shared.follow();
         }
+        let pins = tokio::spawn(pins::tend(shared.clone()));
+        let looks = Mutex::new(vec![looks, pins]);
         let set_aside = shared.writer().and_then(|writer| writer.set_aside.clone());
         let (fs, control, volume) = (shared.fs.clone(), shared.clone(), shared.volume);
         let tree = shared.tree.clone();
-        Mounted { fs, tree, control, volume, set_aside, shared, looks: Mutex::new(Some(looks)) }
+        Mounted { fs, tree, control, volume, set_aside, shared, looks }
     }
 
     /// The kernel that serves it; needed for a change of the role.
@@ -161,11 +165,11 @@ impl Mounted {
     /// journal for the next mount.
     pub async fn shutdown(self, drain: Duration) -> bool {
         let drained = self.sync(drain).await;
-        let looks = self.looks.lock().take();
-        if let Some(looks) = looks {
+        let looks = std::mem::take(&mut *self.looks.lock());
+        for task in looks {
             // It holds the journal, which another mount of this process may want to open next.
-            looks.abort();
-            let _ = looks.await;
+            task.abort();
+            let _ = task.await;
         }
         // From here on the role stays what it is.
         let _staying = self.shared.stay().await;

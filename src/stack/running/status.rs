@@ -14,7 +14,9 @@ use super::control::{
     Connection, Control, Numbers, Progress, Requests, Setting, Settings, Status, resident_bytes,
 };
 use super::disks::{cache_note, journal_warning, space_of};
+use super::du::{DuAsk, DuProgress, DuReport};
 use super::past::Pinned;
+use super::pins::{PinPath, PinRefused, Pins, PinsNow};
 use super::places::{Places, places};
 use super::rekey_duty::RekeyDuty;
 use super::role::{Roles, Transition, Why};
@@ -27,7 +29,7 @@ use crate::commit::{View, WriterState};
 use crate::data::BlockCache;
 use crate::fs::diff::Difference;
 use crate::fs::restore::{Kernel, NoKernel, RestoreError, RestoreOrder, RestoreProgress, Restored};
-use crate::fs::{Fs, Quota, Tree};
+use crate::fs::{Fs, FsError, Quota, Tree};
 use crate::fuse::KernelSide;
 use crate::meta::Stats;
 use crate::seal::VolumeKeys;
@@ -137,6 +139,8 @@ pub(crate) struct OpenVolume {
     /// What the kernel is told when the role changes, once it is served.
     pub(crate) kernel_side: Mutex<Option<KernelSide>>,
     pub(crate) rate: Rate,
+    /// What stays in the cache.
+    pub(crate) pins: Pins,
 }
 
 fn unix_secs(t: SystemTime) -> u64 {
@@ -364,6 +368,8 @@ impl OpenVolume {
         if let Some(why) = self.scheduled.now().failed.filter(|_| writer.is_some()) {
             warnings.push(format!("a snapshot of the schedule failed, and is tried again: {why}"));
         }
+        let cache_max = self.layers.cache_bytes_max().unwrap_or(0);
+        warnings.extend(self.pins.warning(cache_max));
         warnings.extend(lost(&self.remembered.lock()));
         warnings.extend(refused(&self.layers.retry.refusals(), &self.store));
         if let Some(aside) = writer.as_ref().and_then(|writer| writer.set_aside.as_ref()) {
@@ -454,6 +460,7 @@ impl Control for OpenVolume {
             snapshot_last_unix_secs: scheduled.last.map(|(_, at)| at),
             snapshot_next_unix_secs: scheduled.next,
             snapshots_kept_bytes: self.view.holders().kept().map(|kept| kept.bytes),
+            pinned: self.pins.now(),
             resident_bytes: resident_bytes(),
             warnings: self.warnings(),
             notes: cache_note(&self.layers).into_iter().chain(self.rekey_note()).collect(),
@@ -510,14 +517,44 @@ impl Control for OpenVolume {
     }
 
     fn places(&self, ino: u64) -> BoxFuture<'static, Result<Option<Places>, String>> {
-        let (view, cache) = (self.view.clone(), self.layers.cache());
+        let (tree, cache) = (self.tree.clone(), self.layers.cache());
         let s3 = self.layers.s3.as_ref();
         let sse_applied = s3.and_then(|s3| Some(s3.shown(&s3.sse_applied()?)));
         Box::pin(async move {
-            let found = places(&view, cache.as_deref(), Ino(ino)).await;
+            let state = tree.state_of(Ino(ino)).await.map_err(|e| e.to_string())?;
+            let Some((fs, ino)) = state else {
+                return Err("the directory of snapshots has no bytes of its own".into());
+            };
+            let found = places(fs.view(), cache.as_deref(), ino).await;
             let found = found.map_err(|e| e.to_string())?;
             Ok(found.map(|places| Places { sse_applied, ..places }))
         })
+    }
+
+    fn du(
+        self: Arc<Self>,
+        ask: DuAsk,
+        progress: Arc<DuProgress>,
+    ) -> BoxFuture<'static, Result<DuReport, FsError>> {
+        Box::pin(async move { OpenVolume::du(&self, ask, &progress).await })
+    }
+
+    fn pin(
+        self: Arc<Self>,
+        paths: Vec<PinPath>,
+    ) -> BoxFuture<'static, Result<PinsNow, PinRefused>> {
+        Box::pin(async move { OpenVolume::pin(&self, paths).await })
+    }
+
+    fn unpin(
+        self: Arc<Self>,
+        paths: Vec<PinPath>,
+    ) -> BoxFuture<'static, Result<PinsNow, PinRefused>> {
+        Box::pin(async move { OpenVolume::unpin(&self, paths).await })
+    }
+
+    fn pins(&self) -> PinsNow {
+        self.pins.now()
     }
 
     fn snapshots(&self) -> BoxFuture<'static, Result<SnapshotList, String>> {

@@ -11,6 +11,7 @@ use super::super::rope::Rope;
 use super::super::stats::RequestStats;
 use super::direct::{DirectWriter, Piece};
 use super::granule::{self, MARK, PAGE};
+use super::keep::{self, Bits};
 use super::page;
 use crate::base::{Buffer, hex};
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use object_store::ObjectMeta;
 use object_store::path::Path;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::ops::Range;
@@ -50,9 +52,9 @@ pub(super) type Found = (Arc<ObjectMeta>, Vec<(u64, Bytes)>);
 
 /// The directory and its index.
 pub(super) struct Disk {
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     bytes_max: AtomicU64,
-    index: Mutex<Index>,
+    pub(super) index: Mutex<Index>,
     /// Held while a file is changed or removed, so that a removal is not undone by a write.
     changing: Mutex<DirectWriter>,
     stats: Arc<RequestStats>,
@@ -60,20 +62,22 @@ pub(super) struct Disk {
     _lock: File,
 }
 
-struct Index {
-    entries: LruCache<Key, Entry>,
-    bytes: u64,
+pub(super) struct Index {
+    pub(super) entries: LruCache<Key, Entry>,
+    pub(super) bytes: u64,
+    /// What is not evicted (see `keep`).
+    pub(super) kept: HashMap<Key, Bits>,
 }
 
 /// What is known of one file without looking into it.
-struct Entry {
-    bytes: u64,
+pub(super) struct Entry {
+    pub(super) bytes: u64,
     meta: Option<Arc<ObjectMeta>>,
-    present: Presence,
+    pub(super) present: Presence,
 }
 
 /// Which granules a file may have.
-enum Presence {
+pub(super) enum Presence {
     /// Found at the start; any may be there.
     Unknown,
     /// One bit each; a set bit may still turn out to be torn.
@@ -81,7 +85,7 @@ enum Presence {
 }
 
 impl Presence {
-    fn may_have(&self, k: u64) -> bool {
+    pub(super) fn may_have(&self, k: u64) -> bool {
         match self {
             Presence::Unknown => true,
             Presence::Bits(bits) => {
@@ -129,7 +133,8 @@ impl Disk {
         if let Err(e) = named {
             log::debug!("the lock of {} names nobody: {e}", dir.display());
         }
-        let mut index = Index { entries: LruCache::unbounded(), bytes: 0 };
+        let mut index =
+            Index { entries: LruCache::unbounded(), bytes: 0, kept: keep::read_list(&dir) };
         for (key, bytes) in scan(&dir)? {
             index.bytes += bytes;
             index.entries.put(key, Entry { bytes, meta: None, present: Presence::Unknown });
@@ -142,7 +147,7 @@ impl Disk {
             stats,
             _lock: lock,
         };
-        disk.evict_to(bytes_max);
+        disk.evict_to(bytes_max, Spare::Nothing);
         Ok(disk)
     }
 
@@ -159,7 +164,8 @@ impl Disk {
     /// Changes that, and removes at once what is too much.
     pub(super) fn set_bytes_max(&self, bytes_max: u64) {
         self.bytes_max.store(bytes_max, Ordering::Relaxed);
-        self.evict_to(bytes_max);
+        let _changing = self.changing.lock();
+        self.evict_to(bytes_max, Spare::Nothing);
     }
 
     /// Ciphertext bytes on disk, and objects.
@@ -168,7 +174,7 @@ impl Disk {
         (index.bytes, index.entries.len() as u64)
     }
 
-    fn file(&self, key: &Key) -> PathBuf {
+    pub(super) fn file(&self, key: &Key) -> PathBuf {
         let hex = hex(key);
         self.dir.join(&hex[..2]).join(&hex[2..])
     }
@@ -276,10 +282,17 @@ impl Disk {
         let mut writer = self.changing.lock();
         let outcome = self.write_file(&mut writer, key, meta, first, body);
         if let Err(e) = &outcome {
-            self.remove_file(key);
+            // What is kept stays: a granule that was torn fails its checksum.
+            let stays = {
+                let index = self.index.lock();
+                index.kept.contains_key(key) && index.entries.contains(key)
+            };
+            if !stays {
+                self.remove_file(key);
+            }
             if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
                 let used = self.usage().0;
-                self.evict_to(used.saturating_sub(FREED_WHEN_FULL));
+                self.evict_to(used.saturating_sub(FREED_WHEN_FULL), Spare::Kept);
             }
         }
         outcome
@@ -364,7 +377,7 @@ impl Disk {
         }
         index.bytes += added;
         drop(index);
-        self.evict_to(self.bytes_max());
+        self.evict_to(self.bytes_max(), Spare::Nothing);
         Ok(())
     }
 
@@ -374,7 +387,7 @@ impl Disk {
         self.remove_file(key);
     }
 
-    fn remove_file(&self, key: &Key) {
+    pub(super) fn remove_file(&self, key: &Key) {
         let mut index = self.index.lock();
         if let Some(entry) = index.entries.pop(key) {
             index.bytes = index.bytes.saturating_sub(entry.bytes);
@@ -392,21 +405,50 @@ impl Disk {
         }
     }
 
-    /// Removes the least recently used until `bytes_max` and [`OBJECTS_MAX`] hold.
-    fn evict_to(&self, bytes_max: u64) {
+    /// Removes the least recently used until `bytes_max` and [`OBJECTS_MAX`] hold, first of what is not
+    /// kept. The caller holds `changing`, but at the start.
+    fn evict_to(&self, bytes_max: u64, spare: Spare) {
+        if self.evict(bytes_max, true) || matches!(spare, Spare::Kept) {
+            return;
+        }
+        self.trim(bytes_max);
+        self.evict(bytes_max, false);
+    }
+
+    /// True when the limits hold; false when all that is left is kept, which is then not removed.
+    fn evict(&self, bytes_max: u64, spare_kept: bool) -> bool {
+        let mut passed = 0;
         loop {
             let victim = {
                 let mut index = self.index.lock();
                 if index.bytes <= bytes_max && index.entries.len() <= OBJECTS_MAX {
-                    return;
+                    return true;
                 }
-                let Some((key, entry)) = index.entries.pop_lru() else { return };
+                let Some((key, entry)) = index.entries.pop_lru() else { return true };
+                if spare_kept && index.kept.contains_key(&key) {
+                    // Among the newest: each is passed over once in a turn of all others.
+                    index.entries.put(key, entry);
+                    passed += 1;
+                    if passed > index.entries.len() {
+                        return false;
+                    }
+                    continue;
+                }
                 index.bytes = index.bytes.saturating_sub(entry.bytes);
                 key
             };
             self.unlink(&victim);
         }
     }
+}
+
+/// What is left alone though there is too much.
+#[derive(Clone, Copy)]
+enum Spare {
+    /// What is kept: the disk is full for another reason.
+    Kept,
+    /// Nothing: the limit of the cache goes before all.
+    Nothing,
 }
 
 /// The process id in the lock file of a cache directory.

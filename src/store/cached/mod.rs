@@ -13,6 +13,7 @@ mod direct;
 mod disk;
 mod flight;
 mod granule;
+mod keep;
 mod page;
 mod read;
 mod stage;
@@ -27,6 +28,7 @@ use disk::{Disk, Key};
 use flight::Flights;
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use granule::GRANULE;
+pub use keep::{KEPT_OBJECTS_MAX, KeepSet};
 use lru::LruCache;
 use object_store::path::Path;
 use object_store::{
@@ -42,6 +44,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Semaphore;
 
@@ -126,6 +129,8 @@ struct Inner {
     recent: Mutex<LruCache<Key, Recent>>,
     windows: Arc<Semaphore>,
     stats: Arc<RequestStats>,
+    /// Whatever the rules say, what this machine puts stays.
+    keep_uploads: AtomicBool,
 }
 
 impl Drop for Inner {
@@ -165,6 +170,7 @@ impl Cached {
             recent: Mutex::new(LruCache::new(lru_of(RECENT_MAX))),
             windows: Arc::new(Semaphore::new(WINDOWS_MAX)),
             stats,
+            keep_uploads: AtomicBool::new(false),
         })))
     }
 
@@ -310,11 +316,12 @@ impl ObjectStore for Cached {
             return self.0.store.put_opts(location, payload, opts).await;
         };
         refuse_attributes(!opts.attributes.is_empty())?;
+        let keeps = rule.keep_uploads || self.0.keep_uploads.load(Ordering::Relaxed);
         let body = Rope::from(payload.clone());
         let outcome = self.0.store.put_opts(location, payload, opts).await;
         // Whatever the outcome, what was cached under this name may be of another version.
         self.drop_object(location);
-        if let (Ok(put), true) = (&outcome, rule.keep_uploads) {
+        if let (Ok(put), true) = (&outcome, keeps) {
             let meta = Arc::new(ObjectMeta {
                 location: location.clone(),
                 last_modified: SystemTime::now().into(),

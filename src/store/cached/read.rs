@@ -31,7 +31,12 @@ fn broken(class: ErrorClass, message: String) -> Error {
 
 impl Cached {
     /// One GET of `range`, whose whole granules are then queued for the disk.
-    fn fetch(&self, key: Key, location: &Path, range: GetRange) -> BoxFuture<'static, Outcome> {
+    pub(super) fn fetch(
+        &self,
+        key: Key,
+        location: &Path,
+        range: GetRange,
+    ) -> BoxFuture<'static, Outcome> {
         let (cached, location) = (self.clone(), location.clone());
         async move {
             let options = GetOptions::new().with_range(Some(range));
