@@ -76,6 +76,7 @@ const NAMED_ONLY_IN: &[(&str, &[&str])] = &[
     ("aes_gcm", &["src/seal/"]),
     ("aws_lc_rs", &["src/seal/", "src/s3ec/"]),
     ("ghash", &["src/s3ec/gcm.rs"]),
+    ("rsa", &["src/s3ec/oaep.rs"]),
     ("x_wing", &["src/seal/kem.rs"]),
     ("age", &["src/stack/keys/age.rs"]),
     ("zstd", &["src/store/segments/frames.rs"]),

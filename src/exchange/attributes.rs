@@ -189,12 +189,13 @@ fn days(year: i64, month: i64, day: i64) -> i64 {
 }
 
 /// The xattrs of s3fs: an object of base64 values, percent-encoded as a whole. Only those of users:
-/// no capabilities, no ACLs.
+/// no capabilities, no ACLs, and none by which an import knows what it has done.
 fn xattrs(text: &str) -> Vec<(String, Vec<u8>)> {
     let Some(json) = percent_decode(text) else { return Vec::new() };
     let named: BTreeMap<String, String> = serde_json::from_str(&json).unwrap_or_default();
     let decode = |(name, value): (String, String)| Some((name, STANDARD.decode(value).ok()?));
-    named.into_iter().filter(|(name, _)| name.starts_with("user.")).filter_map(decode).collect()
+    let is_taken = |name: &str| name.starts_with("user.") && !name.starts_with("user.sealfs.");
+    named.into_iter().filter(|(name, _)| is_taken(name)).filter_map(decode).collect()
 }
 
 /// What a file leaves in its metadata when it is exported: `mtime` as rclone and s3fs read it, and
@@ -257,7 +258,8 @@ mod tests {
         ]);
         assert_eq!((aws.perm, aws.uid, aws.gid), (Some(0o664), Some(500), Some(501)));
         assert_eq!(aws.mtime, Some(Timestamp { secs: 1_595_002_920, nanos: 0 }));
-        let xattr = "%7B%22user.a%22%3A%22aGk%3D%22%2C%22security.capability%22%3A%22aGk%3D%22%7D";
+        let xattr = "%7B%22user.a%22%3A%22aGk%3D%22%2C%22security.capability%22%3A%22aGk%3D%22%2C\
+                     %22user.sealfs.origin%22%3A%22aGk%3D%22%7D";
         assert_eq!(of(&[("xattr", xattr)]).xattrs, [("user.a".to_owned(), b"hi".to_vec())]);
     }
 

@@ -4,7 +4,7 @@
 //! large ones. A file remembers in the xattr [`ORIGIN`] which object it came from: that is how the
 //! next run knows, from the listing alone, that there is nothing to do.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -51,8 +51,8 @@ struct Import {
     tree: Arc<Tree>,
     run: Arc<Run>,
     open: OpenWith,
-    /// Objects that have one under the name of their instruction file, and those.
-    instructed: HashSet<String>,
+    /// Objects that have one under the name of their instruction file, and the key of that.
+    instructed: HashMap<String, String>,
     streams: Arc<Semaphore>,
     is_root: bool,
     /// Permission bits of a file that nobody says anything of.
@@ -174,11 +174,17 @@ async fn only_object(bucket: &mut Bucket, run: &Run) -> Vec<Listed> {
     }]
 }
 
-/// Keys of objects that have one under the name of their instruction file.
-fn with_instruction(listed: &[Listed]) -> HashSet<String> {
+/// Keys of objects that have one under the name of their instruction file, and its key.
+fn with_instruction(listed: &[Listed]) -> HashMap<String, String> {
     let has = |key: &str| listed.binary_search_by(|l| l.key.as_str().cmp(key)).is_ok();
-    let of = listed.iter().filter_map(|l| instructed(&l.key));
-    of.filter(|key| has(key)).map(str::to_owned).collect()
+    let mut found = HashMap::new();
+    for Listed { key, .. } in listed {
+        if let Some(of) = instructed(key).filter(|of| has(of)) {
+            // In the order of keys the suffix that all clients know comes first.
+            found.entry(of.to_owned()).or_insert_with(|| key.clone());
+        }
+    }
+    found
 }
 
 /// Where everything goes, as far as the filter takes it.
@@ -383,13 +389,13 @@ impl Import {
 
     /// The envelope of an object of the Encryption Client.
     async fn envelope(&self, object: &Listed, about: &About) -> Result<Option<Found>, Trouble> {
-        let beside = self.instructed.contains(&object.key);
+        let beside = self.instructed.get(&object.key).map(String::as_str);
         envelope_of(&self.bucket, &self.run, &object.key, about, beside).await
     }
 
     /// Whether an object has the name of the instruction file of another one.
     fn is_instruction_file(&self, object: &Listed) -> bool {
-        instructed(&object.key).is_some_and(|of| self.instructed.contains(of))
+        instructed(&object.key).is_some_and(|of| self.instructed.contains_key(of))
     }
 
     /// An object of the Encryption Client: into a file without its name, which it gets once all of

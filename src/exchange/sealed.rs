@@ -16,9 +16,9 @@ use super::bucket::Bucket;
 use super::large::Sink;
 use super::report::{ExchangeError, Run, Trouble};
 use crate::s3ec::{
-    Envelope, EnvelopePlace, INSTRUCTION_MAX, INSTRUCTION_SUFFIX, Keys, Metadata, OpenRules,
-    Recognised, S3ecError, S3ecErrorKind, SealRules, Sealing, Unlocked, Unverified, Verified,
-    cipher_len, is_instruction_marker, recognise, seal,
+    Envelope, EnvelopePlace, INSTRUCTION_MAX, INSTRUCTION_SUFFIX, INSTRUCTION_SUFFIX_DOTNET, Keys,
+    Metadata, OpenRules, Recognised, S3ecError, S3ecErrorKind, SealRules, Sealing, Unlocked,
+    Unverified, Verified, cipher_len, is_instruction_marker, recognise, seal,
 };
 use crate::store::s3::{About, Labels};
 
@@ -58,13 +58,15 @@ pub fn instruction_key(key: &str) -> String {
 
 /// The object that an instruction file of this key would be of.
 pub fn instructed(key: &str) -> Option<&str> {
-    key.strip_suffix(INSTRUCTION_SUFFIX).filter(|of| !of.is_empty())
+    let of = key.strip_suffix(INSTRUCTION_SUFFIX).or(key.strip_suffix(INSTRUCTION_SUFFIX_DOTNET))?;
+    (!of.is_empty()).then_some(of)
 }
 
 /// Whether an object, with what is said of it and its bytes, is an instruction file rather than a file
 /// of that name.
 pub fn is_instruction(about: &About, body: &[u8]) -> bool {
-    const NAMES: [&str; 4] = ["x-amz-key", "x-amz-key-v2", "x-amz-3", "x-amz-iv"];
+    const NAMES: [&str; 5] =
+        ["x-amz-key", "x-amz-key-v2", "x-amz-3", "x-amz-iv", "EncryptedEnvelopeKey"];
     if is_instruction_marker(&about.metadata) {
         return true;
     }
@@ -80,8 +82,8 @@ pub struct Found {
     pub instruction: Option<String>,
 }
 
-/// The envelope of an object; `None` for one in clear. `beside`: there is an object under the name of
-/// its instruction file.
+/// The envelope of an object; `None` for one in clear. `beside`: the object that is there under the name
+/// of its instruction file.
 ///
 /// # Errors
 /// Half an envelope, or one that cannot be understood; the store.
@@ -90,15 +92,15 @@ pub async fn envelope_of(
     run: &Run,
     key: &str,
     about: &About,
-    beside: bool,
+    beside: Option<&str>,
 ) -> Result<Option<Found>, Trouble> {
     let must_be_there = match recognise(&about.metadata)? {
         Recognised::Sealed(envelope) => return Ok(Some(Found { envelope, instruction: None })),
         Recognised::Split => true,
-        Recognised::Clear if !beside => return Ok(None),
+        Recognised::Clear if beside.is_none() => return Ok(None),
         Recognised::Clear => false,
     };
-    let key = instruction_key(key);
+    let key = beside.map_or_else(|| instruction_key(key), str::to_owned);
     let (file, mut body) = bucket.fetch(run, &key, None, None).await?;
     if file.size > INSTRUCTION_MAX as u64 {
         return match must_be_there {

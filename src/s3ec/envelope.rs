@@ -19,6 +19,8 @@ pub type Metadata = Strings;
 
 /// What an object's key is followed by in that of its instruction file.
 pub const INSTRUCTION_SUFFIX: &str = ".instruction";
+/// The same of the first .NET client.
+pub const INSTRUCTION_SUFFIX_DOTNET: &str = "INSTRUCTION_SUFFIX";
 /// Bytes of the longest instruction file that is read; metadata has 2 KiB at most.
 pub const INSTRUCTION_MAX: usize = 64 << 10;
 /// Bytes of the longest wrapped key: KMS gives up to 6144.
@@ -49,6 +51,8 @@ mod name {
     pub const ON_OBJECT_V3: [&str; 3] = [CONTENT_V3, COMMITMENT_V3, MESSAGE_ID_V3];
     /// Of version 3 that say how the data key is wrapped.
     pub const OF_KEY_V3: [&str; 4] = [KEY_V3, MATDESC_V3, CONTEXT_V3, WRAP_V3];
+    /// What the .NET client of 2011 to 2020 calls those of version 1 in its instruction files.
+    pub const DOTNET: [(&str, &str); 2] = [("EncryptedEnvelopeKey", KEY_V1), ("IV", IV)];
     /// Neither opens anything.
     pub const NOTES: [&str; 3] = [PLAIN_LENGTH, "x-amz-unencrypted-content-md5", INSTRUCTION_FILE];
 }
@@ -127,7 +131,7 @@ pub enum Wrap {
     AesWrap,
     /// RSA-OAEP with SHA-1.
     RsaOaepSha1,
-    /// RSA-OAEP with SHA-256 and, by Java's default, MGF1 with SHA-1.
+    /// RSA-OAEP with SHA-256, and MGF1 with SHA-1 or SHA-256: of Java's first client.
     RsaOaepSha256,
     /// Version 1 does not say: AES-ECB or RSA (PKCS #1 v1.5), by the key that is given.
     Unnamed,
@@ -400,7 +404,14 @@ impl Fields {
         if let Some(name) = others.iter().find(|name| is_own_key(name) && !is_note(name)) {
             return Err(S3ecError::tampered(format!("{name} of the instruction file is no text")));
         }
-        Fields::checked(strings.into_iter().filter(|(name, _)| is_own_key(name)).collect())
+        let mut own = strings.clone();
+        own.retain(|name, _| is_own_key(name));
+        if own.is_empty() {
+            own.extend(name::DOTNET.iter().filter_map(|(theirs, name)| {
+                Some(((*name).to_owned(), strings.get(*theirs)?.clone()))
+            }));
+        }
+        Fields::checked(own)
     }
 
     fn checked(own: Strings) -> Result<Fields> {
@@ -491,7 +502,8 @@ impl Fields {
             Format::V1 => (Content::Cbc, Wrap::Unnamed),
             _ => (self.content_v2()?, self.wrap_v2()?),
         };
-        if let Some(bits) = self.get(name::TAG_LEN)
+        // The Go client writes an empty one for contents without a tag.
+        if let Some(bits) = self.get(name::TAG_LEN).filter(|bits| !bits.is_empty())
             && (bits != "128" || !content.is_authenticated())
         {
             let bits = one_line(bits);

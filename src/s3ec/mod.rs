@@ -11,6 +11,7 @@ mod envelope;
 mod error;
 mod gcm;
 mod keys;
+mod oaep;
 mod open;
 mod pem;
 mod seal;
@@ -18,8 +19,9 @@ mod text;
 mod wrap;
 
 pub use envelope::{
-    Content, Envelope, EnvelopePlace, Format, INSTRUCTION_MAX, INSTRUCTION_SUFFIX, Metadata,
-    Recognised, Wrap, is_instruction_marker, is_own_key, recognise,
+    Content, Envelope, EnvelopePlace, Format, INSTRUCTION_MAX, INSTRUCTION_SUFFIX,
+    INSTRUCTION_SUFFIX_DOTNET, Metadata, Recognised, Wrap, is_instruction_marker, is_own_key,
+    recognise,
 };
 pub use error::{S3ecError, S3ecErrorKind};
 pub use gcm::PLAIN_MAX;

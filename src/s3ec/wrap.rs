@@ -128,11 +128,7 @@ impl Envelope {
             Wrap::AesGcm => aes_gcm_open(self.aes(keys)?, self),
             Wrap::AesWrap => aes_wrap_open(self.aes(keys)?, self),
             Wrap::RsaOaepSha1 => rsa_oaep_open(self.rsa(keys)?, self),
-            Wrap::RsaOaepSha256 => Err(S3ecError::new(
-                S3ecErrorKind::Format,
-                format!("sealfs does not open data keys under {}", self.wrap),
-            )
-            .hint("have the Java client write the object again, or wrap its key again")),
+            Wrap::RsaOaepSha256 => super::oaep::open(self.rsa(keys)?, self),
             Wrap::Unnamed => match (&keys.aes, &keys.rsa_private) {
                 (Some(key), _) => aes_ecb_open(key, self),
                 (None, Some(key)) => rsa_pkcs1_open(key, self),
@@ -158,7 +154,7 @@ impl Envelope {
             .hint(format!("give the key that opens it: {flag}"))
     }
 
-    fn does_not_open(&self, key: &str) -> S3ecError {
+    pub(super) fn does_not_open(&self, key: &str) -> S3ecError {
         S3ecError::new(
             S3ecErrorKind::WrongKey,
             format!(
@@ -230,7 +226,7 @@ fn no_key(flag: &str) -> S3ecError {
 }
 
 /// 32 bytes, which every data key has.
-fn data_key(bytes: &[u8]) -> Result<DataKey> {
+pub(super) fn data_key(bytes: &[u8]) -> Result<DataKey> {
     let key: &[u8; KEY] = bytes.try_into().map_err(|_| {
         S3ecError::tampered(format!("the data key has {} bytes and should have {KEY}", bytes.len()))
     })?;
