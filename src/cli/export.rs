@@ -11,7 +11,7 @@ use super::exchange_keys::SealArgs;
 use super::exit::{Exit, Failure, Outcome};
 use super::sse_flags::SseDetailFlags;
 use super::volume_side::{VolumeArgs, VolumeSide};
-use crate::exchange::{BucketPath, ExchangeError, How, Run, Tree, export_tree};
+use crate::exchange::{BucketPath, ExchangeError, How, Remember, Run, Tree, export_tree};
 use crate::store::s3::SseKind;
 
 /// Flags of `sealfs export`.
@@ -149,8 +149,14 @@ pub fn run(args: ExportArgs) -> Outcome {
             true => Some(args.seal.seal_with(ask.region, ask.profile).await?),
             false => None,
         };
+        let remember = Remember {
+            dir: args.at.state_dir()?.join("exports"),
+            server: ask.endpoint.unwrap_or_default().to_owned(),
+            mode: format!("{:?} {:?}", ask.sse, ask.tags),
+        };
         let bucket = ask.connect().await?;
-        let how = How { storage_class: args.to.target_storage_class.clone(), seal };
+        let storage_class = args.to.target_storage_class.clone();
+        let how = How { storage_class, seal, remember: Some(remember) };
         let going = run.clone();
         let work = async move { export_tree(Arc::new(tree), bucket, going, how).await };
         drive(&run, &show, work).await

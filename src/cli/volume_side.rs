@@ -46,6 +46,16 @@ pub struct VolumeArgs {
     state_dir: Option<PathBuf>,
 }
 
+impl VolumeArgs {
+    /// Where this machine keeps what belongs to volumes and is no cache.
+    ///
+    /// # Errors
+    /// Nothing says where.
+    pub fn state_dir(&self) -> Outcome<PathBuf> {
+        dirs::absolute_or(self.state_dir.as_deref(), dirs::state_dir)
+    }
+}
+
 /// A directory of a volume.
 pub struct VolumeSide {
     /// Where to work.

@@ -25,12 +25,13 @@ use super::bucket::{Bucket, patiently};
 use super::compare::ORIGIN;
 use super::large::blocking;
 use super::report::{Event, ExchangeError, Run, Trouble};
+use super::resume::{Cut, Remember, Underway, Uploads};
 use super::sealed::{SealWith, instruction_key, object_size};
 use super::tree::{Stat, Tree, stat_fd};
 use super::walk::{Item, say_what_is_lost, walk};
-use crate::base::{counted, hex};
+use crate::base::{counted, hex, one_line};
 use crate::s3ec::{PLAIN_MAX, Sealing};
-use crate::store::s3::{About, Labels, Listed};
+use crate::store::s3::{About, Labels, Listed, PartNote, Sending};
 
 /// Bytes of a part, and of the largest file that is put whole. Larger for files that would need more
 /// than [`PARTS_MAX`].
@@ -57,6 +58,8 @@ pub struct How {
     pub storage_class: Option<String>,
     /// How they are sealed; `None` leaves them in clear.
     pub seal: Option<SealWith>,
+    /// Where uploads in parts are remembered for the next run; `None`: nowhere.
+    pub remember: Option<Remember>,
 }
 
 /// What the tasks of one export share.
@@ -69,6 +72,7 @@ struct Export {
     /// Keys that instruction files get.
     instructions: HashSet<String>,
     memory: Arc<Semaphore>,
+    uploads: Uploads,
 }
 
 /// Exports the files of `tree` below the prefix of `bucket`.
@@ -110,9 +114,22 @@ pub async fn export_tree(
         false => HashSet::new(),
     };
     let memory = Arc::new(Semaphore::new((MEMORY_MAX / UNIT) as usize));
-    let export = Arc::new(Export { tree, bucket, run, listed, how, instructions, memory });
-    transfer(&export, items).await?;
-    export.delete_rest(&keep).await
+    let uploads = match run.options.dry_run {
+        true => Uploads::default(),
+        false => Uploads::open(how.remember.as_ref(), &bucket),
+    };
+    let export = Export { tree, bucket, run, listed, how, instructions, memory, uploads };
+    let export = Arc::new(export);
+    let done = transfer(&export, items).await;
+    let under_way = export.uploads.count() as u64;
+    if done.is_err() && under_way > 0 {
+        let what = counted(under_way, "large file");
+        export.run.say(Event::Note(format!("parts of {what} are there, and not sent again")));
+    }
+    done?;
+    export.delete_rest(&keep).await?;
+    export.name_unfinished().await;
+    Ok(())
 }
 
 async fn transfer(export: &Arc<Export>, items: Vec<Item>) -> Result<(), ExchangeError> {
@@ -392,32 +409,37 @@ impl Export {
             });
             let (cipher, sealing) = sealed.await?;
             let number = (at / size) as i32 + 1;
-            let piece = Piece { number, bytes: Bytes::from(cipher), of_file: len, _held: held };
+            let bytes = Bytes::from(cipher);
+            let piece = Piece { number, bytes, of_file: len, stored: None, _held: held };
             Ok(Some((piece, (end, sealing))))
         };
         let (source, memory) = (file.clone(), self.memory.clone());
         let pieces = futures::stream::try_unfold(begin, move |(at, sealing)| {
             next(at, sealing, source.clone(), memory.clone())
         });
-        let stored = object_size(true, all);
-        self.send_parts(item, (file, stat), (labels, stored), pieces.boxed()).await
+        // Of its key nothing is kept, so that no other run can go on with it.
+        let begun = self.uploads.begin_once(&self.bucket, &self.run, &item.key, labels);
+        let of = (begun.await?, object_size(true, all));
+        self.send_parts(of, (file, stat), pieces.boxed()).await
     }
 
-    /// Sends what `pieces` come to, several at a time, as one object of `stored` bytes. False if the
+    /// Sends what `pieces` come to, several at a time, as one object of `size` bytes. False if the
     /// file has changed meanwhile.
     async fn send_parts(
         &self,
-        item: &Item,
+        (sending, size): (Sending, u64),
         (file, stat): (&Arc<File>, &Stat),
-        (labels, stored): (&Labels, u64),
         pieces: BoxStream<'_, Result<Piece, Trouble>>,
     ) -> Result<bool, Trouble> {
         let store = &self.bucket.store;
-        let sending = patiently(&self.run, || store.begin_key(&item.key, labels)).await?;
         let part = async |piece: Result<Piece, Trouble>| {
             let piece = piece?;
             if self.run.is_stopped() {
                 return Err(Trouble::End(ExchangeError::Stopped));
+            }
+            if let Some(stored) = piece.stored {
+                self.run.moved(piece.of_file);
+                return Ok(stored);
             }
             self.run.options.rate.pace(piece.of_file).await;
             let payload = PutPayload::from(piece.bytes);
@@ -436,15 +458,13 @@ impl Export {
         };
         let ended = match sent.await {
             Ok(true) => {
-                let end = || store.end_key(&sending, &parts, stored);
+                let end = || store.end_key(&sending, &parts, size);
                 patiently(&self.run, end).await.map(|_| true).map_err(Trouble::from)
             }
             Err(Trouble::One(why)) if why == CHANGED => Ok(false),
             other => other,
         };
-        if !matches!(ended, Ok(true)) {
-            store.abort_key(&sending).await;
-        }
+        self.uploads.ended(&self.bucket, &sending, &ended).await;
         ended
     }
 
@@ -469,15 +489,38 @@ impl Export {
         stat: &Stat,
         labels: &Labels,
     ) -> Result<bool, Trouble> {
-        let size = part_size(stat.size);
-        let pieces = futures::stream::iter(0..stat.size.div_ceil(size)).then(|n| async move {
-            let (from, number) = (n * size, n as i32 + 1);
-            let len = size.min(stat.size - from);
-            let _held = self.hold(len).await;
-            let bytes = read_part(file, from, len).await?;
-            Ok(Piece { number, bytes, of_file: len, _held })
+        let cut = Cut { size: stat.size, part: part_size(stat.size) };
+        let (uploads, bucket) = (&self.uploads, &self.bucket);
+        let Underway { sending, have } =
+            uploads.go_on_or_begin(bucket, &self.run, &item.key, labels, cut).await?;
+        let pieces = futures::stream::iter(0..cut.count()).map(|n| (n, have.get(&n).cloned()));
+        let pieces = pieces.then(|(n, stored)| async move {
+            let (number, of_file) = (n as i32 + 1, cut.len(n));
+            if stored.is_some() {
+                return Ok(Piece { number, bytes: Bytes::new(), of_file, stored, _held: None });
+            }
+            let _held = self.hold(of_file).await;
+            let bytes = read_part(file, n * cut.part, of_file).await?;
+            Ok(Piece { number, bytes, of_file, stored, _held })
         });
-        self.send_parts(item, (file, stat), (labels, stat.size), pieces.boxed()).await
+        self.send_parts((sending, stat.size), (file, stat), pieces.boxed()).await
+    }
+
+    /// Names uploads below the prefix that are not over: nothing else shows them, and they are paid for.
+    async fn name_unfinished(&self) {
+        if self.run.options.dry_run {
+            return;
+        }
+        let keys = self.uploads.sweep(&self.bucket, &self.run).await;
+        if let Some(first) = keys.first() {
+            let what = counted(keys.len() as u64, "upload");
+            self.run.say(Event::Note(format!(
+                "{what} below the target that this run knows nothing of, not finished, the first of {}; a \
+                 lifecycle rule with AbortIncompleteMultipartUpload removes what is left over",
+                one_line(first)
+            )));
+        }
+        self.run.note(|report| report.unfinished = keys);
     }
 
     /// Deletes the objects that no file of the source has and the filter takes.
@@ -527,6 +570,8 @@ struct Piece {
     bytes: Bytes,
     /// Bytes of the file that it stands for.
     of_file: u64,
+    /// What the bucket has of it already.
+    stored: Option<PartNote>,
     /// The memory that it takes.
     _held: Option<OwnedSemaphorePermit>,
 }

@@ -92,6 +92,8 @@ pub struct Report {
     pub failures: Vec<Failed>,
     /// Keys that got another path, the first ones.
     pub renamed: Vec<Renamed>,
+    /// Keys below the target (export) whose uploads were begun, are not over, and not of this run.
+    pub unfinished: Vec<String>,
     /// What the target cannot hold, counted by kind.
     pub lost: BTreeMap<&'static str, u64>,
 }

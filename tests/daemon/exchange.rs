@@ -1,6 +1,9 @@
 //! `sealfs import` and `sealfs export` with the real command, a live mount, and the S3 server of this
 //! process.
 
+mod export;
+mod tampered;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;

@@ -27,6 +27,7 @@ mod sse;
 mod sse_ask;
 mod storage_class;
 mod tls;
+mod unfinished;
 mod upload;
 mod write;
 
@@ -48,6 +49,7 @@ pub use proof::PartNote;
 pub use sse::{Applied, SecretKey32, SseKind, SseMismatch, SseMode};
 pub use sse_ask::SseAsk;
 pub use storage_class::StorageClass;
+pub use unfinished::{Part, Unfinished};
 
 use async_trait::async_trait;
 use encryption::Encryption;

@@ -14,6 +14,7 @@ use super::write::{applied, applied_by_s3, check_sse, with_sse};
 use super::{Inner, S3Store};
 use crate::base::hex;
 use crate::store::error::{ErrorClass, sentence};
+use aws_sdk_s3::error::ProvideErrorMetadata;
 use aws_sdk_s3::types::{
     ChecksumAlgorithm, CompletedMultipartUpload, Delete, ObjectIdentifier, ServerSideEncryption,
     StorageClass,
@@ -61,6 +62,23 @@ macro_rules! with_labels {
 pub struct Sending {
     key: String,
     id: String,
+}
+
+impl Sending {
+    /// The upload `id` of `key`, which an earlier run has begun.
+    pub fn of(key: &str, id: &str) -> Sending {
+        Sending { key: key.to_owned(), id: id.to_owned() }
+    }
+
+    /// The key that its object will have.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Its upload id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
 }
 
 impl S3Store {
@@ -189,9 +207,9 @@ impl S3Store {
         Ok(e_tag)
     }
 
-    /// AbortMultipartUpload. A failure is only logged: the server keeps the parts until a lifecycle
-    /// rule of the bucket removes them.
-    pub async fn abort_key(&self, sending: &Sending) {
+    /// AbortMultipartUpload; whether it is gone. A failure is only logged: the server keeps the parts
+    /// until somebody else, or a lifecycle rule of the bucket, removes them.
+    pub async fn abort_key(&self, sending: &Sending) -> bool {
         let inner = &self.inner;
         let request = inner
             .client
@@ -199,9 +217,14 @@ impl S3Store {
             .bucket(&inner.bucket)
             .key(&sending.key)
             .upload_id(&sending.id);
-        if let Err(e) = Box::pin(request.send()).await {
-            let e = from_sdk(e, "abort the upload of", &sending.key, Condition::None);
-            log::warn!("parts may be left behind: {}", sentence(&e));
+        match Box::pin(request.send()).await {
+            Ok(_) => true,
+            Err(e) if e.code() == Some("NoSuchUpload") => true,
+            Err(e) => {
+                let e = from_sdk(e, "abort the upload of", &sending.key, Condition::None);
+                log::warn!("parts may be left behind: {}", sentence(&e));
+                false
+            }
         }
     }
 

@@ -122,9 +122,9 @@ async fn is_md5_of(e_tag: &str, payload: &PutPayload) -> Result<bool> {
 }
 
 /// A part of an upload that is stored: what the end of the upload has to name of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PartNote {
-    /// Base64 of its CRC32.
+    /// Base64 of its CRC32; empty if the server keeps none, and asks for none.
     pub(super) checksum: String,
     /// Its bytes.
     pub(super) len: u64,
@@ -135,7 +135,8 @@ impl PartNote {
     /// As CompleteMultipartUpload names it.
     pub(super) fn as_named(&self, number: i32) -> CompletedPart {
         let part = CompletedPart::builder().part_number(number);
-        part.e_tag(&self.e_tag).checksum_crc32(&self.checksum).build()
+        let checksum = Some(self.checksum.clone()).filter(|checksum| !checksum.is_empty());
+        part.e_tag(&self.e_tag).set_checksum_crc32(checksum).build()
     }
 
     pub(super) fn to_id(&self) -> String {

@@ -32,6 +32,7 @@ impl RequestKind {
         let has = |name: &str| has_query(request, name);
         let has_key = request.uri().path().trim_start_matches('/').contains('/');
         match request.method().as_str() {
+            "GET" if has("uploads") || has("uploadId") => RequestKind::Other,
             "GET" if has("list-type") || !has_key => RequestKind::List,
             "GET" => RequestKind::Get,
             "HEAD" => RequestKind::Head,

@@ -195,6 +195,24 @@ impl S3Server {
         self.memory.raw().open_uploads()
     }
 
+    /// The parts of those.
+    pub fn open_parts(&self) -> usize {
+        self.memory.raw().uploads.lock().values().map(|upload| upload.parts.len()).sum()
+    }
+
+    /// Begins an upload of the first bucket, as some other client would.
+    pub fn begin_upload(&self, key: &str) {
+        let upload = memory::Upload {
+            key: key.to_owned(),
+            sse: StoredSse::default(),
+            tags: None,
+            labels: Labels::default(),
+            parts: Default::default(),
+        };
+        let id = format!("upload-{}", self.memory.fresh());
+        self.memory.raw().uploads.lock().insert(id, upload);
+    }
+
     /// How the payloads of requests so far were signed: `sha256`, or the word that stood for it.
     pub fn payload_hashes_seen(&self) -> std::collections::BTreeSet<String> {
         self.memory.payload_hashes.lock().clone()

@@ -246,11 +246,16 @@ async fn collect(
     if length.is_some_and(|l| l != pieces.len() as i64) {
         return Err(s3_error!(IncompleteBody, "the body is not as long as announced"));
     }
-    let actual = crc32.map(|_| STANDARD.encode(crc32fast::hash(&pieces).to_be_bytes()));
+    let actual = crc32.map(|_| crc32_of(&pieces));
     if actual.as_deref() != crc32 {
         return Err(s3_error!(BadDigest, "the CRC32 does not match"));
     }
     Ok(pieces.freeze())
+}
+
+/// As checksum headers carry it.
+fn crc32_of(bytes: &[u8]) -> String {
+    STANDARD.encode(crc32fast::hash(bytes).to_be_bytes())
 }
 
 fn strong(e_tag: &str) -> ETag {
@@ -616,6 +621,56 @@ impl S3 for MemoryS3 {
             server_side_encryption: told.algorithm.map(ServerSideEncryption::from),
             ssekms_key_id: told.kms_key,
             bucket_key_enabled: told.bucket_key,
+            ..Default::default()
+        }))
+    }
+
+    async fn list_parts(
+        &self,
+        req: S3Request<ListPartsInput>,
+    ) -> S3Result<S3Response<ListPartsOutput>> {
+        let input = req.input;
+        let uploads = self.bucket(&input.bucket)?.uploads.lock();
+        let upload = uploads
+            .get(&input.upload_id)
+            .filter(|upload| upload.key == input.key)
+            .ok_or_else(|| s3_error!(NoSuchUpload, "no such upload"))?;
+        let part = |(number, (e_tag, bytes)): (&i32, &(String, Bytes))| Part {
+            part_number: Some(*number),
+            size: Some(bytes.len() as i64),
+            e_tag: Some(strong(e_tag)),
+            checksum_crc32: self.repeats_checksums().then(|| crc32_of(bytes)),
+            ..Default::default()
+        };
+        Ok(S3Response::new(ListPartsOutput {
+            parts: Some(upload.parts.iter().map(part).collect()),
+            is_truncated: Some(false),
+            upload_id: Some(input.upload_id),
+            key: Some(input.key),
+            bucket: Some(input.bucket),
+            ..Default::default()
+        }))
+    }
+
+    async fn list_multipart_uploads(
+        &self,
+        req: S3Request<ListMultipartUploadsInput>,
+    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+        let input = req.input;
+        let prefix = input.prefix.unwrap_or_default();
+        let uploads = self.bucket(&input.bucket)?.uploads.lock();
+        let below = uploads.iter().filter(|(_, upload)| upload.key.starts_with(&prefix));
+        let upload = |(id, upload): (&String, &Upload)| MultipartUpload {
+            key: Some(url_encoded(&upload.key)),
+            upload_id: Some(id.clone()),
+            initiated: Some(std::time::SystemTime::now().into()),
+            ..Default::default()
+        };
+        Ok(S3Response::new(ListMultipartUploadsOutput {
+            uploads: Some(below.map(upload).collect()),
+            encoding_type: Some(EncodingType::from_static(EncodingType::URL)),
+            is_truncated: Some(false),
+            bucket: Some(input.bucket),
             ..Default::default()
         }))
     }
