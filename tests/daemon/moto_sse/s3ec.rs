@@ -2,6 +2,8 @@
 //! for Python (versions 2 and 3, KMS) and that for Ruby (version 2; KMS, AES, RSA), on moto's S3 and KMS.
 //! And what is changed in the bucket, which the command refuses without a byte of output.
 
+mod exchange;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
