@@ -340,6 +340,50 @@ def segments():
     ]
 
 
+def batch_head(batch):
+    """The head of a journal record (FORMAT.md "Journal records")."""
+    out = struct.pack("<qqI", batch["inodes"], batch["bytes"], len(batch["rows"]))
+    for row in batch["rows"]:
+        key, tag = bytes.fromhex(row["key"]), row["tag"]
+        out += struct.pack("<H", len(key)) + key + bytes([tag])
+        if tag != 0:
+            value = bytes.fromhex(row["value"])
+            out += struct.pack("<I", len(value)) + value
+    out += struct.pack("<I", len(batch["data"]))
+    for op in batch["data"]:
+        tag = op["tag"]
+        out += struct.pack("<BQI", tag, op["inode"], op["incarnation"])
+        out += b"".join(struct.pack("<Q", n) for n in op.get("numbers", []))
+        if tag == 4:
+            out += struct.pack("<QIQ", *op["from"])
+        if tag == 5:
+            out += bytes.fromhex(op["segment"]) + struct.pack("<Q", op["at"])
+    return b"\x02" + struct.pack("<I", len(out)) + out
+
+
+def batches():
+    """Heads of records: of nothing, and of every operation."""
+    nothing = {"inodes": 0, "bytes": 0, "rows": [], "data": []}
+    rows = [
+        {"key": "69" + "00" * 7 + "09", "tag": 1, "value": "010203"},
+        {"key": "64", "tag": 2, "value": ""},
+        {"key": "7800", "tag": 0},
+    ]
+    file = {"inode": 9, "incarnation": 4}
+    data = [
+        {"tag": 3, **file},
+        {"tag": 0, **file, "numbers": [5, 6]},
+        {"tag": 1, **file, "numbers": [7, 2**64 - 1]},
+        {"tag": 2, **file},
+        {"tag": 2, "inode": 9, "incarnation": 2**32 - 1},
+        {"tag": 5, **file, "numbers": [3, 9], "segment": "4f" * 16, "at": 1 << 20},
+        {"tag": 5, **file, "numbers": [1 << 40, 1 << 33], "segment": bytes(range(16)).hex(), "at": 0},
+        {"tag": 4, **file, "numbers": [7, 1 << 33], "from": [8, 3, 1 << 40]},
+    ]
+    all_of_it = {"inodes": -1, "bytes": 4096, "rows": rows, "data": data}
+    return [{**batch, "head": batch_head(batch).hex()} for batch in (nothing, all_of_it)]
+
+
 def main():
     # The published vector: key 00 … 0f, data 00 … 0e.
     assert siphash(bytes(range(16)), bytes(range(15))) == 0xA129CA6149BE45E5
@@ -391,6 +435,7 @@ def main():
         "inodes": [{**i, "row": inode_row(i).hex()} for i in ({**INODE, **changes} for changes in INODES)],
         "objects": objects,
         "segments": segments(),
+        "batches": batches(),
         "log": log,
         "history_key": history_key.hex(),
         "chain": chain,
