@@ -633,7 +633,8 @@ impl<'a> Run<'a> {
         report.notes.extend(changed.notes);
         self.plan(None).await?;
         if let Some(s3) = &self.layers.s3
-            && let Setting::Is(Versioning::Enabled | Versioning::Suspended) = s3.versioning().await
+            && let Setting::Is(Versioning::Enabled { .. } | Versioning::Suspended) =
+                s3.versioning().await
         {
             report.notes.push(
                 "the bucket keeps old versions of objects, which open with earlier keys until they \

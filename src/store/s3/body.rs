@@ -9,6 +9,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures::Stream;
 use http_body::{Body, Frame, SizeHint};
+use md5::{Digest, Md5};
 use object_store::PutPayload;
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -23,6 +24,16 @@ pub(super) fn crc32_header(payload: &PutPayload) -> String {
         crc.update(piece);
     }
     STANDARD.encode(crc.finalize().to_be_bytes())
+}
+
+/// The base64 of the MD5 of a payload, as `Content-MD5` carries it. One pass over the bytes; about
+/// 600 MB/s.
+pub(super) fn md5_header(payload: &PutPayload) -> String {
+    let mut md5 = Md5::new();
+    for piece in payload.iter() {
+        md5.update(piece);
+    }
+    STANDARD.encode(md5.finalize())
 }
 
 /// A payload as a request body. `in_one_piece` joins the pieces first, which a signature over

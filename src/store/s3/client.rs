@@ -250,6 +250,7 @@ pub async fn connect(options: S3Options) -> Result<S3Store, ConnectError> {
             storage_class: Default::default(),
             sign_payload,
             batch_delete: AtomicBool::new(true),
+            sends_md5: AtomicBool::new(false),
             is_tls: endpoint.as_ref().is_none_or(|e| e.scheme() == "https"),
             rewriting: Semaphore::new(REWRITES_MAX),
             in_place: AtomicBool::new(true),

@@ -32,7 +32,8 @@ mod upload;
 mod write;
 
 pub use admin::{
-    COPY_MAX, DefaultEncryption, Diagnosis, Inspected, Ping, Reencrypted, Setting, Versioning,
+    COPY_MAX, DefaultEncryption, Diagnosis, Inspected, Lifecycle, Lock, Ping, Reencrypted, Setting,
+    Versioning,
 };
 pub(in crate::store) use causes::Causes;
 pub use client::{
@@ -81,6 +82,8 @@ struct Inner {
     sign_payload: bool,
     /// Cleared by the first server that does not know DeleteObjects.
     batch_delete: AtomicBool,
+    /// Writes carry a `Content-MD5`, which this server was found to want.
+    sends_md5: AtomicBool,
     /// Bounds the memory of objects that are read and written again.
     rewriting: tokio::sync::Semaphore,
     /// Cleared by the first server that does not know UpdateObjectEncryption.

@@ -88,6 +88,10 @@ impl S3Store {
     /// Those of PutObject, classified; `SseMismatch` if the answer names another encryption;
     /// `Foreign` if nothing proves that it is stored.
     pub async fn put_key(&self, key: &str, body: PutPayload, labels: &Labels) -> Result<String> {
+        self.inner.put_again_with_md5(|| self.put_key_once(key, body.clone(), labels)).await
+    }
+
+    async fn put_key_once(&self, key: &str, body: PutPayload, labels: &Labels) -> Result<String> {
         const ACTION: &str = "put";
         let inner = &self.inner;
         let checksum = crc32_header(&body);
@@ -98,6 +102,7 @@ impl S3Store {
             .bucket(&inner.bucket)
             .key(key)
             .checksum_crc32(&checksum)
+            .set_content_md5(inner.content_md5(&body))
             .content_length(length as i64)
             .body(request_body(body.clone(), inner.sign_payload));
         let sse = inner.encryption.now();

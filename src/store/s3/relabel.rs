@@ -116,6 +116,7 @@ impl S3Store {
             .bucket(&inner.bucket)
             .key(key)
             .checksum_crc32(crc32_header(&body))
+            .set_content_md5(inner.content_md5(&body))
             .content_length(body.content_length() as i64)
             .set_if_match(Some(quoted(e_tag)).filter(|_| inner.is_aws && !e_tag.is_empty()))
             .set_metadata(Some(labels.metadata.clone().into_iter().collect()))

@@ -134,6 +134,15 @@ impl Inner {
         sse: &SseCheck,
         data: PutPayload,
     ) -> Result<PartNote> {
+        self.put_again_with_md5(|| self.send_part_once(part, sse, data.clone())).await
+    }
+
+    async fn send_part_once(
+        &self,
+        part: PartOf<'_>,
+        sse: &SseCheck,
+        data: PutPayload,
+    ) -> Result<PartNote> {
         let (checksum, len) = (crc32_header(&data), data.content_length() as u64);
         let request = self
             .client
@@ -143,6 +152,7 @@ impl Inner {
             .upload_id(part.upload)
             .part_number(part.number)
             .checksum_crc32(&checksum)
+            .set_content_md5(self.content_md5(&data))
             .content_length(len as i64)
             .body(request_body(data, self.sign_payload));
         let request = with_customer_key!(request, sse.mode().customer_key());

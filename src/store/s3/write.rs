@@ -5,7 +5,7 @@
 
 use super::Inner;
 use super::answers::Seen;
-use super::body::{crc32_header, request_body};
+use super::body::{crc32_header, md5_header, request_body};
 use super::errors::{Condition, from_code, from_sdk, is_unsupported, own, write_from_sdk};
 use super::proof::{self, Said, e_tag_of};
 use super::read::quoted;
@@ -109,6 +109,7 @@ macro_rules! with_source_key {
 pub(super) use with_source_key;
 
 /// The condition of a write, as its headers carry it.
+#[derive(Clone)]
 enum If {
     Any,
     Absent,
@@ -129,6 +130,11 @@ pub(super) fn check_sse(
         );
         own(ErrorClass::SseMismatch, message)
     })
+}
+
+/// Whether a write was refused for want of a `Content-MD5`: each server has a code of its own for that.
+fn wants_md5(e: &Error) -> bool {
+    store_error::sentence(e).to_ascii_lowercase().contains("content-md5")
 }
 
 impl Inner {
@@ -218,6 +224,39 @@ impl Inner {
         when: If,
         class: Option<Wire>,
     ) -> Result<PutResult> {
+        self.put_again_with_md5(|| self.put_once(sse, location, payload.clone(), when.clone()))
+            .await
+    }
+
+    /// Does `put`, and once more if it was refused for want of a `Content-MD5`, which all writes get
+    /// from then on: some servers take no other checksum for what Object Lock is to retain.
+    pub(super) async fn put_again_with_md5<T, F: Future<Output = Result<T>>>(
+        &self,
+        put: impl Fn() -> F,
+    ) -> Result<T> {
+        let had_md5 = self.sends_md5.load(Ordering::Relaxed);
+        let outcome = Box::pin(put()).await;
+        match &outcome {
+            Err(e) if !had_md5 && wants_md5(e) => {}
+            _ => return outcome,
+        }
+        log::info!("{} wants Content-MD5 with what is written: it has Object Lock", self.bucket);
+        self.sends_md5.store(true, Ordering::Relaxed);
+        Box::pin(put()).await
+    }
+
+    /// `Content-MD5` of a payload, where it is sent.
+    pub(super) fn content_md5(&self, payload: &PutPayload) -> Option<String> {
+        self.sends_md5.load(Ordering::Relaxed).then(|| md5_header(payload))
+    }
+
+    async fn put_once(
+        &self,
+        sse: &SseCheck,
+        location: &Path,
+        payload: PutPayload,
+        when: If,
+    ) -> Result<PutResult> {
         let path = location.as_ref();
         let checksum = crc32_header(&payload);
         let request = self
@@ -226,6 +265,7 @@ impl Inner {
             .bucket(&self.bucket)
             .key(self.key(location))
             .checksum_crc32(&checksum)
+            .set_content_md5(self.content_md5(&payload))
             .content_length(payload.content_length() as i64)
             .set_storage_class(class)
             .body(request_body(payload.clone(), self.sign_payload));

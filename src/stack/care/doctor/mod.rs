@@ -6,7 +6,9 @@
 
 mod local;
 mod requests;
+mod versions;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,7 +21,7 @@ use crate::stack::keys::watch::KeyWatch;
 use crate::stack::records::config::{self, VolumeConfig};
 use crate::stack::records::encryption;
 use crate::stack::{Key, StackError, StackErrorKind, StoreOptions, StoreStack, unlock_store};
-use crate::store::s3::{DefaultEncryption, S3Store, Setting, SseMode, Versioning};
+use crate::store::s3::{DefaultEncryption, S3Store, Setting, SseMode};
 use crate::store::{advice, class, sentence};
 use local::{disk, fuse};
 use requests::{Can, conditional, connection, is_refused, permissions, throughput};
@@ -221,8 +223,13 @@ async fn store(
             s3.set_sse_mode(mode.clone());
         }
         settings(report, s3, Needs { mode: &mode, known }, options.fix).await;
+        versions::settings(report, s3, &tags).await;
         stopped()?;
         can = permissions(report, s3, &tags).await;
+        if can.put && can.delete {
+            stopped()?;
+            versions::deleting(report, s3).await;
+        }
     }
     if !can.put || !can.delete {
         let why = if can.put { "nothing could be removed" } else { "nothing can be written" };
@@ -283,9 +290,8 @@ pub async fn secure_bucket(s3: &S3Store, mode: &SseMode, versioning: bool) -> Ve
     let mut report = Report::default();
     settings(&mut report, s3, Needs { mode, known: true }, true).await;
     if versioning {
-        report.0.retain(|finding| finding.what != "versioning");
         match s3.put_versioning().await {
-            Ok(()) => report.ok("versioning", "enabled"),
+            Ok(()) => versions::settings(&mut report, s3, &BTreeMap::new()).await,
             Err(e) => report.warning("versioning", sentence(&e), "enable it by hand"),
         }
     }
@@ -305,34 +311,6 @@ async fn settings(report: &mut Report, s3: &S3Store, needs: Needs<'_>, fix: bool
     default_encryption(report, s3, needs, fix).await;
     public_access(report, s3, fix).await;
     plain_http(report, s3, fix).await;
-    match s3.versioning().await {
-        Setting::Is(Versioning::Enabled) => report.ok(
-            "versioning",
-            "enabled: what is deleted or replaced stays and costs, until a lifecycle rule for \
-             noncurrent versions removes it",
-        ),
-        Setting::Is(Versioning::Suspended) => {
-            report.ok("versioning", "suspended: versions of earlier stay and cost");
-        }
-        Setting::Is(Versioning::Off) | Setting::Absent => report
-            .ok("versioning", "off: whoever can write the bucket can destroy the volume for good"),
-        other => report.unread("versioning", &other, "s3:GetBucketVersioning"),
-    }
-    match s3.object_lock().await {
-        Setting::Is(retention) if retention == "no default retention" => {
-            report.ok("object lock", "enabled, without a default retention");
-        }
-        Setting::Is(retention) => report.warning(
-            "object lock",
-            format!(
-                "{retention}: every object stays that long, also those that the volume has \
-                 deleted; nothing can be destroyed meanwhile, and all of it costs"
-            ),
-            "keep it, or choose another bucket; an existing lock cannot be shortened",
-        ),
-        Setting::Absent => report.ok("object lock", "off"),
-        other => report.unread("object lock", &other, "s3:GetBucketObjectLockConfiguration"),
-    }
 }
 
 async fn default_encryption(report: &mut Report, s3: &S3Store, needs: Needs<'_>, fix: bool) {

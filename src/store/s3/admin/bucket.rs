@@ -3,7 +3,6 @@
 //!
 //! One request per call. A setting that cannot be read says why, which is an answer too.
 
-use crate::base::counted;
 use crate::store::error::{ErrorClass, class, sentence};
 use crate::store::s3::S3Store;
 use crate::store::s3::client::ca_bundle;
@@ -20,10 +19,9 @@ use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::create_bucket::CreateBucketError;
 use aws_sdk_s3::primitives::{DateTime, DateTimeFormat};
 use aws_sdk_s3::types::{
-    BlockedEncryptionTypes, BucketLocationConstraint, BucketVersioningStatus,
-    CreateBucketConfiguration, EncryptionType, PublicAccessBlockConfiguration,
-    ServerSideEncryption, ServerSideEncryptionByDefault, ServerSideEncryptionConfiguration,
-    ServerSideEncryptionRule, VersioningConfiguration,
+    BlockedEncryptionTypes, BucketLocationConstraint, CreateBucketConfiguration, EncryptionType,
+    PublicAccessBlockConfiguration, ServerSideEncryption, ServerSideEncryptionByDefault,
+    ServerSideEncryptionConfiguration, ServerSideEncryptionRule,
 };
 use object_store::Result;
 use parking_lot::Mutex;
@@ -73,17 +71,6 @@ impl fmt::Display for DefaultEncryption {
     }
 }
 
-/// Versioning of a bucket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Versioning {
-    /// Every overwrite and delete keeps the old version.
-    Enabled,
-    /// Was enabled; old versions are still there.
-    Suspended,
-    /// Never was.
-    Off,
-}
-
 /// What is in the way of a write, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnosis {
@@ -107,7 +94,7 @@ pub struct Ping {
 }
 
 /// The setting out of an answer; `absent` are the codes that say it is not set.
-fn setting<T, O, E>(
+pub(super) fn setting<T, O, E>(
     answer: std::result::Result<O, SdkError<E, HttpResponse>>,
     what: &'static str,
     absent: &[&str],
@@ -148,21 +135,6 @@ fn asks_for_place(error: &SdkError<CreateBucketError, HttpResponse>) -> bool {
                 | "MissingLocationConstraint"
         )
     )
-}
-
-/// Versioning as an answer says it whose root has a name of the server's own (moto).
-fn versioning_in(body: &[u8]) -> Option<Versioning> {
-    let text = std::str::from_utf8(body).ok()?;
-    let root = text.split('<').find(|tag| tag.starts_with(char::is_alphabetic))?;
-    if !root.contains("Versioning") {
-        return None;
-    }
-    let status = text.split_once("<Status>").and_then(|(_, rest)| rest.split('<').next());
-    Some(match status.map(str::trim) {
-        Some("Enabled") => Versioning::Enabled,
-        Some("Suspended") => Versioning::Suspended,
-        _ => Versioning::Off,
-    })
 }
 
 impl S3Store {
@@ -282,59 +254,6 @@ impl S3Store {
             .await
             .map(drop)
             .map_err(|e| from_sdk(e, "block", "public access", Condition::None))
-    }
-
-    /// Versioning of the bucket.
-    pub async fn versioning(&self) -> Setting<Versioning> {
-        let inner = &self.inner;
-        let answer = inner.client.get_bucket_versioning().bucket(&inner.bucket).send().await;
-        // The client reads the answer only under the name that S3 gives its root.
-        let body = answer.as_ref().err().and_then(|e| e.raw_response()?.body().bytes());
-        if let Some(versioning) = body.and_then(versioning_in) {
-            return Setting::Is(versioning);
-        }
-        setting(answer, "versioning", &[], |output| {
-            Some(match output.status() {
-                Some(BucketVersioningStatus::Enabled) => Versioning::Enabled,
-                Some(BucketVersioningStatus::Suspended) => Versioning::Suspended,
-                _ => Versioning::Off,
-            })
-        })
-    }
-
-    /// Turns versioning on.
-    pub async fn put_versioning(&self) -> Result<()> {
-        let on = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
-        let inner = &self.inner;
-        let put = inner.client.put_bucket_versioning().bucket(&inner.bucket);
-        put.versioning_configuration(on)
-            .send()
-            .await
-            .map(drop)
-            .map_err(|e| from_sdk(e, "enable", "versioning", Condition::None))
-    }
-
-    /// The default retention of Object Lock in words, where Object Lock is enabled.
-    pub async fn object_lock(&self) -> Setting<String> {
-        let inner = &self.inner;
-        let answer = inner.client.get_object_lock_configuration().bucket(&inner.bucket).send();
-        let absent = ["ObjectLockConfigurationNotFoundError", "ObjectLockConfigurationNotFound"];
-        setting(answer.await, "object lock", &absent, |output| {
-            let lock = output.object_lock_configuration()?;
-            lock.object_lock_enabled()?;
-            let retention = lock.rule().and_then(|rule| rule.default_retention());
-            Some(match retention {
-                None => "no default retention".into(),
-                Some(r) => {
-                    let mode = r.mode().map(|m| m.as_str().to_owned()).unwrap_or_default();
-                    match (r.days(), r.years()) {
-                        (Some(days), _) => format!("{mode} for {}", counted(days as u64, "day")),
-                        (_, Some(years)) => format!("{mode} for {}", counted(years as u64, "year")),
-                        _ => mode,
-                    }
-                }
-            })
-        })
     }
 
     /// The bucket's policy, a JSON text.
@@ -522,26 +441,5 @@ impl Intercept for Seen {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         *self.ahead.lock() = date.map(|date| date.secs() - now.as_secs() as i64);
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versioning_is_read_whatever_its_answer_is_called() {
-        // Guards against "no such setting" where every version is kept and costs.
-        let answer = |root: &str, inner: &str| {
-            format!("<?xml version=\"1.0\"?>\n<{root} xmlns=\"x\">{inner}</{root}>")
-        };
-        let read = |text: String| versioning_in(text.as_bytes());
-        let on = "<Status>Enabled</Status>";
-        let off = "<MfaDelete>Disabled</MfaDelete><Status> Suspended </Status>";
-        assert_eq!(read(answer("GetBucketVersioningResponse", on)), Some(Versioning::Enabled));
-        assert_eq!(read(answer("VersioningConfiguration", off)), Some(Versioning::Suspended));
-        assert_eq!(read(answer("GetBucketVersioningResponse", "")), Some(Versioning::Off));
-        assert_eq!(read(answer("ListBucketResult", on)), None);
-        assert_eq!(read(String::new()), None);
     }
 }

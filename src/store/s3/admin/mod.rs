@@ -4,10 +4,13 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `bucket` | its settings, read and made; why it refuses |
+//! | `versions` | what it keeps of what is deleted: versioning, Object Lock, lifecycle |
 //! | `objects` | how one object is encrypted, and changing that where it lies |
 
 mod bucket;
 mod objects;
+mod versions;
 
-pub use bucket::{DefaultEncryption, Diagnosis, Ping, Setting, Versioning};
+pub use bucket::{DefaultEncryption, Diagnosis, Ping, Setting};
 pub use objects::{COPY_MAX, Inspected, Reencrypted};
+pub use versions::{Lifecycle, Lock, Versioning};
