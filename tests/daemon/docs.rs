@@ -24,6 +24,7 @@ const PAGES: &[&str] = &[
     "docs/KEYS.md",
     "docs/OPERATIONS.md",
     "docs/RELIABILITY.md",
+    "docs/SNAPSHOTS.md",
     "docs/USING.md",
     "docs/COMPARISON.md",
     "docs/EXCHANGE.md",

@@ -4,6 +4,7 @@
 //! `scripts/test` installs it (`moto[server]` from PyPI) into the Python of SEALFS_TEST_PYTHON.
 
 mod s3ec;
+mod versions;
 
 use crate::needs_fuse;
 use crate::sse;
@@ -28,6 +29,7 @@ const START_MAX: Duration = Duration::from_secs(30);
 struct Moto {
     child: Child,
     endpoint: String,
+    runtime: tokio::runtime::Runtime,
     _dir: tempfile::TempDir,
 }
 
@@ -56,7 +58,9 @@ impl Moto {
             .stderr(log)
             .spawn()
             .expect("python runs");
-        let moto = Moto { child, endpoint: format!("http://127.0.0.1:{port}"), _dir: dir };
+        let runtime = tokio::runtime::Runtime::new().expect("threads");
+        let endpoint = format!("http://127.0.0.1:{port}");
+        let moto = Moto { child, endpoint, runtime, _dir: dir };
         let begun = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(begun.elapsed() < START_MAX, "moto does not listen");
@@ -80,9 +84,12 @@ impl Moto {
         aws_sdk_s3::Client::from_conf(config)
     }
 
+    fn block_on<T>(&self, what: impl Future<Output = T>) -> T {
+        self.runtime.block_on(what)
+    }
+
     fn make_bucket(&self) {
-        let runtime = tokio::runtime::Runtime::new().expect("threads");
-        let made = runtime.block_on(self.client().create_bucket().bucket(BUCKET).send());
+        let made = self.block_on(self.client().create_bucket().bucket(BUCKET).send());
         made.unwrap_or_else(|e| panic!("creating a bucket: {e:?}"));
     }
 }
