@@ -108,6 +108,7 @@ async fn client(
     let control = Arc::clone(&watched.control);
     match ask {
         Ask::Status => {
+            control.look().await;
             let status = Say::Status(Box::new(control.status()));
             return send(&mut write, &status).await;
         }

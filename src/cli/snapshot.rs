@@ -16,7 +16,7 @@ use crate::stack::{
     StackError, schedule, snapshots,
 };
 
-use super::args::{SecretArgs, StoreArgs, duration};
+use super::args::{SecretArgs, StoreArgs};
 use super::client::Client;
 use super::dirs::{absolute_or, state_dir};
 use super::exit::{Exit, Failure, Outcome};
@@ -91,7 +91,8 @@ Everything that was written before is in it, also what programs have not fsynced
 struct CreateArgs {
     #[command(flatten)]
     at: Target,
-    /// Its name: no /, not beginning with a dot or a hyphen
+    /// Its name: at most 200 bytes, no / and no control character, not beginning with a dot or a
+    /// hyphen, and not "now"
     #[arg(value_name = "NAME")]
     name: String,
     /// A word for whoever lists it
@@ -164,16 +165,22 @@ struct ScheduleArgs {
 /// The longest age that a flag takes.
 const AGE_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
-/// Reads an age: a time as elsewhere, or a number with d (days) or w (weeks).
+/// Reads an age: a number with a unit, which nobody means to be seconds when it is left out.
 fn age(text: &str) -> Result<Duration, String> {
-    let days = match (text.strip_suffix('d'), text.strip_suffix('w')) {
-        (Some(days), _) => days.parse().ok(),
-        (_, Some(weeks)) => weeks.parse::<u64>().ok().and_then(|n| n.checked_mul(7)),
-        _ => return duration(text),
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit_secs = match unit {
+        "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(3600),
+        "d" => Some(24 * 3600),
+        "w" => Some(7 * 24 * 3600),
+        _ => None,
     };
-    let secs = days.and_then(|days: u64| days.checked_mul(24 * 3600)).map(Duration::from_secs);
-    let wrong = "an age is a number with m, h, d or w, such as 12h or 30d; 100 years at most";
-    secs.filter(|age| *age <= AGE_MAX).ok_or_else(|| wrong.into())
+    let secs = number.parse::<u64>().ok().zip(unit_secs).and_then(|(n, unit)| n.checked_mul(unit));
+    let wrong =
+        "an age is a number with s, m, h, d or w, such as 12h, 30d or 8w; 100 years at most";
+    secs.map(Duration::from_secs).filter(|age| *age <= AGE_MAX).ok_or_else(|| wrong.into())
 }
 
 /// Runs `sealfs snapshot`.
@@ -255,7 +262,7 @@ pub(super) fn attend<T>(
 /// What a refusal is to whoever typed the command.
 pub(super) fn refused(refused: SnapshotRefused, target: &str) -> Failure {
     let (exit, hint) = match refused.kind {
-        RefusalKind::Usage => (Exit::Usage, None),
+        RefusalKind::Usage => (Exit::Usage, Some("sealfs snapshot create --help".into())),
         RefusalKind::Name => (Exit::General, Some(format!("sealfs snapshot list {target}"))),
         RefusalKind::Full => (
             Exit::General,
@@ -265,7 +272,10 @@ pub(super) fn refused(refused: SnapshotRefused, target: &str) -> Failure {
             (Exit::General, Some("ask the mount that writes it, or give the STORE".into()))
         }
         RefusalKind::Damage => (Exit::Corrupt, Some("see what: sealfs fsck STORE".into())),
-        RefusalKind::Fenced => (Exit::InUse, None),
+        RefusalKind::Fenced => (
+            Exit::InUse,
+            Some("ask the machine that has the volume now, or take it back: sealfs promote".into()),
+        ),
         RefusalKind::Pending => (Exit::Pending, Some(format!("sealfs status {target}"))),
         RefusalKind::Unclear => (
             Exit::Unreachable,
@@ -451,7 +461,24 @@ mod tests {
         assert_eq!(age("30d"), Ok(30 * day));
         assert_eq!(age("8w"), Ok(56 * day));
         assert_eq!(age("12h"), Ok(day / 2));
-        for bad in ["", "d", "-1d", "1.5d", "36601d", "99999999999999999999w", "x", "1y"] {
+        assert_eq!(age("90m"), Ok(day / 16));
+        for bad in [
+            "",
+            "30",
+            "0",
+            "500ms",
+            "30D",
+            "30 d",
+            " 30d",
+            "+1d",
+            "d",
+            "-1d",
+            "1.5d",
+            "36601d",
+            "99999999999999999999w",
+            "x",
+            "1y",
+        ] {
             assert!(age(bad).is_err(), "{bad}");
         }
     }

@@ -9,6 +9,7 @@ use indicatif::{HumanBytes, ProgressBar};
 
 use crate::base::counted;
 use crate::fs::restore::{RestoreOrder, RestoreProgress, Restored};
+use crate::fs::tree::SNAPSHOTS_NAME;
 use crate::meta::SnapshotName;
 
 use super::exit::{Exit, Failure, Outcome};
@@ -61,10 +62,11 @@ pub fn run(args: RestoreArgs) -> Outcome {
         Volume::Store(_) => None,
     };
     let names = |path: &PathBuf| names_of(path, point.as_deref(), &args.name);
+    let to = args.to.as_ref().map(|to| target_of(to, point.as_deref(), &args.name)).transpose()?;
     let order = RestoreOrder {
         snapshot: args.name.to_string(),
         paths: args.paths.iter().map(names).collect::<Outcome<_>>()?,
-        to: args.to.as_ref().map(names).transpose()?,
+        to,
         delete: args.delete,
     };
     let done = match volume {
@@ -152,9 +154,31 @@ fn told(done: &Restored) -> Outcome {
         .hint("move what is in the way elsewhere, or let it be deleted: --delete"))
 }
 
+/// The names from the root of the volume on of a directory to restore into, which is in no snapshot.
+fn target_of(to: &Path, point: Option<&Path>, snapshot: &SnapshotName) -> Outcome<Vec<Vec<u8>>> {
+    let names = names_below(to, point, snapshot)?;
+    match names.first().is_some_and(|first| first == SNAPSHOTS_NAME) {
+        true => Err(Failure::new(Exit::Usage, format!("nothing can be put into {}", to.display()))
+            .hint("--to names a directory of the volume, from its root on")),
+        false => Ok(names),
+    }
+}
+
 /// The names from the root of the volume on that a path stands for. One that is in the mount may be
 /// named as it is there, also below `.snapshots/NAME`.
 fn names_of(path: &Path, point: Option<&Path>, snapshot: &SnapshotName) -> Outcome<Vec<Vec<u8>>> {
+    let mut names = names_below(path, point, snapshot)?;
+    let prefix = [SNAPSHOTS_NAME, snapshot.as_str().as_bytes()];
+    let is_past = names.len() >= 2 && names[..2] == prefix;
+    Ok(if is_past { names.split_off(2) } else { names })
+}
+
+/// The same without a look at what they are.
+fn names_below(
+    path: &Path,
+    point: Option<&Path>,
+    snapshot: &SnapshotName,
+) -> Outcome<Vec<Vec<u8>>> {
     let elsewhere = |hint: String| {
         let message = format!("{} is not in the volume", path.display());
         Err(Failure::new(Exit::Usage, message).hint(hint))
@@ -180,9 +204,7 @@ fn names_of(path: &Path, point: Option<&Path>, snapshot: &SnapshotName) -> Outco
             _ => return elsewhere("name it without \"..\"".into()),
         }
     }
-    let prefix = [&b".snapshots"[..], snapshot.as_str().as_bytes()];
-    let is_past = names.len() >= 2 && names[..2] == prefix;
-    Ok(if is_past { names.split_off(2) } else { names })
+    Ok(names)
 }
 
 /// What of `path` is below `point`, which is resolved. Links on the way to the mount are followed, those
@@ -220,6 +242,10 @@ mod tests {
         }
         assert_eq!(of(".").expect("the root"), Vec::<Vec<u8>>::new());
         assert!(of("/elsewhere/docs").is_err() && of("../docs").is_err());
+        let target = |path: &str| target_of(Path::new(path), Some(&point), &name);
+        assert_eq!(target("docs/a b").expect("a directory"), wanted);
+        let inside = format!("{at}/.snapshots/monday/docs");
+        assert!(target(".snapshots/monday/docs").is_err() && target(&inside).is_err());
         let unmounted = names_of(Path::new("/docs/a b"), None, &name);
         assert_eq!(unmounted.expect("from the root on"), wanted);
     }

@@ -27,6 +27,9 @@ pub fn failure(e: &RestoreError) -> Failure {
         RestoreError::NoSnapshot(_) => {
             failure.hint("sealfs snapshot list DIR shows those there are")
         }
+        RestoreError::OfSnapshot(_) => {
+            failure.hint("name a directory that the volume itself is mounted on, or its STORE")
+        }
         RestoreError::NotThere { .. } => failure
             .hint("name it as it is below the root of the volume; look into DIR/.snapshots/NAME"),
         RestoreError::NoDirectory(_) => {
@@ -39,7 +42,6 @@ pub fn failure(e: &RestoreError) -> Failure {
                 failure.hint("delete something, or raise the quota: sealfs quota DIR SIZE")
             }
             FsError::ReadOnly => failure.hint("only the mount that writes the volume can restore"),
-            FsError::NotDir => failure.hint("snapshots are not there in a mount of one"),
             _ => failure.hint(
                 "what was restored is whole; when the cause is gone, the same command goes on",
             ),

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::restore::shown;
 use super::{Fs, FsError};
-use crate::base::Ino;
+use crate::base::{Ino, hex};
 use crate::commit::Lookup;
 use crate::meta::{Dirent, Inode, Kind, keys};
 
@@ -47,6 +47,12 @@ pub struct Difference {
     /// The name in the earlier state, if it was renamed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
+    /// The same names in hexadecimal, where they are no text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+    /// See `path_hex`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_hex: Option<String>,
     /// `file`, `dir`, `symlink`, `fifo`, `socket`, `chardev` or `blockdev`.
     pub kind: String,
     /// Contents changed: of a file, or where a link leads.
@@ -56,6 +62,12 @@ pub struct Difference {
 }
 
 type Path = Vec<Vec<u8>>;
+
+/// A path in hexadecimal, if it is no text.
+fn no_text(path: &Path) -> Option<String> {
+    let bytes = path.join(&b'/');
+    std::str::from_utf8(&bytes).is_err().then(|| hex(&bytes))
+}
 
 fn below(path: &Path, name: &[u8]) -> Path {
     let mut path = path.clone();
@@ -319,9 +331,12 @@ impl Diff {
         kind: Kind,
         (contents, attributes): (bool, bool),
     ) -> Result<(), FsError> {
+        let (path_hex, from_hex) = (no_text(path), from.and_then(no_text));
         let (path, from) = (shown(path), from.map(|from| shown(from)));
         let kind = kind.word().into();
-        self.found.push(Difference { change, path, from, kind, contents, attributes });
+        let found =
+            Difference { change, path, from, path_hex, from_hex, kind, contents, attributes };
+        self.found.push(found);
         if self.found.len() >= TOGETHER { self.hand_out().await } else { Ok(()) }
     }
 

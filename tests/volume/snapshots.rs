@@ -426,6 +426,47 @@ fn the_commands_work_on_a_mount_and_on_a_store() {
     v.fails(&["snapshot", "list", &v.path("nowhere").display().to_string()], 9);
 }
 
+#[test]
+fn a_mount_of_a_snapshot_lists_them_all_and_says_what_it_is() {
+    // Guards against "no snapshots" from the mount of one, and a restore that looks for them in it.
+    needs_fuse!();
+    let v = Volume::mounted();
+    std::fs::write(v.at("a"), b"one").expect("writes");
+    let vault = v.text("vault");
+    v.ok(&["snapshot", "create", &vault, "monday"]);
+    v.ok(&["snapshot", "create", &vault, "tuesday"]);
+    v.umount();
+    v.mount(&["--snapshot", "monday"]);
+    let list = v.ok(&["snapshot", "list", &vault]);
+    assert!(list.contains("monday") && list.contains("tuesday"), "{list}");
+    for command in [&["restore", &vault, "monday"][..], &["diff", &vault, "monday", "tuesday"]] {
+        let refused = v.fails(&[&["snapshot"], command].concat(), 1);
+        assert!(refused.contains("this is a mount of snapshot \"monday\""), "{refused}");
+        assert!(refused.contains("\nhint: "), "{refused}");
+    }
+    v.umount();
+}
+
+#[test]
+fn status_says_when_the_volume_hides_its_snapshots() {
+    // Guards against snapshots that are there and cannot be found: a name `.snapshots` of the volume's
+    // own is shown in their place, and nobody says so.
+    needs_fuse!();
+    let v = Volume::create();
+    let notes = || v.status("notes").to_string();
+    v.mount(&["-o", "snapdir=off"]);
+    std::fs::create_dir(v.at(".snapshots")).expect("makes");
+    assert_eq!(notes(), "[]", "nothing is to be shown");
+    v.umount();
+    v.mount(&[]);
+    let said = notes();
+    assert!(said.contains("in place of its snapshots") && said.contains("mv "), "{said}");
+    std::fs::rename(v.at(".snapshots"), v.at("mine")).expect("moves");
+    assert_eq!(notes(), "[]");
+    assert!(v.at(".snapshots").is_dir());
+    v.umount();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_schedule_of_the_volume_is_kept_and_what_has_expired_goes() {
     // Guards against a schedule that is remembered and not kept, against two of an hour, and against a

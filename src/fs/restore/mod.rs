@@ -72,6 +72,9 @@ pub enum RestoreError {
     /// There is no snapshot of that name.
     #[error("there is no snapshot {0:?}")]
     NoSnapshot(String),
+    /// The mount shows a snapshot, of this name, in place of the volume.
+    #[error("this is a mount of snapshot {0:?}, not of the volume")]
+    OfSnapshot(String),
     /// The snapshot does not have it.
     #[error("snapshot {snapshot:?} has no {path}")]
     NotThere {

@@ -42,6 +42,8 @@ pub(super) struct Walk<'a> {
     done: Restored,
     /// Files with several names, by their number in the snapshot.
     links: HashMap<Ino, Ino>,
+    /// Files of the volume with several names, by what of the snapshot they are.
+    taken: HashMap<Ino, Ino>,
     old: Vec<Old>,
 }
 
@@ -57,8 +59,8 @@ impl<'a> Walk<'a> {
         progress: &'a RestoreProgress,
         kernel: Arc<dyn Kernel>,
     ) -> Walk<'a> {
-        let (done, links, old) = (Restored::default(), HashMap::new(), Vec::new());
-        Walk { volume, origin, order, progress, kernel, done, links, old }
+        let (done, links, taken) = (Restored::default(), HashMap::new(), HashMap::new());
+        Walk { volume, origin, order, progress, kernel, done, links, taken, old: Vec::new() }
     }
 
     /// Restores everything that was ordered.
@@ -276,7 +278,7 @@ impl<'a> Walk<'a> {
         let original = self.origin.fs.original(from).await.map_err(failed(path))?;
         let there = there.filter(|there| there.kind == original.inode.kind);
         let same = match there {
-            Some(there) => self.volume.is_restored(there.ino, &self.origin, &original).await,
+            Some(there) => self.is_it(there.ino, &original).await,
             None => Ok(false),
         };
         let same = same.map_err(failed(path))?;
@@ -300,6 +302,16 @@ impl<'a> Walk<'a> {
             self.links.insert(from, ino);
         }
         Ok(())
+    }
+
+    /// Whether a file of the volume is what `original` is, and not another file of the snapshot as well:
+    /// two that were apart then may be two names of one now.
+    async fn is_it(&mut self, ino: Ino, original: &Original) -> Result<bool, FsError> {
+        if !self.volume.is_restored(ino, &self.origin, original).await? {
+            return Ok(false);
+        }
+        let names = self.volume.inode_of(ino).await?.nlink;
+        Ok(names < 2 || *self.taken.entry(ino).or_insert(original.ino) == original.ino)
     }
 
     /// A directory is where a file was. With `--delete` it goes, and all in it; else that is a conflict.

@@ -2,6 +2,7 @@
 //! the snapshots neither, unless it is the volume's own.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::future::Either;
@@ -16,8 +17,10 @@ type Place = (Ino, Vec<u8>);
 
 impl Tree {
     /// Whether the volume has a name `.snapshots` of its own in its root.
-    pub(super) async fn has_own_name(self: &Arc<Self>) -> Result<bool, FsError> {
-        self.volume.has_name(Ino::ROOT, SNAPSHOTS_NAME.to_vec()).await
+    pub(super) async fn has_own_name(&self) -> Result<bool, FsError> {
+        let has = self.volume.has_name(Ino::ROOT, SNAPSHOTS_NAME.to_vec()).await?;
+        self.hidden.store(has, Ordering::Relaxed);
+        Ok(has)
     }
 
     /// Does `change`, which needs the inode to be the volume's and concerns these names.

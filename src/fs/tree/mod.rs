@@ -10,6 +10,7 @@ mod past;
 mod spaces;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -62,12 +63,14 @@ pub struct Tree {
     volume: Arc<Fs>,
     past: Past,
     shown: SnapDir,
+    /// That the volume's own name was there when that was looked at last.
+    hidden: AtomicBool,
 }
 
 impl Tree {
     /// `volume` with the snapshots that are found in `source`.
     pub fn new(volume: Arc<Fs>, source: Arc<dyn Snapshots>, shown: SnapDir) -> Arc<Tree> {
-        Arc::new(Tree { volume, past: Past::new(source), shown })
+        Arc::new(Tree { volume, past: Past::new(source), shown, hidden: AtomicBool::new(false) })
     }
 
     /// The volume.
@@ -78,6 +81,21 @@ impl Tree {
     /// Whether there may be files here that cannot be opened for writing, on a mount that writes.
     pub fn refuses_some(&self) -> bool {
         self.shown != SnapDir::Off
+    }
+
+    /// Whether snapshots are to be shown, and a name that the volume itself has in its root is shown in
+    /// their place: as it was when the name, or [`Tree::see_whether_hidden`], was asked for last.
+    pub fn is_hidden_by_volume(&self) -> bool {
+        self.hidden.load(Ordering::Relaxed)
+    }
+
+    /// Looks at it now: one row.
+    pub async fn see_whether_hidden(&self) {
+        if self.shown != SnapDir::Off
+            && let Err(e) = self.has_own_name().await
+        {
+            log::debug!("looking for .snapshots in the root: {e}"); // as it was seen last, then
+        }
     }
 
     /// Closes what is idle. Call it now and then.
@@ -235,10 +253,14 @@ impl Tree {
         let tree = self.clone();
         Either::Right(async move {
             match At::of(parent) {
-                At::Volume => match tree.volume.lookup(parent, name).await {
-                    Err(FsError::NotFound) => tree.directory().await,
-                    found => found,
-                },
+                At::Volume => {
+                    let found = tree.volume.lookup(parent, name).await;
+                    tree.hidden.store(found.is_ok(), Ordering::Relaxed);
+                    match found {
+                        Err(FsError::NotFound) => tree.directory().await,
+                        found => found,
+                    }
+                }
                 At::Directory => tree.lookup_snapshot(&name).await,
                 At::Snapshot(_, Ino::ROOT) if name == b".." => tree.directory().await,
                 At::Snapshot(space, inside) => {

@@ -425,7 +425,7 @@ impl Export<'_> {
             return Ok(true);
         };
         let file = self.create(full, inode.size)?;
-        let (mut parts, mut at, mut whole) = (Vec::new(), 0, true);
+        let (mut parts, mut at, mut whole, mut restored) = (Vec::new(), 0, true, 0);
         for (start, end, source) in pending.ranges.iter() {
             let end = end.min(inode.size);
             if start >= end {
@@ -435,7 +435,7 @@ impl Export<'_> {
             at = end;
             // Restored from a snapshot: the journal says only where in the bucket it is.
             if matches!(source, Source::Segment { .. }) {
-                whole = false;
+                (whole, restored) = (false, restored + (end - start));
                 continue;
             }
             parts.push(format!("{start}..{end}"));
@@ -457,7 +457,16 @@ impl Export<'_> {
         if !whole {
             self.done.partial += 1;
             let (path, parts) = (shown(path), parts.join(" "));
-            self.remark(format!("partial: {path}: only bytes {parts}; the rest reads as zeros"));
+            let only = if parts.is_empty() { "nothing".into() } else { format!("bytes {parts}") };
+            self.remark(format!("partial: {path}: only {only}; the rest reads as zeros"));
+        }
+        if restored > 0 {
+            self.remark(format!(
+                "{}: restored from a snapshot, which has {} of it: restore it again (sealfs snapshot \
+                 restore)",
+                shown(path),
+                counted(restored, "byte"),
+            ));
         }
         Ok(true)
     }

@@ -264,6 +264,8 @@ pub struct Settings {
 
 /// A running mount, as the control socket sees it. `stack` implements it.
 pub trait Control: Send + Sync + 'static {
+    /// Looks at what [`Control::status`] tells and takes asking for; waits for that a moment only.
+    fn look(&self) -> BoxFuture<'static, ()>;
     /// What `sealfs status` shows. Never waits.
     fn status(&self) -> Status;
     /// Changes a setting. Blocks while files of the cache are removed. The error is a sentence.

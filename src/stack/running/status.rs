@@ -50,6 +50,9 @@ const SYNC_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long following a change of the configuration waits for uploads that are under way.
 const FOLLOW_MAX: Duration = Duration::from_secs(50);
 
+/// How long a status waits for the store, which may not answer.
+const LOOK_MAX: Duration = Duration::from_millis(500);
+
 /// Why nothing more gets into the bucket.
 const OVERTAKEN: &str =
     "another mount has taken the volume over; what is pending stays in the local journal";
@@ -318,6 +321,18 @@ impl OpenVolume {
         tokio::spawn(async move { shared.tend_rekey().await });
     }
 
+    fn hidden_note(&self) -> Option<String> {
+        let at = self.mount_point.join(".snapshots");
+        self.tree.is_hidden_by_volume().then(|| {
+            format!(
+                "{0} is a name that the volume itself has, and is shown in place of its snapshots: move \
+                 it (mv {0} {0}.mine), or mount one by itself (sealfs mount --snapshot NAME {1} DIR)",
+                at.display(),
+                self.store
+            )
+        })
+    }
+
     /// Does what a rekey asks of the mount that writes the volume.
     pub(crate) async fn tend_rekey(&self) {
         if matches!(self.connection(), Connection::ReadOnly | Connection::Fenced) {
@@ -394,6 +409,14 @@ impl OpenVolume {
 }
 
 impl Control for OpenVolume {
+    fn look(&self) -> BoxFuture<'static, ()> {
+        let tree = self.tree.clone();
+        Box::pin(async move {
+            // Without an answer it is told as it was seen last.
+            let _ = tokio::time::timeout(LOOK_MAX, tree.see_whether_hidden()).await;
+        })
+    }
+
     fn status(&self) -> Status {
         let requests = self.layers.stats.snapshot();
         let (hits, misses) = self.blocks.hits_and_misses();
@@ -463,7 +486,11 @@ impl Control for OpenVolume {
             pinned: self.pins.now(),
             resident_bytes: resident_bytes(),
             warnings: self.warnings(),
-            notes: cache_note(&self.layers).into_iter().chain(self.rekey_note()).collect(),
+            notes: cache_note(&self.layers)
+                .into_iter()
+                .chain(self.rekey_note())
+                .chain(self.hidden_note())
+                .collect(),
             journal_disk_free_bytes: writer
                 .and_then(|_| space_of(&self.plan.journal_dir()).ok())
                 .map(|space| space.free_bytes),
@@ -558,8 +585,9 @@ impl Control for OpenVolume {
     }
 
     fn snapshots(&self) -> BoxFuture<'static, Result<SnapshotList, String>> {
-        let view = self.view.clone();
-        Box::pin(async move { snapshots::list(view.kv()).await.map_err(|e| e.to_string()) })
+        // Those of the volume, also where one of them is shown in its place.
+        let kv = self.followed.clone();
+        Box::pin(async move { snapshots::list(&kv).await.map_err(|e| e.to_string()) })
     }
 
     fn create_snapshot(
@@ -627,6 +655,10 @@ impl Control for OpenVolume {
         order: RestoreOrder,
         progress: Arc<RestoreProgress>,
     ) -> BoxFuture<'static, Result<Restored, RestoreError>> {
+        if let Some(pinned) = &self.pinned {
+            let refused = RestoreError::OfSnapshot(pinned.name().to_string());
+            return Box::pin(async { Err(refused) });
+        }
         let tree = self.tree.clone();
         let kernel = self.kernel.get().cloned().unwrap_or_else(|| Arc::new(NoKernel));
         Box::pin(async move { tree.restore(&order, &progress, kernel).await })
@@ -637,6 +669,10 @@ impl Control for OpenVolume {
         names: [String; 2],
         out: mpsc::Sender<Vec<Difference>>,
     ) -> BoxFuture<'static, Result<(), RestoreError>> {
+        if let Some(pinned) = &self.pinned {
+            let refused = RestoreError::OfSnapshot(pinned.name().to_string());
+            return Box::pin(async { Err(refused) });
+        }
         let tree = self.tree.clone();
         Box::pin(async move { tree.diff(names, out).await })
     }

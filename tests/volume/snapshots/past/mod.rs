@@ -1,5 +1,6 @@
 //! Looking into snapshots, and getting things back out of them.
 
+mod beside;
 mod compared;
 mod costs;
 mod crashes;
