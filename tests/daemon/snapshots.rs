@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::e2e::manifest::Manifest;
+use crate::e2e::noise;
 use crate::e2e::tools::run;
-use crate::e2e::{attributes, noise};
 use crate::mounts::{Holder, Remote, Volume, is_alive, wait_at_most, wait_until};
 use crate::needs_fuse;
 use crate::sse::{Step, args, assert_all_in};
@@ -217,6 +217,29 @@ fn as_nobody(args: &[&str]) -> bool {
     command.output().expect("setpriv runs").status.success()
 }
 
+/// A directory of what not every tool copies.
+fn odd(at: &Path) {
+    use std::os::unix::ffi::OsStrExt;
+    fs::create_dir(at).expect("makes");
+    fs::write(at.join("file"), b"with a list and attributes").expect("writes");
+    run("setfattr", &["-n", "user.colour", "-v", "blue", "file"], at);
+    run("setfacl", &["-m", "u:1234:rw", "file"], at);
+    fs::hard_link(at.join("file"), at.join("linked")).expect("links");
+    symlink("nowhere", at.join("symlink")).expect("links");
+    fs::write(at.join(std::ffi::OsStr::from_bytes(b"\xff\xfe odd\n")), b"odd").expect("writes");
+    fs::write(at.join("-rf"), b"a flag").expect("writes");
+    let sparse = fs::File::create(at.join("sparse")).expect("makes");
+    sparse.write_all_at(b"in the middle", 1 << 20).expect("writes");
+    sparse.set_len(3 << 20).expect("grows");
+    run("mkfifo", &["fifo"], at);
+    drop(std::os::unix::net::UnixListener::bind(at.join("socket")).expect("binds"));
+    if crate::e2e::is_root() {
+        run("mknod", &["null", "c", "1", "3"], at);
+        std::os::unix::fs::lchown(at.join("file"), Some(1234), Some(4321)).expect("chown");
+        run("setfattr", &["-n", "trusted.of", "-v", "root", "file"], at);
+    }
+}
+
 #[test]
 fn tools_find_a_snapshot_as_the_volume_was_and_a_restore_brings_all_of_it_back() {
     // Guards against a snapshot that cp, rsync, tar, git, find or df take for something else than what
@@ -226,7 +249,7 @@ fn tools_find_a_snapshot_as_the_volume_was_and_a_restore_brings_all_of_it_back()
     let v = Volume::create();
     v.mount(&["-o", "allow_other,snapdir=visible,dev"]);
     let vault = v.vault();
-    attributes::make(&v.at("odd"));
+    odd(&v.at("odd"));
     fs::create_dir(v.at("repo")).expect("makes");
     run("git", &["init", "-q", "-b", "main"], &v.at("repo"));
     for (name, bytes) in [("repo/a", b"a"), ("same 1", b"s"), ("same 2", b"s"), ("private", b"p")] {

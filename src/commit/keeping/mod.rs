@@ -163,19 +163,30 @@ impl Keeper {
                 Request::Delete(_, reply) if reply.is_closed() => {}
                 Request::Create(order, reply) => {
                     let outcome = self.create_one(order).await;
-                    let known = self.know().await;
-                    answer(reply, outcome)?;
-                    known?;
+                    self.told(reply, outcome).await?;
                 }
                 Request::Delete(names, reply) => {
                     let outcome = self.delete_these(names, commit_pending()).await;
-                    let known = self.know().await;
-                    answer(reply, outcome)?;
-                    known?;
+                    self.told(reply, outcome).await?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Answers, once it is known what there is now. What failed is told at once: whoever has lost the
+    /// volume, or the store, learns nothing more by looking; that is done again before the next one.
+    async fn told<T>(
+        &self,
+        reply: oneshot::Sender<Result<T, SnapshotError>>,
+        outcome: Result<Result<T, SnapshotError>, CommitError>,
+    ) -> Result<(), CommitError> {
+        if outcome.is_err() {
+            return answer(reply, outcome);
+        }
+        let known = self.know().await;
+        answer(reply, outcome)?;
+        known
     }
 
     async fn create_one(

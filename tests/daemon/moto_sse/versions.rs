@@ -66,7 +66,7 @@ fn versioned(moto: &Moto, lock: Option<ObjectLockRetentionMode>) -> Client {
         make.object_lock_enabled_for_bucket(lock.is_some()).send().await.expect("a bucket");
         set_versioning(&client, BucketVersioningStatus::Enabled).await;
         if let Some(mode) = lock {
-            set_retention(&client, mode, 1).await;
+            set_retention(&client, mode, 7).await;
         }
     });
     client
@@ -316,29 +316,60 @@ fn the_doctor_says_whether_versions_protect_the_volume() {
     Said::by_doctor(&v).has("versioning", "warning", "suspended");
 
     moto.block_on(set_versioning(&client, BucketVersioningStatus::Enabled));
-    let asked =
-        ["s3:DeleteObjectVersion", "s3:GetBucketVersioning", "s3:GetLifecycleConfiguration"];
-    moto.block_on(deny(&client, &asked));
-    let said = Said::by_doctor(&v);
+    let mut remote = moto.remote();
+    let (id, secret) = credentials_that_only_mount(&moto);
+    for (name, value) in &mut remote.env {
+        match *name {
+            "AWS_ACCESS_KEY_ID" => *value = id.clone(),
+            "AWS_SECRET_ACCESS_KEY" => *value = secret.clone(),
+            _ => {}
+        }
+    }
+    let said = Said::by_doctor(&Volume::bare_on(Some(remote)));
     said.has("s3:DeleteObjectVersion", "ok", "refused, as it should be");
     said.has("versioning", "warning", "may not look");
     said.has("lifecycle rules", "warning", "may not look");
+}
+
+/// Credentials that may do what a mount does, and no more; from then on moto looks at them.
+fn credentials_that_only_mount(moto: &Moto) -> (String, String) {
+    let code = r#"
+import boto3, json, sys, urllib.request
+at = sys.argv[1]
+iam = boto3.client("iam", endpoint_url=at, region_name="us-east-1")
+iam.create_user(UserName="mount")
+key = iam.create_access_key(UserName="mount")["AccessKey"]
+may = ["ListBucket", "HeadBucket", "GetObject", "PutObject", "DeleteObject", "AbortMultipartUpload"]
+statement = {"Effect": "Allow", "Action": ["s3:" + action for action in may], "Resource": "*"}
+policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+iam.put_user_policy(UserName="mount", PolicyName="mount", PolicyDocument=policy)
+looks = urllib.request.Request(at + "/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"})
+urllib.request.urlopen(looks).read()
+print(key["AccessKeyId"], key["SecretAccessKey"])
+"#;
+    let python = std::env::var("SEALFS_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+    let mut command = Command::new(python);
+    command.args(["-c", code, &moto.endpoint]);
+    command.env("AWS_ACCESS_KEY_ID", "moto").env("AWS_SECRET_ACCESS_KEY", "moto");
+    let output = command.output().expect("python runs");
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (id, secret) = text.trim().split_once(' ').expect("two words");
+    (id.into(), secret.into())
 }
 
 #[test]
 fn the_doctor_says_what_object_lock_holds() {
     // Guards against a retention that is longer than what the lifecycle rule means to pay for.
     let Some(moto) = Moto::start() else { return };
-    let client = versioned(&moto, None);
+    let client = versioned(&moto, Some(ObjectLockRetentionMode::Governance));
+    let make = client.create_bucket().bucket("without").object_lock_enabled_for_bucket(true);
+    moto.block_on(make.send()).expect("a bucket");
+    let mut without = moto.remote();
+    without.url = "s3://without/data".into();
+    let without = Said::by_doctor(&Volume::bare_on(Some(without)));
+    without.has("object lock", "ok", "without a default retention");
     let v = Volume::bare_on(Some(moto.remote()));
-    // It can be turned on only with the bucket.
-    moto.block_on(async {
-        client.delete_bucket().bucket(BUCKET).send().await.expect("deleted");
-        let make = client.create_bucket().bucket(BUCKET);
-        make.object_lock_enabled_for_bucket(true).send().await.expect("a bucket");
-    });
-    Said::by_doctor(&v).has("object lock", "ok", "without a default retention");
-    moto.block_on(set_retention(&client, ObjectLockRetentionMode::Governance, 7));
     let said = Said::by_doctor(&v);
     said.has("object lock", "ok", "GOVERNANCE for 7 days");
     said.has("s3:DeleteObjectVersion", "ok", "refused");
@@ -356,14 +387,4 @@ async fn set_lifecycle(client: &Client, rules: Vec<LifecycleRule>) {
         BucketLifecycleConfiguration::builder().set_rules(Some(rules)).build().expect("rules");
     let put = client.put_bucket_lifecycle_configuration().bucket(BUCKET);
     put.lifecycle_configuration(all).send().await.expect("set");
-}
-
-async fn deny(client: &Client, actions: &[&str]) {
-    let of = [format!("arn:aws:s3:::{BUCKET}"), format!("arn:aws:s3:::{BUCKET}/*")];
-    let statement = serde_json::json!({
-        "Effect": "Deny", "Principal": "*", "Action": actions, "Resource": of
-    });
-    let policy = serde_json::json!({"Version": "2012-10-17", "Statement": [statement]});
-    let put = client.put_bucket_policy().bucket(BUCKET).policy(policy.to_string());
-    put.send().await.expect("set");
 }

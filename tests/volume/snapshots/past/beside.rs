@@ -138,35 +138,6 @@ async fn a_follower_sees_snapshots_as_they_come_and_go_and_goes_on_with_them_as_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mount_that_was_taken_over_makes_no_snapshot_and_shows_those_there_are() {
-    // Guards against a snapshot of a writer that was fenced, which would name a commit that nobody
-    // made, and against its snapshots being closed to whoever looks into them.
-    let bench = Bench::new().await;
-    let other = elsewhere(&bench);
-    let first = bench.mount_with(brisk).await.expect("mounts");
-    put(&first, "f").await;
-    create(&first, "one").await;
-    let held = first.tree.snapshot("one").await.expect("opens").expect("is there");
-    let second = other.mount_with(quick).await.expect("takes it over");
-    remove(&second, "f").await;
-    create(&second, "two").await;
-    // Fenced as soon as it tries; a follower from then on.
-    let asked = refused(&first).await;
-    assert!(matches!(asked, RefusalKind::Fenced | RefusalKind::ReadOnly), "{asked:?}");
-    assert!(read_file(&held, "f").await == contents("f", LEN), "it was open");
-    drop(held);
-    shows(&first, "one", "f").await;
-    let restored = restore(&first, &all_of("one")).await;
-    assert!(restored.is_err(), "{restored:?}");
-    assert_eq!(names(&second).await, ["one", "two"]);
-    restore(&second, &all_of("one")).await.expect("restores");
-    assert!(read_file(&second.fs, "f").await == contents("f", LEN));
-    first.shutdown(Duration::from_secs(1)).await;
-    assert!(second.shutdown(LONG).await);
-    expect_clean(&bench).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restore_that_only_an_overtaken_journal_has_is_told_and_can_be_done_again() {
     // Guards against `recover` handing out zeros for a restored file without a word: the journal has
     // where its bytes are, in the bucket, and not the bytes.
