@@ -224,8 +224,8 @@ impl Inner {
         when: If,
         class: Option<Wire>,
     ) -> Result<PutResult> {
-        self.put_again_with_md5(|| self.put_once(sse, location, payload.clone(), when.clone()))
-            .await
+        let once = || self.put_once(sse, location, payload.clone(), when.clone(), class.clone());
+        self.put_again_with_md5(once).await
     }
 
     /// Does `put`, and once more if it was refused for want of a `Content-MD5`, which all writes get
@@ -256,6 +256,7 @@ impl Inner {
         location: &Path,
         payload: PutPayload,
         when: If,
+        class: Option<Wire>,
     ) -> Result<PutResult> {
         let path = location.as_ref();
         let checksum = crc32_header(&payload);
