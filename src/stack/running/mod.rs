@@ -16,6 +16,7 @@
 //! | `du` | how much a tree takes |
 //! | `pins` | what stays in the cache of this machine |
 //! | `control`, `status`, `places` | what it says of itself: plain data, and how that is found out |
+//! | `warnings` | what is wrong with it, in words |
 //! | `scheduling` | the schedule of snapshots is kept |
 //! | `snapshots` | what commands are told of snapshots |
 //! | `disks` | how the local disks are, in sentences |
@@ -38,4 +39,5 @@ pub(super) mod scheduling;
 pub(super) mod snapshots;
 pub(super) mod status;
 pub(super) mod transition;
+mod warnings;
 pub(super) mod writer;

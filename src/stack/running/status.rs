@@ -13,7 +13,7 @@ use super::claim::WritePlan;
 use super::control::{
     Connection, Control, Numbers, Progress, Requests, Setting, Settings, Status, resident_bytes,
 };
-use super::disks::{cache_note, journal_warning, space_of};
+use super::disks::{cache_note, space_of};
 use super::du::{DuAsk, DuProgress, DuReport};
 use super::past::Pinned;
 use super::pins::{PinPath, PinRefused, Pins, PinsNow};
@@ -24,14 +24,13 @@ use super::scheduling::ScheduleState;
 use super::snapshots::{self, SnapshotAsk, SnapshotInfo, SnapshotList, SnapshotRefused};
 use super::transition::{DemoteAsk, PromoteAsk};
 use super::writer::Writer;
-use crate::base::{Ino, VolumeId, counted};
+use crate::base::{Ino, VolumeId};
 use crate::commit::{View, WriterState};
 use crate::data::BlockCache;
 use crate::fs::diff::Difference;
 use crate::fs::restore::{Kernel, NoKernel, RestoreError, RestoreOrder, RestoreProgress, Restored};
-use crate::fs::{Fs, FsError, Quota, Tree};
+use crate::fs::{Fs, FsError, Tree};
 use crate::fuse::KernelSide;
-use crate::meta::Stats;
 use crate::seal::VolumeKeys;
 use crate::stack::keys::watch::KeyWatch;
 use crate::stack::layers::StoreStack;
@@ -40,7 +39,7 @@ use crate::stack::records::encryption::VolumeSse;
 use crate::stack::records::state::{Remembered, StateFile};
 use crate::stack::{StackError, StackErrorKind};
 use crate::store::kv::Kv;
-use crate::store::{Health, Refusals, Sealed, SegmentStore};
+use crate::store::{Health, Sealed, SegmentStore};
 
 /// Over how long the upload rate is averaged.
 const RATE_SPAN: Duration = Duration::from_secs(10);
@@ -150,49 +149,6 @@ fn unix_secs(t: SystemTime) -> u64 {
     t.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-/// What the store refuses, in words.
-fn refused(refusals: &Refusals, store: &str) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if let Some(bytes) = refusals.too_large {
-        warnings.push(format!(
-            "uploads of {bytes} bytes are too large for the store or a proxy before it (413), so \
-             data go in smaller pieces while that works; raise the limit of the proxy \
-             (client_max_body_size of nginx) to 17 MiB or more"
-        ));
-    }
-    if let Some(why) = &refusals.upload {
-        warnings.push(format!(
-            "the store refuses uploads, which waiting does not mend: {why}; see why: sealfs doctor {store}"
-        ));
-    }
-    if let Some((count, why)) = &refusals.deletes {
-        warnings.push(format!(
-            "{count} objects cannot be deleted, so the bucket grows: {why}; grant s3:DeleteObject (see \
-             sealfs doctor {store} --iam-policy), or lift what holds them: an object lock, MFA \
-             delete, a policy of the bucket"
-        ));
-    }
-    warnings
-}
-
-/// That changes were lost with the local journal, once that was accepted.
-fn lost(remembered: &Remembered) -> Option<String> {
-    let records = remembered.lost_records;
-    let days = crate::base::unix_secs().saturating_sub(remembered.lost_secs) / (24 * 3600);
-    let when = match days {
-        0 => "today".into(),
-        days => format!("{} ago", counted(days, "day")),
-    };
-    (records > 0).then(|| {
-        format!(
-            "at least {} that had been on stable storage here {} lost with the local journal, which was \
-             accepted {when}; this is shown until a mount is told --accept-rollback=journal once more",
-            counted(records, "change"),
-            if records == 1 { "was" } else { "were" },
-        )
-    })
-}
-
 /// What follows the configuration.
 struct Configured {
     sse: Arc<VolumeSse>,
@@ -210,18 +166,8 @@ impl Configured {
     }
 }
 
-/// That nothing more fits.
-fn quota_note(quota: &Quota, used: Stats) -> Option<String> {
-    let is_full = |limit: u64, used: u64| limit > 0 && used >= limit;
-    (is_full(quota.bytes, used.bytes) || is_full(quota.inodes, used.inodes)).then(|| {
-        "the volume is at its quota, so what would take more is refused; delete something, or raise it: \
-         sealfs quota DIR SIZE"
-            .into()
-    })
-}
-
 impl OpenVolume {
-    fn connection(&self) -> Connection {
+    pub(super) fn connection(&self) -> Connection {
         let Some(writer) = self.writer() else {
             return match self.role.last().why {
                 Why::Fenced => Connection::Fenced,
@@ -263,15 +209,6 @@ impl OpenVolume {
             committed_bytes: progress.uploaded_bytes,
             offline: matches!(self.connection(), Connection::Offline { .. }),
         }
-    }
-
-    fn rekey_note(&self) -> Option<String> {
-        let epoch = self.sse.rekey()?;
-        let store = &self.store;
-        Some(format!(
-            "everything is being sealed again in key epoch {epoch}; if that was cut off, this goes \
-             on with it: sealfs key rekey {store}"
-        ))
     }
 
     /// Looks at keyring and configuration, and does what follows from them.
@@ -321,18 +258,6 @@ impl OpenVolume {
         tokio::spawn(async move { shared.tend_rekey().await });
     }
 
-    fn hidden_note(&self) -> Option<String> {
-        let at = self.mount_point.join(".snapshots");
-        self.tree.is_hidden_by_volume().then(|| {
-            format!(
-                "{0} is a name that the volume itself has, and is shown in place of its snapshots: move \
-                 it (mv {0} {0}.mine), or mount one by itself (sealfs mount --snapshot NAME {1} DIR)",
-                at.display(),
-                self.store
-            )
-        })
-    }
-
     /// Does what a rekey asks of the mount that writes the volume.
     pub(crate) async fn tend_rekey(&self) {
         if matches!(self.connection(), Connection::ReadOnly | Connection::Fenced) {
@@ -348,63 +273,6 @@ impl OpenVolume {
     /// Bytes of requests under way.
     fn under_way(&self) -> u64 {
         self.layers.s3.as_ref().map_or(0, |s3| s3.bytes_under_way())
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        let mut warnings = self.sse.notes();
-        warnings.extend(self.key_watch.note());
-        warnings.extend(self.view.kv().refused().map(|why| match &self.pinned {
-            Some(pinned) if pinned.is_deleted() => format!("{why}: unmount"),
-            _ => format!("{why}; nothing of it is shown: unmount, and find out who put it there"),
-        }));
-        let mut damaged = self.sealed.damaged();
-        damaged.extend(self.segments.malformed().into_iter().map(SegmentStore::name));
-        if !damaged.is_empty() {
-            let names: Vec<_> = damaged.iter().take(5).map(|p| p.to_string()).collect();
-            warnings.push(format!(
-                "{} in the bucket {} damaged ({}{}); nothing is deleted meanwhile",
-                counted(damaged.len() as u64, "object"),
-                if damaged.len() == 1 { "is" } else { "are" },
-                names.join(", "),
-                if damaged.len() > 5 { ", …" } else { "" }
-            ));
-        }
-        warnings.extend(quota_note(&self.fs.quota(), self.fs.used()));
-        let writer = self.writer();
-        let dir = self.plan.journal_dir();
-        let journal = writer.as_ref().map(|writer| &*writer.journal);
-        warnings.extend(journal.and_then(|j| journal_warning(&dir, j, &self.mount_point)));
-        if let Some(why) = self.state.failed() {
-            warnings.push(format!(
-                "what this machine remembers of the volume cannot be written, so that an old copy \
-                 of the bucket may go unnoticed: {why}; make the directory writable, or free space"
-            ));
-        }
-        if let Some(why) = self.scheduled.now().failed.filter(|_| writer.is_some()) {
-            warnings.push(format!("a snapshot of the schedule failed, and is tried again: {why}"));
-        }
-        let cache_max = self.layers.cache_bytes_max().unwrap_or(0);
-        warnings.extend(self.pins.warning(cache_max));
-        warnings.extend(lost(&self.remembered.lock()));
-        warnings.extend(refused(&self.layers.retry.refusals(), &self.store));
-        if let Some(aside) = writer.as_ref().and_then(|writer| writer.set_aside.as_ref()) {
-            let aside = aside.display();
-            warnings.push(format!(
-                "a journal with changes that another writer has overtaken lies at {aside}; to \
-                 get them as files: sealfs recover {aside} OUT --store {}",
-                self.store
-            ));
-        }
-        let fenced = matches!(self.connection(), Connection::Fenced);
-        if fenced && self.progress().pending_bytes > 0 {
-            warnings.push(format!(
-                "what is pending will never be sent, because another mount has taken over; to \
-                 get it as files: sealfs recover {} OUT --store {}",
-                dir.display(),
-                self.store
-            ));
-        }
-        warnings
     }
 }
 
