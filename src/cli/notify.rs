@@ -4,6 +4,7 @@
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 /// How much longer a stop may take after each sign of progress, in microseconds.
 const EXTEND_US: u64 = 120_000_000;
@@ -40,6 +41,19 @@ pub fn stopping(status: &str) {
 /// What is pending becomes less.
 pub fn progress(pending_bytes: u64) {
     tell(&format!("EXTEND_TIMEOUT_USEC={EXTEND_US}\nSTATUS={pending_bytes} bytes to upload"));
+}
+
+/// How often the service manager wants to hear that the process is alive, if it does (sd_watchdog_enabled(3)).
+pub fn watchdog() -> Option<Duration> {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    let is_ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+    let us = number("WATCHDOG_USEC").filter(|us| *us > 0 && is_ours)?;
+    Some(Duration::from_micros(us))
+}
+
+/// It is alive.
+pub fn alive() {
+    tell("WATCHDOG=1");
 }
 
 /// Sends one message, if a service manager listens. It may have gone, which costs it the message.

@@ -115,8 +115,13 @@ pub async fn serve(plan: Plan, starting: Starting) -> Outcome {
     let roles = running.serving.control.transitions();
     notify::ready(&said_of(&point, &roles.borrow()));
     let telling = tokio::spawn(tell_roles(point, roles));
+    let control = Arc::clone(&running.serving.control);
+    let watched = notify::watchdog().map(|every| tokio::spawn(show_life(control, every)));
     let outcome = running.run().await;
     telling.abort();
+    if let Some(watched) = watched {
+        watched.abort();
+    }
     outcome
 }
 
@@ -125,6 +130,20 @@ async fn tell_roles(point: PathBuf, mut roles: watch::Receiver<Transition>) {
     while roles.changed().await.is_ok() {
         let now = *roles.borrow_and_update();
         notify::status(&said_of(&point, &now));
+    }
+}
+
+/// Tells the service manager that the mount is alive, three times in each of its intervals: that there are
+/// threads for its work, and that none keeps the locks of the volume for itself. A store that is away is no
+/// reason to be killed.
+async fn show_life(control: Arc<dyn Control>, every: Duration) {
+    loop {
+        let control = Arc::clone(&control);
+        // Its thread may hang, which is what is to be found out.
+        if tokio::task::spawn_blocking(move || control.progress()).await.is_ok() {
+            notify::alive();
+        }
+        tokio::time::sleep(every / 3).await;
     }
 }
 

@@ -535,7 +535,8 @@ fn the_helper_of_mount_takes_every_flag_and_a_directory_with_a_space() {
 
 #[test]
 fn a_service_counts_as_started_when_the_mount_works() {
-    // Guards against units that start on the bare directory below a mount still on its way.
+    // Guards against units that start on the bare directory below a mount still on its way, and against a
+    // mount that hangs for ever under a service manager that would start it again.
     needs_fuse!();
     let v = Volume::create();
     let socket = std::os::unix::net::UnixDatagram::bind(v.path("notify")).expect("binds");
@@ -548,18 +549,22 @@ fn a_service_counts_as_started_when_the_mount_works() {
     let args = v.mount_args(&["--foreground"]);
     let args: Vec<_> = args.iter().map(String::as_str).collect();
     let mut command = v.command(&args);
-    let child = command.env("NOTIFY_SOCKET", v.path("notify")).spawn().expect("runs");
+    command.env("NOTIFY_SOCKET", v.path("notify")).env("WATCHDOG_USEC", "300000");
+    let child = command.spawn().expect("runs");
     let mut daemon = Holder(child);
     let ready = said();
     assert!(ready.starts_with("READY=1\nSTATUS=mounted on "), "{ready}");
     assert!(v.is_mounted());
     fs::write(v.at("f"), b"x").expect("works at once");
+    for _ in 0..2 {
+        wait_until("it says that it is alive", || said() == "WATCHDOG=1");
+    }
     // SAFETY: the process is this test's own daemon.
     unsafe { libc::kill(daemon.0.id() as i32, libc::SIGTERM) };
     wait_until("it says that it stops", || said().contains("STOPPING=1"));
     assert_eq!(daemon.0.wait().expect("ends").code(), Some(0));
     let unit = include_str!("../../packaging/sealfs@.service");
-    for line in ["Type=notify", "Environment=HOME=/root"] {
+    for line in ["Type=notify", "Environment=HOME=/root", "WatchdogSec=5min"] {
         assert!(unit.lines().any(|l| l == line), "{line}");
     }
     assert!(unit.contains("ExecStart=/usr/bin/sealfs mount --foreground %i\n"), "{unit}");
