@@ -143,6 +143,7 @@ impl Collector for Metrics {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> Written {
         let mut out = Writer(encoder);
         self.mount(&mut out)?;
+        self.usage(&mut out)?;
         self.pending(&mut out)?;
         self.local(&mut out)?;
         self.store(&mut out)?;
@@ -191,6 +192,24 @@ impl Metrics {
         }
         let help = "Resident memory of the mount process";
         out.gauge("sealfs_resident", Some(Unit::Bytes), status.resident_bytes as f64, help)
+    }
+
+    /// How much is in use of what there may be.
+    fn usage(&self, out: &mut Writer<'_>) -> Written {
+        let status = &self.0.numbers.status;
+        let help = "Bytes in the blocks of files";
+        out.gauge("sealfs_used", Some(Unit::Bytes), status.used_bytes as f64, help)?;
+        let help = "Inodes in use";
+        out.gauge("sealfs_used_inodes", None, status.used_inodes as f64, help)?;
+        if let Some(most) = status.quota_bytes {
+            let help = "The quota of bytes";
+            out.gauge("sealfs_quota", Some(Unit::Bytes), most as f64, help)?;
+        }
+        if let Some(most) = status.quota_inodes {
+            let help = "The quota of inodes";
+            out.gauge("sealfs_quota_inodes", None, most as f64, help)?;
+        }
+        Ok(())
     }
 
     /// How far the bucket is behind.
