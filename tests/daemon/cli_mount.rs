@@ -549,7 +549,7 @@ fn a_service_counts_as_started_when_the_mount_works() {
     let args = v.mount_args(&["--foreground"]);
     let args: Vec<_> = args.iter().map(String::as_str).collect();
     let mut command = v.command(&args);
-    command.env("NOTIFY_SOCKET", v.path("notify")).env("WATCHDOG_USEC", "300000");
+    command.env("NOTIFY_SOCKET", v.path("notify")).env("WATCHDOG_USEC", "3000000");
     let child = command.spawn().expect("runs");
     let mut daemon = Holder(child);
     let ready = said();
