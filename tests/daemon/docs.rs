@@ -410,7 +410,8 @@ fn every_command_has_a_man_page_and_the_shells_take_the_completions() {
     for command in commands {
         let page = dir.path().join(format!("man/sealfs-{command}.1"));
         let page = fs::read_to_string(&page).unwrap_or_else(|e| panic!("{command}: {e}"));
-        assert!(top.contains(&format!("sealfs\\-{command}")), "{command} is not in sealfs(1)");
+        let escaped = command.replace('-', "\\-");
+        assert!(top.contains(&format!("sealfs\\-{escaped}")), "{command} is not in sealfs(1)");
         for flag in flags(&sealfs(&[command, "--help"])) {
             let bold = flag.replace('-', "\\-");
             assert!(page.contains(&bold) || page.contains(&flag), "{command}: {flag}");
