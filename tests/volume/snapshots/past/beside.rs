@@ -167,6 +167,7 @@ async fn a_restore_that_only_an_overtaken_journal_has_is_told_and_can_be_done_ag
         out_dir: out_dir.clone(),
         keyring: KeyringSource::File(copy),
         key: secret().into(),
+        progress: Default::default(),
     });
     let found = found.await.expect("recovers");
     assert_eq!((found.files, found.partial), (2, 1), "{found:?}");
