@@ -4,6 +4,7 @@
 //! so do bytes that files share. Memory does not grow with the tree but for these two, up to a bound, after
 //! which the report says that it counted some twice.
 
+use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -208,8 +209,8 @@ struct Du<'a> {
 struct Walked {
     total: DuSum,
     ages: [DuSum; AGES_DAYS.len() + 1],
-    /// The smallest first.
-    dirs: BinaryHeap<std::cmp::Reverse<(u64, String, SumKey)>>,
+    /// The smallest first; of those that take the same, what lies deeper.
+    dirs: BinaryHeap<Reverse<(u64, Reverse<String>, SumKey)>>,
     more_dirs: u64,
     past_bytes: u64,
 }
@@ -306,7 +307,7 @@ impl OpenVolume {
 
 fn report_of((walked, _): (Walked, u64)) -> DuReport {
     let dirs = walked.dirs.into_sorted_vec().into_iter();
-    let dirs = dirs.map(|std::cmp::Reverse((_, path, sum))| DuDir { path, sum: sum.0 }).collect();
+    let dirs = dirs.map(|Reverse((_, Reverse(path), sum))| DuDir { path, sum: sum.0 }).collect();
     let bounds = AGES_DAYS.into_iter().map(Some).chain([None]);
     let ages = bounds.zip(walked.ages).map(|(below_days, sum)| DuAge { below_days, sum });
     DuReport {
@@ -434,11 +435,7 @@ impl Walked {
     fn list(&mut self, open: &[(Vec<u8>, DuSum)], sum: DuSum) {
         let names = open.iter().skip(1).map(|(name, _)| String::from_utf8_lossy(name));
         let path = names.collect::<Vec<_>>().join("/");
-        self.dirs.push(std::cmp::Reverse((
-            sum.stored_bytes + sum.journal_bytes,
-            path,
-            SumKey(sum),
-        )));
+        self.dirs.push(Reverse((sum.stored_bytes + sum.journal_bytes, Reverse(path), SumKey(sum))));
         if self.dirs.len() > DIRS_MAX {
             self.dirs.pop();
             self.more_dirs += 1;
