@@ -140,7 +140,9 @@ pub fn rows(data: &[u8]) {
         assert!(row.segment_offset.checked_add(row.len).is_some());
     }
     if let Ok((row, frames)) = SegmentRow::decode_with(data) {
-        assert_eq!(row.encode_with(frames), data);
+        let again = row.encode_with(frames);
+        let of_before = data[0] != again[0]; // a row of an earlier version is written as one of today's
+        assert!(of_before || again == data);
     }
     if let Ok(row) = DeadRow::decode(data) {
         assert_eq!(row.encode(), data);

@@ -49,7 +49,8 @@ impl From<FsError> for Errno {
             FsError::CrossDevice => libc::EXDEV,
             FsError::ArgListTooBig => libc::E2BIG,
             FsError::Io(why) => {
-                log::error!("answered with an input/output error: {why}");
+                // What the store did wrong has been said, once.
+                log::debug!("answered with an input/output error: {why}");
                 libc::EIO
             }
         })

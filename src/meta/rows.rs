@@ -1,6 +1,6 @@
 //! Values of the metadata store, but for the inode. Every row starts with a version byte; numbers
 //! are little-endian. A reader refuses versions it does not know, and any bytes but those that the
-//! row would be written as.
+//! row would be written as (but for `s` rows of an earlier version).
 
 use bytes::Bytes;
 
@@ -9,6 +9,9 @@ use super::inode::Kind;
 use crate::base::{ChainValue, Ino, JournalId, JournalPos, SegmentId};
 
 pub(super) const VERSION: u8 = 2;
+
+/// Version of `s` rows that say since when a segment is half dead.
+const WITH_HALF: u8 = 3;
 
 pub(super) fn version(r: &mut Reader<'_>) -> Result<(), DecodeError> {
     if r.u8()? == VERSION { Ok(()) } else { Err(DecodeError("unknown row version")) }
@@ -124,7 +127,7 @@ impl SegmentRow {
     /// stored as it is.
     pub fn encode_with(&self, frames: &[u8]) -> Bytes {
         let mut out = Vec::with_capacity(45 + frames.len());
-        out.u8(VERSION);
+        out.u8(WITH_HALF);
         out.u64(self.size);
         out.u64(self.live);
         out.u64(self.birth);
@@ -146,9 +149,19 @@ impl SegmentRow {
     /// Decodes a row and the index of its frames.
     pub fn decode_with(bytes: &[u8]) -> Result<(SegmentRow, &[u8]), DecodeError> {
         let mut r = Reader::new(bytes);
-        version(&mut r)?;
+        let knows_half = match r.u8()? {
+            VERSION => false,
+            WITH_HALF => true,
+            _ => return Err(DecodeError("unknown row version")),
+        };
         let (size, live, birth) = (r.u64()?, r.u64()?, r.u64()?);
-        let (epoch, owners, half_since) = (r.u32()?, r.u32()?, r.u64()?);
+        let (epoch, owners) = (r.u32()?, r.u32()?);
+        let half_since = match knows_half {
+            true => r.u64()?,
+            // Nobody noted it: since the beginning, as far as is known.
+            false if live <= size / 2 => birth.max(1),
+            false => 0,
+        };
         let row = SegmentRow { size, live, birth, epoch, owners, half_since };
         if r.end().is_ok() {
             return Ok((row, &[]));
