@@ -5,6 +5,7 @@
 use crate::e2e;
 use crate::needs_fuse;
 use crate::volume;
+use crate::ways::memory_in;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -623,25 +624,6 @@ fn gcore(v: &Volume, pid: i32) -> Option<Vec<u8>> {
     assert!(core.starts_with(b"\x7fELF"), "{} bytes are no core", core.len());
     fs::remove_file(file).expect("own file");
     Some(core)
-}
-
-/// A core without its notes (elf(5), `PT_NOTE`). They hold the registers of every thread, and a vector
-/// register the 16 to 64 bytes that its thread copied last, whatever they were.
-fn memory_in(core: &[u8]) -> Vec<u8> {
-    let number = |at: usize, len: usize| {
-        let mut bytes = [0; 8];
-        bytes[..len].copy_from_slice(&core[at..at + len]);
-        usize::try_from(u64::from_le_bytes(bytes)).expect("an offset")
-    };
-    let (headers, size, count) = (number(32, 8), number(54, 2), number(56, 2));
-    let mut memory = core.to_vec();
-    for header in (0..count).map(|n| headers + n * size) {
-        if number(header, 4) == libc::PT_NOTE as usize {
-            let (from, len) = (number(header + 8, 8), number(header + 32, 8));
-            memory[from..from + len].fill(0);
-        }
-    }
-    memory
 }
 
 /// Whether `needle` is anywhere in the readable memory of a process (proc_pid_mem(5); for root).

@@ -164,7 +164,7 @@ mod tests {
 
         fn snapshots_of_hour(&mut self, hour: u64) {
             for (of, every, keep) in [(0, 1, 24), (1, 24, 30), (2, 720, 12)] {
-                if hour % every == 0 {
+                if hour.is_multiple_of(every) {
                     self.snapshots[of].push(self.commit);
                 }
                 let surplus = self.snapshots[of].len().saturating_sub(keep);

@@ -129,7 +129,7 @@ fn what_is_kept_stays_and_what_lies_beside_it_goes_first() {
     let mut kept = KeepSet::default();
     let plain = crate::seal::offsets::plain_len(10 * GRANULE).unwrap();
     for (_, meta, _) in &objects[..2] {
-        kept.add(&meta.location, plain, &[65_536 * 3..65_536 * 4]);
+        kept.add(&meta.location, plain, std::slice::from_ref(&(65_536 * 3..65_536 * 4)));
     }
     assert!(kept.bytes() > 6 * GRANULE && kept.bytes() < 7 * GRANULE, "{}", kept.bytes());
     let wanted =
