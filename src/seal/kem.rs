@@ -14,6 +14,7 @@ use x_wing::{
 use zeroize::{Zeroize, Zeroizing};
 
 use super::derive::{InputKey, KEY, fill_random, same};
+use super::secret::with_wiped_stack;
 
 /// Bytes of the public key of a slot.
 pub(super) const PUBLIC: usize = ENCAPSULATION_KEY_SIZE;
@@ -28,7 +29,7 @@ pub struct Seed(InputKey);
 impl Seed {
     /// The seed with these bytes, which must be uniformly random or derived.
     pub fn from_bytes(bytes: &[u8; KEY]) -> Seed {
-        Seed(InputKey::from_bytes(bytes))
+        with_wiped_stack(|| Seed(InputKey::from_bytes(bytes)))
     }
 
     /// Its bytes, for another process of this program.
@@ -44,7 +45,7 @@ impl Seed {
 
     /// The public key that belongs to it. Costs making a key pair, some 50 µs.
     pub(super) fn public(&self) -> Vec<u8> {
-        on_cleared_stack(|| self.pair().encapsulation_key().to_bytes().to_vec())
+        with_wiped_stack(|| self.pair().encapsulation_key().to_bytes().to_vec())
     }
 
     /// Whether `public` is its public key: whether this seed opens that slot.
@@ -56,7 +57,7 @@ impl Seed {
     /// encapsulation gives. A forged one gives another secret, which opens nothing.
     pub(super) fn decapsulate(&self, encapsulation: &[u8]) -> Option<InputKey> {
         let encapsulation = Ciphertext::try_from(encapsulation).ok()?;
-        on_cleared_stack(|| {
+        with_wiped_stack(|| {
             let mut shared = self.pair().try_decapsulate(&encapsulation).ok()?;
             Some(taken(&mut shared))
         })
@@ -96,27 +97,6 @@ fn encapsulate_with(
     let (encapsulation, mut shared) = public.encapsulate_deterministic(&randomness);
     randomness.as_mut_slice().zeroize();
     Some((encapsulation.to_vec(), taken(&mut shared)))
-}
-
-/// Bytes of stack that are overwritten; making a key pair takes less, in a debug build too.
-const STACK_CLEARED: usize = 128 << 10;
-
-/// Runs `work`, and overwrites the stack that it has used: the library takes keys by value, and what
-/// it was given stays in memory until something else is written there.
-fn on_cleared_stack<T>(work: impl FnOnce() -> T) -> T {
-    #[inline(never)]
-    fn run<T>(work: impl FnOnce() -> T) -> T {
-        work()
-    }
-    #[inline(never)]
-    fn clear() {
-        let mut stack = [0u8; STACK_CLEARED];
-        stack.zeroize();
-        std::hint::black_box(&stack);
-    }
-    let result = run(work);
-    clear();
-    result
 }
 
 /// Moves a shared secret into locked memory.
