@@ -175,7 +175,7 @@ impl Show {
 fn sample(dir: &Path) -> Outcome<Sample> {
     match Client::connect(dir, true)?.ask(&Ask::Sample, |_| {})? {
         Say::Sample(sample) => Ok(*sample),
-        _ => Err(Failure::new(Exit::General, "the mount process answered something else")),
+        _ => Err(Failure::answered_else()),
     }
 }
 

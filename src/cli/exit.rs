@@ -137,6 +137,11 @@ impl Failure {
         }
     }
 
+    /// An answer of a mount that is none to what it was asked.
+    pub fn answered_else() -> Failure {
+        Failure::new(Exit::General, "the mount process answered something else")
+    }
+
     /// Adds the next command to type.
     pub fn hint(mut self, hint: impl Into<String>) -> Failure {
         self.hint = Some(hint.into());

@@ -64,7 +64,7 @@ fn look(path: &Path) -> Outcome<Places> {
     };
     match Client::connect(inside, true)?.ask(&Ask::Places { ino: meta.ino() }, |_| {})? {
         Say::Places(places) => Ok(*places),
-        _ => Err(Failure::new(Exit::General, "the mount process answered something else")),
+        _ => Err(Failure::answered_else()),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::stack::{
 };
 
 use super::args::{SecretArgs, StoreArgs};
-use super::client::Client;
+use super::configure::tell_mounts;
 use super::dirs::{absolute_or, state_dir};
 use super::exit::{Exit, Failure, Outcome};
 use super::key_show::{Shown, ShownSlot, named, print_json};
@@ -321,9 +321,7 @@ pub(super) fn change(
     make: impl Fn(&mut Keyring, &VolumeKeys) -> Result<(String, VolumeKeys), KeyringError>,
 ) -> Outcome<Changed<String>> {
     let done = attend(&options.store, change_keyring(options, make))?;
-    for why in Client::tell_mounts(done.keys.volume_id()).1 {
-        eprintln!("sealfs: warning: the mount here: {why}");
-    }
+    tell_mounts(done.keys.volume_id());
     for note in &done.notes {
         eprintln!("sealfs: warning: {note}");
     }

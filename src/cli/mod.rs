@@ -12,6 +12,7 @@ mod bench;
 mod busy;
 mod client;
 mod conf;
+mod configure;
 mod daemon;
 mod demo;
 mod dirs;

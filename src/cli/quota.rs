@@ -5,13 +5,12 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use crate::fs::QuotaError;
-use crate::stack::{Change, settings};
+use crate::stack::Change;
 
 use super::args::size;
-use super::client::Client;
-use super::exit::{Exit, Failure, Outcome};
-use super::protocol::{Ask, Say};
-use super::snapshot::{Reached, Target, attend, print_json};
+use super::configure::{Now, configured};
+use super::exit::Outcome;
+use super::snapshot::{Target, print_json};
 
 /// Less than one block of a file is no quota.
 const BYTES_MIN: u64 = 4096;
@@ -88,30 +87,15 @@ pub fn run(args: QuotaArgs) -> Outcome {
     let QuotaArgs { at, bytes, inodes, error } = args;
     let change = (bytes.is_some() || inodes.is_some() || error.is_some())
         .then_some(Change::Quota { bytes, inodes, error });
-    let shown = match at.reach()? {
-        Reached::Mount(dir) => {
-            let ask = change.map_or(Ask::Status, |change| Ask::Configure { change });
-            let Say::Status(now) = Client::connect(&dir, true)?.ask(&ask, |_| {})? else {
-                return Err(Failure::new(
-                    Exit::General,
-                    "the mount process answered something else",
-                ));
-            };
-            Shown {
-                bytes: now.quota_bytes,
-                inodes: now.quota_inodes,
-                error: now.quota_error,
-                used_bytes: Some(now.used_bytes),
-                used_inodes: Some(now.used_inodes),
-            }
-        }
-        Reached::Store(options) => {
-            let (volume, now) = attend(&options, settings(&options, change.as_ref()))?;
-            if change.is_some() {
-                for why in Client::tell_mounts(volume).1 {
-                    eprintln!("sealfs: warning: the mount here: {why}");
-                }
-            }
+    let shown = match configured(&at, change)? {
+        Now::Mount(now) => Shown {
+            bytes: now.quota_bytes,
+            inodes: now.quota_inodes,
+            error: now.quota_error,
+            used_bytes: Some(now.used_bytes),
+            used_inodes: Some(now.used_inodes),
+        },
+        Now::Store(now) => {
             let limit = |n: u64| Some(n).filter(|n| *n > 0);
             let (bytes, inodes) = (limit(now.quota.bytes), limit(now.quota.inodes));
             Shown { bytes, inodes, error: now.quota.error, ..Shown::default() }

@@ -86,6 +86,6 @@ fn change(dir: &Path, ask: &Ask) -> Outcome {
     display.end();
     match answer? {
         Say::Done { .. } => Ok(()),
-        _ => Err(Failure::new(Exit::General, "the mount process answered something else")),
+        _ => Err(Failure::answered_else()),
     }
 }

@@ -90,7 +90,7 @@ pub fn apply(dir: &Path, settings: impl Iterator<Item = (String, String)>) -> Ou
     let ask = Ask::Set { settings };
     match Client::connect(dir, false)?.ask(&ask, |_| {})? {
         Say::Settings(_) => Ok(()),
-        _ => Err(Failure::new(Exit::General, "the mount process answered something else")),
+        _ => Err(Failure::answered_else()),
     }
 }
 
@@ -102,7 +102,7 @@ pub fn run(args: SetArgs) -> Outcome {
         Say::Settings(settings) if shows => print!("{}", describe(&settings)),
         Say::Settings(_) => {}
         _ => {
-            return Err(Failure::new(Exit::General, "the mount process answered something else"));
+            return Err(Failure::answered_else());
         }
     }
     Ok(())

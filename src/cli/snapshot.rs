@@ -18,6 +18,7 @@ use crate::stack::{
 
 use super::args::{SecretArgs, StoreArgs};
 use super::client::Client;
+use super::configure::tell_mounts;
 use super::dirs::{absolute_or, state_dir};
 use super::exit::{Exit, Failure, Outcome};
 use super::protocol::{Ask, Say};
@@ -229,7 +230,7 @@ impl Target {
             Reached::Mount(dir) => {
                 match Client::connect(dir, true)?.ask(&Ask::SnapshotList, |_| {})? {
                     Say::Snapshots(list) => Ok(*list),
-                    _ => Err(answered_else()),
+                    _ => Err(Failure::answered_else()),
                 }
             }
             Reached::Store(options) => attend(options, snapshots::list(options)),
@@ -245,10 +246,6 @@ fn writes_here(store: &str) -> Option<PathBuf> {
         }
         _ => None,
     })
-}
-
-fn answered_else() -> Failure {
-    Failure::new(Exit::General, "the mount process answered something else")
 }
 
 pub(super) fn attend<T>(
@@ -307,7 +304,7 @@ fn create(args: &CreateArgs) -> Outcome {
             match Client::connect(&dir, true)?.ask(&Ask::SnapshotCreate(ask), |_| {})? {
                 Say::Snapshot(made) => Ok(*made),
                 Say::SnapshotRefused(why) => Err(why),
-                _ => return Err(answered_else()),
+                _ => return Err(Failure::answered_else()),
             }
         }
         Reached::Store(options) => attend(&options, snapshots::create(&options, ask))?,
@@ -363,7 +360,7 @@ fn delete(args: &DeleteArgs) -> Outcome {
                 match Client::connect(dir, true)?.ask(&Ask::SnapshotDelete { names }, |_| {})? {
                     Say::Done { .. } => Ok(()),
                     Say::SnapshotRefused(why) => Err(why),
-                    _ => return Err(answered_else()),
+                    _ => return Err(Failure::answered_else()),
                 }
             }
             Reached::Store(options) => attend(options, snapshots::delete(options, names))?,
@@ -394,9 +391,7 @@ fn change_schedule(args: &ScheduleArgs) -> Outcome {
     let options = KeyOptions { store, key, state_dir };
     let (volume, now) = attend(&options, schedule(&options, args.to))?;
     if args.to.is_some() {
-        for why in Client::tell_mounts(volume).1 {
-            eprintln!("sealfs: warning: the mount here: {why}");
-        }
+        tell_mounts(volume);
     }
     match args.json {
         true => print_json(&Shown { schedule: now.to_string() }),

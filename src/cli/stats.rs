@@ -78,7 +78,7 @@ impl WatchArgs {
     fn sample(&self) -> Outcome<Sample> {
         match Client::connect(&self.dir, true)?.ask(&Ask::Sample, |_| {})? {
             Say::Sample(sample) => Ok(*sample),
-            _ => Err(Failure::new(Exit::General, "the mount process answered something else")),
+            _ => Err(Failure::answered_else()),
         }
     }
 

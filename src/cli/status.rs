@@ -35,7 +35,7 @@ pub struct StatusArgs {
 pub fn run(args: StatusArgs) -> Outcome {
     let client = Client::connect(&args.dir, true)?;
     let Say::Status(status) = client.ask(&Ask::Status, |_| {})? else {
-        return Err(Failure::new(Exit::General, "the mount process answered something else"));
+        return Err(Failure::answered_else());
     };
     if args.json {
         let json = serde_json::to_string_pretty(&status)

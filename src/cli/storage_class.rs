@@ -3,13 +3,12 @@
 use clap::Args;
 use serde::Serialize;
 
-use crate::stack::{Change, settings};
+use crate::stack::Change;
 use crate::store::s3::StorageClass;
 
-use super::client::Client;
-use super::exit::{Exit, Failure, Outcome};
-use super::protocol::{Ask, Say};
-use super::snapshot::{Reached, Target, attend, print_json};
+use super::configure::{Now, configured};
+use super::exit::Outcome;
+use super::snapshot::{Target, print_json};
 
 /// Flags of `sealfs storage-class`.
 #[derive(Args, Clone, Debug)]
@@ -44,30 +43,15 @@ struct Shown {
 pub fn run(args: StorageClassArgs) -> Outcome {
     let StorageClassArgs { at, to } = args;
     let change = to.map(Change::StorageClass);
-    let shown = match at.reach()? {
-        Reached::Mount(dir) => {
-            let ask = change.map_or(Ask::Status, |change| Ask::Configure { change });
-            let Say::Status(now) = Client::connect(&dir, true)?.ask(&ask, |_| {})? else {
-                return Err(Failure::new(
-                    Exit::General,
-                    "the mount process answered something else",
-                ));
-            };
+    let shown = match configured(&at, change)? {
+        Now::Mount(now) => {
             let storage_class = match &*now.storage_class {
                 "" => StorageClass::default().to_string(), // a directory
                 class => class.to_owned(),
             };
             Shown { storage_class, applied: now.storage_class_applied }
         }
-        Reached::Store(options) => {
-            let (volume, now) = attend(&options, settings(&options, change.as_ref()))?;
-            if change.is_some() {
-                for why in Client::tell_mounts(volume).1 {
-                    eprintln!("sealfs: warning: the mount here: {why}");
-                }
-            }
-            Shown { storage_class: now.storage_class.to_string(), applied: None }
-        }
+        Now::Store(now) => Shown { storage_class: now.storage_class.to_string(), applied: None },
     };
     match (at.json, shown.applied.as_deref()) {
         (true, _) => return print_json(&shown),

@@ -76,7 +76,7 @@ pub fn run(args: UmountArgs) -> Outcome {
             format!("{} are in the local journal only", HumanBytes(pending_bytes)),
         )
         .hint("mount it here again to upload the rest")),
-        _ => Err(Failure::new(Exit::General, "the mount process answered something else")),
+        _ => Err(Failure::answered_else()),
     }
 }
 

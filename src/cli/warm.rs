@@ -115,7 +115,7 @@ pub fn run(args: WarmArgs) -> Outcome {
 fn sample(path: &Path) -> Outcome<Sample> {
     match Client::connect(path, true)?.ask(&Ask::Sample, |_| {})? {
         Say::Sample(sample) => Ok(*sample),
-        _ => Err(Failure::new(Exit::General, "the mount process answered something else")),
+        _ => Err(Failure::answered_else()),
     }
 }
 

@@ -54,7 +54,7 @@ pub use opening::mount;
 pub use opening::neighbours::check_free;
 pub use options::{InitOptions, LocalDisk, MountOptions};
 pub use records::accept::Accept;
-pub use records::config::Change;
+pub use records::config::{Change, VolumeConfig};
 pub use records::departure::{announce_end, is_running};
 pub use records::last_use::{last_used, note_place, remember_use};
 pub use records::schedule::Schedule;
