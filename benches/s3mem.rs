@@ -1,4 +1,4 @@
-//! The in-memory S3 server of the tests as a process of its own, for daemon tests and benches.
+//! The in-memory S3 server of the tests as a separate process, for daemon tests and benches.
 //!
 //! Usage: `s3mem [--port N] [--control-port N] [--bucket NAME]… [--seed N] [--threads N]`.
 //! Prints one `name=value` a line (endpoint, control, bucket, access_key_id,

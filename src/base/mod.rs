@@ -1,6 +1,6 @@
 //! What every layer may use: identifiers with their units, time, words, work that several wait for.
 //!
-//! Owns no state but buffers that wait to be used again, and does no I/O of its own. Imports nothing of
+//! Owns no state but buffers that wait to be used again, and does no I/O. Imports nothing of
 //! this crate.
 
 mod buffers;

@@ -1,6 +1,6 @@
 //! `sealfs bench`: what a mount gives on this machine and this line, in a minute.
 //!
-//! Works in a directory of its own on the mount, which it removes, with data that do not compress.
+//! Works in a directory that it makes on the mount and removes, with data that do not compress.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -31,7 +31,7 @@ const STALL_SECS: u64 = 60;
 /// Flags of `sealfs bench`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
-It writes and reads in a directory of its own there, and removes it, also after Ctrl-C. Numbers that wait for the store depend on
+It writes and reads in a directory that it makes there, and removes it, also after Ctrl-C. Numbers that wait for the store depend on
 the line and on what else uses it.
 
 Examples:

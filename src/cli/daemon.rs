@@ -85,7 +85,7 @@ fn catch_signals(child: libc::pid_t) {
     }
 }
 
-/// Runs `work` in a process of its own and returns what it came to: threads that it starts end
+/// Runs `work` in a separate process and returns its result: threads that it starts end
 /// there, and this process may fork later on. Call only while the process has one thread.
 pub fn aside<T: Serialize + DeserializeOwned>(work: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
     let bytes = aside_bytes(|| {

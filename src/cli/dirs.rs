@@ -93,8 +93,7 @@ pub fn make_base(dir: &Path) -> io::Result<()> {
     }
 }
 
-const CLOSE_IT: &str =
-    "others can write in it: name a directory of its own, or close it (chmod go-w)";
+const CLOSE_IT: &str = "others can write in it: name another directory, or close it (chmod go-w)";
 
 /// Makes a directory that only its owner can enter. One that is there stays as it is, and is
 /// refused if anybody else could put files in it: closing it might close somebody's `/tmp`.

@@ -65,7 +65,7 @@ pub fn run(args: DuArgs) -> Outcome {
         path.extend(names(more)?);
     }
     if path == [b".snapshots".to_vec()] {
-        let failure = Failure::new(Exit::Usage, "the directory of snapshots is no tree of its own");
+        let failure = Failure::new(Exit::Usage, "the directory of snapshots is not a tree");
         return Err(failure.hint("sealfs du --snapshots DIR, or: sealfs du DIR/.snapshots/NAME"));
     }
     let ask = DuAsk { path, depth: args.max_depth, snapshots: args.snapshots };

@@ -12,7 +12,7 @@ use crate::stack::{StackError, StackErrorKind};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Exit {
-    /// 1: anything without a number of its own.
+    /// 1: anything that has no other number.
     General,
     /// 2: the command line makes no sense.
     Usage,
@@ -48,7 +48,7 @@ pub enum Exit {
 pub const TABLE: &str = "\
 Exit status:
    0  done
-   1  failed, for a reason that has no number of its own
+   1  failed, for a reason that has no exit status in this table
    2  the command line makes no sense
    3  wrong passphrase or key file
    4  the store cannot be reached, or refuses the credentials

@@ -88,8 +88,9 @@ fn mount_command(store: &str, access: &StoreArgs, secret: &SecretArgs) -> String
 pub fn run(args: InitArgs) -> Outcome {
     let mut store = args.access.resolve(&args.store)?;
     if args.access.volume_id().is_some() {
-        return Err(Failure::new(Exit::Usage, "a new volume gets an id of its own")
-            .hint("leave --volume-id out"));
+        return Err(
+            Failure::new(Exit::Usage, "a new volume gets a new id").hint("leave --volume-id out")
+        );
     }
     let page = args.recovery_kit.as_deref().map(|page| Page::begin(page, false)).transpose()?;
     let mode = for_new_volume(&store.sse).map_err(|e| Failure::new(Exit::Usage, e))?;

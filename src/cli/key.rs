@@ -119,7 +119,7 @@ Examples:
   sealfs key passphrase s3://my-bucket/data
   sealfs key passphrase s3://my-bucket/data --slot 3 --new-passphrase-file new.txt
 
-The new passphrase gets a slot of its own in place of the old one's, and a new epoch begins. With
+The new passphrase gets a new slot in place of the old one's, and a new epoch begins. With
 --keep-epoch none does: then whoever knows the old passphrase and has a copy of the old keyring reads
 on, also what is written later.")]
 struct PassphraseArgs {

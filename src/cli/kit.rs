@@ -146,7 +146,7 @@ impl Kit {
         out
     }
 
-    /// A page of its own, for a printer.
+    /// A whole page, for a printer.
     pub(super) fn html(&self) -> Zeroizing<String> {
         let mut out = Zeroizing::new(String::with_capacity(64 << 10));
         out.push_str(HEAD);
@@ -163,7 +163,7 @@ impl Kit {
         if let Some(code) = self.code() {
             let drawn = code.render::<svg::Color>().min_dimensions(220, 220).build();
             let drawn = Zeroizing::new(drawn);
-            // Behind the declaration that an SVG file of its own begins with.
+            // Behind the declaration that a separate SVG file begins with.
             out.push_str(drawn.find("<svg").map_or("", |at| &drawn[at..]));
         }
         out.push_str("\n</div>\n");

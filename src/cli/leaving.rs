@@ -1,8 +1,9 @@
 //! Who wants a mount to end, and how: the commands that wait for it, and signals.
 //!
 //! All of them share one end. Whoever is in a greater hurry takes over: `--force-local`, or a
-//! second signal, ends the upload that the others began. Who goes away (Ctrl-C of `sealfs umount`)
-//! wants nothing any more; when nobody is left the mount stays. A signal cannot be taken back.
+//! second signal, ends the upload that the others began. A client that goes away (Ctrl-C of
+//! `sealfs umount`) wants nothing any more; when nobody is left the mount stays. A signal cannot be
+//! taken back.
 
 use std::time::{Duration, Instant};
 

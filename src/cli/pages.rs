@@ -90,7 +90,7 @@ fn date() -> String {
     format!("{year}-{month:02}-{day:02}")
 }
 
-/// The page of `command`, which is called `name` in full, and those of its own commands.
+/// The page of `command`, which is called `name` in full, and those of its subcommands.
 fn write_pages(command: &Command, name: &str, dir: &Path) -> io::Result<()> {
     let page = name.replace(' ', "-");
     let mut roff = Vec::new();

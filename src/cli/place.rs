@@ -150,7 +150,7 @@ pub fn require_fuse() -> Outcome {
 /// the part that does.
 pub fn refuse_covered(point: &Path, needs: &[Need]) -> Outcome {
     let shown = point.display();
-    let elsewhere = "mount it on a directory of its own";
+    let elsewhere = "mount it on another directory";
     if point.parent().is_none() {
         return Err(Failure::new(Exit::Usage, "cannot mount on /: everything lies below it")
             .hint(format!("{elsewhere}, such as /srv/vault")));

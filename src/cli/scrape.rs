@@ -124,7 +124,7 @@ impl Listener {
                 Failure::new(Exit::General, format!("cannot answer metrics at {address}: {e}"));
             match (e.kind(), address) {
                 (io::ErrorKind::AddrInUse, Address::Port(at)) => failure.hint(format!(
-                    "each mount needs a port of its own; see who has it: ss -tlnp 'sport = {}'",
+                    "each mount needs its own port; see who has it: ss -tlnp 'sport = {}'",
                     at.port()
                 )),
                 _ => failure,

@@ -193,7 +193,7 @@ fn by_kms(source: &KmsSource, keyring: &Keyring) -> Outcome<Key> {
     })
 }
 
-/// Finds a seed in a process of its own: what asks for it takes threads, and this process may still
+/// Finds a seed in a separate process: what asks for it takes threads, and this process may still
 /// have to fork; and what it leaves in memory (answers, private keys) ends with that process.
 fn found_aside(find: impl FnOnce() -> Outcome<Found>) -> Outcome<Key> {
     let found = aside_bytes(|| {
@@ -217,7 +217,7 @@ impl KeyringAt<'_> {
         }
     }
 
-    /// Reads the keyring in a process of its own: this one may still have to fork, which threads
+    /// Reads the keyring in a separate process: this one may still have to fork, which threads
     /// would not survive.
     fn load(&self) -> Outcome<Keyring> {
         let bytes = match self {

@@ -34,7 +34,7 @@ use super::signals::{LOOK_EVERY, Signals, Teller, stopped};
 use super::socket::{self, Socket};
 
 /// How long something may be in use before the mount is: programs look at files for a moment, and a
-/// process has those of its parent until it runs a program of its own.
+/// process has those of its parent until it executes another program.
 const GLANCE: Duration = Duration::from_millis(500);
 /// How long closing the volume may take once the mount is gone.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(120);
@@ -97,7 +97,7 @@ pub async fn serve(plan: Plan, starting: Starting) -> Outcome {
     for note in running.mounted.notes() {
         eprintln!("sealfs: note: {}", one_line(&note));
     }
-    // Who waited for the mount may have gone away at the last moment.
+    // The process that waited for the mount may have gone away at the last moment.
     if attended.is_stopped() || starting.is_abandoned() {
         running.undo().await;
         return starting.failed(stopped());

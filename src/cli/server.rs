@@ -250,7 +250,7 @@ async fn client(
     }
 }
 
-/// Tells how a change of the role went. Who goes away wants none any more: as long as nothing has
+/// Tells how a change of the role went. A client that goes away wants none any more: as long as nothing has
 /// changed, it is given up.
 async fn answer_change(
     change: impl Future<Output = Result<Transition, StackError>>,
@@ -303,7 +303,7 @@ async fn gone(read: &mut OwnedReadHalf) {
     while matches!(read.read(&mut ignored).await, Ok(n) if n > 0) {}
 }
 
-/// What a sync comes to when the mount ends while it waits.
+/// The answer to a sync whose mount ends while it waits.
 fn ended_first(control: &dyn Control) -> Outcome {
     match control.progress().pending_bytes {
         0 => Ok(()),

@@ -113,12 +113,12 @@ fn sentence(wait: &Wait) -> String {
 /// How long a command that was stopped may take to undo what it has begun.
 pub const UNDO_MAX: Duration = Duration::from_secs(10);
 
-/// What a command that was stopped by a signal comes to.
+/// The result of a command that was stopped by a signal.
 pub fn stopped() -> Failure {
     Failure::new(Exit::Stopped, StackError::Stopped)
 }
 
-/// [`attend`] on threads of its own, which do not outlast it.
+/// [`attend`] on its own threads, which do not outlast it.
 pub fn run<T>(
     attended: &Attended,
     grace: Duration,

@@ -44,7 +44,7 @@ pub struct WarmArgs {
     /// Files or directories of one mount
     #[arg(value_name = "PATH", required = true)]
     paths: Vec<PathBuf>,
-    /// Keep it there, and what comes to lie there
+    /// Keep it there, and what is put there later
     #[arg(long)]
     pin: bool,
     /// Keep what is pinned at or below PATH no longer

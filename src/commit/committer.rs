@@ -128,7 +128,7 @@ impl Committer {
         })
     }
 
-    /// Commits until [`Committer::stop`]. Runs on a task of its own. A bug that panics must not
+    /// Commits until [`Committer::stop`]. Runs on a separate task. A bug that panics must not
     /// end it silently: it shows as a failure, and everything is tried again.
     pub async fn run(self: Arc<Self>) {
         let commit = || AssertUnwindSafe(as_opener(self.commit_until_stopped())).catch_unwind();

@@ -188,7 +188,7 @@ impl Holders {
         }
     }
 
-    /// From now on nothing comes to share with these. Waits for who is about to.
+    /// From now on nothing can begin to share with these. Waits for those that are about to.
     pub(super) fn leave(&self, checkpoints: impl Iterator<Item = [u8; 16]>) {
         self.state.write().leaving.extend(checkpoints);
     }

@@ -49,7 +49,7 @@ impl Scanned {
         &self.rows
     }
 
-    /// The same in memory of its own: rows of the store are slices of all that was fetched with
+    /// A copy in separate memory: rows of the store are slices of all that was fetched with
     /// them.
     pub fn to_keep(mut self) -> Scanned {
         let len = self.rows.iter().map(|(key, value)| key.len() + value.len()).sum();

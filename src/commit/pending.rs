@@ -1,7 +1,7 @@
 //! A commit group: the net effect of a run of batches that are committed as one, in memory.
 //!
 //! Batches are applied to the newest group; the committer freezes it and commits it as
-//! one. Coalescing is thereby free: a row keeps its last value, a temporary file that comes
+//! one. So coalescing costs nothing: a row keeps its last value, a temporary file that comes
 //! and goes within one group leaves nothing, overwritten bytes are never uploaded.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -105,7 +105,7 @@ pub fn key_hash(key: &[u8]) -> u64 {
 struct Filter(Box<[u64]>);
 
 impl Filter {
-    /// Keys to a word: about one lookup in twenty goes on in vain.
+    /// Keys to a word: about one lookup in twenty is a false positive.
     const KEYS: usize = 6;
 
     fn of<'a>(keys: impl ExactSizeIterator<Item = &'a Key>) -> Filter {

@@ -208,7 +208,7 @@ impl Reclaimer {
         Ok(true)
     }
 
-    /// Sets out to delete segments that have been dead for the grace. Those that a round of cleaning is
+    /// Starts deleting segments that have been dead for the grace. Those that a round of cleaning is
     /// about to read are left: they may have died since.
     async fn begin_deleting(
         &self,

@@ -130,7 +130,7 @@ pub struct View {
     pub(super) directories: Mutex<Directories>,
     /// Rows that were read one by one.
     loads: AtomicU64,
-    /// Segments whose live bytes are just being moved. Locked while a file comes to share what
+    /// Segments whose live bytes are just being moved. Locked while a file begins to share what
     /// another has, so that meanwhile nothing moves and no record is released.
     moving: Arc<Mutex<HashSet<SegmentId>>>,
     /// Raised when a group retires, when extents are moved and when caches are dropped: a
@@ -270,7 +270,7 @@ impl View {
     }
 
     /// Which of `segments` may be emptied now: those of which no pending file shares anything. Nobody
-    /// comes to share them as long as what this returns is held; it must be held until
+    /// can begin to share them as long as what this returns is held; it must be held until
     /// [`View::forget_extents`] has seen to it that what was moved is found where it is by then.
     pub(super) fn begin_moving(&self, segments: BTreeSet<SegmentId>) -> Moving {
         let mut moving = self.moving.lock();
@@ -652,7 +652,7 @@ impl View {
     }
 }
 
-/// Segments that are being emptied: nobody comes to share anything of them.
+/// Segments that are being emptied: nobody may begin to share anything of them.
 #[derive(Default)]
 pub(super) struct Moving {
     all: Arc<Mutex<HashSet<SegmentId>>>,

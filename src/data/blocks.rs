@@ -291,7 +291,7 @@ impl BlockCache {
                     cache.prefetch(id, range.start..range.end.min(layout.data_len));
                 }
                 Ok(_) => {}
-                // Who needs it meets the same, and says so.
+                // A reader that needs it gets the same error, and reports it.
                 Err(e) => log::debug!("fetching ahead in segment {id}: {e}"),
             }
         });

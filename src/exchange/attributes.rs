@@ -57,7 +57,7 @@ pub struct Attributes {
     pub target: Option<String>,
 }
 
-/// The names that are understood: those are not user metadata of their own.
+/// The names that are understood: those are not stored as user metadata again.
 pub fn is_understood(name: &str) -> bool {
     const NAMES: [&str; 14] = [
         "mode",

@@ -73,7 +73,7 @@ impl Filter {
         }
     }
 
-    /// Whether the directory at `path` itself is meant, for what has directories of their own.
+    /// Whether the directory at `path` itself is meant, where directories count as such.
     pub fn takes_dir(&self, path: &str) -> bool {
         path.is_empty() || self.takes(&format!("{path}/"))
     }

@@ -3,7 +3,7 @@
 //!
 //! The volume is written and read with plain system calls below its mount point (`tree`): so
 //! everything that holds for `cp` holds here, and a live mount stays in use meanwhile. Each file gets
-//! its name when it is whole; what is there already is told by size, time and ETag, so that a run
+//! its name when it is whole; size, time and ETag tell what is there already, so that a run
 //! that was interrupted goes on, and one that has nothing to do transfers nothing. Called by `cli/`.
 
 mod attributes;

@@ -49,7 +49,7 @@ pub struct Uploads {
 #[derive(Debug)]
 struct Place {
     dir: PathBuf,
-    /// Held as long as this run: another one has uploads of its own.
+    /// Held as long as this run: another one has its own uploads.
     _lock: File,
 }
 
@@ -138,7 +138,7 @@ impl Uploads {
             match patiently(run, || bucket.store.parts_of(&sending)).await {
                 Ok(parts) => return Ok(Underway { sending, have: cut.fitting(parts) }),
                 Err(e) if class(&e).is_retryable() => return Err(e.into()),
-                Err(e) => log::info!("the upload of a file begins anew: {e}"),
+                Err(e) => log::info!("the upload of a file starts again: {e}"),
             }
         }
         self.begin(bucket, run, key, labels, &of).await

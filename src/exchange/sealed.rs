@@ -1,7 +1,7 @@
 //! Objects of the Amazon S3 Encryption Client on their way in and out.
 //!
 //! In: an object is recognised by its metadata or instruction file, opened as it arrives into a file
-//! without a name of its own, which gets one only once all of it is authenticated. Out: the data key is
+//! without its own name, which gets one only once all of it is authenticated. Out: the data key is
 //! new for every object; the instruction file, if there is one, goes before its object.
 
 use std::collections::BTreeMap;

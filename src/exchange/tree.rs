@@ -360,7 +360,7 @@ impl Tree {
         }
     }
 
-    /// A name of its own in [`WORK_DIR`].
+    /// Its own name in [`WORK_DIR`].
     pub fn temp(&self) -> PathBuf {
         let n = self.next_temp.fetch_add(1, Relaxed);
         Path::new(WORK_DIR).join(format!("{}-{n}", std::process::id()))

@@ -86,7 +86,7 @@ pub fn walk(tree: &Tree, run: &Run, prefix: &str) -> Result<Vec<Item>, Trouble> 
                 }
             };
             if stat.nlink > 1 && !seen.insert(stat.id) {
-                run.lost("hard links, which became files of their own", 1);
+                run.lost("hard links, which became separate files", 1);
             }
             if stat.blocks * 512 < stat.size / 2 && stat.size > 1 << 16 {
                 run.lost("files with holes, which became zeros", 1);

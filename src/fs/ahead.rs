@@ -58,7 +58,7 @@ impl Part {
 }
 
 /// What has been read of directories, oldest first. Pending changes are put over it when a page
-/// is asked for, and a commit makes it void: it is never older than what the kernel may see.
+/// is asked for, and a commit discards it: it is never older than what the kernel may see.
 #[derive(Default)]
 pub(super) struct Listings(Mutex<VecDeque<Part>>);
 
@@ -210,6 +210,6 @@ mod tests {
         assert_eq!(listings.0.lock().len(), ROWS_MAX / AHEAD_ROWS);
         let (from, end) = keys::dirents(Ino(7));
         start(&listings, &from, &from, &end, 2);
-        assert_eq!(listings.0.lock().len(), 1, "the others are void");
+        assert_eq!(listings.0.lock().len(), 1, "the others are discarded");
     }
 }

@@ -1,7 +1,7 @@
 //! How often the kernel knows each inode, in few bytes: it may know tens of millions.
 //!
 //! Inodes of a directory have neighbouring numbers, so counts are kept in groups of neighbours, a byte
-//! each. A count that does not fit a byte has an entry of its own.
+//! each. A count that does not fit a byte has its own entry.
 
 use std::collections::HashMap;
 

@@ -29,7 +29,7 @@ struct Range {
     size: u64,
 }
 
-/// Hands out inode numbers, to each directory from a range of its own.
+/// Hands out inode numbers, to each directory from its own range.
 pub(super) struct InoAllocator {
     next: u64,
     ranges: LruCache<Ino, Range>,

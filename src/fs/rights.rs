@@ -3,7 +3,7 @@
 //! FUSE sends a user, a group and a thread; Linux knows the rest and shows it in
 //! `/proc/TID/status` (proc_pid_status(5)). The thread waits for our answer meanwhile, so it is
 //! the one that asked. It is looked at only where the answer depends on it: a set-id bit is at
-//! stake, or the name of a `trusted.` attribute. Who cannot be seen (a daemon in a PID namespace of
+//! stake, or the name of a `trusted.` attribute. A caller that cannot be seen (a daemon in a PID namespace of
 //! its own, or one that is not root) has no right but that of its group: bits go, names stay hidden.
 
 use super::Caller;
@@ -56,7 +56,7 @@ impl Rights {
     fn parse(status: &str, caller: Caller) -> Rights {
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
         let id = |name| field(name)?.split_whitespace().nth(FSID)?.parse().ok();
-        // Who acts for somebody else (knfsd) is shown with rights of its own.
+        // A thread that acts for somebody else (knfsd) is shown with its own rights.
         if (id("Uid:"), id("Gid:")) != (Some(caller.uid), Some(caller.gid)) {
             return Rights::default();
         }

@@ -14,7 +14,7 @@ use crate::base::{Histogram, Spread};
 
 use super::abi::opcode as op;
 
-/// Operation numbers that are counted under a name of their own: all below this one.
+/// Operation numbers that are counted under their own name: all below this one.
 const OPCODES: usize = 64;
 
 /// The names of operations, as metrics and tables show them.

@@ -59,7 +59,7 @@ fn forget(common: &Common, page: &[Listed]) {
     }
 }
 
-/// How many entries go into `size` bytes, each with `more` of its own. Ends with a group, as
+/// How many entries go into `size` bytes, each with its own `more`. Ends with a group, as
 /// the page does, so that whoever goes on there misses none; unless all that fits is one group.
 fn fitting<'a>(page: impl IntoIterator<Item = &'a DirEntry>, more: usize, size: usize) -> usize {
     let (mut len, mut fitted, mut whole) = (0, 0, 0);

@@ -299,7 +299,7 @@ impl Followers {
 /// How the leader waits.
 #[derive(Debug, Default)]
 struct Patience {
-    /// How many more times it spins in vain.
+    /// How many more times it spins without finding work.
     credit: u32,
 }
 

@@ -134,7 +134,7 @@ pub struct FileHeader {
     pub seq: u64,
     /// The file before this one in the log; 0: none.
     pub prev_seq: u64,
-    /// The last record of the file before that counts. What lies behind it there is void (the
+    /// The last record of the file before that counts. What lies behind it there does not count (the
     /// rest of a torn tail).
     pub prev_last: u64,
     /// The number of the file's first record: `prev_last + 1`, or more if numbers were skipped.

@@ -264,7 +264,7 @@ impl Journal {
         }
         if survivors.skipped {
             // That the missing records were released may be known only from files that are
-            // about to be void: it must be told by a file that stays, before they go.
+            // about to be dropped: a file that stays must say it, before they go.
             let mut writer = shared.writer.lock();
             shared.start_file(&mut writer)?;
         }
@@ -380,7 +380,7 @@ impl Journal {
             return Err(JournalError::Invalid(why));
         }
         if let Some(file) = writer.file.take() {
-            // A skipped number is told by the header of a new file.
+            // The header of a new file says that a number was skipped.
             let mut live = shared.live.write();
             live.get_mut(&file.seq).expect("the file written to is live").last =
                 Some(writer.last_written);

@@ -1,7 +1,7 @@
 //! What survives a crash, what is a torn tail, and what is corruption: the decision, pure.
 //!
 //! The rule. Records count from the oldest log file on, as long as each opens and carries the
-//! next number. The first that does not ends the journal, and what follows is void, *if*
+//! next number. The first that does not ends the journal, and what follows does not count, *if*
 //! nothing that follows testifies that the missing record had been on stable storage (each
 //! record and each file header says, sealed, up to where the journal was synced when it was
 //! written). If something does, stable storage has lost what it held: corruption, and nothing
@@ -20,7 +20,7 @@ pub struct Recovery {
     pub id: JournalId,
     /// The records, in order, without gaps.
     pub records: Vec<(JournalPos, RecordLoc)>,
-    /// Records after the last were begun and not synced, and are void now.
+    /// Records after the last were begun and not synced, and do not count now.
     pub torn_tail: bool,
     /// The oldest record the journal still answers for: whoever has committed less than the
     /// one before it has lost records (see [`Recovery::after`]).

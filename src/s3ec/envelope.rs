@@ -262,7 +262,7 @@ impl Envelope {
     /// The envelope of an object whose instruction file has this body.
     ///
     /// # Errors
-    /// As [`recognise`]; the metadata has an envelope of its own, or keys are where they may not be.
+    /// As [`recognise`]; the metadata has its own envelope, or keys are where they may not be.
     pub fn from_instruction_file(metadata: &Metadata, body: &[u8]) -> Result<Envelope> {
         let on_object = Fields::of_metadata(metadata)?;
         let in_file = Fields::of_file(body)?;

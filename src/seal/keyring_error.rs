@@ -178,7 +178,7 @@ impl KeyringError {
             KeyringError::NoSuchSlot(_) | KeyringError::NoSuchLabel(_) => {
                 "see which there are: sealfs key list STORE"
             }
-            KeyringError::TooManyEpochs => "it takes a volume of its own: sealfs init",
+            KeyringError::TooManyEpochs => "make a new volume: sealfs init",
             KeyringError::OtherEpoch { .. } => "somebody changed the keyring meanwhile; try again",
             KeyringError::KdfMemory { .. } => "free some memory, or use a machine that has it",
             _ => return None,

@@ -119,7 +119,7 @@ fn value_of(c: u8) -> Option<u8> {
     ALPHABET.iter().position(|known| *known == c).map(|at| at as u8)
 }
 
-/// The check character of a group: a sum over GF(32) in which each place has a factor of its own, so
+/// The check character of a group: a sum over GF(32) in which each place has its own factor, so
 /// that one wrong character, or two exchanged, never give the same.
 fn check(group: usize, values: &[u8; GROUP - 1]) -> u8 {
     let number = group as u8 + 1;

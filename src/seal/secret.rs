@@ -124,7 +124,7 @@ pub(super) fn with_wiped_stack<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// In a frame of its own, below the caller's.
+/// In a separate frame, below the caller's.
 #[inline(never)]
 fn apart<T>(work: impl FnOnce() -> T) -> T {
     work()

@@ -62,7 +62,7 @@ impl Attended {
         self.now.lock().wait = None;
     }
 
-    /// Whether the store answers is told by `health` from now on.
+    /// From now on `health` says whether the store answers.
     pub(super) fn follows(&self, health: watch::Receiver<Health>) {
         self.now.lock().health = Some(health);
     }
@@ -94,7 +94,7 @@ impl Attended {
         *self.stop.borrow()
     }
 
-    /// What `work` comes to, or [`StackError::Stopped`] as soon as it is asked to stop: for what
+    /// The result of `work`, or [`StackError::Stopped`] as soon as it is asked to stop: for what
     /// can be dropped at any point.
     pub async fn unless_stopped<T>(
         &self,

@@ -387,8 +387,8 @@ impl Kv {
         *self.worn.borrow() || self.store().limit().is_lowered()
     }
 
-    /// Waits until the handle should be opened again ([`Kv::reopen`]): a background task of its
-    /// has died, or what it goes on writing is larger than the store takes.
+    /// Waits until the handle should be opened again ([`Kv::reopen`]): one of its background
+    /// tasks has died, or what it goes on writing is larger than the store takes.
     pub async fn until_worn(&self) {
         let (mut worn, limit) = (self.worn.subscribe(), self.store().limit());
         tokio::select! {
@@ -653,7 +653,7 @@ async fn bounded<T>(
     }
 }
 
-/// What `work` comes to; where it waited for nothing, with what the store said meanwhile.
+/// The result of `work`; where it waited for nothing, with what the store said meanwhile.
 async fn told_why<T>(
     store: &SlateStore,
     work: impl Future<Output = Result<T, KvError>>,

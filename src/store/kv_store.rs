@@ -181,7 +181,7 @@ impl SlateStore {
         self.trouble.clone()
     }
 
-    /// What a create that found `location` there comes to: its own success if the object holds
+    /// The result of a create that found `location` there: its own success if the object holds
     /// just `payload`, which nobody else's does, else `refusal`.
     async fn own(
         &self,
@@ -276,7 +276,7 @@ struct Upload {
 #[async_trait]
 impl MultipartUpload for Upload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
-        // The layers below cut it into parts of their own.
+        // The layers below cut it into their own parts.
         let bytes = data.content_length().min(PART_MOST);
         let limit = self.limit.clone();
         let put = self.inner.put_part(data);

@@ -61,7 +61,7 @@ impl Rate {
     pub fn set(&self, bytes_per_sec: u64) {
         let limit = if bytes_per_sec == 0 { 0 } else { bytes_per_sec.max(LIMIT_MIN) };
         self.bytes_per_sec.store(limit, Relaxed);
-        *self.free_at.lock() = None; // what was waited for under the old one is void
+        *self.free_at.lock() = None; // waits under the old one no longer count
     }
 
     /// Lets `bytes` through and says how long they have to wait first.

@@ -708,7 +708,7 @@ fn metrics_are_for_this_machine_unless_more_is_meant_and_their_port_is_free() {
     let port = taken.local_addr().expect("bound").port();
     let refused = v.mount_fails(&["--metrics", &format!("127.0.0.1:{port}")], 1);
     assert!(refused.contains("cannot answer metrics at 127.0.0.1:"), "{refused}");
-    assert!(refused.contains("hint: each mount needs a port of its own"), "{refused}");
+    assert!(refused.contains("hint: each mount needs its own port"), "{refused}");
     assert!(!v.is_mounted());
     drop(taken);
     // Something that is no socket stays what it is.

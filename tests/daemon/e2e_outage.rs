@@ -176,7 +176,7 @@ fn a_signal_ends_who_waits_for_the_bucket_only_if_it_kills() {
     v.mount(&flags);
     for name in ["read", "killed"] {
         fs::write(v.at(name), noise(1, 300_000)).expect("writes");
-        v.ok(&["sync", &v.text("vault")]); // each in a segment of its own
+        v.ok(&["sync", &v.text("vault")]); // each in its own segment
     }
     v.umount();
     v.forget_local_state();
@@ -559,7 +559,7 @@ fn whatever_waits_for_a_silent_store_says_so_and_stops_at_a_signal() {
     let (url, pass, log) = (v.url(), v.text("passphrase"), v.text("log"));
     let mount = v.mount_args(&["--read-timeout", "60s"]);
     let mount: Vec<_> = mount.iter().map(String::as_str).collect();
-    // Each on a directory of its own: one start at a time on each.
+    // Each on its own directory: one start at a time on each.
     let places = ["second", "third"].map(|name| v.text(name));
     let [foreground, hung_up] = places.each_ref().map(|place| {
         fs::create_dir(place).expect("a fresh directory");

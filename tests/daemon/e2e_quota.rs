@@ -130,7 +130,7 @@ fn a_quota_can_be_told_as_edquot_and_as_fast_as_it_was_changed() {
     first.write_all_at(&noise(2, 1 << 20), 1 << 20).expect("Linux takes it");
     let told = first.sync_all().expect_err("it does not fit");
     assert_eq!(told.raw_os_error(), Some(libc::EDQUOT), "{told}");
-    // What Linux does not take first is told by write itself.
+    // For what Linux does not take first, write itself says so.
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).custom_flags(libc::O_SYNC);
     let mut second = options.open(v.at("second")).expect("an empty file fits");

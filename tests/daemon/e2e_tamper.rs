@@ -20,7 +20,7 @@ fn segments(server: &S3Server) -> BTreeSet<String> {
     server.keys().into_iter().filter(|key| key.contains("/seg/")).collect()
 }
 
-/// Writes each file into a segment of its own; returns the segments' keys by file.
+/// Writes each file into its own segment; returns the segments' keys by file.
 fn files_in_segments(v: &Volume, server: &S3Server, names: &[&str]) -> BTreeMap<String, String> {
     let mut keys = BTreeMap::new();
     for name in names {

@@ -314,7 +314,7 @@ fn what_is_missing_for_a_moment_is_no_damage_and_what_comes_back_is_none_any_mor
     verify_elsewhere(&v, &files);
 }
 
-/// A small file system of its own; taken away when dropped.
+/// A small file system for the test; taken away when dropped.
 struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {

@@ -271,7 +271,7 @@ impl Drop for Ordeal {
 #[test]
 fn a_taken_over_mount_turns_read_only_and_loses_nothing() {
     // Guards against two writers of one volume: the first is stopped (as a laptop that sleeps)
-    // while the second takes over, and wakes up with changes of its own.
+    // while the second takes over, and wakes up with its own changes.
     needs_fuse!();
     let v = Volume::create();
     v.mount(&["--commit-interval", "200ms"]);

@@ -1,4 +1,4 @@
-//! Where keys live, as the kernel sees it. In a process of its own, which it changes.
+//! Where keys live, as the kernel sees it. In a separate process, which it changes.
 
 use sealfs::seal::{RootKey, VolumeKeys, forbid_dumps};
 use std::fs;

@@ -46,7 +46,7 @@ def java(mgf1):
 
 
 def dotnet():
-    """Its instruction file has names of its own, and its key the ending INSTRUCTION_SUFFIX."""
+    """Its instruction file has its own names, and its key the ending INSTRUCTION_SUFFIX."""
     wrapping = base64.b64decode((FIXTURES / "aes.key").read_bytes())
     key, iv = os.urandom(32), os.urandom(16)
     instruction = {"EncryptedEnvelopeKey": text(cbc(wrapping, None, key)), "IV": text(iv)}

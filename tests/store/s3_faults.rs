@@ -375,7 +375,7 @@ async fn a_bucket_is_made_without_a_place_unless_the_server_is_aws_or_asks() {
     }
 }
 
-/// A server on a port of its own that speaks TLS with a certificate nobody vouches for; a mute one
+/// A server on its own port that speaks TLS with a certificate nobody vouches for; a mute one
 /// hangs up on everything else, where others send an alert.
 async fn tls_server(is_mute: bool) -> u16 {
     use rustls::pki_types::pem::PemObject;

@@ -1,4 +1,4 @@
-//! A process of its own for a test that changes its process: the test binary, told to run only that.
+//! A separate process for a test that changes its process: the test binary, told to run only that.
 
 use std::process::Command;
 

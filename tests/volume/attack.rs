@@ -723,7 +723,7 @@ async fn a_mount_whose_key_was_removed_says_so_and_loses_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_of_the_keyring_at_the_same_time_are_all_made() {
     // Guards against the second of two commands writing over the work of the first: eight at
-    // once, of which each adds a slot of its own and half begin an epoch.
+    // once, of which each adds its own slot and half begin an epoch.
     let bench = Bench::new().await;
     let add = |n: u8| {
         let by = KeyOptions {

@@ -502,7 +502,7 @@ async fn a_mount_that_is_refused_does_not_hold_the_volume() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_with_credentials_that_only_read_sees_what_is_committed() {
     // Guards against a follower that writes checkpoints, which read-only credentials refuse,
-    // and against one that shows the state of its own start for ever.
+    // and against one that shows for ever the state that it had at its start.
     let memory = Arc::new(InMemory::new());
     let bucket: Arc<dyn ObjectStore> = memory.clone();
     format(&bucket).await;

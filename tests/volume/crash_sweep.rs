@@ -422,7 +422,7 @@ async fn sweep(clean: CleanOptions) {
     let bench = Bench { store: whole.clone(), ..bench };
     let m = mounted(&bench, None, clean).await.expect("mounts");
     assert_eq!(work(&m).await.bucket, 31, "without a fault everything is synced");
-    // A round moves on a task of its own, perhaps after the last commit; and what the snapshot holds
+    // A round moves on a separate task, perhaps after the last commit; and what the snapshot holds
     // it leaves where it is.
     m.control.delete_snapshots(vec!["s".into()]).await.expect("deletes");
     let cleaned = || m.control.status().cleaned_bytes;

@@ -232,7 +232,7 @@ async fn punch(m: &Mounted, ino: Ino, at: u64, len: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_of_one_extent_has_it_in_its_inode_row_whatever_happens_to_it() {
-    // Guards against an extent in both places, or in none, when a file comes to have one or several:
+    // Guards against an extent in both places, or in none, when a file goes from one to several:
     // after each change the rows are looked at, and what is read by a mount that knows nothing.
     let (bucket, local) = (new_volume().await, tempfile::tempdir().expect("tempdir"));
     let m = open(&bucket, local.path()).await.expect("mounts");

@@ -583,7 +583,7 @@ async fn a_key_command_that_dies_at_any_request_locks_nobody_out_and_lets_nobody
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_command_that_meets_another_at_any_request_loses_neither() {
     // Guards against one of two commands undoing the other, or both failing: each is met by each
-    // other one at a request of its own.
+    // other one at another request.
     let base = with_a_leaver().await;
     for first in COMMANDS {
         let requests = requests_of(first, &base).await;
@@ -596,7 +596,7 @@ async fn a_key_command_that_meets_another_at_any_request_loses_neither() {
             let meets = {
                 let done = done.clone();
                 move || {
-                    // On a stack of its own: this one is deep inside of the first command.
+                    // On a separate stack: this one is deep inside of the first command.
                     let here = tokio::runtime::Handle::current();
                     let other =
                         || done.store(here.block_on(run(second, &other, 78)), Ordering::SeqCst);

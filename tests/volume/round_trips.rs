@@ -44,7 +44,7 @@ async fn a_mount_and_its_end_take_few_round_trips() {
     assert!(m.shutdown(LONG).await);
     let store = Measured::new(bucket);
     let fresh = Bench { store: store.clone(), local: tempfile::tempdir().expect("tempdir") };
-    // Without the disk cache, which a thread of its own fills, by another clock.
+    // Without the disk cache, which a separate thread fills, by another clock.
     let mount = async |change: fn(&mut MountOptions)| {
         store.begin();
         let m = fresh.mount_with(change).await.expect("mounts");

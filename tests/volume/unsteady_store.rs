@@ -80,7 +80,7 @@ async fn rounds_that_an_outage_cuts_lose_nothing_and_leave_nothing() {
     let mut wanted = vec![0u8; 4 * MIB];
     let mut cleaned = 0;
     for round in 0..ROUNDS {
-        // A round that failed is not tried again for minutes: each has a mount of its own.
+        // A round that failed is not tried again for minutes: each has a separate mount.
         let m = bench.mount_with(|o| {
             o.clean = CleanOptions {
                 dead_bytes_min: MIB as u64,

@@ -2,7 +2,7 @@
 //! so that the bucket keeps about what the volume holds (Rosenblum and Ousterhout, *The design
 //! and implementation of a log-structured file system*, 1992).
 //!
-//! A round finds, reads and uploads on a task of its own; commits go on meanwhile. Rows are
+//! A round finds, reads and uploads on a separate task; commits go on meanwhile. Rows are
 //! written by the committer alone, between two commits, and only for bytes that are still where
 //! they were read. What is uploaded is announced before, by `z` rows dated in the future: if the
 //! round is cut off, its segments are deleted like dead ones. What it leaves of the old
@@ -237,7 +237,7 @@ impl Cleaner {
         Ok(false)
     }
 
-    /// Looks at all segments, and sets out if it is worth it.
+    /// Looks at all segments, and starts a round if it is worth it.
     async fn begin_round(&self, rounds: &mut Rounds) -> Result<(), CommitError> {
         let kv = self.rows.view.kv();
         let held = self.rows.view.holders().held();

@@ -110,7 +110,7 @@ fn cut_off(
 }
 
 impl Cleaner {
-    /// Sets out to make files use a new segment. What is shared with pending files stays where it
+    /// Makes files use a new segment, in steps. What is shared with pending files stays where it
     /// is, and so does what is shared by others than were found: moved without them, it would be
     /// there twice.
     pub(super) async fn begin_switch(

@@ -288,7 +288,7 @@ impl Keeper {
     }
 }
 
-/// Tells who waits what it came to; what is wrong with the store is the committer's as well.
+/// Gives the waiter its result; what is wrong with the store is the committer's as well.
 fn answer<T>(
     reply: oneshot::Sender<Result<T, SnapshotError>>,
     outcome: Result<Result<T, SnapshotError>, CommitError>,

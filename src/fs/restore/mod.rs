@@ -24,7 +24,7 @@ use super::tree::{Snapshot, Tree};
 use crate::base::Ino;
 use walk::Walk;
 
-/// Conflicts that are told by name.
+/// How many conflicts are named.
 const TOLD_MAX: usize = 20;
 /// How long a mount may take to know which snapshots there are.
 const KNOWN_MAX: Duration = Duration::from_secs(60);

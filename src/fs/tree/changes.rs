@@ -16,7 +16,7 @@ use crate::fs::{Attr, Caller, Fs, FsError, RenameFlags, SetAttr, WriteFlags, Xat
 type Place = (Ino, Vec<u8>);
 
 impl Tree {
-    /// Whether the volume has a name `.snapshots` of its own in its root.
+    /// Whether the volume itself has a name `.snapshots` in its root.
     pub(super) async fn has_own_name(&self) -> Result<bool, FsError> {
         let has = self.volume.has_name(Ino::ROOT, SNAPSHOTS_NAME.to_vec()).await?;
         self.hidden.store(has, Ordering::Relaxed);

@@ -74,7 +74,7 @@ fn refused(kind: StackErrorKind, message: String, hint: &str) -> StackError {
     StackError::Encryption { kind, message, hint: hint.into() }
 }
 
-/// The name of an object that has a key of its own. A whole STORE/NAME is taken as well.
+/// The name of an object that has its own key. A whole STORE/NAME is taken as well.
 fn checked(options: &KeyOptions, name: &str) -> Result<Path, StackError> {
     let store = options.store.location.to_string();
     let below = name.strip_prefix(&store).map_or(name, |rest| rest.trim_start_matches('/'));

@@ -1,4 +1,4 @@
-//! Snapshots of a volume that is not mounted here: a short mount of its own for each command.
+//! Snapshots of a volume that is not mounted here: a short mount for each command.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::super::{
 /// How long such a mount may take to get the local journal to the bucket, and to end.
 const DRAIN_MAX: Duration = Duration::from_secs(600);
 
-/// What a command about snapshots comes to: done, or refused.
+/// The result of a command about snapshots: done, or refused.
 pub type Outcome<T> = Result<Result<T, SnapshotRefused>, StackError>;
 
 /// Makes a snapshot. What is pending on this machine is in it.

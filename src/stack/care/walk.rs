@@ -40,7 +40,7 @@ impl Walked {
         self.bytes.fetch_add(bytes, Relaxed);
     }
 
-    /// Does `work` and counts meanwhile what there is to do, by a listing of its own (a request for
+    /// Does `work` and counts meanwhile what there is to do, by another listing (a request for
     /// a thousand objects). If that fails, the work finds out as well.
     pub(super) async fn counting<T>(
         &self,

@@ -345,7 +345,7 @@ fn unlocked(
     Err(keeper(StackErrorKind::Secret, what, "check it: ssh-keygen -y -f FILE"))
 }
 
-/// Runs `work`, which may wait for a plugin or a person, on a thread of its own for at most `limit`.
+/// Runs `work`, which may wait for a plugin or a person, on a separate thread for at most `limit`.
 /// Then the programs that it has started are killed, and the thread is left behind.
 fn within<T: Send + 'static>(
     limit: Duration,

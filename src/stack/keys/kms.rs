@@ -192,7 +192,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_only_the_keyring_names_gets_no_request() {
         // Guards against a bucket that collects signed requests of whoever mounts it, and that
-        // gives seeds of its own: nobody here has named that server.
+        // gives other seeds: nobody here has named that server.
         let source = KmsSource::default();
         assert!(!source.follows("https://kms.example") && source.follows("http://127.0.0.1:5000"));
         let said = KmsSource { follow: Follow::Any, ..KmsSource::default() };

@@ -77,7 +77,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Takes the lease on a task of its own, so that it is known to the end whether it is taken.
+    /// Takes the lease on a separate task, so that it is known to the end whether it is taken.
     async fn acquire(
         &mut self,
         store: Arc<dyn ObjectStore>,

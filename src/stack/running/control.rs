@@ -313,7 +313,7 @@ pub trait Control: Send + Sync + 'static {
         names: [String; 2],
         out: mpsc::Sender<Vec<Difference>>,
     ) -> BoxFuture<'static, Result<(), RestoreError>>;
-    /// Who is told of what changes without having been asked for by the kernel. The first call counts.
+    /// Who is told of changes that the kernel did not ask for. The first call counts.
     fn tell(&self, kernel: Arc<dyn Kernel>);
     /// How it came by its role, and each change of that.
     fn transitions(&self) -> watch::Receiver<Transition>;

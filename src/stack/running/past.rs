@@ -1,6 +1,6 @@
 //! The snapshots of a mount, for the directory `.snapshots`: found by their rows in the metadata that
 //! the mount reads, opened as file systems that only read, beside it. They share its caches of blocks
-//! and of metadata, so that an open one costs what it remembers of its own rows.
+//! and of metadata, so that an open one costs what it remembers of its rows.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,8 +50,8 @@ impl SnapshotsOf {
 /// for which what a deleted one had stays in the bucket.
 pub(crate) const WATCH_EVERY: Duration = Duration::from_secs(100);
 
-/// A snapshot that is mounted in place of the volume. The mount writes nothing, no checkpoint of its
-/// own either, so that credentials which only read suffice: what it shows stays for as long as the
+/// A snapshot that is mounted in place of the volume. The mount writes nothing, not even a
+/// checkpoint, so that credentials which only read suffice: what it shows stays for as long as the
 /// snapshot does.
 pub(crate) struct Pinned {
     /// What is shown.

@@ -255,7 +255,7 @@ impl OpenVolume {
             hint: None,
         })?;
         if let Some((gone, _)) = plan.each.iter().skip(known).find(|(pin, _)| !pin.is_there) {
-            let hint = "what comes to lie at a path counts later; it must be there first";
+            let hint = "what is put at a path later counts too; the path must exist first";
             return Err(refused(format!("there is no {} in the volume", gone.path), hint));
         }
         if plan.all.objects() > KEPT_OBJECTS_MAX {

@@ -404,7 +404,7 @@ impl Control for OpenVolume {
         self: Arc<Self>,
         change: Change,
     ) -> BoxFuture<'static, Result<Status, StackError>> {
-        // On a task of its own: nobody drops it between the write and following it.
+        // On a separate task: nobody drops it between the write and following it.
         let changed = tokio::spawn(async move {
             OpenVolume::configure(&self, &change).await.map(|()| self.status())
         });
@@ -418,7 +418,7 @@ impl Control for OpenVolume {
         Box::pin(async move {
             let state = tree.state_of(Ino(ino)).await.map_err(|e| e.to_string())?;
             let Some((fs, ino)) = state else {
-                return Err("the directory of snapshots has no bytes of its own".into());
+                return Err("the directory of snapshots has no bytes".into());
             };
             let found = places(fs.view(), cache.as_deref(), ino).await;
             let found = found.map_err(|e| e.to_string())?;
@@ -557,7 +557,7 @@ impl Control for OpenVolume {
         self: Arc<Self>,
         ask: PromoteAsk,
     ) -> BoxFuture<'static, Result<Transition, StackError>> {
-        // On a task of its own: nobody drops it half-way.
+        // On a separate task: nobody drops it half-way.
         let promoted = tokio::spawn(async move { OpenVolume::promote(&self, ask).await });
         Box::pin(async move { promoted.await.map_err(|e| broke("promoting", &e))? })
     }

@@ -1,4 +1,4 @@
-//! Fetched granules on their way to disk: readable at once, written by a thread of their own.
+//! Fetched granules on their way to disk: readable at once, written by a separate thread.
 //!
 //! A reader never waits for the cache's disk. The queue is bounded in bytes; what does not fit
 //! is not cached (and counted). What is queued can be read back until it is on disk.

@@ -120,7 +120,7 @@ impl Kv {
         Ok(())
     }
 
-    /// What `work` comes to; `None` if it is not done `grace` after the database is to be closed.
+    /// The result of `work`; `None` if it is not done `grace` after the database is to be closed.
     async fn until_closing<T>(&self, work: impl Future<Output = T>, grace: Duration) -> Option<T> {
         let mut closing = self.closing.subscribe();
         let closed = async {

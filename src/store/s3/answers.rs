@@ -1,7 +1,7 @@
 //! Which answers are the store's own.
 //!
 //! A captive portal, a filtering proxy or a web server at the wrong address answers requests too,
-//! often with 200 and a page of its own. Such an answer says nothing about any object, whatever
+//! often with 200 and a page that it made. Such an answer says nothing about any object, whatever
 //! its status: it counts as no answer. Registered once on the client, for every operation.
 
 use aws_sdk_s3::config::http::HttpResponse;

@@ -191,7 +191,7 @@ pub enum ConnectError {
 /// How the requests of an endpoint may travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wire {
-    /// TLS, or this machine: payloads need no signature of their own.
+    /// TLS, or this machine: payloads need no separate signature.
     Private,
     /// Plain http to another machine, allowed by flag: payloads are signed.
     Open,

@@ -135,7 +135,7 @@ struct Shared {
     /// Some server has answered.
     answered: AtomicBool,
     patience: Patience,
-    /// By the time that connecting may take: the servers of credentials have one of their own.
+    /// By the time that connecting may take: the servers of credentials have a separate one.
     pools: Mutex<HashMap<Option<Duration>, Pool>>,
 }
 

@@ -171,7 +171,7 @@ impl ProvideCredentials for Keys {
             if let Some(found) = self.0.state.lock().usable(Instant::now()) {
                 return Ok(found);
             }
-            // On a task of its own: a request has less time than somebody who has to sign in.
+            // On a separate task: a request has less time than somebody who has to sign in.
             let keys = self.clone();
             let load = tokio::spawn(async move {
                 let _turn = turn;

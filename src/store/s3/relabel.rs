@@ -25,8 +25,8 @@ use std::collections::BTreeMap;
 /// Bytes of one part of a copy of a large object: 10,000 of them are more than the largest.
 const COPY_PART: u64 = 1 << 30;
 
-/// Puts what an object has beside its bytes on a request that makes it again, `$metadata` in place
-/// of its own.
+/// Puts what an object has beside its bytes on a request that makes it again, but with `$metadata`
+/// as its metadata.
 macro_rules! as_it_was {
     ($request:expr, $was:expr, $metadata:expr, $key:expr) => {{
         let was: &HeadObjectOutput = $was;

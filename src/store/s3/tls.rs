@@ -1,5 +1,5 @@
 //! TLS as this client speaks it: whom it trusts, what its failures mean, and which version a server
-//! and it agree on (asked of a connection of its own, since the SDK does not tell).
+//! and it agree on (asked on a separate connection, since the SDK does not tell).
 
 use std::error::Error;
 use std::io;

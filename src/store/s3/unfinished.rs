@@ -1,6 +1,6 @@
 //! Multipart uploads of other tools' objects that are not over: which parts one has, and which there are.
 //!
-//! Called by `exchange/`, which goes on with those of its own.
+//! Called by `exchange/`, which goes on with its own.
 
 use super::S3Store;
 use super::errors::{Condition, from_sdk, own};

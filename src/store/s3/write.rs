@@ -132,7 +132,7 @@ pub(super) fn check_sse(
     })
 }
 
-/// Whether a write was refused for want of a `Content-MD5`: each server has a code of its own for that.
+/// Whether a write was refused for want of a `Content-MD5`: each server has its own code for that.
 fn wants_md5(e: &Error) -> bool {
     store_error::sentence(e).to_ascii_lowercase().contains("content-md5")
 }

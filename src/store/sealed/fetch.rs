@@ -19,7 +19,7 @@ use object_store::{Error, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectS
 use std::ops::Range;
 
 /// A range that starts before this byte is fetched together with the header; beyond it the
-/// header comes by a request of its own, at the same time.
+/// header comes by a separate request, at the same time.
 const NEAR: u64 = 64 << 10;
 /// Attempts at reading an object that somebody keeps replacing.
 const REPLACED_MAX: u32 = 5;

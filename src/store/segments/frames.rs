@@ -339,7 +339,7 @@ mod tests {
     #[test]
     fn what_does_not_compress_is_looked_at_once_and_then_sampled() {
         // Guards against photographs that cost as much as text: of 65 frames of random bytes one
-        // is compressed in vain, and text behind them is found all the same, seven frames late at
+        // is compressed for nothing, and text behind them is found all the same, seven frames late at
         // most. And of a segment behind such a one an eighth of the frames is sampled.
         let mut data = random(65 * FRAME as usize);
         data.extend(vec![b'x'; 10 * FRAME as usize]);

@@ -389,7 +389,7 @@ struct Tail {
 }
 
 /// The plaintext of a segment, in parts, and how it is laid out. If it is to have frames, at which
-/// level they are compressed, and whether that is likely to be in vain.
+/// level they are compressed, and whether that is likely to be wasted.
 fn with_tail(data: Vec<Bytes>, ranges: &[Owned], how: Option<(i32, bool)>) -> (Vec<Bytes>, Layout) {
     let data_len = data.iter().map(|part| part.len() as u64).sum();
     let owned: u64 = ranges.iter().map(|range| range.len).sum();

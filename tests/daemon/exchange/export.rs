@@ -82,7 +82,7 @@ fn an_export_that_is_killed_goes_on_with_the_parts_that_are_there() {
     assert!(server.get_raw("out/large").expect("is there") == large);
     assert_eq!(server.open_uploads(), 0);
 
-    // Sealed: begun anew, and the other one is aborted. One that is not ours is left alone, and named.
+    // Sealed: started again, and the other one is aborted. One that is not ours is left alone, and named.
     server.remove_raw("out/large");
     interrupted(&sealed, libc::SIGKILL);
     server.begin_upload("out/of somebody else");

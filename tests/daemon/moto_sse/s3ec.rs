@@ -156,7 +156,7 @@ impl Place {
     }
 }
 
-/// moto's KMS with credentials of its own: those of the environment are everybody's in this process.
+/// moto's KMS with its own credentials: those of the environment are everybody's in this process.
 struct MotoKms {
     client: aws_sdk_kms::Client,
     key: String,
@@ -490,7 +490,7 @@ fn a_data_key_is_wrapped_again_where_its_envelope_is() {
             let object = format!("odd//key {number}-{in_file}+ü%");
             let rules = SealRules { format, with: WrapWith::Kms, context: map(&[("a", "b")]) };
             place.seal(&object, &rules, at, &plain);
-            // With something of its own on it.
+            // With its own attributes.
             let (bytes, mut metadata) = place.get(&object);
             metadata.insert("mtime".into(), "12".into());
             place.put(&object, &bytes, &metadata);

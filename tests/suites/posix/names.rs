@@ -141,7 +141,7 @@ fn every_lasting_name_is_listed_once_while_others_come_and_go() {
         File::create(dir.join(format!("lasts-{n}"))).expect("creates");
     }
     let (done, changes) = (AtomicBool::new(false), AtomicUsize::new(0));
-    // Each makes, renames and removes names of its own until the listings are done.
+    // Each makes, renames and removes its own names until the listings are done.
     let change = |worker: usize| {
         let name = |how: &str, n: usize| dir.join(format!("{how}-{worker}-{n}"));
         for n in 0.. {

@@ -21,7 +21,7 @@ fn debian_source(name: &str) -> Option<PathBuf> {
         files.into_iter().find(ours)
     };
     if dsc().is_none() {
-        // With lists of its own: the machine's stay as they are.
+        // With its own lists: the machine's stay as they are.
         let fetch = format!(
             "command -v apt-get dpkg-source make cc >/dev/null; . /etc/os-release
              mkdir -p lists/partial

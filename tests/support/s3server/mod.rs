@@ -1,8 +1,8 @@
 //! An S3 server in memory, in this process: fast enough to benchmark against, honest about
 //! conditions and server-side encryption by default, and able to fail and lie on request.
 //!
-//! It runs on threads of its own, so that it answers whatever the runtime of a test is doing.
-//! Used by tests (`mod support;`), and as a process of its own by `benches/s3mem.rs`.
+//! It runs on its own threads, so that it answers whatever the runtime of a test is doing.
+//! Used by tests (`mod support;`), and as a separate process by `benches/s3mem.rs`.
 
 // Each test file that includes this module uses another part of it.
 #![allow(dead_code, unused_imports)]

@@ -15,7 +15,7 @@ use super::{Objects, objects, put_all};
 use crate::volume::gated::{Gate, Gated};
 use crate::volume::{Bench, LONG, find, write_file};
 
-/// A machine of its own that sees `store`.
+/// Another machine that sees `store`.
 fn machine(store: Arc<dyn ObjectStore>) -> Bench {
     Bench { store, local: tempfile::tempdir().expect("tempdir") }
 }

@@ -302,7 +302,7 @@ pub async fn secure_bucket(s3: &S3Store, mode: &SseMode, versioning: bool) -> Ve
 #[derive(Clone, Copy)]
 struct Needs<'a> {
     mode: &'a SseMode,
-    /// Told by a flag, or by the volume; else it is only what a bucket does by itself.
+    /// A flag or the volume says so; else it is only what a bucket does by itself.
     known: bool,
 }
 

@@ -140,7 +140,7 @@ async fn refused(
 }
 
 /// The requests that a mount makes, one by one, with the permission that each needs. Each says
-/// something of its own permission only: where it needs what another one should have left, and
+/// something about its own permission only: where it needs what another one should have left, and
 /// did not, it is made on what is not there, which is refused no less.
 pub(super) async fn permissions(
     report: &mut Report,

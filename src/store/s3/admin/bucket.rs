@@ -273,7 +273,7 @@ impl S3Store {
     }
 
     /// Creates the bucket in the region that requests are signed for. AWS wants the region named in
-    /// the request, but for us-east-1; other servers have places of their own by other names, or
+    /// the request, but for us-east-1; other servers name their places differently, or
     /// none, and are told one only if they ask for it. Errors: it exists already (`AlreadyExists`),
     /// or what the server says.
     pub async fn create_bucket(&self) -> Result<()> {
@@ -341,7 +341,7 @@ impl S3Store {
     /// The version of TLS that the server of a [`Ping`] speaks with this client: `TLS 1.3`, say.
     ///
     /// # Errors
-    /// What keeps a connection of its own from being made: a proxy, for example.
+    /// What prevents a separate connection: a proxy, for example.
     pub async fn tls_version(&self, server: &(String, u16)) -> std::io::Result<&'static str> {
         let bundle = ca_bundle().map_err(std::io::Error::other)?;
         negotiated(&server.0, server.1, bundle.as_deref()).await

@@ -156,7 +156,7 @@ async fn die_at(n: u64, acts: bool) {
     assert_eq!(bench.fsck(|o| o.data = true).await.problems, [], "{what}: at the end");
 }
 
-/// A machine of its own with a copy of this bucket.
+/// Another machine with a copy of this bucket.
 fn copy_of(bucket: &InMemory) -> (Arc<InMemory>, Bench) {
     let bucket = Arc::new(bucket.fork());
     let local = tempfile::tempdir().expect("a temporary directory");

@@ -17,7 +17,7 @@ use tokio::task::spawn_blocking;
 use super::{create, named, quick};
 use crate::volume::{Bench, LONG, write_file};
 
-/// A mount of the volume on a directory of its own.
+/// A mount of the volume on a separate directory.
 struct Seen {
     mounted: Mounted,
     session: fuse::Session,
