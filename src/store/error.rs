@@ -28,6 +28,9 @@ pub enum ErrorClass {
     Auth,
     /// The object is there and is not what was sealed under its name. Never retried.
     Corrupt,
+    /// The metadata were written by others beyond what this handle read of their log: whoever writes has
+    /// been overtaken, whoever follows opens them again. Never retried.
+    Behind,
     /// The server did not apply the server-side encryption asked for. Never retried.
     SseMismatch,
     /// Something between here and the store answered in its place, or an answer that proves

@@ -90,7 +90,8 @@ impl Default for KvOptions {
 /// Why the database could not do it, by what the caller does next.
 #[derive(Debug, thiserror::Error)]
 pub enum KvError {
-    /// Another writer has taken the volume over: stop writing for good.
+    /// Another writer has taken the volume over: stop writing for good. A handle that reads never says
+    /// so to its callers.
     #[error("another mount has taken over this volume")]
     Fenced,
     /// The store did not answer in time or refused for now: try again later.
@@ -122,6 +123,7 @@ impl From<slatedb::Error> for KvError {
             let text = cause.map_or(text, told);
             return match cause.map(class) {
                 Some(ErrorClass::TooLarge) => KvError::TooLarge(text),
+                Some(ErrorClass::Behind) => KvError::Fenced,
                 Some(ErrorClass::Corrupt) | None => KvError::Damaged(text),
                 Some(_) => KvError::Unavailable(text),
             };
@@ -352,6 +354,10 @@ impl Kv {
                 let handle = self.handle();
                 match read(handle.clone()).await {
                     Err(e) if self.is_replaced_after(&handle, &e).await => {}
+                    Err(KvError::Fenced) if matches!(handle, Handle::Reader(_)) => {
+                        let why = "the writer has gone on beyond what was read";
+                        return Err(KvError::Unavailable(why.into()));
+                    }
                     outcome => return outcome,
                 }
             }
@@ -360,12 +366,14 @@ impl Kv {
     }
 
     /// Waits until there is another handle than `failed`, if a read failed because that was closed:
-    /// the committer opens a writer's again, and a change of role closes either kind, so that
-    /// nobody's read need fail for it. For half of `read_timeout` at most.
+    /// the committer opens a writer's again, who follows a reader's that the writer has left behind, and
+    /// a change of role closes either kind, so that nobody's read need fail for it. For half of
+    /// `read_timeout` at most.
     async fn is_replaced_after(&self, failed: &Handle, failure: &KvError) -> bool {
         // The reason of a closed handle is that of its end.
         let closed = matches!(failure, KvError::Closed(_) | KvError::TooLarge(_));
-        if !closed || OPENS.try_with(|()| ()).is_ok() || *self.closing.borrow() {
+        let is_behind = matches!((failed, failure), (Handle::Reader(_), KvError::Fenced));
+        if !(closed || is_behind) || OPENS.try_with(|()| ()).is_ok() || *self.closing.borrow() {
             return false;
         }
         let mut worn = self.worn.subscribe();
@@ -374,7 +382,10 @@ impl Kv {
                 self.worn.send_replace(true)
             }
             (Handle::Reader(failed), Handle::Reader(now)) if Arc::ptr_eq(&now, failed) => {
-                return false; // nobody opens it again
+                if !is_behind {
+                    return false; // nobody opens it again
+                }
+                self.worn.send_replace(true)
             }
             _ => return true,
         };

@@ -158,7 +158,7 @@ impl SlateStore {
     fn mark(&self, e: Error) -> Error {
         self.trouble.note(&e);
         match class(&e) {
-            ErrorClass::Corrupt | ErrorClass::TooLarge => marked(e),
+            ErrorClass::Corrupt | ErrorClass::TooLarge | ErrorClass::Behind => marked(e),
             _ if self.answers.is_opening() && is_refusal(&e) => marked(e),
             _ => e,
         }
@@ -214,7 +214,7 @@ fn marked(e: Error) -> Error {
 
 fn mark(e: Error) -> Error {
     match class(&e) {
-        ErrorClass::Corrupt | ErrorClass::TooLarge => marked(e),
+        ErrorClass::Corrupt | ErrorClass::TooLarge | ErrorClass::Behind => marked(e),
         _ => e,
     }
 }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -17,7 +17,7 @@ use crate::data::BlockCache;
 use crate::fs::{Fs, FsError, FsOptions, FsParts, Snapshot, Snapshots};
 use crate::meta::{DecodeError, SnapshotName, Stats, keys};
 use crate::stack::StackError;
-use crate::store::kv::Kv;
+use crate::store::kv::{Kv, KvError};
 
 /// Rows, and files whose extents, an open snapshot remembers: a few MiB at most.
 const ROWS_MAX: usize = 8192;
@@ -45,6 +45,9 @@ impl SnapshotsOf {
         fs_of(Arc::new(kv), self.blocks.clone(), self.name_hash_key, options).await
     }
 }
+
+/// How long a follower takes, at most, beyond two looks at what is new, to see a deletion.
+const DELETION_SEEN: Duration = Duration::from_secs(2);
 
 /// How often a mount of a snapshot looks whether that still exists, at least: well within the time
 /// for which what a deleted one had stays in the bucket.
@@ -156,9 +159,24 @@ impl Snapshots for SnapshotsOf {
         let (of, snapshot) = (self.clone(), snapshot.clone());
         async move {
             let Ok(name) = SnapshotName::parse(&snapshot.name) else { return Err(FsError::Stale) };
-            let made = snapshots::snapshot(of.view.kv(), &name).await?;
-            let made = made.filter(|made| made.row.checkpoint == snapshot.id);
-            Ok(of.open_made(&made.ok_or(FsError::Stale)?).await?)
+            let begun = Instant::now();
+            loop {
+                let made = snapshots::snapshot(of.view.kv(), &name).await?;
+                let made = made.filter(|made| made.row.checkpoint == snapshot.id);
+                let e = match of.open_made(&made.ok_or(FsError::Stale)?).await {
+                    Ok(fs) => return Ok(fs),
+                    Err(e) => e,
+                };
+                // What is not there may have been deleted by the writer, which whoever follows sees a
+                // little later.
+                let is_damaged = matches!(&e, ViewError::Store(KvError::Damaged(_)));
+                match of.view.kv().behind().filter(|_| is_damaged) {
+                    Some(behind) if begun.elapsed() < behind * 2 + DELETION_SEEN => {
+                        tokio::time::sleep(DELETION_SEEN / 10).await;
+                    }
+                    _ => return Err(e.into()),
+                }
+            }
         }
         .boxed()
     }

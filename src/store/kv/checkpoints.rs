@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use slatedb::config::{CheckpointOptions, CheckpointScope, DbReaderOptions};
-use slatedb::{CloseReason, DbReader, DbReaderMode};
+use slatedb::{DbReader, DbReaderMode};
 
 use crate::base::hex;
 
@@ -44,18 +44,7 @@ impl Kv {
         let db = self.writer()?;
         let name = Some(NAME.to_string());
         let options = CheckpointOptions { name, ..CheckpointOptions::default() };
-        // A handle that has ended, because another mount writes, answers nothing any more.
-        let mut status = db.subscribe();
-        let made = tokio::select! {
-            biased;
-            made = db.create_checkpoint(CheckpointScope::All, &options) => made?,
-            _ = status.wait_for(|status| status.close_reason.is_some()) => {
-                return Err(match db.status().close_reason {
-                    Some(CloseReason::Fenced) => KvError::Fenced,
-                    reason => KvError::Closed(format!("{reason:?}")),
-                });
-            }
-        };
+        let made = db.create_checkpoint(CheckpointScope::All, &options).await?;
         self.commits.store(0, Ordering::Relaxed);
         Ok(Checkpoint { id: *made.id.as_bytes(), manifest: made.manifest_id })
     }

@@ -69,6 +69,11 @@ impl Kv {
         Ok(Kv::new(Handle::Reader(Arc::new(db)), store, cache, options))
     }
 
+    /// How long what is read may be behind the writer; `None`: this handle writes.
+    pub fn behind(&self) -> Option<Duration> {
+        matches!(self.handle(), Handle::Reader(_)).then_some(self.options.refresh)
+    }
+
     /// From now on it follows the writer.
     pub fn follow(&self) {
         self.store().answers().let_go();
@@ -149,6 +154,7 @@ impl Kv {
         store.answers().let_go();
         let old = std::mem::replace(&mut *self.handle.write(), Handle::Writer(Arc::new(db)));
         self.reads_only.send_replace(false);
+        self.worn.send_replace(false);
         tokio::spawn(close_handle(old)); // a reader: there is nothing to lose
         Ok(())
     }

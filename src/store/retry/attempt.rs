@@ -154,7 +154,7 @@ impl Attempts {
                 self.go_offline(reason);
             }
             // Our own judgement or the local system's, not a word from the store.
-            Some(ErrorClass::Other | ErrorClass::Corrupt) => {
+            Some(ErrorClass::Other | ErrorClass::Corrupt | ErrorClass::Behind) => {
                 RequestStats::add(&self.stats.errors, 1);
             }
             Some(

@@ -87,7 +87,7 @@ impl Sealed {
             Misfit::Other(why) => Failed::Damaged(why),
             Misfit::Unknown => {
                 let message = "the log of the metadata has gone on beyond what was read of it";
-                let e = StoreError::new(ErrorClass::Corrupt, message);
+                let e = StoreError::new(ErrorClass::Behind, message);
                 Failed::Store(e.into_store("sealed"))
             }
         })?;

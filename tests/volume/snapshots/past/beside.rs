@@ -9,6 +9,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use sealfs::base::Ino;
 use sealfs::commit::snapshots::snapshots;
+use sealfs::fs::FsError;
 use sealfs::stack::rekey::{RekeyOptions, rekey};
 use sealfs::stack::{
     DemoteAsk, KeyOptions, KeyringSource, LIST_NAME, MountOptions, Mounted, PromoteAsk,
@@ -65,11 +66,13 @@ async fn shows(m: &Mounted, snapshot: &str, file: &str) {
 }
 
 /// Waits until the mount lists no such snapshot. One that follows may know the name for a moment after
-/// another machine has deleted what it stands for: then it does not open.
+/// another machine has deleted what it stands for: then that is stale.
 async fn lacks(m: &Mounted, snapshot: &str) {
     for _ in 0..600 {
-        if let Ok(None) = m.tree.snapshot(snapshot).await {
-            return;
+        match m.tree.snapshot(snapshot).await {
+            Ok(None) => return,
+            Ok(Some(_)) | Err(FsError::Stale) => {}
+            Err(e) => panic!("{snapshot}: {e}"),
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -281,5 +284,34 @@ async fn a_rekey_reaches_its_end_with_snapshots_and_they_open_with_the_new_key_o
     m.delete_snapshots(vec![named("one"), named("two")], LONG).await.expect("deletes");
     assert!(read_file(&m.fs, "one").await == contents("one", LEN));
     assert!(m.shutdown(LONG).await);
+    expect_clean(&bench).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_that_was_taken_over_makes_no_snapshot_and_shows_those_there_are() {
+    // Guards against a snapshot of a writer that was fenced, which would name a commit that nobody
+    // made, and against its snapshots being closed to whoever looks into them.
+    let bench = Bench::new().await;
+    let other = elsewhere(&bench);
+    let first = bench.mount_with(brisk).await.expect("mounts");
+    put(&first, "f").await;
+    create(&first, "one").await;
+    let held = first.tree.snapshot("one").await.expect("opens").expect("is there");
+    let second = other.mount_with(quick).await.expect("takes it over");
+    remove(&second, "f").await;
+    create(&second, "two").await;
+    // Fenced as soon as it tries; a follower from then on.
+    let asked = refused(&first).await;
+    assert!(matches!(asked, RefusalKind::Fenced | RefusalKind::ReadOnly), "{asked:?}");
+    assert!(read_file(&held, "f").await == contents("f", LEN), "it was open");
+    drop(held);
+    shows(&first, "one", "f").await;
+    let restored = restore(&first, &all_of("one")).await;
+    assert!(restored.is_err(), "{restored:?}");
+    assert_eq!(names(&second).await, ["one", "two"]);
+    restore(&second, &all_of("one")).await.expect("restores");
+    assert!(read_file(&second.fs, "f").await == contents("f", LEN));
+    first.shutdown(Duration::from_secs(1)).await;
+    assert!(second.shutdown(LONG).await);
     expect_clean(&bench).await;
 }
