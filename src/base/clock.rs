@@ -37,7 +37,12 @@ impl From<SystemTime> for Timestamp {
 
 /// Unix time by the system clock, in seconds.
 pub fn unix_secs() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    secs_of(SystemTime::now())
+}
+
+/// `time` in whole Unix seconds; 0 before 1970.
+pub fn secs_of(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// The Gregorian date of a day counted from 1970-01-01 (Howard Hinnant, "chrono-Compatible

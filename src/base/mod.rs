@@ -1,4 +1,5 @@
-//! What every layer may use: identifiers with their units, time, words, work that several wait for.
+//! What every layer may use: identifiers with their units, time, words, work that several wait for, and
+//! whose process this is.
 //!
 //! Owns no state but buffers that wait to be used again, and does no I/O. Imports nothing of
 //! this crate.
@@ -9,10 +10,12 @@ pub mod histogram;
 mod ids;
 mod text;
 mod underway;
+mod user;
 
 pub use buffers::Buffer;
-pub use clock::{Clock, SystemClock, Timestamp, date_of_day, unix_secs, utc_text};
+pub use clock::{Clock, SystemClock, Timestamp, date_of_day, secs_of, unix_secs, utc_text};
 pub use histogram::{Histogram, Spread};
 pub use ids::{ChainValue, ContentsId, Ino, JournalId, JournalPos, SegmentId, VolumeId, hex};
 pub use text::{counted, one_line, plain_json, plural, shell_word};
 pub use underway::{Promise, Underway};
+pub use user::{is_root, own_uid};

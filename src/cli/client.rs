@@ -7,14 +7,14 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::base::VolumeId;
+use crate::base::{VolumeId, own_uid};
 use crate::fuse::{self, Entry, Life};
 use crate::stack::Progress;
 
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
 use super::protocol::{Ask, Say, line};
-use super::user::{self, own_uid};
+use super::user;
 
 /// The daemon speaks several times a second while it works; silence this long means that it
 /// hangs or has died.

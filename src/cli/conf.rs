@@ -13,8 +13,8 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, Args, Command, Subcommand};
 
 use super::exit::{Exit, Failure, Outcome};
-use super::user::{self, own_uid};
-use crate::base::shell_word;
+use super::user;
+use crate::base::{own_uid, shell_word};
 
 /// Bytes of the longest file that is read.
 const BYTES_MAX: u64 = 64 << 10;

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::exit::{Exit, Failure, Outcome};
-use super::user::{self, is_root, own_uid};
-use crate::base::hex;
+use super::user;
+use crate::base::{hex, is_root, own_uid};
 
 /// `$variable/sealfs`, `~/below_home/sealfs`, or `for_root` for root.
 fn base(for_root: &str, variable: &str, below_home: &str) -> Outcome<PathBuf> {

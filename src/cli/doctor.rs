@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::base::{counted, one_line, plain_json};
+use crate::base::{counted, one_line};
 use crate::seal::{KmsSlot, SlotKind};
 use crate::stack::bucket_policy::{self, KeySlots};
 use crate::stack::doctor::{DoctorOptions, Finding, Level, examine};
@@ -14,6 +14,7 @@ use crate::store::Location;
 use super::args::{SecretArgs, StoreArgs};
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
+use super::out::print_json;
 use super::signals::{self, UNDO_MAX};
 
 /// How long the keyring is waited for when a policy is asked for.
@@ -83,8 +84,7 @@ pub fn run(args: DoctorArgs) -> Outcome {
     let examined = signals::run(&attended, UNDO_MAX, examine(&options))?;
     let findings = &examined.findings;
     if args.json {
-        let json = serde_json::json!({ "store": args.store, "findings": findings });
-        println!("{}", plain_json(&format!("{json:#}")));
+        print_json(&serde_json::json!({ "store": args.store, "findings": findings }))?;
     } else {
         print!("{}", describe(findings, &args.store));
     }

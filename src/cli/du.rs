@@ -16,7 +16,7 @@ use crate::stack::{Control, DuAsk, DuProgress, DuReport, DuSum, PinPath};
 
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
-use super::key_show::print_json;
+use super::out::print_json;
 use super::progress::{Lines, bar};
 use super::protocol::{Ask, Say};
 use super::server::PROGRESS_INTERVAL;

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use indicatif::HumanBytes;
 
-use crate::base::{counted, one_line, plain_json};
+use crate::base::{counted, one_line};
 use crate::stack::Places;
 
 use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
+use super::out::print_json;
 use super::protocol::{Ask, Say};
 
 /// Segments that are shown to people.
@@ -36,9 +37,7 @@ pub fn run(args: InfoArgs) -> Outcome {
     for path in &args.paths {
         let places = look(path)?;
         if args.json {
-            let json = serde_json::to_string_pretty(&places)
-                .map_err(|e| Failure::new(Exit::General, format!("cannot print: {e}")))?;
-            println!("{}", plain_json(&json));
+            print_json(&places)?;
         } else {
             print!("{}", describe(path, &places));
         }

@@ -15,8 +15,9 @@ use super::args::SecretArgs;
 use super::ask::Terminal;
 use super::exit::{Exit, Failure, Outcome};
 use super::key::{Where, attend, change, now_secs, say};
-use super::key_show::{Shown, print_json};
+use super::key_show::Shown;
 use super::out;
+use super::out::print_json;
 use super::secret::{NEW_KEY, NewSecretArgs, read_public};
 use super::strength::WeakArgs;
 

@@ -16,9 +16,10 @@ use crate::stack::{KeyOptions, commit_now, open_keyring};
 use super::args::{SecretArgs, StoreArgs};
 use super::exit::{Exit, Failure, Outcome};
 use super::key::{Where, attend, change, now_secs};
-use super::key_show::{ShownSlot, day, named, print_json};
+use super::key_show::{ShownSlot, day, named};
 use super::kit::Kit;
 use super::out;
+use super::out::print_json;
 
 /// Flags of `sealfs key kit`.
 #[derive(Args, Clone, Debug)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::{HumanBytes, ProgressBar};
+use indicatif::HumanBytes;
 
 use crate::base::{VolumeId, counted};
 use crate::stack::KeyOptions;
@@ -18,7 +18,8 @@ use super::args::SecretArgs;
 use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
 use super::key::Where;
-use super::key_show::print_json;
+use super::out::print_json;
+use super::progress::announce;
 use super::signals::{self, UNDO_MAX};
 use super::sse::shown;
 
@@ -63,7 +64,7 @@ pub(super) fn run(args: &RekeyArgs) -> Outcome {
     let walked = Arc::new(Walked::default());
     let attended = options.key.store.attended.clone();
     let work = shown(walked.clone(), "sealing again", async |bar| {
-        rekey(&options, walked, |phase| announce(bar, &phase), tell_mount).await
+        rekey(&options, walked, |phase| announce(bar, said_of(&phase)), tell_mount).await
     });
     let report = signals::run(&attended, UNDO_MAX, work)?;
     for note in &report.notes {
@@ -93,8 +94,8 @@ fn tell_mount(volume: VolumeId) {
     failed.iter().for_each(|why| eprintln!("sealfs: warning: the mount here: {why}"));
 }
 
-fn announce(bar: Option<&ProgressBar>, phase: &RekeyPhase) {
-    let text = match phase {
+fn said_of(phase: &RekeyPhase) -> String {
+    match phase {
         RekeyPhase::Epoch(epoch, true) => format!("going on with epoch {epoch}"),
         RekeyPhase::Epoch(epoch, false) => format!("epoch {epoch} begins"),
         RekeyPhase::Objects => "sealing again".into(),
@@ -107,10 +108,6 @@ fn announce(bar: Option<&ProgressBar>, phase: &RekeyPhase) {
             at_most.as_secs() + 1
         ),
         RekeyPhase::Audit => "looking at every object once more".into(),
-    };
-    match bar {
-        Some(bar) => bar.set_message(text),
-        None => eprintln!("sealfs: {text}"),
     }
 }
 

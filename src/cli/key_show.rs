@@ -5,11 +5,9 @@ use std::collections::BTreeMap;
 use indicatif::HumanBytes;
 use serde::Serialize;
 
-use crate::base::{counted, one_line};
+use crate::base::{counted, date_of_day, one_line};
 use crate::seal::{AgeSlot, Keyring, KmsSlot, SlotInfo, SlotKind};
 use crate::stack::audit::Tally;
-
-use super::exit::{Exit, Failure, Outcome};
 
 /// A slot in a sentence.
 pub(super) fn named(slot: &SlotInfo) -> String {
@@ -174,24 +172,10 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// The date of a Unix time, in UTC (Howard Hinnant, "chrono-compatible low-level date algorithms").
+/// The date of a Unix time, in UTC.
 pub(super) fn day(secs: u64) -> String {
-    let z = (secs / 86_400) as i64 + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1_460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let (d, m) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
-    format!("{:04}-{m:02}-{d:02}", yoe + era * 400 + i64::from(m <= 2))
-}
-
-/// Prints it as JSON.
-pub(super) fn print_json(shown: &impl Serialize) -> Outcome {
-    let json = serde_json::to_string_pretty(shown)
-        .map_err(|e| Failure::new(Exit::General, format!("cannot print the keyring: {e}")))?;
-    println!("{json}");
-    Ok(())
+    let (year, month, day) = date_of_day(secs / 86_400);
+    format!("{year:04}-{month:02}-{day:02}")
 }
 
 #[cfg(test)]

@@ -20,7 +20,6 @@ use parking_lot::Mutex;
 
 use super::exit::{Exit, Failure, Outcome};
 use super::storm::Storms;
-use super::user::own_uid;
 
 /// A log file is renamed to `….old` (replacing the one before) when it reaches this size.
 const FILE_BYTES_MAX: u64 = 8 << 20;
@@ -300,7 +299,7 @@ impl LogFile {
         if !kind.is_file() && !kind.is_char_device() {
             return Err(io::Error::other("it is neither a file nor a terminal"));
         }
-        if kind.is_file() && meta.uid() != own_uid() {
+        if kind.is_file() && meta.uid() != base::own_uid() {
             return Err(io::Error::other("it belongs to another user"));
         }
         let bytes = if kind.is_file() { meta.len() } else { 0 };

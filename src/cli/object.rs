@@ -15,8 +15,8 @@ use crate::stack::{object_key, read_object};
 use super::args::SecretArgs;
 use super::exit::{Exit, Failure, Outcome};
 use super::key::{Where, attend};
-use super::key_show::print_json;
 use super::out;
+use super::out::print_json;
 
 /// Flags of `sealfs object`.
 #[derive(Args, Clone, Debug)]

@@ -10,6 +10,9 @@ use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use parking_lot::Mutex;
+use serde::Serialize;
+
+use crate::base::plain_json;
 
 use super::exit::{Exit, Failure, Outcome};
 
@@ -57,6 +60,21 @@ pub fn error(text: Arguments) {
     let _ = io::stderr().write_fmt(text); // nobody is left to tell
 }
 
+/// Prints `value` as JSON.
+///
+/// # Errors
+/// It has no JSON: a bug of this program.
+pub fn print_json(value: &impl Serialize) -> Outcome {
+    standard(format_args!("{}\n", json_text(value)?));
+    Ok(())
+}
+
+fn json_text(value: &impl Serialize) -> Outcome<String> {
+    let json = serde_json::to_string_pretty(value)
+        .map_err(|e| Failure::new(Exit::General, format!("cannot print this as JSON: {e}")))?;
+    Ok(plain_json(&json))
+}
+
 /// Whether everything that was printed is out, for what can be said only once.
 ///
 /// # Errors
@@ -99,5 +117,20 @@ pub fn end(outcome: Outcome) -> ExitCode {
             }
             failure.report()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_json_cannot_deceive_the_terminal_that_shows_it() {
+        // Guards against a label or a path that another writer of the volume chose, which turns
+        // the text around where a person reads the JSON.
+        let json = json_text(&["a\u{202e}b\u{1b}[2J"]).expect("is JSON");
+        assert_eq!(json, "[\n  \"a\\u202eb\\u001b[2J\"\n]");
+        let back: Vec<String> = serde_json::from_str(&json).expect("parses");
+        assert_eq!(back, ["a\u{202e}b\u{1b}[2J"]);
     }
 }

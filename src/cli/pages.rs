@@ -3,17 +3,16 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Command};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::base::plain_json;
 use crate::seal::FORMAT_VERSION;
 
 use super::exit::{Exit, Failure, Outcome};
-use crate::base::date_of_day;
+use super::out::print_json;
+use crate::base::{date_of_day, unix_secs};
 
 /// The commit that this was built from, where whoever built it said so (`scripts/package` does).
 const COMMIT: Option<&str> = option_env!("SEALFS_COMMIT");
@@ -38,7 +37,7 @@ pub fn version(args: VersionArgs) -> Outcome {
         println!("sealfs {version}{}", commit.unwrap_or_default());
         return Ok(());
     }
-    let json = serde_json::json!({
+    print_json(&serde_json::json!({
         "name": "sealfs",
         "version": version,
         "commit": COMMIT,
@@ -46,11 +45,7 @@ pub fn version(args: VersionArgs) -> Outcome {
         "os": std::env::consts::OS,
         "arch": std::env::consts::ARCH,
         "debug": cfg!(debug_assertions),
-    });
-    let json = serde_json::to_string_pretty(&json)
-        .map_err(|e| Failure::new(Exit::General, format!("cannot print the version: {e}")))?;
-    println!("{}", plain_json(&json));
-    Ok(())
+    }))
 }
 
 /// Flags of `sealfs package-files`.
@@ -85,8 +80,7 @@ fn write_all(dir: &Path, mut cli: Command) -> io::Result<()> {
 /// same (<https://reproducible-builds.org/specs/source-date-epoch/>).
 fn date() -> String {
     let given = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|secs| secs.parse::<u64>().ok());
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    let (year, month, day) = date_of_day(given.unwrap_or_else(now) / 86_400);
+    let (year, month, day) = date_of_day(given.unwrap_or_else(unix_secs) / 86_400);
     format!("{year}-{month:02}-{day:02}")
 }
 

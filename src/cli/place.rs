@@ -16,6 +16,7 @@ use crate::store::Location;
 
 use super::exit::{Exit, Failure, Outcome};
 use super::{dirs, user};
+use crate::base::{is_root, own_uid};
 
 /// Links followed in one path before it is taken for a circle, as the kernel does.
 const LINKS_MAX: usize = 40;
@@ -75,7 +76,7 @@ pub fn free_point(dir: &Path) -> Outcome<PathBuf> {
 
 fn mounted_already(dir: &Path, entry: &Entry) -> Failure {
     let shown = dir.display();
-    let (by, sudo) = match entry.owner.filter(|&owner| owner != user::own_uid()) {
+    let (by, sudo) = match entry.owner.filter(|&owner| owner != own_uid()) {
         Some(0) => (", mounted by root".into(), "sudo ".into()),
         Some(owner) => {
             let name = user::name(owner);
@@ -136,7 +137,7 @@ pub fn require_fuse() -> Outcome {
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let has_helper = std::env::split_paths(&path).any(|dir| dir.join("fusermount3").is_file());
-    if !user::is_root() && !has_helper {
+    if !is_root() && !has_helper {
         return failed(
             "fusermount3, which mounts for users other than root, is not installed".into(),
             "sudo apt install fuse3",

@@ -38,6 +38,14 @@ pub fn bar(template: &str) -> Option<ProgressBar> {
     std::io::stderr().is_terminal().then(|| ProgressBar::new(0).with_style(style(template)))
 }
 
+/// Says what is being done now: beside the bar, or in a line where there is none.
+pub fn announce(bar: Option<&ProgressBar>, text: String) {
+    match bar {
+        Some(bar) => bar.set_message(text),
+        None => eprintln!("sealfs: {text}"),
+    }
+}
+
 /// A style of a bar.
 pub fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("the template is well formed")

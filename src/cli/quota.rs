@@ -10,7 +10,8 @@ use crate::stack::Change;
 use super::args::size;
 use super::configure::{Now, configured};
 use super::exit::Outcome;
-use super::snapshot::{Target, print_json};
+use super::out::print_json;
+use super::snapshot::Target;
 
 /// Less than one block of a file is no quota.
 const BYTES_MIN: u64 = 4096;

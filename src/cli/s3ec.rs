@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use crate::base::{one_line, plain_json};
+use crate::base::one_line;
 use crate::s3ec::{
     Content, Envelope, EnvelopePlace, Format, INSTRUCTION_SUFFIX, Metadata, RESERVED_ALGORITHM,
     RESERVED_KEY_ID,
@@ -210,9 +210,7 @@ fn head(args: &HeadArgs) -> Outcome {
         attend(&store, async { Ok(S3ecObject::find(&store, name, &args.at.ask()).await?) })?;
     let shown = shown(name, &object);
     if args.json {
-        let json = serde_json::to_string_pretty(&shown)
-            .map_err(|e| Failure::new(Exit::General, format!("cannot print: {e}")))?;
-        println!("{}", plain_json(&json));
+        out::print_json(&shown)?;
         return out::written();
     }
     let content = match object.envelope().content() {

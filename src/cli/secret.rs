@@ -150,16 +150,9 @@ impl SecretArgs {
         if let Some(path) = &self.recovery_file {
             return recovery(&read_file(path, RECOVERY_MAX)?).map(Some);
         }
-        let line = if let Some(path) = &self.passphrase_file {
-            first_line(read_file(path, PASSPHRASE_MAX)?)
-        } else if let Some(fd) = self.passphrase_fd {
-            first_line(read_fd(fd, "--passphrase-fd")?)
-        } else if let Some(command) = &self.passphrase_command {
-            first_line(secret_command::output(command, PASSPHRASE_MAX)?)
-        } else {
-            return Ok(None);
-        };
-        Ok(Some(Secret::Passphrase(not_empty(line)?)))
+        let (file, command) = (self.passphrase_file.as_deref(), self.passphrase_command.as_deref());
+        let line = passphrase_line(file, (self.passphrase_fd, "--passphrase-fd"), command)?;
+        line.map(|line| Ok(Secret::Passphrase(not_empty(line)?))).transpose()
     }
 
     /// How AWS KMS is asked.
@@ -312,17 +305,27 @@ impl NewSecretArgs {
         if self.recovery {
             return Ok(Secret::Recovery(RecoveryKey::random()));
         }
-        let line = if let Some(path) = &self.new_passphrase_file {
-            first_line(read_file(path, PASSPHRASE_MAX)?)
-        } else if let Some(fd) = self.new_passphrase_fd {
-            first_line(read_fd(fd, "--new-passphrase-fd")?)
-        } else if let Some(command) = &self.new_passphrase_command {
-            first_line(secret_command::output(command, PASSPHRASE_MAX)?)
-        } else {
-            prompt("new passphrase", true)?
-        };
+        let file = self.new_passphrase_file.as_deref();
+        let command = self.new_passphrase_command.as_deref();
+        let line = passphrase_line(file, (self.new_passphrase_fd, "--new-passphrase-fd"), command)?;
+        let line = line.map_or_else(|| prompt("new passphrase", true), Ok)?;
         Ok(Secret::Passphrase(not_empty(line)?))
     }
+}
+
+/// The line that one of three flags gives: a file, a descriptor with the name of its flag, a command.
+fn passphrase_line(
+    file: Option<&Path>,
+    (fd, flag): (Option<i32>, &str),
+    command: Option<&str>,
+) -> Outcome<Option<Zeroizing<Vec<u8>>>> {
+    let bytes = match (file, fd, command) {
+        (Some(path), _, _) => read_file(path, PASSPHRASE_MAX)?,
+        (None, Some(fd), _) => read_fd(fd, flag)?,
+        (None, None, Some(command)) => secret_command::output(command, PASSPHRASE_MAX)?,
+        (None, None, None) => return Ok(None),
+    };
+    Ok(Some(first_line(bytes)))
 }
 
 /// The recovery key in a file, or on standard input without one.

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 use serde::Serialize;
 
-use crate::base::{counted, one_line, plain_json, unix_secs, utc_text};
+use crate::base::{counted, one_line, unix_secs, utc_text};
 use crate::stack::{
     KeyOptions, RefusalKind, Schedule, SnapshotAsk, SnapshotInfo, SnapshotList, SnapshotRefused,
     StackError, schedule, snapshots,
@@ -21,6 +21,7 @@ use super::client::Client;
 use super::configure::tell_mounts;
 use super::dirs::{absolute_or, state_dir};
 use super::exit::{Exit, Failure, Outcome};
+use super::out::print_json;
 use super::protocol::{Ask, Say};
 use super::signals;
 use super::snapshot_diff::{self, DiffArgs};
@@ -280,13 +281,6 @@ pub(super) fn refused(refused: SnapshotRefused, target: &str) -> Failure {
         ),
     };
     Failure { hint, ..Failure::new(exit, refused.message) }
-}
-
-pub(super) fn print_json(value: &impl Serialize) -> Outcome {
-    let json = serde_json::to_string_pretty(value)
-        .map_err(|e| Failure::new(Exit::General, format!("cannot print it: {e}")))?;
-    println!("{}", plain_json(&json));
-    Ok(())
 }
 
 fn create(args: &CreateArgs) -> Outcome {

@@ -13,7 +13,7 @@ use crate::fs::tree::SNAPSHOTS_NAME;
 use crate::meta::SnapshotName;
 
 use super::exit::{Exit, Failure, Outcome};
-use super::key_show::print_json;
+use super::out::print_json;
 use super::progress::{Lines, bar};
 use super::protocol::{Ask, Say};
 use super::server::PROGRESS_INTERVAL;

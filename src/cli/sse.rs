@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use indicatif::{HumanBytes, ProgressBar};
 
 use super::sse_flags::SseDetailFlags;
-use crate::base::{VolumeId, counted, plain_json};
+use crate::base::{VolumeId, counted};
 use crate::stack::audit::{AuditOptions, AuditReport, Walked, audit};
 use crate::stack::inventory::{self, InventoryOptions};
 use crate::stack::migrate::{MigrateOptions, PARALLEL_DEFAULT, Phase, migrate};
@@ -18,7 +18,8 @@ use crate::store::s3::SseKind;
 use super::args::{SecretArgs, StoreAddress, StoreArgs};
 use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
-use super::progress::{Lines, bar, style};
+use super::out::print_json;
+use super::progress::{Lines, announce, bar, style};
 use super::signals::{self, UNDO_MAX};
 use super::sse_report;
 
@@ -180,7 +181,7 @@ fn run_migrate(args: MigrateArgs) -> Outcome {
     let walked = Arc::new(Walked::default());
     let attended = options.store.attended.clone();
     let work = shown(walked.clone(), "migrating", async |bar| {
-        migrate(&options, walked, |phase| announce(bar, &phase), tell_mount).await
+        migrate(&options, walked, |phase| announce(bar, said_of(&phase)), tell_mount).await
     });
     let report = signals::run(&attended, UNDO_MAX, work)?;
     match args.json {
@@ -195,24 +196,13 @@ fn tell_mount(volume: VolumeId) -> bool {
     tokio::task::block_in_place(|| Client::tell_mounts(volume).0)
 }
 
-fn announce(bar: Option<&ProgressBar>, phase: &Phase) {
-    let text = match phase {
+fn said_of(phase: &Phase) -> String {
+    match phase {
         Phase::Objects => "migrating".into(),
         Phase::Waiting(left) => format!("the mount follows within {} s", left.as_secs()),
         Phase::Rest => "migrating what was written meanwhile".into(),
         Phase::Audit => "auditing".into(),
-    };
-    match bar {
-        Some(bar) => bar.set_message(text),
-        None => eprintln!("sealfs: {text}"),
     }
-}
-
-fn print_json(report: &impl serde::Serialize) -> Outcome {
-    let json = serde_json::to_string_pretty(report)
-        .map_err(|e| Failure::new(Exit::General, format!("cannot print the report: {e}")))?;
-    println!("{}", plain_json(&json));
-    Ok(())
 }
 
 fn line(what: &str, done: u64, total: u64) -> String {

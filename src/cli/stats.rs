@@ -17,6 +17,7 @@ use crate::stack::{Connection, Requests};
 use super::args::duration;
 use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
+use super::out::print_json;
 use super::protocol::{Ask, Sample, Say};
 
 /// Lines of `stats` from one heading to the next.
@@ -106,10 +107,7 @@ impl WatchArgs {
 /// Runs `sealfs stats`.
 pub fn run(args: StatsArgs) -> Outcome {
     if args.json {
-        let json = serde_json::to_string_pretty(&args.watch.sample()?)
-            .map_err(|e| Failure::new(Exit::General, format!("cannot print the numbers: {e}")))?;
-        println!("{}", crate::base::plain_json(&json));
-        return Ok(());
+        return print_json(&args.watch.sample()?);
     }
     args.watch.watch(|n, interval| {
         let mut out = io::stdout().lock();

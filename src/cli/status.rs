@@ -7,11 +7,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use indicatif::{HumanBytes, HumanDuration};
 
-use crate::base::{counted, one_line, plain_json, utc_text};
+use crate::base::{counted, one_line, utc_text};
 use crate::stack::{Connection, Status};
 
 use super::client::Client;
-use super::exit::{Exit, Failure, Outcome};
+use super::exit::{Failure, Outcome};
+use super::out::print_json;
 use super::pin::describe as describe_pin;
 use super::protocol::{Ask, Say};
 use super::serve::role_in_words;
@@ -38,9 +39,7 @@ pub fn run(args: StatusArgs) -> Outcome {
         return Err(Failure::answered_else());
     };
     if args.json {
-        let json = serde_json::to_string_pretty(&status)
-            .map_err(|e| Failure::new(Exit::General, format!("cannot print the status: {e}")))?;
-        println!("{}", plain_json(&json));
+        print_json(&status)?;
     } else {
         print!("{}", describe(&status, SystemTime::now()));
     }

@@ -8,7 +8,8 @@ use crate::store::s3::StorageClass;
 
 use super::configure::{Now, configured};
 use super::exit::Outcome;
-use super::snapshot::{Target, print_json};
+use super::out::print_json;
+use super::snapshot::Target;
 
 /// Flags of `sealfs storage-class`.
 #[derive(Args, Clone, Debug)]

@@ -4,19 +4,10 @@ use std::ffi::{CStr, OsString};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
+use crate::base::own_uid;
+
 /// Bytes of one entry of the user database at most.
 const ENTRY_BYTES_MAX: usize = 16 << 10;
-
-/// The number of the user this process acts as.
-pub fn own_uid() -> u32 {
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    unsafe { libc::geteuid() }
-}
-
-/// Whether this process is root.
-pub fn is_root() -> bool {
-    own_uid() == 0
-}
 
 /// Name and home directory of a user, as the user database says.
 fn look_up(uid: u32) -> Option<(String, PathBuf)> {

@@ -252,7 +252,7 @@ impl Drop for PrivateMount {
 
 /// Takes away mount points of earlier runs of this user whose process is gone (kill -9 of both).
 fn take_dead_away() {
-    let own = super::user::own_uid();
+    let own = crate::base::own_uid();
     for entry in fuse::mounts() {
         let is_ours = entry.is_sealfs() && is_private(&entry.point) && entry.owner == Some(own);
         if is_ours && fuse::life(&entry.point) == fuse::Life::Dead {

@@ -6,13 +6,14 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::report::{ExchangeError, Run, Trouble};
-use crate::store::class;
 use crate::store::s3::{About, Body, Listed, S3Store};
+use crate::store::{Patience, patiently_while};
 
-/// Attempts of one request, and the pause before the second; it doubles up to the last.
-const ATTEMPTS_MAX: u32 = 7;
-const PAUSE: Duration = Duration::from_millis(200);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+const PATIENCE: Patience = Patience {
+    attempts_max: 7,
+    pause: Duration::from_millis(200),
+    pause_max: Duration::from_secs(5),
+};
 
 /// `s3://BUCKET[/PREFIX]`, whatever keys there are below: unlike the address of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,18 +156,7 @@ pub async fn patiently<T, F>(run: &Run, ask: impl Fn() -> F) -> object_store::Re
 where
     F: Future<Output = object_store::Result<T>>,
 {
-    let mut pause = PAUSE;
-    for _ in 1..ATTEMPTS_MAX {
-        match ask().await {
-            Err(e) if class(&e).is_retryable() && !run.is_stopped() => {
-                log::debug!("asking again: {e}");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(PAUSE_MAX);
-            }
-            outcome => return outcome,
-        }
-    }
-    ask().await
+    patiently_while(&PATIENCE, || !run.is_stopped(), ask).await
 }
 
 #[cfg(test)]

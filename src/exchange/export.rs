@@ -18,12 +18,12 @@ use futures::stream::BoxStream;
 use md5::{Digest, Md5};
 use object_store::PutPayload;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
 
 use super::attributes::{mtime_text, to_metadata};
 use super::bucket::{Bucket, patiently};
 use super::compare::ORIGIN;
 use super::large::blocking;
+use super::parallel::each;
 use super::report::{Event, ExchangeError, Run, Trouble};
 use super::resume::{Cut, Remember, Underway, Uploads};
 use super::sealed::{SealWith, instruction_key, object_size};
@@ -133,31 +133,11 @@ pub async fn export_tree(
 }
 
 async fn transfer(export: &Arc<Export>, items: Vec<Item>) -> Result<(), ExchangeError> {
-    let mut at_work: JoinSet<Result<(), ExchangeError>> = JoinSet::new();
-    let mut outcome = Ok(());
-    let ended = |e: tokio::task::JoinError| ExchangeError::Local {
-        what: "a task of this command".into(),
-        source: io::Error::other(e.to_string()),
-    };
-    for item in items {
-        while at_work.len() >= export.run.options.parallel {
-            let Some(done) = at_work.join_next().await else { break };
-            outcome = outcome.and(done.map_err(ended).and_then(|done| done));
-        }
-        if export.run.is_stopped() {
-            outcome = outcome.and(Err(ExchangeError::Stopped));
-        }
-        if outcome.is_err() {
-            export.run.stop(); // the others end, too
-            break;
-        }
+    let one = |item| {
         let export = export.clone();
-        at_work.spawn(async move { export.one(item).await });
-    }
-    while let Some(done) = at_work.join_next().await {
-        outcome = outcome.and(done.map_err(ended).and_then(|done| done));
-    }
-    outcome
+        async move { export.one(item).await }
+    };
+    each(&export.run, items, one).await
 }
 
 impl Export {

@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 
 use super::attributes::{Attributes, What, is_understood};
 use super::bucket::{Bucket, patiently};
@@ -22,10 +21,11 @@ use super::compare::{
 };
 use super::large::{FileSink, LARGE, PARTS_XATTR, Sink, blocking, fetch_large, pour};
 use super::names::{Key, Odd, places};
+use super::parallel::each;
 use super::report::{Event, ExchangeError, Run, Trouble};
 use super::sealed::{CipherSink, Found, OpenWith, envelope_of, instructed, is_instruction};
 use super::tree::{Stat, Tree};
-use crate::base::Timestamp;
+use crate::base::{Timestamp, is_root};
 use crate::s3ec::is_own_key;
 use crate::store::s3::{About, Body, Listed};
 
@@ -238,31 +238,11 @@ fn kept(items: &[Item]) -> HashSet<PathBuf> {
 }
 
 async fn transfer(import: &Arc<Import>, items: Vec<Item>) -> Result<(), ExchangeError> {
-    let mut at_work: JoinSet<Result<(), ExchangeError>> = JoinSet::new();
-    let mut outcome = Ok(());
-    let ended = |e: tokio::task::JoinError| ExchangeError::Local {
-        what: "a task of this command".into(),
-        source: std::io::Error::other(e.to_string()),
-    };
-    for item in items {
-        while at_work.len() >= import.run.options.parallel {
-            let Some(done) = at_work.join_next().await else { break };
-            outcome = outcome.and(done.map_err(ended).and_then(|done| done));
-        }
-        if import.run.is_stopped() {
-            outcome = outcome.and(Err(ExchangeError::Stopped));
-        }
-        if outcome.is_err() {
-            import.run.stop(); // the others end, too
-            break;
-        }
+    let one = |item| {
         let import = import.clone();
-        at_work.spawn(async move { import.one(item).await });
-    }
-    while let Some(done) = at_work.join_next().await {
-        outcome = outcome.and(done.map_err(ended).and_then(|done| done));
-    }
-    outcome
+        async move { import.one(item).await }
+    };
+    each(&import.run, items, one).await
 }
 
 async fn transfer_in_order(
@@ -683,10 +663,4 @@ fn current_umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
     line.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
-}
-
-/// Whether owners can be given away.
-pub fn is_root() -> bool {
-    // SAFETY: the call cannot fail.
-    unsafe { libc::geteuid() == 0 }
 }

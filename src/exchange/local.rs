@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::import::{end, is_root, take_work};
+use super::import::{end, take_work};
 use super::report::{Event, ExchangeError, Run, Trouble};
 use super::tree::{Stat, Tree, stat_fd};
 
@@ -83,7 +83,7 @@ pub async fn import_directory(
         from: from.clone(),
         to: to.clone(),
         run: run.clone(),
-        is_root: is_root(),
+        is_root: crate::base::is_root(),
         ended: Mutex::default(),
     });
     let c = copy.clone();

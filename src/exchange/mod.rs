@@ -15,6 +15,7 @@ mod import;
 mod large;
 mod local;
 mod names;
+mod parallel;
 mod report;
 mod resume;
 mod sealed;

@@ -18,6 +18,7 @@ use fuser::{Config, InitFlags, KernelConfig, MountOption, SessionACL};
 
 use super::options::Options;
 use super::table::mounted_at;
+use crate::base::is_root;
 
 /// The most bytes of one WRITE or READ request. The kernel's own limit is 256 pages unless
 /// `fs.fuse.max_pages_limit` is raised.
@@ -143,8 +144,7 @@ pub(super) fn mount(
     if !meta.is_dir() {
         return Err(point_error(io::Error::from_raw_os_error(libc::ENOTDIR)));
     }
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    let root = unsafe { libc::geteuid() } == 0;
+    let root = is_root();
     let allow_other = options.allow_other.unwrap_or(root);
     if allow_other && !root && !fuse_conf_allows_other() {
         return Err(MountError::AllowOther);
@@ -178,8 +178,7 @@ fn mount_as_root(
     allow_other: bool,
     root_mode: u32,
 ) -> io::Result<OwnedFd> {
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    if unsafe { libc::geteuid() } != 0 {
+    if !is_root() {
         return Err(io::Error::from_raw_os_error(libc::EPERM));
     }
     let device = OpenOptions::new().read(true).write(true).open("/dev/fuse")?;

@@ -14,7 +14,8 @@ use zeroize::Zeroizing;
 use super::envelope::Envelope;
 use super::error::Result;
 use super::keys::RsaPrivate;
-use super::wrap::{DataKey, data_key, random};
+use super::wrap::{DataKey, data_key};
+use crate::seal::fill_random;
 
 /// Opens the data key.
 ///
@@ -56,11 +57,11 @@ impl RngCore for SystemRandom {
     }
 
     fn fill_bytes(&mut self, out: &mut [u8]) {
-        random(out);
+        fill_random(out);
     }
 
     fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), rand_core::Error> {
-        random(out);
+        fill_random(out);
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use super::keys::Keys;
 use super::open::{Unlocked, too_large};
 use super::text::Strings;
 use super::wrap::{self, WrapWith};
+use crate::seal::fill_random;
 
 /// Versions that are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,12 +53,12 @@ pub async fn seal(keys: &Keys, rules: &SealRules) -> Result<Sealing> {
     let (format, nonce, commitment, gcm) = match rules.format {
         SealFormat::V2 => {
             let mut iv = [0; IV];
-            wrap::random(&mut iv);
+            fill_random(&mut iv);
             (Format::V2, iv.to_vec(), None, Gcm::new(&data_key, &iv, b""))
         }
         SealFormat::V3 => {
             let mut message_id = vec![0; MESSAGE_ID];
-            wrap::random(&mut message_id);
+            fill_random(&mut message_id);
             let derived = Derivation::new(&data_key, &message_id);
             let gcm = Gcm::new(&derived.content_key(), &FIXED_IV, &SUITE);
             (Format::V3, message_id, Some(derived.commitment()), gcm)

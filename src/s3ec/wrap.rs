@@ -19,6 +19,7 @@ use super::error::{Result, S3ecError, S3ecErrorKind};
 use super::gcm::{IV, TAG};
 use super::keys::{AesKey, Keys, RsaPrivate, RsaPublic};
 use super::text::Strings;
+use crate::seal::fill_random;
 
 /// The name under which a context of KMS holds the algorithm of the contents.
 pub const RESERVED_ALGORITHM: &str = "aws:x-amz-cek-alg";
@@ -86,7 +87,7 @@ pub(super) async fn new_data_key(
         return Ok((data_key(&plain)?, wrapped));
     }
     let mut key = Zeroizing::new([0; KEY]);
-    random(&mut key[..]);
+    fill_random(&mut key[..]);
     let wrapped = wrap(keys, with, content, context, &key).await?;
     Ok((key, wrapped))
 }
@@ -233,11 +234,6 @@ pub(super) fn data_key(bytes: &[u8]) -> Result<DataKey> {
     Ok(Zeroizing::new(*key))
 }
 
-/// Fills `out` from the operating system's random source.
-pub(super) fn random(out: &mut [u8]) {
-    getrandom::fill(out).expect("the operating system's random source works");
-}
-
 fn aead(key: &AesKey) -> LessSafeKey {
     let algorithm = match key.bytes().len() {
         16 => &AES_128_GCM,
@@ -261,7 +257,7 @@ fn bound_names(content: Content) -> &'static [&'static str] {
 /// IV, ciphertext, tag.
 pub(super) fn aes_gcm_wrap(key: &AesKey, content: Content, data_key: &DataKey) -> Vec<u8> {
     let mut iv = [0; IV];
-    random(&mut iv);
+    fill_random(&mut iv);
     let mut sealed = Zeroizing::new(data_key.to_vec());
     let tag = aead(key).seal_in_place_separate_tag(
         Nonce::assume_unique_for_key(iv),

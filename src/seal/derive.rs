@@ -86,7 +86,7 @@ pub(super) fn same(a: &[u8], b: &[u8]) -> bool {
 /// # Panics
 /// When getrandom(2) fails, which Linux documents as impossible for these lengths: sealing with
 /// anything else would be worse.
-pub(super) fn fill_random(out: &mut [u8]) {
+pub fn fill_random(out: &mut [u8]) {
     getrandom::fill(out).expect("the operating system's random source works");
 }
 

@@ -25,7 +25,7 @@ pub use cobblestone::{
     OpenError, Opener, Sealer, open, open_with, seal, seal_into, seal_to, seal_with, seal_with_salt,
 };
 pub use context::{CONTEXT_MAGIC, FORMAT_VERSION};
-pub use derive::{InputKey, KEY};
+pub use derive::{InputKey, KEY, fill_random};
 pub use kem::Seed;
 pub use kept::{
     AGE_FILE_MAX, AGE_RECIPIENTS_MAX, AgeSlot, KMS_CIPHERTEXT_MAX, Kept, KeptError, KmsSlot,

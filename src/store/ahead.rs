@@ -2,26 +2,26 @@
 //! one after the other waits for them once. The wrapper just above the adapter, below `retry`.
 //!
 //! It hands each answer out once, to the first request for the same. What could not be fetched, or is
-//! written meanwhile, is as if it had never been tried: a request for it goes to the store. So it changes when something is read, never what is believed. Only `stack/` starts
-//! fetches, while a volume is opened, and ends them with [`Ahead::end`].
+//! written meanwhile, is as if it had never been tried: a request for it goes to the store. So it
+//! changes when something is read, never what is believed. Only `stack/` starts fetches, while a
+//! volume is opened, and ends them with [`Ahead::end`].
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload,
-    ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions,
-    Result,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
 };
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use super::error::{ErrorClass, StoreError, class};
+use super::error::{ErrorClass, class};
+use super::whole::{Whole, answer};
 
 /// A larger object is read when it is asked for.
 const WHOLE_MAX: u64 = 1 << 20;
@@ -29,9 +29,6 @@ const WHOLE_MAX: u64 = 1 << 20;
 const LISTED_MAX: usize = 8 << 10;
 /// Fetches at a time.
 const FETCHES_MAX: usize = 64;
-
-/// An object, or that there is none.
-type Whole = Option<(ObjectMeta, Bytes)>;
 
 /// A fetch under way or done; `None` if it failed.
 struct Fetch<T>(JoinHandle<Option<T>>);
@@ -50,7 +47,7 @@ impl<T> Drop for Fetch<T> {
 
 #[derive(Default)]
 struct Fetches {
-    wholes: HashMap<Path, Fetch<Whole>>,
+    wholes: HashMap<Path, Fetch<Option<Whole>>>,
     lists: HashMap<Path, Fetch<Vec<ObjectMeta>>>,
     used: bool,
 }
@@ -80,7 +77,7 @@ impl Ahead {
                 Ok(got) if got.meta.size <= WHOLE_MAX => {
                     let meta = got.meta.clone();
                     let bytes = got.bytes().await.ok()?;
-                    (bytes.len() as u64 == meta.size).then_some(Some((meta, bytes)))
+                    (bytes.len() as u64 == meta.size).then_some(Some(Whole { meta, bytes }))
                 }
                 Err(e) if class(&e) == ErrorClass::NotFound => Some(None),
                 _ => None,
@@ -121,7 +118,7 @@ impl Ahead {
         self.fetches.lock().used
     }
 
-    fn take(&self, location: &Path) -> Option<Fetch<Whole>> {
+    fn take(&self, location: &Path) -> Option<Fetch<Option<Whole>>> {
         let mut fetches = self.fetches.lock();
         let fetch = fetches.wholes.remove(location);
         fetches.used |= fetch.is_some();
@@ -136,33 +133,6 @@ fn is_plain(options: &GetOptions) -> bool {
         && options.if_none_match.is_none()
         && options.if_modified_since.is_none()
         && options.if_unmodified_since.is_none()
-}
-
-/// What the store would have answered.
-fn answer(location: &Path, whole: Whole, options: &GetOptions) -> Result<GetResult> {
-    let Some((meta, bytes)) = whole else {
-        return Err(Error::NotFound {
-            path: location.to_string(),
-            source: "it is not there".into(),
-        });
-    };
-    let range = match (&options.range, options.head) {
-        (Some(range), false) => range
-            .as_range(meta.size)
-            .map_err(|e| StoreError::new(ErrorClass::Other, e.to_string()).into_store("ahead"))?,
-        _ => 0..meta.size,
-    };
-    let part = match options.head {
-        true => Bytes::new(),
-        false => bytes.slice(range.start as usize..range.end as usize),
-    };
-    Ok(GetResult {
-        payload: GetResultPayload::Stream(stream::once(async { Ok(part) }).boxed()),
-        meta,
-        range,
-        attributes: Default::default(),
-        extensions: Default::default(),
-    })
 }
 
 #[async_trait]

@@ -54,6 +54,11 @@ impl ErrorClass {
     pub fn is_retryable(self) -> bool {
         matches!(self, ErrorClass::Throttled | ErrorClass::Transport | ErrorClass::Foreign)
     }
+
+    /// Whether a condition of the request was not met: the object is there, or not as it said.
+    pub fn is_unmet_condition(self) -> bool {
+        matches!(self, ErrorClass::AlreadyExists | ErrorClass::Precondition)
+    }
 }
 
 /// An error whose class is known where it arises; travels inside `Error::Generic`.

@@ -306,7 +306,7 @@ impl ObjectStore for SlateStore {
         let creates = opts.mode == PutMode::Create && payload.content_length() > 0;
         let outcome = self.inner.put_opts(location, payload.clone(), opts).await;
         self.limit.note(payload.content_length(), &outcome);
-        let refused = |e| matches!(class(e), ErrorClass::AlreadyExists | ErrorClass::Precondition);
+        let refused = |e| class(e).is_unmet_condition();
         self.answers.changed(location, outcome.as_ref().err().is_some_and(refused));
         let outcome = match outcome {
             Err(refusal) if creates && class(&refusal) == ErrorClass::AlreadyExists => {

@@ -24,6 +24,7 @@ pub mod s3;
 pub mod sealed;
 pub mod segments;
 pub mod stats;
+mod whole;
 
 pub use ahead::Ahead;
 pub use cached::{CacheOptions, CacheRule, Cached, KEPT_OBJECTS_MAX, KeepSet};
@@ -32,7 +33,7 @@ pub use file::FileStore;
 pub use limits::{LIMIT_MIN, Limits, Rate};
 pub use location::{Location, LocationError};
 pub use names::{is_odd, shown_key};
-pub use patience::patiently;
+pub use patience::{Patience, patiently, patiently_while};
 pub use probe::{ProbeError, is_probe, probe, random_name};
 pub use retry::{Health, Refusals, Retry, RetryOptions};
 pub use sealed::{Invalidate, Renew, Resealed, Sealed};

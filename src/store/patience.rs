@@ -1,13 +1,26 @@
 //! Asking again while a store is busy or away: for single requests outside a mount, where no
-//! [`Retry`](super::Retry) is between. Called by `stack/`.
+//! [`Retry`](super::Retry) is between. Called by `stack/` and `exchange/`.
 
 use super::error::class;
 use std::future::Future;
 use std::time::Duration;
 
-/// Attempts of one request, and the pause before the second; it doubles with each further one.
-const ATTEMPTS_MAX: u32 = 6;
-const PAUSE: Duration = Duration::from_millis(200);
+/// How long it is asked again.
+pub struct Patience {
+    /// Attempts of one request.
+    pub attempts_max: u32,
+    /// Before the second; it doubles with each further one.
+    pub pause: Duration,
+    /// The longest.
+    pub pause_max: Duration,
+}
+
+/// For about six seconds, and as long as the attempts themselves take.
+const USUAL: Patience = Patience {
+    attempts_max: 6,
+    pause: Duration::from_millis(200),
+    pause_max: Duration::from_secs(5),
+};
 
 /// Asks again what failed for now, a bounded number of times: for about six seconds, and as long as
 /// the attempts themselves take.
@@ -18,13 +31,28 @@ pub async fn patiently<T, F>(ask: impl Fn() -> F) -> object_store::Result<T>
 where
     F: Future<Output = object_store::Result<T>>,
 {
-    let mut pause = PAUSE;
-    for _ in 1..ATTEMPTS_MAX {
+    patiently_while(&USUAL, || true, ask).await
+}
+
+/// As [`patiently`], so often, and only as long as the answer is `wanted`.
+///
+/// # Errors
+/// As [`patiently`].
+pub async fn patiently_while<T, F>(
+    patience: &Patience,
+    wanted: impl Fn() -> bool,
+    ask: impl Fn() -> F,
+) -> object_store::Result<T>
+where
+    F: Future<Output = object_store::Result<T>>,
+{
+    let mut pause = patience.pause;
+    for _ in 1..patience.attempts_max {
         match ask().await {
-            Err(e) if class(&e).is_retryable() => {
+            Err(e) if class(&e).is_retryable() && wanted() => {
                 log::debug!("asking again: {e}");
                 tokio::time::sleep(pause).await;
-                pause *= 2;
+                pause = (pause * 2).min(patience.pause_max);
             }
             outcome => return outcome,
         }

@@ -113,7 +113,7 @@ async fn run(store: &dyn ObjectStore, location: &Path) -> Result<(), ProbeError>
         .map_err(failed("create an object"))?;
     match store.put_opts(location, "2".into(), PutMode::Create.into()).await {
         Ok(_) => return Err(ProbeError::CreateOverwrites),
-        Err(e) if is_refusal(&e) => {}
+        Err(e) if class(&e).is_unmet_condition() => {}
         Err(source) => return Err(ProbeError::Failed { what: "create an object twice", source }),
     }
 
@@ -123,7 +123,7 @@ async fn run(store: &dyn ObjectStore, location: &Path) -> Result<(), ProbeError>
     update(first.clone().into(), "3").await.map_err(failed("update an object"))?;
     match update(first.into(), "4").await {
         Ok(_) => return Err(ProbeError::UpdateIgnoresVersion),
-        Err(e) if is_refusal(&e) => {}
+        Err(e) if class(&e).is_unmet_condition() => {}
         Err(source) => {
             return Err(ProbeError::Failed { what: "update a stale version of an object", source });
         }
@@ -132,10 +132,6 @@ async fn run(store: &dyn ObjectStore, location: &Path) -> Result<(), ProbeError>
     let found = store.get(location).await.map_err(failed("read an object"))?;
     let found = found.bytes().await.map_err(failed("read an object"))?;
     if found != "3" { Err(ProbeError::NotReadBack) } else { Ok(()) }
-}
-
-fn is_refusal(e: &object_store::Error) -> bool {
-    matches!(class(e), ErrorClass::AlreadyExists | ErrorClass::Precondition)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 
 use super::fsck::printable;
-use crate::base::{Ino, JournalPos, Timestamp, counted};
+use crate::base::{Ino, JournalPos, Timestamp, counted, is_root};
 use crate::commit::replay::batch_of;
 use crate::commit::{Batch, CommitGroup, ViewError};
 use crate::data::plan::Pending;
@@ -501,8 +501,7 @@ impl Export<'_> {
     /// Sets what can be set; what cannot is remarked.
     fn attributes(&mut self, path: &Path, inode: &Inode, xattrs: Option<&Vec<(Bytes, Bytes)>>) {
         let mut failed = Vec::new();
-        // SAFETY: geteuid has no preconditions and cannot fail.
-        if unsafe { libc::geteuid() } == 0 {
+        if is_root() {
             let (uid, gid) = (Some(inode.uid), Some(inode.gid));
             failed.extend(std::os::unix::fs::lchown(path, uid, gid).err());
         }

@@ -294,9 +294,7 @@ async fn probe(store: &Arc<dyn ObjectStore>, held: &Row) -> Result<(), StackErro
     let creates = write(store, held, PutMode::Create);
     let updates = write(store, held, PutMode::Update(other));
     let (created, updated) = futures::join!(creates, updates);
-    let refusal = |e: &object_store::Error| {
-        matches!(class(e), ErrorClass::Precondition | ErrorClass::AlreadyExists)
-    };
+    let refusal = |e: &object_store::Error| class(e).is_unmet_condition();
     let failed = |what| move |source| StackError::from(ProbeError::Failed { what, source });
     match created {
         Err(e) if refusal(&e) => {}
@@ -418,9 +416,7 @@ impl Lease {
                 }
                 Ok(Taken::Ours(lease))
             }
-            Err(e) if matches!(class(&e), ErrorClass::Precondition | ErrorClass::AlreadyExists) => {
-                Ok(Taken::Raced)
-            }
+            Err(e) if class(&e).is_unmet_condition() => Ok(Taken::Raced),
             Err(e) => Err(refused(e)),
         }
     }

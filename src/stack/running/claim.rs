@@ -17,7 +17,7 @@ use super::look::{Found, Look};
 use crate::base::{JournalPos, SystemClock, unix_secs};
 use crate::commit::CommitOptions;
 use crate::journal::{Journal, JournalError, JournalOptions, RecordLoc, Recovery};
-use crate::seal::VolumeKeys;
+use crate::seal::{VolumeKeys, fill_random};
 use crate::stack::options::LocalDisk;
 use crate::stack::records::departure::Departure;
 use crate::stack::records::lease::{Beat, Lease, LeaseAsk};
@@ -187,7 +187,7 @@ pub(crate) async fn claim(
 /// Names a mount.
 pub(crate) fn random_instance() -> [u8; 16] {
     let mut instance = [0; 16];
-    getrandom::fill(&mut instance).expect("the operating system gives random bytes");
+    fill_random(&mut instance);
     instance
 }
 

@@ -139,8 +139,7 @@ pub(crate) fn make_dir(path: &Path) -> Result<(), StackError> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(local("creating"))?;
     let meta = path.symlink_metadata().map_err(local("looking at"))?;
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    let ours = meta.is_dir() && meta.uid() == unsafe { libc::geteuid() };
+    let ours = meta.is_dir() && meta.uid() == crate::base::own_uid();
     match ours && meta.mode() & 0o022 == 0 {
         true => Ok(()),
         false => {

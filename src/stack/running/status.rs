@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
@@ -24,7 +24,7 @@ use super::scheduling::ScheduleState;
 use super::snapshots::{self, SnapshotAsk, SnapshotInfo, SnapshotList, SnapshotRefused};
 use super::transition::{DemoteAsk, PromoteAsk};
 use super::writer::Writer;
-use crate::base::{Ino, VolumeId};
+use crate::base::{Ino, VolumeId, secs_of};
 use crate::commit::{View, WriterState};
 use crate::data::BlockCache;
 use crate::fs::diff::Difference;
@@ -145,10 +145,6 @@ pub(crate) struct OpenVolume {
     pub(crate) pins: Pins,
 }
 
-fn unix_secs(t: SystemTime) -> u64 {
-    t.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
-}
-
 /// What follows the configuration.
 struct Configured {
     sse: Arc<VolumeSse>,
@@ -180,11 +176,11 @@ impl OpenVolume {
         }
         match self.layers.retry.health().borrow().clone() {
             Health::OfflineSince(since, reason) => {
-                Connection::Offline { since_unix_secs: unix_secs(since), reason }
+                Connection::Offline { since_unix_secs: secs_of(since), reason }
             }
             Health::Online => match state {
                 WriterState::Failing { since, reason } => {
-                    Connection::Offline { since_unix_secs: unix_secs(since), reason }
+                    Connection::Offline { since_unix_secs: secs_of(since), reason }
                 }
                 _ => Connection::Online,
             },

@@ -16,8 +16,7 @@ use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{
-    Error, GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta, ObjectStore, PutPayload,
-    PutResult, Result,
+    Error, GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, PutPayload, PutResult, Result,
 };
 use parking_lot::Mutex;
 use slatedb::object_store_tag::ObjectStoreCallTag;
@@ -25,6 +24,7 @@ use tokio::sync::watch;
 
 use crate::store::error::{ErrorClass, StoreError, class};
 use crate::store::sealed::{ManifestRead, OnlyWhether};
+use crate::store::whole::{Whole, absent, answer, result};
 
 /// An object of the log that is larger is read as SlateDB asks for it.
 const WHOLE_MAX: u64 = 1 << 20;
@@ -59,13 +59,6 @@ fn part(location: &Path) -> Part {
 
 fn is_manifest(location: &Path) -> bool {
     part(location) == Part::Manifest && location.as_ref().ends_with(".manifest")
-}
-
-/// An object that was read whole.
-#[derive(Clone)]
-struct Whole {
-    meta: ObjectMeta,
-    plain: Bytes,
 }
 
 /// What was read of a table.
@@ -108,7 +101,7 @@ struct Kept {
 impl Kept {
     fn forget(&mut self, location: &Path) {
         if let Some(Some(whole)) = self.whole.remove(location) {
-            self.bytes -= whole.plain.len();
+            self.bytes -= whole.bytes.len();
         }
         self.there.remove(location);
     }
@@ -121,7 +114,7 @@ impl Kept {
     fn keep(&mut self, location: &Path, whole: Option<Whole>) {
         self.forget(location);
         if let Some(whole) = &whole {
-            self.bytes += whole.plain.len();
+            self.bytes += whole.bytes.len();
             self.order.push_back(location.clone());
         }
         self.whole.insert(location.clone(), whole);
@@ -236,15 +229,15 @@ impl Answers {
         if !kept.opening || part(location) == Part::Other {
             return;
         }
-        let plain = Bytes::from(payload.clone());
+        let bytes = Bytes::from(payload.clone());
         let meta = ObjectMeta {
             location: location.clone(),
             last_modified: SystemTime::now().into(),
-            size: plain.len() as u64,
+            size: bytes.len() as u64,
             e_tag: put.e_tag.clone(),
             version: put.version.clone(),
         };
-        kept.keep(location, Some(Whole { meta, plain }));
+        kept.keep(location, Some(Whole { meta, bytes }));
         if let Some(next) = manifest_number(location).map(|number| manifest(number + 1)) {
             kept.keep(&next, None);
         }
@@ -479,7 +472,7 @@ impl Answers {
                 };
                 let got = read(store, location, GetOptions { range, ..Default::default() }).await;
                 let whole = or_absent(got)?;
-                if whole.as_ref().is_some_and(|w| (w.plain.len() as u64) < w.meta.size) {
+                if whole.as_ref().is_some_and(|w| (w.bytes.len() as u64) < w.meta.size) {
                     return store.get_opts(location, options).await;
                 }
                 self.kept.lock().keep(location, whole.clone());
@@ -587,34 +580,5 @@ async fn read(store: &dyn ObjectStore, location: &Path, options: GetOptions) -> 
         got => got?,
     };
     let meta = got.meta.clone();
-    Ok(Whole { meta, plain: got.bytes().await? })
-}
-
-fn absent(location: &Path) -> Error {
-    Error::NotFound { path: location.to_string(), source: "it is not there".into() }
-}
-
-fn answer(location: &Path, whole: Option<Whole>, options: &GetOptions) -> Result<GetResult> {
-    let Whole { meta, plain } = whole.ok_or_else(|| absent(location))?;
-    let range = match (&options.range, options.head) {
-        (Some(range), false) => range
-            .as_range(meta.size)
-            .map_err(|e| StoreError::new(ErrorClass::Other, e.to_string()).into_store("sealfs"))?,
-        _ => 0..meta.size,
-    };
-    let part = match options.head {
-        true => Bytes::new(),
-        false => plain.slice(range.start as usize..range.end as usize),
-    };
-    Ok(result(meta, range, part))
-}
-
-fn result(meta: ObjectMeta, range: std::ops::Range<u64>, plain: Bytes) -> GetResult {
-    GetResult {
-        payload: GetResultPayload::Stream(stream::once(async { Ok(plain) }).boxed()),
-        meta,
-        range,
-        attributes: Default::default(),
-        extensions: Default::default(),
-    }
+    Ok(Whole { meta, bytes: got.bytes().await? })
 }

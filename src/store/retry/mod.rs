@@ -297,7 +297,7 @@ impl ObjectStore for Retry {
             .await;
         self.attempts.refused().note_upload(len, &outcome);
         let outcome = match outcome {
-            Err(e) if conditional && sent > 1 && is_refusal(&e) => {
+            Err(e) if conditional && sent > 1 && class(&e).is_unmet_condition() => {
                 match self.holds(location, &payload).await? {
                     Some(result) => Ok(result),
                     None => Err(e),
@@ -431,11 +431,6 @@ fn asked_for(options: &GetOptions) -> u64 {
         Some(GetRange::Suffix(len)) => *len,
         _ => u64::MAX,
     }
-}
-
-/// A conditional put was answered "the object is not as you said".
-fn is_refusal(e: &object_store::Error) -> bool {
-    matches!(class(e), ErrorClass::AlreadyExists | ErrorClass::Precondition)
 }
 
 impl fmt::Display for Retry {

@@ -10,7 +10,7 @@ use super::objects::About;
 use super::proof::{PartNote, Said, bare, prove_part};
 use super::sse::{Answer, Applied};
 use super::upload::PartOf;
-use super::write::{applied, applied_by_s3, check_sse, with_sse};
+use super::write::{applied, applied_by_s3, check_sse, watched, with_sse};
 use super::{Inner, S3Store};
 use crate::base::hex;
 use crate::store::error::{ErrorClass, sentence};
@@ -108,11 +108,7 @@ impl S3Store {
         let sse = inner.encryption.now();
         let request = with_sse!(with_labels!(request, labels), sse.mode(), inner.tags_with(labels));
         let seen = Seen::default();
-        let request = request.customize().interceptor(seen.clone());
-        let request = match inner.sign_payload {
-            true => request,
-            false => request.disable_payload_signing(),
-        };
+        let request = watched!(request, inner, seen);
         let answer = Box::pin(request.send())
             .await
             .map_err(|e| write_from_sdk(e, ACTION, key, Condition::None, sse.mode()))?;

@@ -53,13 +53,7 @@ impl Inner {
             Some(asked) => partial(asked, answer.content_range.as_deref(), length)
                 .map_err(|problem| own(ErrorClass::Transport, format!("get {path}: {problem}")))?,
         };
-        let meta = ObjectMeta {
-            location: location.clone(),
-            last_modified: system_time(answer.last_modified.as_ref()).into(),
-            size,
-            e_tag: answer.e_tag,
-            version: answer.version_id,
-        };
+        let meta = meta_of(location, size, answer.last_modified, answer.e_tag, answer.version_id);
         let body = CountedBody::new(answer.body, length, path);
         Ok(GetResult {
             payload: GetResultPayload::Stream(Box::pin(body)),
@@ -75,13 +69,7 @@ impl Inner {
         let answer = self.head_object(location, &options).await?;
         is_of_an_object("head", location.as_ref(), answer.e_tag(), answer.last_modified())?;
         let size = content_length(answer.content_length, location.as_ref())?;
-        let meta = ObjectMeta {
-            location: location.clone(),
-            last_modified: system_time(answer.last_modified.as_ref()).into(),
-            size,
-            e_tag: answer.e_tag,
-            version: answer.version_id,
-        };
+        let meta = meta_of(location, size, answer.last_modified, answer.e_tag, answer.version_id);
         Ok(GetResult {
             payload: GetResultPayload::Stream(Box::pin(futures::stream::empty())),
             meta,
@@ -210,6 +198,17 @@ pub(super) fn quoted(e_tag: &str) -> String {
         true => e_tag.to_owned(),
         false => format!("\"{e_tag}\""),
     }
+}
+
+fn meta_of(
+    location: &Path,
+    size: u64,
+    last_modified: Option<DateTime>,
+    e_tag: Option<String>,
+    version: Option<String>,
+) -> ObjectMeta {
+    let last_modified = system_time(last_modified.as_ref()).into();
+    ObjectMeta { location: location.clone(), last_modified, size, e_tag, version }
 }
 
 fn date_time(time: SystemTime) -> DateTime {

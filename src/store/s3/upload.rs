@@ -9,7 +9,9 @@ use super::body::{crc32_header, request_body};
 use super::errors::{Condition, from_sdk, own, write_from_sdk};
 use super::proof::{PartNote, Said, prove_part};
 use super::sse::{Answer, Applied, SseCheck};
-use super::write::{applied, applied_by_s3, check_sse, no_attributes, with_customer_key, with_sse};
+use super::write::{
+    applied, applied_by_s3, check_sse, no_attributes, watched, with_customer_key, with_sse,
+};
 use super::{Inner, S3Store};
 use crate::base::counted;
 use crate::store::error::ErrorClass;
@@ -157,11 +159,7 @@ impl Inner {
             .body(request_body(data, self.sign_payload));
         let request = with_customer_key!(request, sse.mode().customer_key());
         let seen = Seen::default();
-        let request = request.customize().interceptor(seen.clone());
-        let request = match self.sign_payload {
-            true => request,
-            false => request.disable_payload_signing(),
-        };
+        let request = watched!(request, self, seen);
         let answer = Box::pin(request.send())
             .await
             .map_err(|e| from_sdk(e, PART, part.shown, Condition::None))?;

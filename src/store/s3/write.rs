@@ -108,6 +108,19 @@ macro_rules! with_source_key {
 }
 pub(super) use with_source_key;
 
+/// A request with a body, ready to be sent: whose status `seen` keeps, and whose body is signed where
+/// the wire needs it.
+macro_rules! watched {
+    ($request:expr, $inner:expr, $seen:expr) => {{
+        let request = $request.customize().interceptor($seen.clone());
+        match $inner.sign_payload {
+            true => request,
+            false => request.disable_payload_signing(),
+        }
+    }};
+}
+pub(super) use watched;
+
 /// The condition of a write, as its headers carry it.
 #[derive(Clone)]
 enum If {
@@ -277,11 +290,7 @@ impl Inner {
         };
         let seen = Seen::default();
         let request = with_sse!(request, sse.mode(), self.encryption.tags());
-        let request = request.customize().interceptor(seen.clone());
-        let request = match self.sign_payload {
-            true => request,
-            false => request.disable_payload_signing(),
-        };
+        let request = watched!(request, self, seen);
         let answer = request
             .send()
             .await

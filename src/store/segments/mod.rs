@@ -19,6 +19,7 @@ mod layout;
 use super::error::{ErrorClass, StoreError, class};
 use super::names::SEGMENT_PREFIX;
 use crate::base::SegmentId;
+use crate::seal::fill_random;
 use async_trait::async_trait;
 use bytes::Bytes;
 use found::Found;
@@ -139,7 +140,7 @@ impl SegmentStore {
     /// A name for a new segment.
     pub fn new_id(&self) -> SegmentId {
         let mut id = [0; 16];
-        getrandom::fill(&mut id).expect("the operating system gives random bytes");
+        fill_random(&mut id);
         with_frames(SegmentId(id), self.0.compression != Compression::None)
     }
 

@@ -43,8 +43,7 @@ pub(super) fn disk(report: &mut Report, dir: &FilePath) {
 
 pub(super) fn fuse(report: &mut Report) {
     let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    let root = unsafe { libc::geteuid() } == 0;
+    let root = crate::base::is_root();
     let on_path = |program: &str| {
         let path = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&path).any(|dir| dir.join(program).exists())

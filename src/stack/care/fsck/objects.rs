@@ -3,14 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use super::Volume;
-use crate::base::{SegmentId, counted, one_line, plural};
+use crate::base::{SegmentId, counted, one_line, plural, secs_of, unix_secs};
 use crate::commit::check::Segments;
 use crate::meta::keys;
 use crate::seal::offsets::plain_len;
@@ -63,8 +62,7 @@ impl Listing {
             listing.bytes += object.size;
             let first = object.location.parts().next();
             let first = first.as_ref().map_or("", |part| part.as_ref());
-            let modified = SystemTime::from(object.last_modified);
-            let secs = modified.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+            let secs = secs_of(object.last_modified.into());
             if is_probe(&object.location) {
                 listing.probes.push((object.location, secs));
             } else if let Some(id) = SegmentStore::id(&object.location) {
@@ -150,7 +148,7 @@ pub(super) async fn compare(
             _ => {}
         }
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let now = unix_secs();
     let unknown = listing.segments.iter().filter(|(id, _)| !segments.0.contains_key(id));
     let (young, old): (Vec<_>, Vec<_>) = unknown.partition(|(_, listed)| {
         writer && listed.modified_secs.saturating_add(IN_FLIGHT_SECS) > now
