@@ -22,7 +22,6 @@ import pwd
 import shutil
 import sqlite3
 import statistics
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -30,7 +29,7 @@ import time
 
 import counts
 import phases
-from phases import say
+from phases import run, say
 
 SECONDS_MAX = 3600
 # name -> (title, unit, larger is better)
@@ -47,17 +46,6 @@ ROWS = {
 
 class LeftOut(Exception):
     """What a measurement needs is not here."""
-
-
-def run(*command, **more):
-    """Runs a command to its end; raises with what it printed if it fails or takes too long."""
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=SECONDS_MAX, **more
-    )
-    text = done.stdout.decode(errors="replace")
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {text.strip()[-500:]}")
-    return text
 
 
 def need(*tools):
@@ -256,10 +244,7 @@ def table(results, args, names):
                 shown(middle("sealfs", "stored"), "{:.1f} s"),
             ]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    for row in rows:
-        left = f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}"
-        yield left + "".join(f"  {cell:>{w}}" for cell, w in zip(row[2:], widths[2:]))
+    return phases.in_columns(rows)
 
 
 def main():

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer may import only layers further down this list, and none beside it on the same
-/// line (DESIGN §2).
+/// line (docs/ARCHITECTURE.md).
 const LAYERS: &[&[&str]] = &[
     &["main"],
     &["cli"],

@@ -1,6 +1,6 @@
 //! Routes each request to its operation, and answers it where it stands or from tokio.
 //!
-//! The pattern of every operation (DESIGN §7): decode, build the future from `fs`, poll it once
+//! The pattern of every operation (docs/ARCHITECTURE.md "A write"): decode, build the future from `fs`, poll it once
 //! on the request thread; what memory can answer is answered there. Only a future that is
 //! pending is handed to tokio and answered from a worker. Request threads therefore never wait
 //! for the network; what they wait for is the local disk: in `fsync`, where a record of the journal

@@ -1,5 +1,5 @@
 //! Keys of the metadata store: one tag byte, then big-endian fields, so that byte order is the
-//! order in which things are read together (DESIGN §5).
+//! order in which things are read together (docs/FORMAT.md "Metadata rows").
 
 use siphasher::sip::SipHasher24;
 use std::hash::Hasher;

@@ -256,7 +256,7 @@ mod tests {
         memory.put(&none, "new".into()).await.expect("puts");
         assert_eq!(text(&one).await, "old", "as it was when it was fetched");
         assert_eq!(text(&one).await, "new", "as it is");
-        assert!(matches!(ahead.get(&none).await, Err(Error::NotFound { .. })));
+        assert!(matches!(ahead.get(&none).await, Err(object_store::Error::NotFound { .. })));
         assert_eq!(text(&none).await, "new");
         ahead.put(&two, "own".into()).await.expect("puts");
         assert_eq!(text(&two).await, "own");

@@ -1,7 +1,7 @@
 //! The metadata key-value store: SlateDB over the sealed store. The only file that names it.
 //!
 //! Owns the database handle, its settings, and when it compacts and collects garbage: on
-//! demand, so that an idle mount makes no requests (DESIGN §5). Only `commit/` writes through
+//! demand, so that an idle mount makes no requests. Only `commit/` writes through
 //! it. Keys and values are opaque here; `meta/` gives them their meaning.
 
 use std::ops::Bound;

@@ -1,4 +1,4 @@
-//! The probe of DESIGN §4: does this store keep the promises that one-writer safety rests on?
+//! The probe: does this store keep the promises that one-writer safety rests on?
 //!
 //! Run at `init` and before a read-write `mount`, on the stack below the sealed layer. Leaves
 //! nothing behind; an object named `probe/…` that is found later is of a probe that was killed.

@@ -625,19 +625,7 @@ fn a_passphrase_is_asked_for_three_times_but_not_for_a_volume_that_is_not_there(
     // Guards against a typo that costs a whole command line, and against somebody typing a
     // passphrase only to learn that the store has no volume.
     let typed = |v: &Volume, command: &str, lines: &str| {
-        // script(1) gives the command a terminal to ask on.
-        let mut child = std::process::Command::new("script")
-            .args(["-qec", command, "/dev/null"])
-            .env("SEALFS_RUNTIME_DIR", v.path("run"))
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .expect("script is part of util-linux");
-        let mut input = child.stdin.take().expect("a pipe");
-        std::io::Write::write_all(&mut input, lines.as_bytes()).expect("types");
-        let output = child.wait_with_output().expect("ends");
-        drop(input);
-        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+        mounts::typed(command, &[("SEALFS_RUNTIME_DIR", &v.text("run"))], lines)
     };
     let v = Volume::create();
     let program = env!("CARGO_BIN_EXE_sealfs");

@@ -389,14 +389,9 @@ fn away(outage: Outage) -> (S3Server, Volume) {
     (server, v)
 }
 
-fn starts(v: &Volume, args: &[&str]) -> Holder {
-    let mut command = v.command(args);
-    Holder(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("runs"))
-}
-
 /// A command that waits for the bucket, and has been heard by the daemon.
 fn waits(v: &Volume, args: &[&str]) -> Holder {
-    let mut holder = starts(v, args);
+    let mut holder = v.start(args);
     std::thread::sleep(Duration::from_millis(700));
     assert!(holder.0.try_wait().expect("own child").is_none(), "{args:?} does not wait");
     holder
@@ -591,7 +586,7 @@ fn whatever_waits_for_a_silent_store_says_so_and_stops_at_a_signal() {
     assert!(!v.path("out").exists());
 
     // Who waits for the mount dies without a word.
-    let mut parent = starts(&v, &mount);
+    let mut parent = v.start(&mount);
     std::thread::sleep(Duration::from_millis(700));
     parent.0.kill().expect("kills");
     server.faults().set_outage(Outage::None);
@@ -626,7 +621,7 @@ fn who_waits_for_a_mount_to_start_has_forgotten_the_passphrase() {
     server.faults().set_outage(Outage::Silent);
     let mount = v.mount_args(&["--read-timeout", "60s"]);
     let mount: Vec<_> = mount.iter().map(String::as_str).collect();
-    let mut parent = starts(&v, &mount);
+    let mut parent = v.start(&mount);
     let pid = parent.0.id() as i32;
     let children = || {
         let path = format!("/proc/{pid}/task/{pid}/children");
@@ -653,7 +648,7 @@ fn an_init_that_is_stopped_half_way_leaves_an_empty_prefix() {
     let v = Volume::bare_on(e2e::remote(&server));
     server.faults().add(Fault::new(FaultKind::Delay(Duration::from_secs(20))).key("/meta/"));
     let init = ["init", &v.url(), "--passphrase-file", &v.text("passphrase")];
-    let mut holder = starts(&v, &init);
+    let mut holder = v.start(&init);
     wait_until("it has begun", || server.counts().put >= 2);
     std::thread::sleep(Duration::from_millis(500));
     server.faults().clear();
@@ -670,7 +665,7 @@ fn a_hangup_ends_a_mount_in_the_foreground_in_order() {
     let v = Volume::create();
     let args = v.mount_args(&["--foreground"]);
     let args: Vec<_> = args.iter().map(String::as_str).collect();
-    let mut daemon = starts(&v, &args);
+    let mut daemon = v.start(&args);
     wait_until("it is mounted", || v.is_mounted() && fs::metadata(v.at(".")).is_ok());
     fs::write(v.at("f"), b"content").expect("writes");
     signal(daemon.0.id() as i32, libc::SIGHUP);

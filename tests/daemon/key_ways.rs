@@ -4,9 +4,9 @@
 use crate::needs_fuse;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
-use crate::mounts::Volume;
+use crate::mounts::{self, Volume};
 use crate::ways::kms::{Answer, KEY, Kms, OTHER};
 use crate::ways::{core_of, holds};
 use base64::Engine as _;
@@ -336,18 +336,8 @@ fn an_age_slot_opens_for_each_of_its_recipients_and_for_nobody_else() {
     // A passphrase is asked for at the terminal: script(1) has one.
     let command =
         [env!("CARGO_BIN_EXE_sealfs"), "key", "test", &url, "--age-identity", &locked].join(" ");
-    let mut typed = Command::new("script")
-        .args(["-qec", &command, "/dev/null"])
-        .env("HOME", v.path("home"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("script is part of util-linux");
-    let mut input = typed.stdin.take().expect("a pipe");
-    std::io::Write::write_all(&mut input, b"wrong\nopen sesame\n").expect("types");
-    let done = typed.wait_with_output().expect("ends");
-    drop(input);
-    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    let home = v.text("home");
+    let (_, said) = mounts::typed(&command, &[("HOME", &home)], "wrong\nopen sesame\n");
     assert!(said.contains("wrong passphrase") && said.contains("it opens slot 2"), "{said}");
     // The plugin, on PATH or not.
     let (Some(token), Some(token_identity)) = (checked(token), checked(token_identity)) else {
@@ -392,6 +382,15 @@ fn checked(text: &str) -> Option<String> {
     Some(if name.bytes().any(|b| b.is_ascii_uppercase()) { whole.to_uppercase() } else { whole })
 }
 
+/// An ssh key: the files of its recipient and of its identity.
+fn ssh_key(v: &Volume) -> (String, String) {
+    let made = Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-f", &v.text("ed")])
+        .status();
+    assert!(made.expect("ssh-keygen runs").success());
+    (v.text("ed.pub"), v.text("ed"))
+}
+
 #[test]
 fn a_mount_opens_with_every_kind_and_nothing_secret_stays_in_sight() {
     // Guards against a way in that only short commands have, and against a seed, PIN or identity
@@ -399,11 +398,7 @@ fn a_mount_opens_with_every_kind_and_nothing_secret_stays_in_sight() {
     needs_fuse!();
     let (v, kms) = (Volume::create(), Kms::start());
     let (url, state, pass) = (v.url(), v.text("state"), v.text("passphrase"));
-    let made = Command::new("ssh-keygen")
-        .args(["-q", "-t", "ed25519", "-N", "", "-f", &v.text("ed")])
-        .status();
-    assert!(made.expect("ssh-keygen runs").success());
-    let (recipients, identity) = (v.text("ed.pub"), v.text("ed"));
+    let (recipients, identity) = ssh_key(&v);
     let opening = ["--passphrase-file", &pass, "--label", "x"];
     let new = [
         vec![
@@ -469,11 +464,7 @@ fn another_volume_in_the_place_of_one_is_noticed_where_anybody_can_make_it() {
     // slot is for your age key: recipients are public. With a passphrase he could not.
     let v = Volume::create();
     let (url, state, pass) = (v.url(), v.text("state"), v.text("passphrase"));
-    let made = Command::new("ssh-keygen")
-        .args(["-q", "-t", "ed25519", "-N", "", "-f", &v.text("ed")])
-        .status();
-    assert!(made.expect("ssh-keygen runs").success());
-    let (recipients, identity) = (v.text("ed.pub"), v.text("ed"));
+    let (recipients, identity) = ssh_key(&v);
     let add = ["--passphrase-file", &pass, "--label", "x", "--age-recipients-file", &recipients];
     let test = key("test", &url, &state, &["--age-identity", &identity]);
     ok(&v, &[], &key("add", &url, &state, &add));
@@ -537,19 +528,8 @@ fn whoever_is_asked_sees_which_slots_there_are() {
     let (url, state) = (v.url(), v.text("state"));
     let typed = |args: &str, lines: &str| {
         let command = format!("{} {args}", env!("CARGO_BIN_EXE_sealfs"));
-        let mut child = Command::new("script")
-            .args(["-qec", &command, "/dev/null"])
-            .env("HOME", v.path("home"))
-            .env("AWS_EC2_METADATA_DISABLED", "true")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("script is part of util-linux");
-        let mut input = child.stdin.take().expect("a pipe");
-        std::io::Write::write_all(&mut input, lines.as_bytes()).expect("types");
-        let output = child.wait_with_output().expect("ends");
-        drop(input);
-        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+        let env = [("HOME", &*v.text("home")), ("AWS_EC2_METADATA_DISABLED", "true")];
+        mounts::typed(&command, &env, lines)
     };
     let right = "correct horse battery staple";
     for verb in ["test", "rotate"] {

@@ -8,12 +8,13 @@ mod versions;
 
 use crate::needs_fuse;
 use crate::sse;
+use crate::support;
 use std::fs::File;
 use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::mounts::{Remote, Volume};
+use crate::mounts::{Holder, Remote, Volume};
 use crate::sse::{
     Step, audit, customer, dsse, exercise, from_mode_to_mode, kms, reencrypt_all, store_on,
 };
@@ -27,7 +28,7 @@ const START_MAX: Duration = Duration::from_secs(30);
 
 /// A running moto; ends when dropped.
 struct Moto {
-    child: Child,
+    _server: Holder,
     endpoint: String,
     runtime: tokio::runtime::Runtime,
     _dir: tempfile::TempDir,
@@ -60,7 +61,7 @@ impl Moto {
             .expect("python runs");
         let runtime = tokio::runtime::Runtime::new().expect("threads");
         let endpoint = format!("http://127.0.0.1:{port}");
-        let moto = Moto { child, endpoint, runtime, _dir: dir };
+        let moto = Moto { _server: Holder(child), endpoint, runtime, _dir: dir };
         let begun = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(begun.elapsed() < START_MAX, "moto does not listen");
@@ -74,14 +75,7 @@ impl Moto {
     }
 
     fn client(&self) -> aws_sdk_s3::Client {
-        let config = aws_sdk_s3::Config::builder()
-            .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
-            .region(aws_sdk_s3::config::Region::new("us-east-1"))
-            .credentials_provider(Credentials::new("moto", "moto", None, None, "test"))
-            .endpoint_url(&self.endpoint)
-            .force_path_style(true)
-            .build();
-        aws_sdk_s3::Client::from_conf(config)
+        support::client(&self.endpoint, "moto", "moto")
     }
 
     fn block_on<T>(&self, what: impl Future<Output = T>) -> T {
@@ -91,13 +85,6 @@ impl Moto {
     fn make_bucket(&self) {
         let made = self.block_on(self.client().create_bucket().bucket(BUCKET).send());
         made.unwrap_or_else(|e| panic!("creating a bucket: {e:?}"));
-    }
-}
-
-impl Drop for Moto {
-    fn drop(&mut self) {
-        let _ = self.child.kill(); // it may have ended
-        let _ = self.child.wait();
     }
 }
 

@@ -4,13 +4,13 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use crate::e2e::manifest::Manifest;
 use crate::e2e::noise;
 use crate::e2e::tools::run;
-use crate::mounts::{Holder, Remote, Volume, is_alive, wait_at_most, wait_until};
+use crate::mounts::{Remote, Volume, is_alive, wait_at_most, wait_until};
 use crate::needs_fuse;
 use crate::sse::{Step, args, assert_all_in};
 use crate::support::s3server::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
@@ -100,17 +100,12 @@ fn as_restored(root: &Path) -> Manifest {
     all
 }
 
-fn start(v: &Volume, args: &[&str]) -> Holder {
-    let mut command = v.command(args);
-    Holder(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("runs"))
-}
-
 /// A restore into `root` of the mount is killed several times, daemon and command in turn, and then
 /// completed by the same command.
 fn killed_and_gone_on_with(v: &Volume, restore: &[&str], root: &Path, now: u64) {
     for kill_daemon in [true, false, true] {
         let daemon = v.daemon();
-        let mut command = start(v, restore);
+        let mut command = v.start(restore);
         wait_at_most(PATIENCE, "the restore shows", || {
             has_begun(root) || command.0.try_wait().expect("own child").is_some()
         });
@@ -167,7 +162,7 @@ fn a_restore_is_killed_again_and_again_and_the_same_command_completes_it() {
     let on_store = [&on_store[..], &["--state-dir", &state]].concat();
     let pauses = [300, 900, 2000];
     for pause in pauses {
-        let mut command = start(&v, &on_store);
+        let mut command = v.start(&on_store);
         std::thread::sleep(Duration::from_millis(pause));
         command.0.kill().expect("own child");
         command.0.wait().expect("own child");

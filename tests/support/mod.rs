@@ -13,6 +13,7 @@ pub mod sse;
 pub mod suites;
 pub mod volume;
 
+use aws_credential_types::Credentials;
 use s3server::{ACCESS_KEY, BUCKET, REGION, S3Server, SECRET_KEY};
 use sealfs::store::s3::{S3Options, S3Store, SseMode, StaticCredentials, connect};
 
@@ -33,4 +34,17 @@ pub fn s3_options(endpoint: &str) -> S3Options {
 pub async fn s3_store(server: &S3Server, sse: SseMode) -> S3Store {
     let options = S3Options { sse, ..s3_options(&server.endpoint()) };
     connect(options).await.expect("the options of a test are good")
+}
+
+/// A plain client of a server at `endpoint`.
+pub fn client(endpoint: &str, access_key: &str, secret_key: &str) -> aws_sdk_s3::Client {
+    let credentials = Credentials::new(access_key, secret_key, None, None, "test");
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
+        .region(aws_sdk_s3::config::Region::new("us-east-1"))
+        .credentials_provider(credentials)
+        .endpoint_url(endpoint)
+        .force_path_style(true)
+        .build();
+    aws_sdk_s3::Client::from_conf(config)
 }

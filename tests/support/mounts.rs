@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test file uses a part of it
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -154,6 +155,12 @@ impl Volume {
         self.command(args).output().expect("the command runs")
     }
 
+    /// Starts a command that says nothing to anybody.
+    pub fn start(&self, args: &[&str]) -> Holder {
+        let mut command = self.command(args);
+        Holder(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("runs"))
+    }
+
     /// Runs a command that must succeed; returns its standard output.
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
@@ -274,6 +281,23 @@ impl Drop for Holder {
         let _ = self.0.kill(); // it may have ended
         let _ = self.0.wait();
     }
+}
+
+/// Runs a command line at a terminal, on which `lines` are typed: its exit status, and all that the
+/// terminal shows.
+pub fn typed(line: &str, env: &[(&str, &str)], lines: &str) -> (Option<i32>, String) {
+    let mut child = Command::new("script")
+        .args(["-qec", line, "/dev/null"])
+        .envs(env.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("script is part of util-linux");
+    let mut input = child.stdin.take().expect("a pipe");
+    input.write_all(lines.as_bytes()).expect("types");
+    let output = child.wait_with_output().expect("ends");
+    drop(input);
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 pub fn is_alive(pid: i32) -> bool {

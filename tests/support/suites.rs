@@ -12,7 +12,7 @@ use crate::support::e2e;
 use crate::support::mounts::{Volume, wait_until};
 use crate::support::s3server::S3Server;
 
-/// The daemon's memory after a suite; DESIGN §10 says 256 MiB, a debug build under the load of
+/// The daemon's memory after a suite: README promises 256 MiB, and a debug build under the load of
 /// four processes may have a little more.
 const RESIDENT_KIB_MAX: u64 = 384 << 10;
 

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::volume::{
-    Bench, LONG, Objects, find, init_options, objects, options_of, secret, write_file,
+    Bench, LONG, Objects, find, init_options, key_file, keyring, objects, options_of, secret,
+    write_file,
 };
 use bytes::Bytes;
 use object_store::memory::InMemory;
@@ -21,7 +22,7 @@ use object_store::path::Path;
 use object_store::{Attribute, Attributes, ObjectStore, ObjectStoreExt, PutOptions};
 use sealfs::base::Ino;
 use sealfs::fs::FsError;
-use sealfs::seal::{CHUNK_CIPHER, HEADER, KdfParams, Keyring, Secret, VolumeKeys};
+use sealfs::seal::{CHUNK_CIPHER, HEADER, KdfParams, Keyring, VolumeKeys};
 use sealfs::stack::{
     Accept, KeyOptions, Mounted, StackError, StackErrorKind, change_keyring, fsck, init,
 };
@@ -495,18 +496,8 @@ async fn altered_exchanged_and_foreign_local_files_are_refused_with_a_reason() {
     m.shutdown(LONG).await;
 }
 
-/// The keyring in the bucket.
-async fn keyring(store: &dyn ObjectStore) -> Keyring {
-    let got = store.get(&Path::from("keyring")).await.expect("there");
-    Keyring::parse(&got.bytes().await.expect("reads")).expect("parses")
-}
-
 async fn put_keyring(store: &dyn ObjectStore, ring: &Keyring) {
     store.put(&Path::from("keyring"), ring.to_bytes().into()).await.expect("puts");
-}
-
-fn key_file(byte: u8) -> Secret {
-    Secret::KeyFile(vec![byte; 48].into())
 }
 
 /// A second slot, of somebody who will be removed.

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::volume::{Bench, LONG, find, read_file, write_file};
+use crate::volume::{Bench, LONG, find, read_file, segments, until, write_file};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
+use object_store::{ObjectStore, ObjectStoreExt};
 use sealfs::base::{ContentsId, Ino, Timestamp};
 use sealfs::commit::scan::Cursor;
 use sealfs::commit::{CleanOptions, Lookup};
@@ -57,19 +57,6 @@ fn slowly(store: &Arc<dyn ObjectStore>, put_ms: u64) -> Arc<dyn ObjectStore> {
     let wait_put_per_call = Duration::from_millis(put_ms);
     let config = ThrottleConfig { wait_put_per_call, ..ThrottleConfig::default() };
     Arc::new(ThrottledStore::new(store.clone(), config))
-}
-
-async fn objects(store: &Arc<dyn ObjectStore>) -> Vec<ObjectMeta> {
-    store.list(Some(&Path::from("seg"))).try_collect().await.expect("lists")
-}
-
-/// Waits until the volume looks so.
-async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
-    let begun = Instant::now();
-    while !is().await {
-        assert!(begun.elapsed() < LONG, "never {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Segments that hold data, by their rows.
@@ -130,13 +117,13 @@ async fn what_is_overwritten_again_and_again_does_not_fill_the_bucket() {
     assert_eq!(m.fs.getattr(stays).await.expect("stats").size, 3 * MIB);
     // What was cleaned goes from the bucket too, and nobody remembers it.
     until("deleted", async || {
-        let there = objects(&bench.store).await;
+        let there = segments(&*bench.store).await;
         there.iter().map(|o| o.size).sum::<u64>() <= 2 * 11 * MIB + 3 * MIB
     })
     .await;
     // A segment that was put between the two looks is only in the second.
     until("remembers what is there, and nothing else", async || {
-        let there = objects(&bench.store).await.into_iter().map(|o| o.location);
+        let there = segments(&*bench.store).await.into_iter().map(|o| o.location);
         let there: BTreeSet<Path> = there.collect();
         remembered(&m, ino, 0..8 * MIB).is_subset(&there)
     })
@@ -180,7 +167,7 @@ async fn the_commits_of_an_appended_log_become_one_segment_and_one_extent() {
     let extent = Inode::decode_with(&row).expect("a row").1.expect("its only extent");
     assert_eq!((extent.start, extent.len), (0, wanted.len() as u64));
     assert_eq!(read_file(&m.fs, "log").await, wanted);
-    until("deleted", async || objects(&bench.store).await.len() == 1).await;
+    until("deleted", async || segments(&*bench.store).await.len() == 1).await;
     assert_eq!(read_file(&m.fs, "log").await, wanted);
     assert!(m.shutdown(LONG).await);
     assert_sound(&bench).await;
@@ -303,7 +290,7 @@ async fn who_reads_while_extents_are_merged_sees_each_byte_once() {
     write_file(&m.fs, Ino::ROOT, "more", b"and a commit").await;
     assert!(m.sync(LONG).await);
     until("merged", async || rows(&m).await.len() < 10).await;
-    until("deleted", async || objects(&bench.store).await.len() < 10).await;
+    until("deleted", async || segments(&*bench.store).await.len() < 10).await;
     stop.store(true, Ordering::Relaxed);
     for reader in readers {
         assert!(reader.await.expect("reads what was written") > 3);
@@ -324,7 +311,7 @@ async fn a_damaged_segment_is_not_copied_and_nothing_is_deleted() {
         assert!(m.sync(LONG).await);
     }
     assert!(m.shutdown(LONG).await);
-    let before = objects(&bench.store).await;
+    let before = segments(&*bench.store).await;
     assert_eq!(before.len(), 6);
     let name = &before[2].location;
     let mut bytes =
@@ -348,7 +335,7 @@ async fn a_damaged_segment_is_not_copied_and_nothing_is_deleted() {
     assert_eq!(lost, 1, "what is sound is read");
     m.shutdown(LONG).await;
     let after: BTreeSet<Path> =
-        objects(&bench.store).await.into_iter().map(|o| o.location).collect();
+        segments(&*bench.store).await.into_iter().map(|o| o.location).collect();
     assert!(before.iter().all(|o| after.contains(&o.location)), "nothing is deleted");
 }
 
@@ -363,7 +350,7 @@ async fn a_round_that_is_cut_off_is_announced_and_its_segments_are_known() {
         assert!(m.sync(LONG).await);
     }
     assert!(m.shutdown(LONG).await);
-    let before = objects(&bench.store).await.len();
+    let before = segments(&*bench.store).await.len();
     let mut cut = 0;
     for wait_ms in (0..400).step_by(20) {
         let copy: Arc<dyn ObjectStore> = Arc::new(memory.fork());
@@ -374,7 +361,7 @@ async fn a_round_that_is_cut_off_is_announced_and_its_segments_are_known() {
         m.shutdown(Duration::ZERO).await;
         let bench = Bench { store: copy, local: tempfile::tempdir().expect("tempdir") };
         assert_sound(&bench).await;
-        cut += usize::from(objects(&bench.store).await.len() > before);
+        cut += usize::from(segments(&*bench.store).await.len() > before);
         let m = bench.mount().await;
         for n in 0..8u8 {
             assert_eq!(read_file(&m.fs, &format!("f{n}")).await, noise(700_000, n));
@@ -429,7 +416,7 @@ async fn a_compressed_volume_is_small_and_reads_as_it_was_written_whatever_a_mou
     assert_eq!(status.compress, "zstd:3");
     let (data, stored) = (status.segment_data_bytes, status.segment_stored_bytes);
     assert!(stored < data - 2_000_000, "{data} bytes take {stored}");
-    let there: u64 = objects(&bench.store).await.iter().map(|o| o.size).sum();
+    let there: u64 = segments(&*bench.store).await.iter().map(|o| o.size).sum();
     assert!(there < stored + 30_000, "{there} bytes of objects for {stored}");
     assert!(m.shutdown(LONG).await);
     assert_sound(&bench).await;
@@ -483,7 +470,7 @@ async fn damage_in_a_compressed_segment_loses_the_files_of_its_frames_only() {
         write_file(&m.fs, Ino::ROOT, &format!("f{n}"), data).await;
     }
     assert!(m.shutdown(LONG).await);
-    let there = objects(&bench.store).await;
+    let there = segments(&*bench.store).await;
     assert_eq!(there.len(), 1);
     let name = &there[0].location;
     let bytes = bench.store.get(name).await.expect("there").bytes().await.expect("read");

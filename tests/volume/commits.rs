@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
@@ -19,15 +19,11 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 use sealfs::base::Ino;
-use sealfs::fs::{Caller, Fs, FsError, WriteFlags, XattrMode};
-use sealfs::seal::{KdfParams, Secret};
-use sealfs::stack::{
-    Accept, InitOptions, MountOptions, Mounted, StackError, StoreOptions, init, mount,
-};
-use sealfs::store::{ErrorClass, Location, StoreError};
+use sealfs::fs::{Fs, FsError, WriteFlags, XattrMode};
+use sealfs::stack::{Accept, MountOptions, Mounted, StackError, mount};
+use sealfs::store::{ErrorClass, StoreError};
 
-const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
-const LONG: Duration = Duration::from_secs(30);
+use crate::volume::{CALLER, LONG, format, options_of, secret, segments, until};
 
 /// Refuses one put of a segment, when the count reaches zero; or every change; or what is too large.
 #[derive(Debug)]
@@ -157,33 +153,13 @@ impl ObjectStore for RefuseOne {
     }
 }
 
-fn secret() -> Secret {
-    Secret::Passphrase(b"correct horse".to_vec().into())
-}
-
-fn store(custom: &Arc<dyn ObjectStore>) -> StoreOptions {
-    let mut options = StoreOptions::new(Location::Memory);
-    options.custom = Some(custom.clone());
-    options
-}
-
-async fn format(bucket: &Arc<dyn ObjectStore>) {
-    init(InitOptions {
-        store: store(bucket),
-        secret: secret(),
-        label: "test".into(),
-        kdf: KdfParams::FLOOR,
-        owner: (0, 0),
-        compress: Default::default(),
-        storage_class: Default::default(),
-    })
-    .await
-    .expect("init");
-}
-
 fn options(bucket: &Arc<dyn ObjectStore>, local: &FsPath) -> MountOptions {
-    let mut options =
-        MountOptions::new(store(bucket), secret(), local.join("cache"), local.join("state"));
+    let mut options = MountOptions::new(
+        options_of(bucket.clone()),
+        secret(),
+        local.join("cache"),
+        local.join("state"),
+    );
     options.journal_bytes_max = 64 << 20;
     options.commit_interval = Duration::from_millis(200);
     options.refresh = Duration::from_millis(300);
@@ -191,27 +167,13 @@ fn options(bucket: &Arc<dyn ObjectStore>, local: &FsPath) -> MountOptions {
 }
 
 async fn create(fs: &Arc<Fs>, name: &str) -> Ino {
-    fs.create(ROOT, Ino::ROOT, name.into(), 0o644, 0).await.expect("create").ino
+    fs.create(CALLER, Ino::ROOT, name.into(), 0o644, 0).await.expect("create").ino
 }
 
 async fn write(fs: &Arc<Fs>, ino: Ino, megabytes: u64) {
     for i in 0..megabytes {
         let data = Bytes::from(vec![i as u8; 1 << 20]);
         fs.write(ino, i << 20, data, WriteFlags::default()).await.expect("write");
-    }
-}
-
-async fn segments(bucket: &dyn ObjectStore) -> usize {
-    let all: Vec<_> = bucket.list(Some(&Path::from("seg"))).try_collect().await.expect("listed");
-    all.len()
-}
-
-/// Tries until `done` says true.
-async fn eventually<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
-    let deadline = Instant::now() + LONG;
-    while !done().await {
-        assert!(Instant::now() < deadline, "{what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -232,7 +194,7 @@ async fn a_refused_upload_does_not_upload_its_neighbours_again() {
     let f = create(&m.fs, "f").await;
     write(&m.fs, f, 40).await;
     assert!(m.sync(LONG).await, "the refused segment goes up with the next try");
-    let stored = segments(&*memory).await;
+    let stored = segments(&*memory).await.len();
     assert_eq!(stored, 3, "40 MiB are three segments, each uploaded once");
     assert!(m.shutdown(LONG).await);
     let elsewhere = tempfile::tempdir().expect("tempdir");
@@ -287,7 +249,7 @@ async fn deletes_that_hang_hold_up_no_commit() {
     m.fs.unlink(Ino::ROOT, b"f".to_vec()).await.expect("unlink");
     m.fs.forget(f, 1);
     assert!(m.sync(LONG).await);
-    eventually("its segment is deleted", || async { begun.load(Ordering::SeqCst) > 0 }).await;
+    until("its segment is deleted", async || begun.load(Ordering::SeqCst) > 0).await;
     for n in 0..3 {
         create(&m.fs, &format!("g{n}")).await;
         assert!(m.sync(LONG).await, "g{n} waits for the deletes");
@@ -325,7 +287,7 @@ async fn metadata_fit_through_a_proxy_that_takes_1_mib() {
         m.fs.lookup(Ino::ROOT, format!("f{}", n / 2).into_bytes()).await.expect("reads go on");
     }
     assert!(m.sync(Duration::from_secs(120)).await, "{:?}", m.control.status());
-    eventually("a table is too large", || async { refused.load(Ordering::SeqCst) > 0 }).await;
+    until("a table is too large", async || refused.load(Ordering::SeqCst) > 0).await;
     for n in files..files + 20 {
         set(n).await;
         assert!(m.sync(LONG).await, "{:?}", m.control.status());
@@ -362,7 +324,7 @@ async fn a_log_that_no_limit_lets_through_is_said_and_kept() {
         set.expect("set");
     }
     assert!(!m.sync(Duration::from_secs(2)).await, "nothing was committed");
-    eventually("the limit is said", || async {
+    until("the limit is said", async || {
         let state = format!("{:?}", m.control.status());
         state.contains("413")
     })
@@ -390,8 +352,8 @@ async fn a_commit_begins_before_a_small_journal_is_full() {
     let m = mount(o).await.expect("mount");
     let f = create(&m.fs, "f").await;
     write(&m.fs, f, 20).await;
-    eventually("a third of the journal is committed unasked", || async {
-        segments(&*bucket).await > 0 && m.control.progress().pending_bytes < 20 << 20
+    until("a third of the journal is committed unasked", async || {
+        !segments(&*bucket).await.is_empty() && m.control.progress().pending_bytes < 20 << 20
     })
     .await;
     m.shutdown(LONG).await;
@@ -414,12 +376,12 @@ async fn a_mount_that_was_overtaken_reads_on_and_never_writes_again() {
     create(&second.fs, "new").await;
     assert!(second.sync(LONG).await);
     // Accepted into the journal, refused by the bucket.
-    let _ = first.fs.create(ROOT, Ino::ROOT, b"late".to_vec(), 0o644, 0).await;
+    let _ = first.fs.create(CALLER, Ino::ROOT, b"late".to_vec(), 0o644, 0).await;
     assert!(!first.sync(LONG).await, "the overtaken mount cannot commit");
-    let refused = first.fs.create(ROOT, Ino::ROOT, b"later".to_vec(), 0o644, 0).await;
+    let refused = first.fs.create(CALLER, Ino::ROOT, b"later".to_vec(), 0o644, 0).await;
     assert_eq!(refused, Err(FsError::ReadOnly));
     let fs = first.fs.clone();
-    eventually("the overtaken mount sees what the bucket has", || async {
+    until("the overtaken mount sees what the bucket has", async || {
         fs.lookup(Ino::ROOT, b"new".to_vec()).await.is_ok()
     })
     .await;
@@ -455,7 +417,7 @@ async fn what_is_not_cached_is_found_while_a_mount_turns_to_reading() {
     let mut o = options(&inner, b.path());
     o.takeover = true;
     let second = mount(o).await.expect("takeover");
-    let _ = first.fs.create(ROOT, Ino::ROOT, b"late".to_vec(), 0o644, 0).await;
+    let _ = first.fs.create(CALLER, Ino::ROOT, b"late".to_vec(), 0o644, 0).await;
     assert!(!first.sync(LONG).await, "the overtaken mount cannot commit");
     let looks = (0..20).map(async |n: u32| {
         let found = first.fs.lookup(Ino::ROOT, format!("f{n}").into_bytes()).await?;
@@ -518,12 +480,12 @@ async fn a_follower_with_credentials_that_only_read_sees_what_is_committed() {
     let follower = mount(o).await.expect("mount to read");
     let before = follower.fs.lookup(Ino::ROOT, b"before".to_vec()).await.expect("before").ino;
     assert_eq!(follower.fs.read(before, 0, 2 << 20).await.expect("read").len(), 1 << 20);
-    let refused = follower.fs.create(ROOT, Ino::ROOT, b"no".to_vec(), 0o644, 0).await;
+    let refused = follower.fs.create(CALLER, Ino::ROOT, b"no".to_vec(), 0o644, 0).await;
     assert_eq!(refused, Err(FsError::ReadOnly));
     create(&writer.fs, "after").await;
     assert!(writer.sync(LONG).await);
     let fs = follower.fs.clone();
-    eventually("the follower sees what was committed after it began", || async {
+    until("the follower sees what was committed after it began", async || {
         fs.lookup(Ino::ROOT, b"after".to_vec()).await.is_ok()
     })
     .await;

@@ -9,39 +9,26 @@ use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use sealfs::base::Ino;
-use sealfs::fs::{Caller, FsError, WriteFlags};
-use sealfs::seal::{KdfParams, Secret};
-use sealfs::stack::{
-    Accept, InitOptions, MountOptions, Mounted, StackError, StoreOptions, init, mount,
-};
-use sealfs::store::Location;
+use sealfs::fs::{FsError, WriteFlags};
+use sealfs::stack::{Accept, MountOptions, Mounted, StackError, mount};
 
-const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
-
-fn secret() -> Secret {
-    Secret::Passphrase(b"correct horse".to_vec().into())
-}
-
-fn store(custom: &Arc<dyn ObjectStore>) -> StoreOptions {
-    StoreOptions { custom: Some(custom.clone()), ..StoreOptions::new(Location::Memory) }
-}
-
-async fn format(bucket: &Arc<dyn ObjectStore>) {
-    let (label, kdf) = ("test".into(), KdfParams::FLOOR);
-    let options = InitOptions { label, kdf, ..InitOptions::new(store(bucket), secret()) };
-    init(options).await.expect("init");
-}
+use crate::volume::{CALLER, format, options_of, secret};
 
 fn options(bucket: &Arc<dyn ObjectStore>, local: &Path) -> MountOptions {
     MountOptions {
         journal_bytes_max: 64 << 20,
-        ..MountOptions::new(store(bucket), secret(), local.join("cache"), local.join("state"))
+        ..MountOptions::new(
+            options_of(bucket.clone()),
+            secret(),
+            local.join("cache"),
+            local.join("state"),
+        )
     }
 }
 
 async fn write(m: &Mounted, name: &str) {
     let name = name.as_bytes().to_vec();
-    let file = m.fs.create(ROOT, Ino::ROOT, name.clone(), 0o600, 0).await.expect("create");
+    let file = m.fs.create(CALLER, Ino::ROOT, name.clone(), 0o600, 0).await.expect("create");
     let wrote = m.fs.write(file.ino, 0, name.into(), WriteFlags::default()).await;
     wrote.expect("write");
 }

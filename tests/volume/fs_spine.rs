@@ -9,39 +9,25 @@ use futures::TryStreamExt;
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use sealfs::base::Ino;
-use sealfs::fs::{Caller, Fs, FsError, RenameFlags, SetAttr, WriteFlags};
+use sealfs::fs::{Fs, FsError, RenameFlags, SetAttr, WriteFlags};
 use sealfs::meta::{Inode, keys};
-use sealfs::seal::{KdfParams, Secret};
-use sealfs::stack::{InitOptions, MountOptions, Mounted, StackError, StoreOptions, init, mount};
-use sealfs::store::Location;
+use sealfs::stack::{MountOptions, Mounted, StackError, mount};
 
-const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
-
-fn secret() -> Secret {
-    Secret::Passphrase(b"correct horse".to_vec().into())
-}
-
-fn store(custom: &Arc<dyn ObjectStore>) -> StoreOptions {
-    let mut options = StoreOptions::new(Location::Memory);
-    options.custom = Some(custom.clone());
-    options
-}
+use crate::volume::{CALLER, format, options_of, secret};
 
 async fn new_volume() -> Arc<dyn ObjectStore> {
     let bucket: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-    init(InitOptions {
-        label: "test".into(),
-        kdf: KdfParams::FLOOR,
-        ..InitOptions::new(store(&bucket), secret())
-    })
-    .await
-    .expect("init");
+    format(&bucket).await;
     bucket
 }
 
 async fn open(bucket: &Arc<dyn ObjectStore>, local: &Path) -> Result<Mounted, StackError> {
-    let mut options =
-        MountOptions::new(store(bucket), secret(), local.join("cache"), local.join("state"));
+    let mut options = MountOptions::new(
+        options_of(bucket.clone()),
+        secret(),
+        local.join("cache"),
+        local.join("state"),
+    );
     options.journal_bytes_max = 64 << 20;
     options.commit_interval = Duration::from_millis(200);
     mount(options).await
@@ -64,14 +50,14 @@ async fn what_was_written_is_there_after_an_unmount_and_a_mount_elsewhere() {
     let local = tempfile::tempdir().expect("tempdir");
     let m = open(&bucket, local.path()).await.expect("mount");
     let fs = m.fs.clone();
-    let dir = fs.mkdir(ROOT, Ino::ROOT, b"dir".to_vec(), 0o755, 0).await.expect("mkdir");
-    let file = fs.create(ROOT, dir.ino, b"file".to_vec(), 0o644, 0).await.expect("create");
+    let dir = fs.mkdir(CALLER, Ino::ROOT, b"dir".to_vec(), 0o755, 0).await.expect("mkdir");
+    let file = fs.create(CALLER, dir.ino, b"file".to_vec(), 0o644, 0).await.expect("create");
     write(&fs, file.ino, 0, b"hello, world").await;
     write(&fs, file.ino, 100_000, b"far").await;
     assert!(m.sync(Duration::from_secs(20)).await, "synced");
     write(&fs, file.ino, 7, b"bucket").await;
     fs.link(file.ino, Ino::ROOT, b"hard".to_vec()).await.expect("link");
-    fs.symlink(ROOT, dir.ino, b"soft".to_vec(), b"file".to_vec()).await.expect("symlink");
+    fs.symlink(CALLER, dir.ino, b"soft".to_vec(), b"file".to_vec()).await.expect("symlink");
     let before = read(&fs, file.ino).await;
     assert!(m.shutdown(Duration::from_secs(20)).await, "drained");
 
@@ -99,7 +85,7 @@ async fn a_mount_with_the_local_state_replays_what_the_bucket_does_not_have() {
     let local = tempfile::tempdir().expect("tempdir");
     let m = {
         let mut options = MountOptions::new(
-            store(&bucket),
+            options_of(bucket.clone()),
             secret(),
             local.path().join("cache"),
             local.path().join("state"),
@@ -109,7 +95,7 @@ async fn a_mount_with_the_local_state_replays_what_the_bucket_does_not_have() {
         mount(options).await.expect("mount")
     };
     let fs = m.fs.clone();
-    let f = fs.create(ROOT, Ino::ROOT, b"f".to_vec(), 0o600, 0).await.expect("create");
+    let f = fs.create(CALLER, Ino::ROOT, b"f".to_vec(), 0o600, 0).await.expect("create");
     write(&fs, f.ino, 0, &vec![7; 300_000]).await;
     fs.rename(Ino::ROOT, b"f".to_vec(), Ino::ROOT, b"g".to_vec(), RenameFlags::default())
         .await
@@ -132,7 +118,7 @@ async fn shrinking_and_growing_again_shows_zeros() {
     let local = tempfile::tempdir().expect("tempdir");
     let m = open(&bucket, local.path()).await.expect("mount");
     let fs = m.fs.clone();
-    let f = fs.create(ROOT, Ino::ROOT, b"f".to_vec(), 0o600, 0).await.expect("create");
+    let f = fs.create(CALLER, Ino::ROOT, b"f".to_vec(), 0o600, 0).await.expect("create");
     for round in 0..4 {
         write(&fs, f.ino, 0, &[9; 10_000]).await;
         if round % 2 == 1 {
@@ -140,8 +126,8 @@ async fn shrinking_and_growing_again_shows_zeros() {
         }
         let size = |size| SetAttr { size: Some(size), ..SetAttr::default() };
         let small = if round < 2 { 100 } else { 0 };
-        fs.setattr(ROOT, f.ino, size(small)).await.expect("shrink");
-        fs.setattr(ROOT, f.ino, size(10_000)).await.expect("grow");
+        fs.setattr(CALLER, f.ino, size(small)).await.expect("shrink");
+        fs.setattr(CALLER, f.ino, size(10_000)).await.expect("grow");
         if round == 3 {
             assert!(m.sync(Duration::from_secs(20)).await);
         }
@@ -161,14 +147,14 @@ async fn a_second_mount_is_refused_by_the_name_of_the_holder() {
     let refused = open(&bucket, b.path()).await.err().expect("refused");
     assert!(matches!(refused, StackError::InUse { .. }), "{refused}");
     let fs = first.fs.clone();
-    fs.create(ROOT, Ino::ROOT, b"still".to_vec(), 0o600, 0).await.expect("still writable");
+    fs.create(CALLER, Ino::ROOT, b"still".to_vec(), 0o600, 0).await.expect("still writable");
     assert!(first.shutdown(Duration::from_secs(20)).await);
     open(&bucket, b.path()).await.expect("free now");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_small_files_make_few_objects() {
-    // Guards against a PUT per file (DESIGN §10).
+    // Guards against a PUT per file.
     let bucket = new_volume().await;
     let local = tempfile::tempdir().expect("tempdir");
     let m = open(&bucket, local.path()).await.expect("mount");
@@ -176,7 +162,7 @@ async fn ten_thousand_small_files_make_few_objects() {
     let t = std::time::Instant::now();
     for i in 0..10_000u32 {
         let name = format!("file-{i}").into_bytes();
-        let f = fs.create(ROOT, Ino::ROOT, name, 0o644, 0).await.expect("create");
+        let f = fs.create(CALLER, Ino::ROOT, name, 0o644, 0).await.expect("create");
         write(&fs, f.ino, 0, &[i as u8; 4096]).await;
     }
     eprintln!("created in {:?}", t.elapsed());
@@ -218,7 +204,7 @@ async fn shape(m: &Mounted, ino: Ino) -> (Option<(u64, u64)>, usize) {
 }
 
 async fn change(m: &Mounted, ino: Ino, set: SetAttr) {
-    m.fs.setattr(ROOT, ino, set).await.expect("changes");
+    m.fs.setattr(CALLER, ino, set).await.expect("changes");
 }
 
 async fn resize(m: &Mounted, ino: Ino, size: u64) {
@@ -227,7 +213,7 @@ async fn resize(m: &Mounted, ino: Ino, size: u64) {
 
 async fn punch(m: &Mounted, ino: Ino, at: u64, len: u64) {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    m.fs.fallocate(ROOT, ino, at, len, mode).await.expect("punches");
+    m.fs.fallocate(CALLER, ino, at, len, mode).await.expect("punches");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -236,7 +222,7 @@ async fn a_file_of_one_extent_has_it_in_its_inode_row_whatever_happens_to_it() {
     // after each change the rows are looked at, and what is read by a mount that knows nothing.
     let (bucket, local) = (new_volume().await, tempfile::tempdir().expect("tempdir"));
     let m = open(&bucket, local.path()).await.expect("mounts");
-    let made = m.fs.create(ROOT, Ino::ROOT, "f".into(), 0o644, 0).await.expect("creates");
+    let made = m.fs.create(CALLER, Ino::ROOT, "f".into(), 0o644, 0).await.expect("creates");
     let ino = made.ino;
     let mut wanted: Vec<u8> = Vec::new();
     let mut step = 0u8;
@@ -354,11 +340,12 @@ async fn a_copy_moves_no_data_and_outlives_what_it_was_copied_from() {
     let (bucket, local) = (new_volume().await, tempfile::tempdir().expect("tempdir"));
     let m = open(&bucket, local.path()).await.expect("mounts");
     let make = async |name: &str| {
-        let made = m.fs.create(ROOT, Ino::ROOT, name.into(), 0o644, 0).await.expect("creates");
+        let made = m.fs.create(CALLER, Ino::ROOT, name.into(), 0o644, 0).await.expect("creates");
         made.ino
     };
-    let copy =
-        async |from, at, to, to_at, len| m.fs.copy_file_range(ROOT, from, at, to, to_at, len).await;
+    let copy = async |from, at, to, to_at, len| {
+        m.fs.copy_file_range(CALLER, from, at, to, to_at, len).await
+    };
     let old: Vec<u8> = (0..20 * MIB).map(|n| (n * 31 + n / 251) as u8).collect();
     let a = make("a").await;
     for (n, piece) in old.chunks(MIB).enumerate() {
@@ -450,10 +437,10 @@ async fn metadata_of_small_files() {
     for n in 0..files {
         if n % 1000 == 0 {
             let name = format!("directory{:05}", n / 1000).into();
-            dir = m.fs.mkdir(ROOT, Ino::ROOT, name, 0o755, 0).await.expect("mkdir").ino;
+            dir = m.fs.mkdir(CALLER, Ino::ROOT, name, 0o755, 0).await.expect("mkdir").ino;
         }
         let name = format!("file{n:07}.txt");
-        let made = m.fs.create(ROOT, dir, name.into(), 0o644, 0).await.expect("creates");
+        let made = m.fs.create(CALLER, dir, name.into(), 0o644, 0).await.expect("creates");
         write(&m.fs, made.ino, 0, &[n as u8; 100]).await;
         m.fs.forget(made.ino, 1);
     }

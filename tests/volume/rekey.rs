@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::volume::gated::{Gate, Gated};
-use crate::volume::{Bench, LONG, Objects, objects, options_of, secret, write_file};
+use crate::volume::{
+    Bench, LONG, Objects, key_file, keyring, objects, options_of, secret, write_file,
+};
 use bytes::Bytes;
 use futures::StreamExt;
 use object_store::memory::InMemory;
@@ -15,7 +17,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use sealfs::base::Ino;
 use sealfs::fs::FsError;
-use sealfs::seal::{KdfParams, Keyring, RootKey, Secret, VolumeKeys};
+use sealfs::seal::{KdfParams, Keyring, RootKey, VolumeKeys};
 use sealfs::stack::rekey::{RekeyOptions, RekeyReport, epochs_in_use, rekey};
 use sealfs::stack::{
     KeyOptions, MountOptions, Mounted, StackError, StackErrorKind, change_keyring,
@@ -27,15 +29,6 @@ const FILES: [&str; 3] = ["one", "two", "three"];
 
 fn contents(name: &str) -> Vec<u8> {
     volume::contents(name, LEN)
-}
-
-async fn keyring(store: &dyn ObjectStore) -> Keyring {
-    let got = store.get(&Path::from("keyring")).await.expect("there");
-    Keyring::parse(&got.bytes().await.expect("reads")).expect("parses")
-}
-
-fn key_file(byte: u8) -> Secret {
-    Secret::KeyFile(vec![byte; 48].into())
 }
 
 fn by(bench: &Bench) -> KeyOptions {
@@ -496,10 +489,6 @@ async fn with_a_leaver() -> Arc<InMemory> {
     bucket
 }
 
-fn bench_over(store: Arc<dyn ObjectStore>) -> Bench {
-    Bench { store, local: tempfile::tempdir().expect("tempdir") }
-}
-
 fn points(requests: u64) -> Vec<u64> {
     let all = std::env::var_os("SEALFS_TEST_FULL").is_some();
     let stride = if all { 1 } else { requests.div_ceil(12).max(1) as usize };
@@ -509,7 +498,7 @@ fn points(requests: u64) -> Vec<u64> {
 async fn requests_of(command: Command, base: &InMemory) -> u64 {
     let never = At { requests: AtomicU64::new(0), at: u64::MAX, then: Then::Dies { acts: true } };
     let gated = Gated::new(Arc::new(base.fork()), never);
-    assert!(run(command, &bench_over(gated.clone()), 77).await, "{command:?}");
+    assert!(run(command, &Bench::seeing(gated.clone()), 77).await, "{command:?}");
     gated.gate.requests.load(Ordering::SeqCst)
 }
 
@@ -559,13 +548,13 @@ async fn a_key_command_that_dies_at_any_request_locks_nobody_out_and_lets_nobody
         async move {
             let what = format!("{command:?}, request {at}, acts: {acts}");
             let dies = At { requests: AtomicU64::new(0), at, then: Then::Dies { acts } };
-            let killed = bench_over(Gated::new(bucket.clone(), dies));
+            let killed = Bench::seeing(Gated::new(bucket.clone(), dies));
             // Who asks a dead store again and again is as good as killed.
             let ran = tokio::time::timeout(Duration::from_secs(4), run(command, &killed, 77)).await;
             expect_secrets(&bucket, &[(command, ran.unwrap_or(false))], &what).await;
             // Another machine goes on: what was killed still runs here, and does nothing any more. Its
             // lease would be found out by its process.
-            let bench = bench_over(bucket.clone());
+            let bench = Bench::seeing(bucket.clone());
             give_the_lease_back(&bucket).await;
             if command == Command::Rekey {
                 let report = rekeyed(&bench).await.unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -591,7 +580,7 @@ async fn a_key_command_that_meets_another_at_any_request_loses_neither() {
             let second = COMMANDS[n % 3]; // a rekey mounts, which the other would wait for
             let what = format!("{first:?} met by {second:?} at request {at}");
             let bucket = Arc::new(base.fork());
-            let other = bench_over(bucket.clone());
+            let other = Bench::seeing(bucket.clone());
             let done = Arc::new(AtomicBool::new(false));
             let meets = {
                 let done = done.clone();
@@ -610,7 +599,7 @@ async fn a_key_command_that_meets_another_at_any_request_loses_neither() {
             };
             let then = Then::Meets(Box::new(meets));
             let gated = Gated::new(bucket.clone(), At { requests: AtomicU64::new(0), at, then });
-            let mut bench = bench_over(gated.clone());
+            let mut bench = Bench::seeing(gated.clone());
             let is_done = run(first, &bench, 77).await;
             // How many requests a rekey makes varies by a few.
             let met = gated.gate.requests.load(Ordering::SeqCst) >= at;
@@ -630,7 +619,7 @@ async fn a_check_goes_on_when_the_keys_are_rotated_under_it() {
     for (n, check) in ["fsck", "looking"].into_iter().cycle().take(12).enumerate() {
         let what = format!("{check} met by a rotation at request {}", n + 3);
         let bucket = Arc::new(base.fork());
-        let other = bench_over(bucket.clone());
+        let other = Bench::seeing(bucket.clone());
         let meets = move || {
             let here = tokio::runtime::Handle::current();
             let rotates = async {
@@ -648,7 +637,7 @@ async fn a_check_goes_on_when_the_keys_are_rotated_under_it() {
         };
         let then = Then::Meets(Box::new(meets));
         let at = At { requests: AtomicU64::new(0), at: n as u64 + 3, then };
-        let bench = bench_over(Gated::new(bucket, at));
+        let bench = Bench::seeing(Gated::new(bucket, at));
         if check == "fsck" {
             let report = bench.fsck(|o| o.data = true).await;
             assert!(report.problems.is_empty(), "{what}: {:?}", report.problems);

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use crate::mounts::Volume;
 use crate::needs_fuse;
-use crate::volume::{self, Bench, LONG, contents, options_of, read_file, secret, write_file};
+use crate::volume::{
+    self, Bench, LONG, contents, options_of, read_file, secret, segments, until, write_file,
+};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
@@ -64,21 +66,9 @@ async fn remove(m: &Mounted, name: &str) {
     m.fs.forget(ino, u64::MAX);
 }
 
-async fn segments(store: &Arc<dyn ObjectStore>) -> Vec<ObjectMeta> {
-    store.list(Some(&Path::from("seg"))).try_collect().await.expect("lists")
-}
-
 async fn bytes_of(store: &Arc<dyn ObjectStore>) -> u64 {
     let all: Vec<ObjectMeta> = store.list(None).try_collect().await.expect("lists");
     all.iter().map(|object| object.size).sum()
-}
-
-async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
-    let begun = Instant::now();
-    while !is().await {
-        assert!(begun.elapsed() < LONG, "never {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// A snapshot keeps all rules of a volume, and the bucket has every segment that it refers to.
@@ -88,7 +78,8 @@ async fn assert_whole(m: &Mounted, bench: &Bench, snapshot: &Snapshot) {
         check(&kv, CheckOptions::default(), &AtomicU64::new(0)).await.expect("reads");
     assert_eq!(report.problems(), Vec::<String>::new(), "{}", snapshot.name);
     assert_eq!(report.inodes, snapshot.row.files);
-    let there: BTreeSet<_> = segments(&bench.store).await.into_iter().map(|o| o.location).collect();
+    let there: BTreeSet<_> =
+        segments(&*bench.store).await.into_iter().map(|o| o.location).collect();
     for (id, sum) in &known.0 {
         let is_there = there.contains(&SegmentStore::name(*id));
         assert!(is_there || sum.live == 0, "{} lacks segment {id}", snapshot.name);
@@ -109,7 +100,7 @@ async fn a_snapshot_keeps_what_it_refers_to_until_it_is_deleted() {
     }
     let first = create(&m, "first").await;
     assert!(first.row.commit > 0 && first.row.files == 5, "{first:?}");
-    let before = segments(&bench.store).await;
+    let before = segments(&*bench.store).await;
     for name in ["f0", "f1", "f2"] {
         remove(&m, name).await;
     }
@@ -120,7 +111,8 @@ async fn a_snapshot_keeps_what_it_refers_to_until_it_is_deleted() {
     assert!(second.row.commit > first.row.commit);
     until("kept", async || m.view().holders().kept().is_some_and(|kept| kept.segments > 0)).await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    let there: BTreeSet<_> = segments(&bench.store).await.into_iter().map(|o| o.location).collect();
+    let there: BTreeSet<_> =
+        segments(&*bench.store).await.into_iter().map(|o| o.location).collect();
     assert!(before.iter().all(|o| there.contains(&o.location)), "the snapshot lost segments");
     assert_eq!(m.control.status().cleaned_bytes, 0, "what a snapshot holds was moved for nothing");
     assert_whole(&m, &bench, &first).await;
@@ -138,7 +130,7 @@ async fn a_snapshot_keeps_what_it_refers_to_until_it_is_deleted() {
     delete(&m, &["first"]).await;
     until("freed", async || {
         let there: BTreeSet<_> =
-            segments(&bench.store).await.into_iter().map(|o| o.location).collect();
+            segments(&*bench.store).await.into_iter().map(|o| o.location).collect();
         before.iter().all(|o| !there.contains(&o.location))
     })
     .await;
@@ -305,7 +297,7 @@ async fn snapshots_that_roll_do_not_hold_what_none_of_them_needs() {
         loop {
             write_file(&m.fs, Ino::ROOT, &format!("tick{round}"), b"x").await;
             roll(round).await;
-            let stored: u64 = segments(&bench.store).await.iter().map(|object| object.size).sum();
+            let stored: u64 = segments(&*bench.store).await.iter().map(|object| object.size).sum();
             if round >= ROUNDS + KEPT && stored <= 4 * MIB as u64 {
                 break;
             }
@@ -332,7 +324,7 @@ async fn a_check_covers_what_only_snapshots_refer_to_and_a_repair_leaves_it_alon
     }
     let kept = create(&m, "past").await;
     let before: BTreeSet<_> =
-        segments(&bench.store).await.into_iter().map(|o| o.location).collect();
+        segments(&*bench.store).await.into_iter().map(|o| o.location).collect();
     for name in ["gone", "altered", "whole"] {
         remove(&m, name).await;
     }
@@ -365,7 +357,7 @@ async fn a_check_covers_what_only_snapshots_refer_to_and_a_repair_leaves_it_alon
     let m = bench.mount_with(quick).await.expect("mounts");
     assert_eq!(snapshots(m.view().kv()).await.expect("lists"), [kept]);
     tokio::time::sleep(Duration::from_millis(1500)).await;
-    let now: BTreeSet<_> = segments(&bench.store).await.into_iter().map(|o| o.location).collect();
+    let now: BTreeSet<_> = segments(&*bench.store).await.into_iter().map(|o| o.location).collect();
     assert!(before.iter().skip(1).all(|name| now.contains(name)), "a repair lost segments");
     assert!(m.shutdown(LONG).await);
 }

@@ -1,8 +1,8 @@
 //! Who holds the volume read-write: one small sealed object, replaced conditionally.
 //!
 //! SlateDB's writer epoch is what keeps two writers apart; the lease is what lets a second
-//! mount refuse, with a name, before it would fence the first. An object rather than a row
-//! (DESIGN §8), because reading a row freshly takes opening the database.
+//! mount refuse, with a name, before it would fence the first. An object rather than a row,
+//! because reading a row freshly takes opening the database.
 
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::process::{ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::Arc;
 
 use aws_sdk_s3::primitives::ByteStream;
@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use super::{BUCKET, Moto};
+use crate::mounts::Holder;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/s3ec").join(name)
@@ -208,7 +209,7 @@ fn context_flags(context: &BTreeMap<String, String>) -> Vec<String> {
 
 /// Amazon's client for Python, one process for many jobs.
 struct Python {
-    child: Child,
+    _process: Holder,
     to: ChildStdin,
     from: BufReader<ChildStdout>,
 }
@@ -231,7 +232,7 @@ impl Python {
             .expect("python runs");
         let to = child.stdin.take().expect("piped");
         let from = BufReader::new(child.stdout.take().expect("piped"));
-        Some(Python { child, to, from })
+        Some(Python { _process: Holder(child), to, from })
     }
 
     fn answer(&mut self, job: Value) -> Value {
@@ -243,13 +244,6 @@ impl Python {
 
     fn run(&mut self, job: Value) {
         assert_eq!(self.answer(job.clone()), json!({"ok": true}), "{job}");
-    }
-}
-
-impl Drop for Python {
-    fn drop(&mut self) {
-        let _ = self.child.kill(); // it may have ended
-        let _ = self.child.wait();
     }
 }
 

@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use aws_credential_types::Credentials;
-
+use crate::support::client;
 use crate::support::mounts::Remote;
 
 const BUCKET: &str = "sealfs-test";
@@ -58,15 +57,8 @@ impl Rgw {
     }
 
     fn make_bucket(&self) {
-        let config = aws_sdk_s3::Config::builder()
-            .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
-            .region(aws_sdk_s3::config::Region::new("us-east-1"))
-            .credentials_provider(Credentials::new("AK", "SK", None, None, "test"))
-            .endpoint_url(&self.endpoint)
-            .force_path_style(true)
-            .build();
         let runtime = tokio::runtime::Runtime::new().expect("threads");
-        let client = aws_sdk_s3::Client::from_conf(config);
+        let client = client(&self.endpoint, "AK", "SK");
         let made = runtime.block_on(client.create_bucket().bucket(BUCKET).send());
         made.unwrap_or_else(|e| panic!("creating a bucket: {e:?}"));
     }

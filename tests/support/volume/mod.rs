@@ -7,16 +7,16 @@ pub mod measured;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use sealfs::base::Ino;
 use sealfs::fs::{Caller, Fs, WriteFlags};
-use sealfs::seal::{KdfParams, Secret};
+use sealfs::seal::{KdfParams, Keyring, Secret};
 use sealfs::stack::{
     FsckOptions, FsckReport, InitOptions, MountOptions, Mounted, StackError, StoreOptions, fsck,
     init, mount,
@@ -34,6 +34,11 @@ pub fn secret() -> Secret {
 /// The flags that reach `store`.
 pub fn options_of(store: Arc<dyn ObjectStore>) -> StoreOptions {
     StoreOptions { custom: Some(store), ..StoreOptions::new(Location::Memory) }
+}
+
+/// Makes a volume in `store`, which opens with [`secret`].
+pub async fn format(store: &Arc<dyn ObjectStore>) {
+    init(init_options(store.clone(), secret(), "test")).await.expect("init");
 }
 
 /// What makes a volume in `store`, whose first slot has this secret and label.
@@ -79,7 +84,12 @@ impl Bench {
 
     /// A new volume in `store`.
     pub async fn over(store: Arc<dyn ObjectStore>) -> Bench {
-        init(init_options(store.clone(), secret(), "test")).await.expect("init");
+        format(&store).await;
+        Bench::seeing(store)
+    }
+
+    /// A machine that knows nothing yet, and sees `store`.
+    pub fn seeing(store: Arc<dyn ObjectStore>) -> Bench {
         Bench { store, local: tempfile::tempdir().expect("a temporary directory") }
     }
 
@@ -135,6 +145,31 @@ impl Bench {
         change(&mut options);
         fsck(options, Arc::default()).await.expect("fsck")
     }
+}
+
+/// Waits until the volume looks so.
+pub async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !is().await {
+        assert!(begun.elapsed() < LONG, "never {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The segments in `store`.
+pub async fn segments(store: &dyn ObjectStore) -> Vec<ObjectMeta> {
+    store.list(Some(&Path::from("seg"))).try_collect().await.expect("lists")
+}
+
+/// The keyring in `store`.
+pub async fn keyring(store: &dyn ObjectStore) -> Keyring {
+    let got = store.get(&Path::from("keyring")).await.expect("there");
+    Keyring::parse(&got.bytes().await.expect("reads")).expect("parses")
+}
+
+/// The secret of somebody else than [`secret`].
+pub fn key_file(byte: u8) -> Secret {
+    Secret::KeyFile(vec![byte; 48].into())
 }
 
 /// Makes a file with these contents.

@@ -15,14 +15,9 @@ use super::{Objects, objects, put_all};
 use crate::volume::gated::{Gate, Gated};
 use crate::volume::{Bench, LONG, find, write_file};
 
-/// Another machine that sees `store`.
-fn machine(store: Arc<dyn ObjectStore>) -> Bench {
-    Bench { store, local: tempfile::tempdir().expect("tempdir") }
-}
-
 /// A machine that knows what `bench` knows, and sees `store`.
 fn same_machine(bench: &Bench, store: Arc<dyn ObjectStore>) -> Bench {
-    let same = machine(store);
+    let same = Bench::seeing(store);
     let from = bench.state();
     let copied = std::process::Command::new("cp").arg("-a").args([from, same.state()]).status();
     assert!(copied.expect("cp").success());
@@ -102,7 +97,7 @@ async fn two() -> Two {
     let a_all = objects(&*bucket).await;
     crash(m, "left by A").await;
     let other = bucket_of(&common).await;
-    let b = machine(other.clone());
+    let b = Bench::seeing(other.clone());
     for name in &ALL[6..9] {
         let m = b.mount_with(|o| o.takeover = true).await.expect("B mounts");
         commit(&m, name).await;
@@ -143,7 +138,7 @@ async fn shown(
 fn same_or_fresh(who: &Bench, store: Arc<dyn ObjectStore>) -> Bench {
     match who.state().exists() {
         true => same_machine(who, store),
-        false => machine(store),
+        false => Bench::seeing(store),
     }
 }
 
@@ -157,7 +152,7 @@ async fn objects_of_the_log_of_another_history_fit_nowhere() {
     let of_a = |found: &BTreeSet<String>| is_prefix(found, &ALL[..6]);
     let of_b = |found: &BTreeSet<String>| is_prefix(found, &["a1", "a2", "a3", "b1", "b2", "b3"]);
     let whole = |found: &BTreeSet<String>| found.len() == 6 && of_a(found);
-    let fresh = machine(Arc::new(InMemory::new()));
+    let fresh = Bench::seeing(Arc::new(InMemory::new()));
     let fork = log_numbers(&t.common).len();
     for (n, at) in b_log.iter().enumerate().skip(fork) {
         let what = format!("{at} of B");
@@ -249,7 +244,7 @@ async fn a_follower_remembers_what_it_saw() {
     let m = a.mount().await;
     commit(&m, "a1").await;
     let old = objects(&*bucket).await;
-    let f = machine(bucket.clone());
+    let f = Bench::seeing(bucket.clone());
     let quick = |o: &mut sealfs::stack::MountOptions| {
         (o.read_only, o.refresh) = (true, std::time::Duration::from_millis(50));
     };
@@ -318,7 +313,7 @@ async fn a_running_follower_shows_nothing_of_another_history() {
     let fork = objects(&*t.b.store).await;
     for (what, other) in [("older", &t.common), ("a fork", &fork)] {
         let bucket = bucket_of(&t.a_all).await;
-        let f = machine(bucket.clone());
+        let f = Bench::seeing(bucket.clone());
         let follower = f
             .mount_with(|o| {
                 (o.read_only, o.refresh) = (true, std::time::Duration::from_millis(50));
@@ -367,7 +362,7 @@ async fn fences_that_were_collected_fit_nowhere() {
     // authentic fences, which were to be had for any number of the log.
     let t = two().await;
     let inner = bucket_of(&t.common).await;
-    let b = machine(Gated::new(inner.clone(), Denies(AtomicUsize::new(40))));
+    let b = Bench::seeing(Gated::new(inner.clone(), Denies(AtomicUsize::new(40))));
     let m = b.mount_with(|o| o.takeover = true).await.expect("at last");
     commit(&m, "b1").await;
     let all = objects(&*inner).await;
@@ -375,7 +370,7 @@ async fn fences_that_were_collected_fit_nowhere() {
     let fences = log_numbers(&all);
     assert!(fences.len() >= log_numbers(&t.common).len() + 40, "{}", fences.len());
     let whole = |found: &BTreeSet<String>| found.len() == 6 && is_prefix(found, &ALL[..6]);
-    let fresh = machine(Arc::new(InMemory::new()));
+    let fresh = Bench::seeing(Arc::new(InMemory::new()));
     let log = log_numbers(&t.a_all);
     let fork = log_numbers(&t.common).len();
     for at in &log[fork..] {
@@ -385,7 +380,7 @@ async fn fences_that_were_collected_fit_nowhere() {
         shown(&fresh, &spliced, at.as_ref(), |found| is_prefix(found, &ALL[..6])).await;
     }
     // What it made is one history, with nothing lost.
-    let m = machine(inner).mount_with(|o| o.takeover = true).await.expect("mounts");
+    let m = Bench::seeing(inner).mount_with(|o| o.takeover = true).await.expect("mounts");
     assert_eq!(names(&m).await.expect("reads").len(), 4);
     m.shutdown(LONG).await;
 }
@@ -400,7 +395,7 @@ async fn an_object_of_the_log_that_is_missing_in_the_middle_is_damage_for_everyb
         let mut all = t.a_all.clone();
         all.remove(at);
         let store = bucket_of(&all).await;
-        for who in [machine(store.clone()), same_machine(&t.a, store.clone())] {
+        for who in [Bench::seeing(store.clone()), same_machine(&t.a, store.clone())] {
             let report = who.fsck(|_| {}).await;
             assert!(!report.problems.is_empty(), "{at}: fsck is content");
             let read_only = |o: &mut sealfs::stack::MountOptions| o.read_only = true;
@@ -489,7 +484,7 @@ async fn what_the_rows_name_and_the_bucket_does_not_give_is_damage_for_fsck() {
             bytes[60] ^= 1;
             bucket.put(&at, bytes.into()).await.expect("puts");
         }
-        let seen = machine(Gated::new(bucket, Lies { at, says, is_listed }));
+        let seen = Bench::seeing(Gated::new(bucket, Lies { at, says, is_listed }));
         let report = seen.fsck(|o| o.data = true).await;
         let found = report.problems.iter().find(|p| p.what.contains(expected));
         let found = found.unwrap_or_else(|| panic!("{what}: {:?}", report.problems));
@@ -511,16 +506,18 @@ async fn a_deleted_configuration_or_an_old_lease_is_told_on_a_machine_that_saw_n
     commit(&m, "a2").await;
     let mut all = objects(&*bucket).await;
     all.insert(Path::from("lease"), released);
-    let refused = machine(bucket_of(&all).await).mount_with(|_| {}).await.err().expect("refused");
+    let refused =
+        Bench::seeing(bucket_of(&all).await).mount_with(|_| {}).await.err().expect("refused");
     assert!(matches!(refused, StackError::LeaseRollback { is_there: true }), "{refused}");
     all.remove(&Path::from("lease"));
-    let refused = machine(bucket_of(&all).await).mount_with(|_| {}).await.err().expect("refused");
+    let refused =
+        Bench::seeing(bucket_of(&all).await).mount_with(|_| {}).await.err().expect("refused");
     assert!(matches!(refused, StackError::LeaseRollback { is_there: false }), "{refused}");
     assert!(m.shutdown(LONG).await);
     let mut all = objects(&*bucket).await;
     all.remove(&Path::from("config"));
     for read_only in [true, false] {
-        let fresh = machine(bucket_of(&all).await);
+        let fresh = Bench::seeing(bucket_of(&all).await);
         let refused = fresh.mount_with(|o| o.read_only = read_only).await.err().expect("refused");
         assert!(matches!(refused, StackError::ConfigRollback { found: 0, .. }), "{refused}");
         assert_eq!(refused.kind(), StackErrorKind::Corrupt);

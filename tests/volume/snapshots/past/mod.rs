@@ -12,30 +12,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sealfs::base::Ino;
-use sealfs::commit::SnapshotOrder;
-use sealfs::commit::snapshots::Snapshot;
 use sealfs::fs::Fs;
 use sealfs::fs::restore::{NoKernel, RestoreError, RestoreOrder, RestoreProgress, Restored};
-use sealfs::meta::{SnapshotName, SnapshotOrigin};
 use sealfs::stack::{MountOptions, Mounted};
 
-use crate::volume::LONG;
+use super::{create, named};
 
 /// Commits at once, and takes over from whoever was there before.
 fn quick(o: &mut MountOptions) {
     o.commit_interval = Duration::from_millis(20);
     o.takeover = true;
-}
-
-fn named(name: &str) -> SnapshotName {
-    SnapshotName::parse(name).expect("a name")
-}
-
-async fn create(m: &Mounted, name: &str) -> Snapshot {
-    let note = String::new();
-    let order =
-        SnapshotOrder { name: named(name), note, expires_secs: 0, origin: SnapshotOrigin::ByHand };
-    m.create_snapshot(order, LONG).await.expect("a snapshot")
 }
 
 fn path(text: &str) -> Vec<Vec<u8>> {
