@@ -390,7 +390,7 @@ impl View {
 
     /// Does `read`, and once more if it was refused because this writer was overtaken: then the
     /// store is about to be open for reading. The committer has to know at once, and does not wait.
-    async fn only_reading<T, E, F>(&self, read: impl Fn() -> F) -> Result<T, ViewError>
+    pub(crate) async fn only_reading<T, E, F>(&self, read: impl Fn() -> F) -> Result<T, ViewError>
     where
         E: Into<ViewError>,
         F: Future<Output = Result<T, E>>,

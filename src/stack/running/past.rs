@@ -34,6 +34,11 @@ pub(crate) struct SnapshotsOf {
 }
 
 impl SnapshotsOf {
+    /// The snapshot of a name in what the mount reads now.
+    async fn made(&self, name: &SnapshotName) -> Result<Option<Made>, ViewError> {
+        self.view.only_reading(|| snapshots::snapshot(self.view.kv(), name)).await
+    }
+
     /// Opens a snapshot.
     ///
     /// # Errors
@@ -142,15 +147,19 @@ fn shown(made: &Made) -> Snapshot {
 
 impl Snapshots for SnapshotsOf {
     fn list(&self) -> BoxFuture<'static, Result<Vec<Snapshot>, FsError>> {
-        let kv = self.view.kv().clone();
-        async move { Ok(snapshots::snapshots(&kv).await?.iter().map(shown).collect()) }.boxed()
+        let view = self.view.clone();
+        async move {
+            let all = view.only_reading(|| snapshots::snapshots(view.kv())).await?;
+            Ok(all.iter().map(shown).collect())
+        }
+        .boxed()
     }
 
     fn find(&self, name: &str) -> BoxFuture<'static, Result<Option<Snapshot>, FsError>> {
-        let (kv, name) = (self.view.kv().clone(), SnapshotName::parse(name));
+        let (of, name) = (self.clone(), SnapshotName::parse(name));
         async move {
             let Ok(name) = name else { return Ok(None) };
-            Ok(snapshots::snapshot(&kv, &name).await?.as_ref().map(shown))
+            Ok(of.made(&name).await?.as_ref().map(shown))
         }
         .boxed()
     }
@@ -161,7 +170,7 @@ impl Snapshots for SnapshotsOf {
             let Ok(name) = SnapshotName::parse(&snapshot.name) else { return Err(FsError::Stale) };
             let begun = Instant::now();
             loop {
-                let made = snapshots::snapshot(of.view.kv(), &name).await?;
+                let made = of.made(&name).await?;
                 let made = made.filter(|made| made.row.checkpoint == snapshot.id);
                 let e = match of.open_made(&made.ok_or(FsError::Stale)?).await {
                     Ok(fs) => return Ok(fs),
