@@ -27,6 +27,7 @@ use super::kv_store::{SlateStore, UploadLimit};
 use super::names::META_PREFIX;
 
 pub(super) mod answers;
+mod apart;
 mod checkpoints;
 mod compact;
 mod foresight;
@@ -200,6 +201,8 @@ pub struct Kv {
     collected: Mutex<Option<Instant>>,
     /// The handle only reads: from the start, or since [`Kv::replace_by`].
     reads_only: watch::Sender<bool>,
+    /// The handle reads a checkpoint, which tables have all of.
+    is_checkpoint: bool,
 }
 
 fn settings(limit: &UploadLimit) -> Settings {
@@ -279,6 +282,7 @@ impl Kv {
             commits: AtomicU64::new(0),
             collected: Mutex::new(None),
             reads_only,
+            is_checkpoint: false,
         }
     }
 

@@ -94,6 +94,8 @@ impl Kv {
         };
         let db = bounded(open_timeout, opening).await?;
         let (cache, options) = (self.cache.clone(), self.options.clone());
-        Ok(Kv::new(Handle::Reader(Arc::new(db)), store, cache, options))
+        let mut kv = Kv::new(Handle::Reader(Arc::new(db)), store, cache, options);
+        kv.is_checkpoint = true;
+        Ok(kv)
     }
 }

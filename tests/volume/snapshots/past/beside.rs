@@ -16,17 +16,12 @@ use sealfs::stack::{
     RecoverOptions, RefusalKind, SnapshotAsk, StackError, recover,
 };
 
-use super::{all_of, create, named, quick, restore};
+use super::{all_of, create, elsewhere, named, quick, restore};
 use crate::volume::{
     Bench, LONG, Objects, contents, objects, options_of, read_file, secret, write_file,
 };
 
 const LEN: usize = 300_000;
-
-/// Another machine of the same volume.
-fn elsewhere(bench: &Bench) -> Bench {
-    Bench { store: bench.store.clone(), local: tempfile::tempdir().expect("a directory") }
-}
 
 /// Commits at once, looks for what others wrote at once, and takes nothing over.
 fn brisk(o: &mut MountOptions) {

@@ -1,12 +1,15 @@
 //! What differs between two states.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use sealfs::base::Ino;
 use sealfs::fs::diff::Change;
 use sealfs::fs::{RenameFlags, SetAttr, SetTime, WriteFlags};
-use sealfs::stack::Mounted;
+use sealfs::meta::Kind;
+use sealfs::stack::{MountOptions, Mounted};
 
-use super::{create, quick};
+use super::{create, elsewhere, quick};
 use crate::volume::{Bench, CALLER, LONG, find, write_file};
 
 /// The differences as lines, sorted.
@@ -103,4 +106,102 @@ async fn differences_name_what_came_went_changed_and_moved() {
         "{back:?}"
     );
     assert!(m.shutdown(LONG).await);
+}
+
+/// Something at random in the tree below the root; what is not possible is left.
+async fn at_random(m: &Mounted, draw: &mut impl FnMut(usize) -> usize) {
+    let fs = &m.fs;
+    let plain = RenameFlags::default();
+    let names = ["a", "b", "c", "d", "e"];
+    let mut name = || names[draw(names.len())].as_bytes().to_vec();
+    let (one, other) = (name(), name());
+    let mut dirs = vec![Ino::ROOT];
+    for n in 0..1 + names.len() {
+        let Some(&dir) = dirs.get(n) else { break };
+        for name in names {
+            let found = fs.lookup(dir, name.as_bytes().to_vec()).await.ok();
+            dirs.extend(found.filter(|attr| attr.kind == Kind::Dir).map(|attr| attr.ino));
+        }
+    }
+    let (dir, to) = (dirs[draw(dirs.len())], dirs[draw(dirs.len())]);
+    let there = fs.lookup(dir, one.clone()).await.ok();
+    let file = there.filter(|attr| attr.kind == Kind::File).map(|attr| attr.ino);
+    match draw(12) {
+        0..=2 => drop(fs.mkdir(CALLER, dir, one, 0o755, 0).await),
+        3 | 4 if there.is_none() => {
+            let _ = write_file(fs, dir, std::str::from_utf8(&one).expect("text"), &other).await;
+        }
+        5 => drop(fs.unlink(dir, one).await),
+        6 => drop(fs.rmdir(dir, one).await),
+        7 | 8 => drop(fs.rename(dir, one, to, other, plain).await),
+        9 => {
+            if let Some(file) = file {
+                drop(fs.link(file, to, other).await)
+            }
+        }
+        10 => {
+            if let Some(attr) = there {
+                let perm = Some(if attr.perm == 0o700 { 0o755 } else { 0o700 });
+                drop(fs.setattr(CALLER, attr.ino, SetAttr { perm, ..SetAttr::default() }).await)
+            }
+        }
+        _ => {
+            if let Some(file) = file {
+                let bytes = Bytes::from_static(b"something else");
+                drop(fs.write(file, 0, bytes, WriteFlags::default()).await)
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_rows_say_is_what_a_walk_over_all_names_finds() {
+    // Guards against a difference that is missed, or told otherwise, where only the rows that changed
+    // are compared: a follower walks both trees, since it does not have all of its state in tables.
+    let bench = Bench::new().await;
+    let m = bench.mount_with(quick).await.expect("mounts");
+    let follows = |o: &mut MountOptions| {
+        o.read_only = true;
+        o.refresh = Duration::from_millis(50);
+    };
+    let other = elsewhere(&bench);
+    let follower = other.mount_with(follows).await.expect("follows");
+    for seed in 1..=12u64 {
+        let mut state = seed;
+        let mut draw = |n: usize| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % n
+        };
+        for _ in 0..40 {
+            at_random(&m, &mut draw).await;
+        }
+        let [before, after] = [format!("before{seed}"), format!("after{seed}")];
+        create(&m, &before).await;
+        // Times count in ticks of the kernel, 10 ms at most.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        for n in 0..draw(30) {
+            at_random(&m, &mut draw).await;
+            if n % 7 == 0 {
+                assert!(m.sync(LONG).await, "commits");
+            }
+        }
+        let by_rows = lines(&m, &before, "now").await;
+        create(&m, &after).await;
+        assert_eq!(lines(&m, &before, &after).await, by_rows, "seed {seed}");
+        let mut walked = Vec::new();
+        for _ in 0..200 {
+            // Until the follower has seen it all.
+            if follower.tree.snapshot(&after).await.is_ok_and(|found| found.is_some()) {
+                walked = lines(&follower, &before, "now").await;
+            }
+            if walked == by_rows {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(walked, by_rows, "seed {seed}");
+    }
+    assert!(follower.shutdown(LONG).await && m.shutdown(LONG).await);
 }

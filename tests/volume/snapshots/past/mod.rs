@@ -17,11 +17,17 @@ use sealfs::fs::restore::{NoKernel, RestoreError, RestoreOrder, RestoreProgress,
 use sealfs::stack::{MountOptions, Mounted};
 
 use super::{create, named};
+use crate::volume::Bench;
 
 /// Commits at once, and takes over from whoever was there before.
 fn quick(o: &mut MountOptions) {
     o.commit_interval = Duration::from_millis(20);
     o.takeover = true;
+}
+
+/// Another machine of the same volume.
+fn elsewhere(bench: &Bench) -> Bench {
+    Bench { store: bench.store.clone(), local: tempfile::tempdir().expect("a directory") }
 }
 
 fn path(text: &str) -> Vec<Vec<u8>> {

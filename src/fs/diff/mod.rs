@@ -2,8 +2,10 @@
 //! trees are walked side by side, and what is found is handed out as it is found; only names whose
 //! file has another name in the other state are held until the end, since they may be renames.
 //!
-//! Cost: the names of both states, and the rows of the files they lead to, are read; contents are not.
-//! A directory does not know whether anything far below it changed, so unchanged ones are walked too.
+//! Cost: where the tables of the metadata tell which rows differ (`by_rows`), those and the names around
+//! them; else the names of both states, and the rows of the files they lead to. No contents.
+
+mod by_rows;
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -12,10 +14,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::restore::shown;
-use super::{Fs, FsError};
 use crate::base::{Ino, hex};
 use crate::commit::Lookup;
+use crate::fs::restore::shown;
+use crate::fs::{Fs, FsError};
 use crate::meta::{Dirent, Inode, Kind, keys};
 
 /// Names that are read of a directory at a time.
@@ -165,20 +167,31 @@ pub async fn diff(
     let (went, came) = (HashMap::new(), Vec::new());
     let mut diff = Diff { a, b, out, found: Vec::new(), todo, went, came };
     diff.changed_or_not(Ino::ROOT, Ino::ROOT, &Path::new(), None).await?;
-    loop {
-        while let Some(pair) = diff.todo.pop() {
-            diff.directory(&pair).await?;
+    match by_rows::apart(&diff.a, &diff.b).await? {
+        Some(apart) => {
+            diff.todo.clear();
+            diff.by_rows(apart).await?;
         }
-        diff.renames().await?;
-        if diff.todo.is_empty() {
-            break;
-        }
+        None => diff.walk().await?,
     }
     diff.rest().await?;
     diff.hand_out().await
 }
 
 impl Diff {
+    /// Compares all names.
+    async fn walk(&mut self) -> Result<(), FsError> {
+        loop {
+            while let Some(pair) = self.todo.pop() {
+                self.directory(&pair).await?;
+            }
+            self.renames().await?;
+            if self.todo.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
     async fn directory(&mut self, pair: &Pair) -> Result<(), FsError> {
         let mut before = Names::of(&self.a, pair.a);
         let mut after = Names::of(&self.b, pair.b);
@@ -300,6 +313,22 @@ impl Diff {
         {
             return Ok(());
         }
+        let ((contents, attributes), after) = self.how_changed(old, new, from.is_some()).await?;
+        let change = if from.is_some() { Change::Renamed } else { Change::Changed };
+        if from.is_some() || contents || attributes {
+            self.say(change, path, from, after.kind, (contents, attributes)).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether contents and attributes changed from `old` to `new`, and the inode it is now.
+    async fn how_changed(
+        &self,
+        old: Ino,
+        new: Ino,
+        is_renamed: bool,
+    ) -> Result<((bool, bool), Inode), FsError> {
+        let (a, b) = (&self.a, &self.b);
         let (before, after) = (a.inode_of(old).await?, b.inode_of(new).await?);
         let mut contents = match after.kind {
             Kind::Dir => false,
@@ -313,14 +342,10 @@ impl Diff {
         }
         // A modification time can be set back, a change time cannot: what nothing else explains is a
         // change of the contents.
-        if old == new && from.is_none() && after.kind == Kind::File && !attributes {
+        if old == new && !is_renamed && after.kind == Kind::File && !attributes {
             contents |= before.ctime != after.ctime && before.nlink == after.nlink;
         }
-        let change = if from.is_some() { Change::Renamed } else { Change::Changed };
-        if from.is_some() || contents || attributes {
-            self.say(change, path, from, after.kind, (contents, attributes)).await?;
-        }
-        Ok(())
+        Ok(((contents, attributes), after))
     }
 
     async fn say(
