@@ -6,12 +6,15 @@
 //! every other (`z` row). So nothing that a snapshot needs ever waits for its deletion, and what waits
 //! there was never needed by a snapshot.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use super::holders::Kept;
 use super::layouts::kept_layout_in;
 use super::scan::Cursor;
-use super::view::{ViewError, last_commit};
+use super::view::{View, ViewError, last_commit};
 use crate::base::ChainValue;
 use crate::meta::{DecodeError, KeptRow, SnapshotName, SnapshotRow, keys};
 use crate::store::kv::{Kv, KvError};
@@ -73,6 +76,27 @@ pub async fn open_snapshot(
             Err(KvError::Damaged(why).into())
         }
     }
+}
+
+/// Keys for which `wanted` holds and whose rows may differ between what two views show; `None` if that
+/// cannot be told, or there are more than `keys_max`. See [`Kv::keys_apart`].
+///
+/// # Errors
+/// The store's.
+pub async fn keys_apart(
+    one: &View,
+    other: &View,
+    wanted: impl Fn(&[u8]) -> bool + Send,
+    keys_max: usize,
+) -> Result<Option<BTreeSet<Bytes>>, ViewError> {
+    // Before the tables are looked at: what is committed meanwhile is in those.
+    let mut pending = one.pending_keys(&wanted);
+    pending.extend(other.pending_keys(&wanted));
+    let apart = one.kv().keys_apart(other.kv(), wanted, keys_max).await?;
+    Ok(apart.map(|mut keys| {
+        keys.append(&mut pending);
+        keys
+    }))
 }
 
 /// What a snapshot holds.

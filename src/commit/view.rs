@@ -330,30 +330,8 @@ impl View {
         )
     }
 
-    /// Keys for which `wanted` holds and whose rows may differ between what this view shows and what
-    /// `other` does; `None` if that cannot be told, or there are more than `keys_max`. See
-    /// [`Kv::keys_apart`].
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn keys_apart(
-        &self,
-        other: &View,
-        wanted: impl Fn(&[u8]) -> bool + Send,
-        keys_max: usize,
-    ) -> Result<Option<BTreeSet<Bytes>>, ViewError> {
-        // Before the tables are looked at: what is committed meanwhile is in both.
-        let mut pending = self.pending_keys(&wanted);
-        pending.extend(other.pending_keys(&wanted));
-        let apart = self.kv.keys_apart(&other.kv, wanted, keys_max).await?;
-        Ok(apart.map(|mut keys| {
-            keys.append(&mut pending);
-            keys
-        }))
-    }
-
     /// Keys of rows that are pending.
-    fn pending_keys(&self, wanted: impl Fn(&[u8]) -> bool) -> BTreeSet<Bytes> {
+    pub(super) fn pending_keys(&self, wanted: impl Fn(&[u8]) -> bool) -> BTreeSet<Bytes> {
         let groups = self.groups.read();
         let rows = groups.newest_first().flat_map(|group| group.rows.keys());
         rows.filter(|key| wanted(key)).map(|key| Bytes::copy_from_slice(key)).collect()

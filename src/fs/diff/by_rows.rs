@@ -13,6 +13,7 @@ use futures::stream::{StreamExt, TryStreamExt};
 use super::{Change, Diff, Path, below, is_alive};
 use crate::base::Ino;
 use crate::commit::ViewError;
+use crate::commit::snapshots::keys_apart;
 use crate::fs::{Fs, FsError};
 use crate::meta::{Dirent, Kind, keys};
 use crate::store::kv::Walk;
@@ -36,7 +37,7 @@ pub(super) struct Apart {
 /// What may differ between two states; `None` if that cannot be told.
 pub(super) async fn apart(a: &Fs, b: &Fs) -> Result<Option<Apart>, FsError> {
     let wanted = |key: &[u8]| matches!(key.first(), Some(b'd' | b'i'));
-    let Some(all) = a.view.keys_apart(&b.view, wanted, KEYS_MAX).await? else { return Ok(None) };
+    let Some(all) = keys_apart(&a.view, &b.view, wanted, KEYS_MAX).await? else { return Ok(None) };
     let inodes = all.iter().filter_map(|key| keys::inode_of(key)).collect();
     let names = all.into_iter().filter(|key| keys::dirent_of(key).is_some()).collect();
     Ok(Some(Apart { names, inodes }))
