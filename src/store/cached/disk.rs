@@ -13,7 +13,7 @@ use super::direct::{DirectWriter, Piece};
 use super::granule::{self, MARK, PAGE};
 use super::keep::{self, Bits};
 use super::page;
-use crate::base::{Buffer, hex};
+use crate::base::{Buffer, hex, read_up_to};
 use bytes::Bytes;
 use lru::LruCache;
 use object_store::ObjectMeta;
@@ -529,20 +529,6 @@ fn read_run(
         (k, buffer.slice(at..at + (data.end - data.start) as usize))
     }));
     Ok(torn)
-}
-
-/// Fills `buffer` from `offset` of a file, as far as it goes; returns how much that is.
-fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(filled)
 }
 
 #[cfg(test)]
