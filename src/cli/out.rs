@@ -98,6 +98,12 @@ pub fn written() -> Outcome {
 pub fn end(outcome: Outcome) -> ExitCode {
     let written = written();
     let is_pipe = matches!(&*FAILED.lock(), Some(e) if e.kind() == ErrorKind::BrokenPipe);
+    // A command that asked [`written`] itself has failed of that, which is told once.
+    let is_that = |failure: &Failure| matches!(&written, Err(e) if e.message == failure.message);
+    let outcome = match outcome {
+        Err(failure) if is_that(&failure) => Ok(()),
+        outcome => outcome,
+    };
     match outcome {
         Ok(()) if is_pipe => {
             // SAFETY: the default handler of a signal is valid, and raise(3) takes any number.

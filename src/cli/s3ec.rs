@@ -7,10 +7,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::base::one_line;
-use crate::s3ec::{
-    Content, Envelope, EnvelopePlace, Format, INSTRUCTION_SUFFIX, Metadata, RESERVED_ALGORITHM,
-    RESERVED_KEY_ID,
-};
+use crate::s3ec::{Content, EnvelopePlace, Format, INSTRUCTION_SUFFIX, Metadata};
 use crate::stack::{EnvelopeAsk, ObjectName, S3ecObject, StoreOptions};
 
 use super::args::StoreAddress;
@@ -188,19 +185,12 @@ fn shown<'a>(name: &ObjectName, object: &'a S3ecObject) -> Shown<'a> {
             EnvelopePlace::InstructionFile => "instruction-file",
         },
         instruction_file: object.instruction_key(),
-        context: users_context(envelope),
+        context: envelope.users_context(),
         size: about.size,
         plain_size: envelope.plain_len(about.size),
         e_tag: &about.e_tag,
         legacy: !envelope.content().is_authenticated(),
     }
-}
-
-/// The pairs of a context that the user gave.
-fn users_context(envelope: &Envelope) -> Metadata {
-    let mut context = envelope.context().clone();
-    context.retain(|name, _| name != RESERVED_ALGORITHM && name != RESERVED_KEY_ID);
-    context
 }
 
 fn head(args: &HeadArgs) -> Outcome {
@@ -245,7 +235,7 @@ fn rewrap(args: &RewrapArgs) -> Outcome {
         let unlocked = object.unlock(&keys, &rules).await?;
         let context = match (args.new.no_encryption_context, given.is_empty()) {
             (true, _) => Metadata::new(),
-            (false, true) => users_context(object.envelope()),
+            (false, true) => object.envelope().users_context(),
             (false, false) => given,
         };
         let envelope = unlocked.rewrap(&new, with, &context).await;

@@ -23,6 +23,15 @@ pub enum SealFormat {
     V3,
 }
 
+impl From<SealFormat> for Format {
+    fn from(format: SealFormat) -> Format {
+        match format {
+            SealFormat::V2 => Format::V2,
+            SealFormat::V3 => Format::V3,
+        }
+    }
+}
+
 /// How objects are made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SealRules {

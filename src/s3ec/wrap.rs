@@ -41,7 +41,8 @@ pub enum WrapWith {
 }
 
 impl WrapWith {
-    pub(super) fn wrap(self) -> Wrap {
+    /// How its wraps are called.
+    pub fn wrap(self) -> Wrap {
         match self {
             WrapWith::Kms => Wrap::KmsContext,
             WrapWith::Aes => Wrap::AesGcm,
@@ -209,9 +210,7 @@ impl Envelope {
         if !self.wrap.is_kms() && expected.is_empty() || self.wrap == Wrap::Kms {
             return Ok(());
         }
-        let mut own = self.context.clone();
-        own.retain(|name, _| name != RESERVED_ALGORITHM && name != RESERVED_KEY_ID);
-        match own == *expected {
+        match self.users_context() == *expected {
             true => Ok(()),
             false => Err(S3ecError::new(
                 S3ecErrorKind::WrongKey,
@@ -219,6 +218,13 @@ impl Envelope {
             )
             .hint("sealfs s3ec head shows it; each pair: --encryption-context NAME=VALUE")),
         }
+    }
+
+    /// The pairs of its context that the user gave, without the reserved ones.
+    pub fn users_context(&self) -> Strings {
+        let mut own = self.context.clone();
+        own.retain(|name, _| name != RESERVED_ALGORITHM && name != RESERVED_KEY_ID);
+        own
     }
 }
 
