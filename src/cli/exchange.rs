@@ -123,6 +123,19 @@ impl RunArgs {
     }
 }
 
+/// Lets this process have as many files open as it may: each stream takes a connection, a file and the directory
+/// that it is in, and by default a process may have 1024.
+pub fn open_many_files() {
+    // SAFETY: both calls take a structure that lives as long as they do.
+    unsafe {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit); // else it stays as it is
+        }
+    }
+}
+
 /// How a bucket of somebody else's is reached.
 pub struct BucketAsk<'a> {
     /// How its flags begin: `--source` or `--target`.
@@ -201,20 +214,27 @@ impl Show {
                 return;
             }
             Event::Failed(name, why) => format!("{}: {}", one_line(name), one_line(why)),
+            Event::Gone(name) => format!("note: {} was removed meanwhile", one_line(name)),
             Event::Odd(key, path, why) => {
                 format!("note: {} becomes {}: {why}", one_line(key), one_line(path))
             }
             Event::Note(text) => format!("note: {text}"),
         };
+        // What a dry run is for, and what is said once, is never too much.
+        if matches!(event, Event::Would(..) | Event::Note(_)) {
+            return self.print(&text);
+        }
         let mut said = self.said.lock();
         *said += 1;
-        if *said > SAID_MAX + 1 {
-            return;
+        match *said {
+            ..=SAID_MAX => self.print(&text),
+            n if n == SAID_MAX + 1 => self.print("and more: --json lists them"),
+            _ => {}
         }
-        let text = match *said > SAID_MAX {
-            true => "and more: the report has them all".to_owned(),
-            false => text,
-        };
+    }
+
+    /// A line on standard error, beside the bar.
+    fn print(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| eprintln!("sealfs: {text}")),
             None => eprintln!("sealfs: {text}"),
@@ -333,7 +353,7 @@ pub fn report(args: &RunArgs, report: &Report, took: Instant, outcome: Outcome) 
         value["seconds"] = serde_json::json!((secs * 1e3).round() / 1e3);
         value["complete"] = serde_json::json!(outcome.is_ok() && report.failed == 0);
         println!("{value}");
-    } else {
+    } else if outcome.is_ok() || report.has_done_anything() {
         let would = if report.dry_run { "would have been " } else { "" };
         println!("{}", sentence(report, would, secs));
         for (what, n) in &report.lost {
@@ -368,6 +388,7 @@ fn sentence(report: &Report, would: &str, secs: f64) -> String {
         (report.others, "directories and links"),
         (report.unchanged, "unchanged"),
         (report.deleted, "deleted"),
+        (report.vanished, "removed meanwhile"),
         (report.failed, "failed"),
     ];
     parts.extend(counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));

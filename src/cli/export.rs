@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::exchange::{BucketAsk, RunArgs, Show, below, drive, failure, report};
+use super::exchange::{BucketAsk, RunArgs, Show, below, drive, open_many_files, report};
 use super::exchange_keys::SealArgs;
 use super::exit::{Exit, Failure, Outcome};
 use super::sse_flags::SseDetailFlags;
 use super::volume_side::{VolumeArgs, VolumeSide};
-use crate::exchange::{BucketPath, ExchangeError, How, Remember, Run, Tree, export_tree};
+use crate::exchange::{BucketPath, How, Remember, Run, Tree, export_tree};
 use crate::store::s3::SseKind;
 
 /// Flags of `sealfs export`.
@@ -128,6 +128,7 @@ impl TargetArgs {
 pub fn run(args: ExportArgs) -> Outcome {
     let begun = Instant::now();
     super::forbid_dumps(); // customer keys
+    open_many_files();
     let parsed: Result<BucketPath, String> = args.target.parse();
     parsed.map_err(|e| Failure::new(Exit::Usage, e))?;
     args.seal.check(args.plain)?;
@@ -142,8 +143,9 @@ pub fn run(args: ExportArgs) -> Outcome {
     let runtime = super::runtime()?;
     let outcome = runtime.block_on(async {
         let dir = volume.dir.join(path);
-        let tree = Tree::open(&dir).map_err(|source| {
-            failure(ExchangeError::Local { what: dir.display().to_string(), source })
+        let tree = Tree::open(&dir).map_err(|e| {
+            Failure::new(Exit::Usage, format!("{}: {e}", dir.display()))
+                .hint("a directory of the volume: STORE|DIR[:PATH]")
         })?;
         let seal = match args.seal.is_asked() {
             true => Some(args.seal.seal_with(ask.region, ask.profile).await?),

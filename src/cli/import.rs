@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 
-use super::exchange::{BucketAsk, RunArgs, Show, below, drive, failure, report};
+use super::exchange::{BucketAsk, RunArgs, Show, below, drive, failure, open_many_files, report};
 use super::exchange_keys::OpenArgs;
 use super::exit::{Exit, Failure, Outcome};
 use super::sse_flags::SseReadFlags;
@@ -110,6 +110,7 @@ impl SourceArgs {
 pub fn run(args: ImportArgs) -> Outcome {
     let begun = Instant::now();
     super::forbid_dumps(); // customer keys
+    open_many_files();
     let options = args.run.options(args.strict, args.metadata)?;
     let path = below(args.path.as_deref().unwrap_or(Path::new("")))?;
     let is_bucket = args.source.starts_with("s3://");

@@ -8,6 +8,7 @@
 //! | s3fs | `mode`, `uid`, `gid`, `mtime`, `atime`, `xattr` | decimal with the type, decimal, seconds; xattrs as JSON |
 //! | GeeseFS | `mode`, `uid`, `gid`, `mtime`, `--symlink-target` | as s3fs |
 //! | AWS DataSync, FSx for Lustre, Storage Gateway | `file-permissions`, `file-owner`, `file-group`, `file-mtime`, `file-atime` | octal, decimal, nanoseconds with `ns` |
+//! | s3cmd, MinIO mc `-a` | `s3cmd-attrs`, `mc-attrs` | `mode:33188/mtime:1600000000/uid:0…`; mc's times `SECONDS#NANOSECONDS` |
 //!
 //! A mode in octal and one in decimal are told apart by the type in it, which both tools always write.
 
@@ -59,7 +60,7 @@ pub struct Attributes {
 
 /// The names that are understood: those are not stored as user metadata again.
 pub fn is_understood(name: &str) -> bool {
-    const NAMES: [&str; 14] = [
+    const NAMES: [&str; 16] = [
         "mode",
         "uid",
         "gid",
@@ -74,6 +75,8 @@ pub fn is_understood(name: &str) -> bool {
         "file-mtime",
         "file-atime",
         "btime",
+        "s3cmd-attrs",
+        "mc-attrs",
     ];
     NAMES.contains(&name)
 }
@@ -82,7 +85,11 @@ impl Attributes {
     /// What `metadata` (names in lower case, without `x-amz-meta-`) say. What cannot be understood
     /// counts as not said.
     pub fn of(metadata: &BTreeMap<String, String>) -> Attributes {
-        let get = |name: &str| metadata.get(name).map(|value| value.trim());
+        let packed = packed(metadata);
+        let get = |name: &str| {
+            let alone = metadata.get(name).map(|value| value.trim());
+            alone.or_else(|| packed.get(name).copied())
+        };
         let number = |name: &str| get(name).and_then(|text| text.parse::<u32>().ok());
         let time = |name: &str| get(name).and_then(time);
         let mode =
@@ -110,6 +117,14 @@ impl Attributes {
     }
 }
 
+/// The fields of s3cmd and mc, which keep all in one: `atime:1/gid:0/mode:33188/mtime:1/uid:0`.
+fn packed(metadata: &BTreeMap<String, String>) -> BTreeMap<&str, &str> {
+    const TAKEN: [&str; 5] = ["mode", "uid", "gid", "mtime", "atime"];
+    let found = metadata.get("s3cmd-attrs").or_else(|| metadata.get("mc-attrs"));
+    let fields = found.iter().flat_map(|text| text.split('/'));
+    fields.filter_map(|field| field.split_once(':')).filter(|(n, _)| TAKEN.contains(n)).collect()
+}
+
 /// A mode of s3fs (decimal) or of rclone (octal). `is_s3fs`: a time stands beside it that only s3fs
 /// writes; it leaves the type out of those of directories.
 fn mode(text: &str, is_s3fs: bool) -> Option<u32> {
@@ -132,8 +147,13 @@ fn mode(text: &str, is_s3fs: bool) -> Option<u32> {
     decimal.or_else(bare).or_else(|| octal().filter(|mode| is_mode(mode) || *mode <= 0o7777))
 }
 
-/// A time: seconds with or without a fraction, nanoseconds with `ns`, or RFC 3339.
+/// A time: seconds with or without a fraction, nanoseconds with `ns`, seconds and nanoseconds around a `#`,
+/// or RFC 3339.
 fn time(text: &str) -> Option<Timestamp> {
+    if let Some((secs, nanos)) = text.split_once('#') {
+        let nanos: u32 = nanos.parse().ok().filter(|nanos| *nanos < 1_000_000_000)?;
+        return Some(Timestamp { secs: secs.parse().ok()?, nanos });
+    }
     if let Some(nanos) = text.strip_suffix("ns") {
         let nanos: i128 = nanos.parse().ok()?;
         let secs = i64::try_from(nanos.div_euclid(1_000_000_000)).ok()?;
@@ -258,6 +278,17 @@ mod tests {
         ]);
         assert_eq!((aws.perm, aws.uid, aws.gid), (Some(0o664), Some(500), Some(501)));
         assert_eq!(aws.mtime, Some(Timestamp { secs: 1_595_002_920, nanos: 0 }));
+        let s3cmd = "atime:1516788402/ctime:1513681753/gid:1001/gname:g/md5:a3/mode:33152/\
+                     mtime:1513681747/uid:1000/uname:u";
+        let s3cmd = of(&[("s3cmd-attrs", s3cmd)]);
+        assert_eq!((s3cmd.what, s3cmd.perm), (What::File, Some(0o600)));
+        assert_eq!((s3cmd.uid, s3cmd.gid), (Some(1000), Some(1001)));
+        assert_eq!(s3cmd.mtime, Some(Timestamp { secs: 1_513_681_747, nanos: 0 }));
+        let mc = of(&[("mc-attrs", "mode:33256/mtime:1600000000#5/uid:0")]);
+        assert_eq!(
+            (mc.perm, mc.mtime),
+            (Some(0o750), Some(Timestamp { secs: 1_600_000_000, nanos: 5 }))
+        );
         let xattr = "%7B%22user.a%22%3A%22aGk%3D%22%2C%22security.capability%22%3A%22aGk%3D%22%2C\
                      %22user.sealfs.origin%22%3A%22aGk%3D%22%7D";
         assert_eq!(of(&[("xattr", xattr)]).xattrs, [("user.a".to_owned(), b"hi".to_vec())]);
@@ -272,7 +303,17 @@ mod tests {
             let all = of(&[("mode", bad), ("mtime", bad), ("uid", bad), ("xattr", bad)]);
             assert_eq!((all.perm, all.uid, all.what), (None, None, What::File), "{bad}");
         }
-        for bad in ["", "x", "1.x", "2023-13-01T00:00:00Z", "2023-01-01T00:00", "ns", "T"] {
+        for bad in [
+            "",
+            "x",
+            "1.x",
+            "1#",
+            "1#9999999999",
+            "2023-13-01T00:00:00Z",
+            "2023-01-01T00:00",
+            "ns",
+            "T",
+        ] {
             assert_eq!(of(&[("mtime", bad)]).mtime, None, "{bad}");
         }
     }

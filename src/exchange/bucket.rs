@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::report::{ExchangeError, Run, Trouble};
 use crate::store::s3::{About, Body, Listed, S3Store};
-use crate::store::{Patience, patiently_while};
+use crate::store::{ErrorClass, Patience, class, patiently_while};
 
 const PATIENCE: Patience = Patience {
     attempts_max: 7,
@@ -148,6 +148,43 @@ impl Bucket {
         e_tag: Option<&str>,
     ) -> Result<(About, Body), Trouble> {
         Ok(patiently(run, || self.store.fetch(key, range.clone(), e_tag)).await?)
+    }
+
+    /// Whether what ends a run is only about one object: some answers that come from in front of a store (a page
+    /// in its place) are about one key alone, which then fails, and the others go on. Shown by a listing.
+    ///
+    /// # Errors
+    /// `e`, if the store does not answer at all.
+    pub async fn only_of_one(&self, run: &Run, e: ExchangeError) -> Result<String, ExchangeError> {
+        match &e {
+            ExchangeError::Store(cause) if class(cause) == ErrorClass::Foreign => {
+                match patiently(run, || self.store.list_keys(&self.prefix, None)).await {
+                    Ok(_) => Ok(e.to_string().replace("\nhint: ", "; ")),
+                    Err(_) => Err(e),
+                }
+            }
+            _ => Err(e),
+        }
+    }
+
+    /// Deletes up to a thousand objects; those that could not be, and why. Asks again for what the store
+    /// was too busy for.
+    pub async fn remove(&self, run: &Run, keys: &[String]) -> Vec<(String, object_store::Error)> {
+        let (mut left, mut failed, mut pause) = (keys.to_vec(), Vec::new(), PATIENCE.pause);
+        for attempt in 1..=PATIENCE.attempts_max {
+            let is_last = attempt == PATIENCE.attempts_max || run.is_stopped();
+            let refused = self.store.remove_keys(&left).await.into_iter();
+            let (again, over): (Vec<_>, Vec<_>) =
+                refused.partition(|(_, e)| class(e).is_retryable() && !is_last);
+            failed.extend(over);
+            left = again.into_iter().map(|(key, _)| key).collect();
+            if left.is_empty() {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PATIENCE.pause_max);
+        }
+        failed
     }
 }
 

@@ -1,13 +1,12 @@
-//! Whether a file is what it would be made into: what files remember of their objects, hashes, and
-//! what is left over.
+//! Whether a file is what it would be made into: what files remember of their objects, and hashes.
 
 use std::path::Path;
 
 use md5::{Digest, Md5};
 
-use super::report::{Event, Run, Trouble};
+use super::report::Trouble;
 use super::tree::{Stat, Tree};
-use crate::base::{Timestamp, hex};
+use crate::base::{Timestamp, hex, read_up_to};
 use crate::store::s3::Listed;
 
 /// The xattr that says which object a file came from, and what the file was then.
@@ -26,12 +25,24 @@ pub fn origin_of_dir(object: &Listed, mtime: Timestamp) -> String {
     origin(object, 0, mtime)
 }
 
+/// What follows [`origin`] where metadata and tags of the object came along.
+pub const WITH_METADATA: &str = " metadata";
+
+/// Whether metadata and tags of its object came along with a file.
+pub fn has_metadata(said: Option<&[u8]>) -> bool {
+    said.is_some_and(|said| said.ends_with(WITH_METADATA.as_bytes()))
+}
+
+/// Whether what is at a path says that it came from what `origin` says.
+pub fn is_origin(said: &[u8], origin: &str) -> bool {
+    said.strip_suffix(WITH_METADATA.as_bytes()).unwrap_or(said) == origin.as_bytes()
+}
+
 /// Whether a file is what the object was made into, and has not been changed since; or, if it was
 /// not made by an import, has its size and time.
 pub fn is_unchanged(stat: &Stat, said: Option<&[u8]>, object: &Listed) -> bool {
-    let mine = origin(object, stat.size, stat.mtime);
     match said {
-        Some(said) if said == mine.as_bytes() => true,
+        Some(said) if is_origin(said, &origin(object, stat.size, stat.mtime)) => true,
         _ => {
             let put = Timestamp::from(object.modified);
             // Whoever made it may have kept less than nanoseconds.
@@ -50,16 +61,20 @@ pub fn is_md5_of(tree: &Tree, path: &Path, object: &Listed) -> Result<bool, Trou
     Ok(hex(&hash.finalize()) == object.e_tag.to_ascii_lowercase())
 }
 
-fn each_piece(tree: &Tree, path: &Path, mut take: impl FnMut(&[u8])) -> Result<(), Trouble> {
-    use std::io::Read;
-    let mut file = tree.read(path)?;
-    let mut buffer = vec![0; PIECE];
+/// Hands the bytes of a file to `take`, in pieces.
+///
+/// # Errors
+/// Those of opening and reading it.
+pub fn each_piece(tree: &Tree, path: &Path, mut take: impl FnMut(&[u8])) -> Result<(), Trouble> {
+    let file = tree.read(path)?;
+    let (mut buffer, mut at) = (vec![0; PIECE], 0);
     loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(n) => take(&buffer[..n]),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e.into()),
+        match read_up_to(&file, &mut buffer, at)? {
+            0 => return Ok(()),
+            n => {
+                take(&buffer[..n]);
+                at += n as u64;
+            }
         }
     }
 }
@@ -76,43 +91,6 @@ pub fn same_contents(tree: &Tree, one: &Path, other: &Path) -> Result<bool, Trou
         Ok(sha2::Digest::finalize(hash))
     };
     Ok(hash(one)? == hash(other)?)
-}
-
-/// Deletes what `keep` does not keep and the filter takes; directories that are empty then.
-pub fn delete_rest(
-    tree: &Tree,
-    run: &Run,
-    keep: &dyn Fn(&Path, bool) -> bool,
-) -> Result<(), Trouble> {
-    /// Whether nothing is left in it.
-    fn clear(
-        tree: &Tree,
-        run: &Run,
-        keep: &dyn Fn(&Path, bool) -> bool,
-        dir: &Path,
-    ) -> Result<bool, Trouble> {
-        let mut is_empty = true;
-        for name in tree.list(dir)? {
-            let path = dir.join(&name);
-            let Some(stat) = tree.stat(&path)? else { continue };
-            let shown = path.to_string_lossy();
-            let goes = match stat.is_dir() {
-                true => clear(tree, run, keep, &path)? && run.options.filter.takes_dir(&shown),
-                false => run.options.filter.takes(&shown),
-            };
-            if !goes || keep(&path, stat.is_dir()) {
-                is_empty = false;
-                continue;
-            }
-            match run.options.dry_run {
-                true => run.say(Event::Would("delete", shown.into_owned())),
-                false => tree.remove(&path, stat.is_dir())?,
-            }
-            run.note(|report| report.deleted += 1);
-        }
-        Ok(is_empty)
-    }
-    clear(tree, run, keep, Path::new("")).map(drop)
 }
 
 #[cfg(test)]
@@ -138,6 +116,9 @@ mod tests {
         let stat = tree.stat(Path::new("f")).expect("looks").expect("is there");
         let said = origin(&object, 5, at);
         assert!(is_unchanged(&stat, Some(said.as_bytes()), &object));
+        let more = format!("{said}{WITH_METADATA}");
+        assert!(is_unchanged(&stat, Some(more.as_bytes()), &object));
+        assert!(has_metadata(Some(more.as_bytes())) && !has_metadata(Some(said.as_bytes())));
         let newer = Listed { e_tag: "bb".into(), ..object.clone() };
         assert!(!is_unchanged(&stat, Some(said.as_bytes()), &newer));
         let touched = Stat { mtime: Timestamp { secs: 8, nanos: 9 }, ..stat };

@@ -8,7 +8,6 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,15 +20,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::attributes::{mtime_text, to_metadata};
 use super::bucket::{Bucket, patiently};
-use super::compare::ORIGIN;
+use super::compare::{ORIGIN, each_piece};
 use super::large::blocking;
 use super::parallel::each;
 use super::report::{Event, ExchangeError, Run, Trouble};
 use super::resume::{Cut, Remember, Underway, Uploads};
-use super::sealed::{SealWith, instruction_key, object_size};
+use super::sealed::{SealWith, instructed, instruction_key, object_size};
 use super::tree::{Stat, Tree, stat_fd};
 use super::walk::{Item, say_what_is_lost, walk};
-use crate::base::{counted, hex, one_line};
+use crate::base::{counted, hex, one_line, read_up_to};
 use crate::s3ec::{PLAIN_MAX, Sealing};
 use crate::store::s3::{About, Labels, Listed, PartNote, Sending};
 
@@ -109,10 +108,7 @@ pub async fn export_tree(
         }
         _ => HashSet::new(),
     };
-    let keep: HashSet<String> = match run.options.delete {
-        true => items.iter().map(|item| item.key.clone()).collect(),
-        false => HashSet::new(),
-    };
+    let keys: HashSet<String> = items.iter().map(|item| item.key.clone()).collect();
     let memory = Arc::new(Semaphore::new((MEMORY_MAX / UNIT) as usize));
     let uploads = match run.options.dry_run {
         true => Uploads::default(),
@@ -127,7 +123,8 @@ pub async fn export_tree(
         export.run.say(Event::Note(format!("parts of {what} are there, and not sent again")));
     }
     done?;
-    export.delete_rest(&keep).await?;
+    export.delete_rest(&keys).await?;
+    export.name_instructions(&keys);
     export.name_unfinished().await;
     Ok(())
 }
@@ -147,11 +144,25 @@ impl Export {
         match done {
             Ok(()) => Ok(()),
             Err(Trouble::One(why)) => {
+                let name = item.path.display().to_string();
+                match self.is_gone(&item.path).await {
+                    true => self.run.vanished(&name),
+                    false => self.run.failed(&name, why),
+                }
+                Ok(())
+            }
+            Err(Trouble::End(e)) => {
+                let why = self.bucket.only_of_one(&self.run, e).await?;
                 self.run.failed(&item.path.display().to_string(), why);
                 Ok(())
             }
-            Err(Trouble::End(e)) => Err(e),
         }
+    }
+
+    /// Whether a file was removed since it was found.
+    async fn is_gone(&self, path: &Path) -> bool {
+        let (tree, path) = (self.tree.clone(), path.to_owned());
+        matches!(blocking(move || Ok(tree.stat(&path)?)).await, Ok(None))
     }
 
     async fn file(self: &Arc<Self>, item: &Item) -> Result<(), Trouble> {
@@ -210,9 +221,16 @@ impl Export {
         if listed.size != object_size(self.how.seal.is_some(), item.stat.size) {
             return Ok(false);
         }
-        let about = self.bucket.about(&self.run, &item.key).await?;
+        let about = match patiently(&self.run, || self.bucket.store.about(&item.key)).await {
+            // Deleted since it was listed.
+            Err(object_store::Error::NotFound { .. }) => return Ok(false),
+            about => about?,
+        };
+        if !self.bucket.store.is_encrypted_as_asked(&about) {
+            return Ok(false);
+        }
         if let Some(seal) = &self.how.seal
-            && (!seal.is_such(&about.metadata) || self.lacks_instruction(item, seal))
+            && (!seal.is_such(&about.metadata) || self.lacks_instruction(item, listed, seal))
         {
             return Ok(false);
         }
@@ -224,8 +242,27 @@ impl Export {
         }
     }
 
-    fn lacks_instruction(&self, item: &Item, seal: &SealWith) -> bool {
-        seal.instruction_file && self.listed(&instruction_key(&item.key)).is_none()
+    /// Whether the object has no instruction file, or one that was put after it: that of a later object, which
+    /// a run did not come to put.
+    fn lacks_instruction(&self, item: &Item, object: &Listed, seal: &SealWith) -> bool {
+        let file = self.listed(&instruction_key(&item.key));
+        seal.instruction_file && file.is_none_or(|file| file.modified > object.modified)
+    }
+
+    /// Says that instruction files of former objects lie beside those in clear, which would not be read as such.
+    fn name_instructions(&self, keys: &HashSet<String>) {
+        let is_left = |listed: &&Listed| {
+            let of = instructed(&listed.key);
+            of.is_some_and(|of| keys.contains(of) && !keys.contains(&listed.key))
+        };
+        let left = self.listed.iter().filter(is_left).count() as u64;
+        if left > 0 && self.how.seal.is_none() && !self.run.options.delete {
+            let what = counted(left, "instruction file");
+            self.run.say(Event::Note(format!(
+                "{what} of former objects beside those in clear, which are taken for sealed ones with them; \
+                 --delete takes them away"
+            )));
+        }
     }
 
     /// By the MD5 where the ETag is one, else by reading the object.
@@ -255,7 +292,7 @@ impl Export {
             let (file, len) = (file.clone(), frame.len() as u64);
             let is_same = blocking(move || {
                 let mut own = vec![0; frame.len()];
-                let n = read_at(&file, &mut own, at)?;
+                let n = read_up_to(&file, &mut own, at)?;
                 Ok(n == frame.len() && own == frame)
             });
             if !is_same.await? {
@@ -520,7 +557,10 @@ impl Export {
                 return false;
             }
             let below = self.bucket.below(key);
-            !keep.contains(*key) && !below.is_empty() && run.options.filter.takes(below)
+            // An instruction file goes with its object.
+            let is_meant = |name: &str| run.options.filter.takes(name);
+            let is_meant = is_meant(below) || instructed(below).is_some_and(is_meant);
+            !keep.contains(*key) && !below.is_empty() && is_meant
         };
         let rest: Vec<String> =
             self.listed.iter().map(|listed| &listed.key).filter(goes).cloned().collect();
@@ -533,7 +573,7 @@ impl Export {
                 run.note(|report| report.deleted += batch.len() as u64);
                 continue;
             }
-            let failed = self.bucket.store.remove_keys(batch).await;
+            let failed = self.bucket.remove(run, batch).await;
             run.note(|report| report.deleted += (batch.len() - failed.len()) as u64);
             for (key, e) in failed {
                 run.failed(&key, crate::store::sentence(&e));
@@ -570,7 +610,7 @@ async fn read_piece(file: &Arc<File>, from: u64, len: u64) -> Result<Bytes, Trou
     let file = file.clone();
     blocking(move || {
         let mut bytes = vec![0; len as usize];
-        let n = read_at(&file, &mut bytes, from)?;
+        let n = read_up_to(&file, &mut bytes, from)?;
         bytes.truncate(n);
         Ok(Bytes::from(bytes))
     })
@@ -596,32 +636,10 @@ async fn is_still(file: &Arc<File>, stat: &Stat) -> Result<bool, Trouble> {
     .await
 }
 
-fn read_at(file: &File, buffer: &mut [u8], from: u64) -> io::Result<usize> {
-    let mut n = 0;
-    while n < buffer.len() {
-        match file.read_at(&mut buffer[n..], from + n as u64) {
-            Ok(0) => break,
-            Ok(more) => n += more,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(n)
-}
-
 fn md5_of(tree: &Tree, path: &Path) -> Result<String, Trouble> {
-    let file = tree.read(path)?;
-    let (mut hash, mut at) = (Md5::new(), 0);
-    let mut buffer = vec![0; UNIT as usize];
-    loop {
-        match read_at(&file, &mut buffer, at)? {
-            0 => return Ok(hex(&hash.finalize())),
-            n => {
-                hash.update(&buffer[..n]);
-                at += n as u64;
-            }
-        }
-    }
+    let mut hash = Md5::new();
+    each_piece(tree, path, |piece| hash.update(piece))?;
+    Ok(hex(&hash.finalize()))
 }
 
 #[cfg(test)]

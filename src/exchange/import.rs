@@ -14,23 +14,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use super::attributes::{Attributes, What, is_understood};
+use super::attributes::What;
 use super::bucket::{Bucket, patiently};
 use super::compare::{
-    ORIGIN, delete_rest, is_md5_of, is_unchanged, origin, origin_of_dir, same_contents,
+    ORIGIN, has_metadata, is_md5_of, is_origin, is_unchanged, origin_of_dir, same_contents,
 };
 use super::large::{FileSink, LARGE, PARTS_XATTR, Sink, blocking, fetch_large, pour};
-use super::names::{Key, Odd, places};
+use super::names::{ALSO_DIRECTORY, Key, Odd, places};
+use super::outfit::{INSTRUCTION, Outfit, Told};
 use super::parallel::each;
 use super::report::{Event, ExchangeError, Run, Trouble};
 use super::sealed::{CipherSink, Found, OpenWith, envelope_of, instructed, is_instruction};
 use super::tree::{Stat, Tree};
-use crate::base::{Timestamp, is_root};
-use crate::s3ec::is_own_key;
+use super::way::{delete_rest, make_dir, put_in_place};
+use crate::base::is_root;
 use crate::store::s3::{About, Body, Listed};
 
-/// The xattr that says which instruction file the envelope of a file's object was in.
-const INSTRUCTION: &str = "user.sealfs.instruction";
 /// Objects up to this size are in memory whole.
 const SMALL: u64 = 1 << 20;
 /// Tries of an object that is replaced while it is read.
@@ -45,6 +44,16 @@ struct Item {
     odd: Option<Odd>,
 }
 
+/// What is at the path of an object.
+enum Look {
+    /// The object, in everything that is asked for.
+    Same,
+    /// The object, of which an earlier run brought no metadata and tags, which are asked for now.
+    WithoutMetadata(Stat),
+    /// Something else, or nothing.
+    Other(Option<Stat>),
+}
+
 /// What the tasks of one import share.
 struct Import {
     bucket: Bucket,
@@ -57,16 +66,6 @@ struct Import {
     is_root: bool,
     /// Permission bits of a file that nobody says anything of.
     perm_default: u32,
-}
-
-/// What becomes of a file.
-struct Outfit {
-    /// ETag of the instruction file that it took to open the object.
-    instruction: Option<String>,
-    attributes: Attributes,
-    mtime: Timestamp,
-    xattrs: Vec<(String, Vec<u8>)>,
-    origin: Option<String>,
 }
 
 /// Imports what is listed below the prefix of `bucket`.
@@ -90,9 +89,12 @@ pub async fn import_bucket(
             "{what}: --delete would delete everything\nhint: check the prefix"
         )));
     }
+    if listed.is_empty() {
+        let shown = format!("s3://{}/{}", bucket.store.bucket(), bucket.prefix);
+        run.say(Event::Note(format!("there is no object in {shown}")));
+    }
     let instructed = with_instruction(&listed);
-    let items = plan(&bucket, listed, &run)?;
-    let keep: HashSet<PathBuf> = if run.options.delete { kept(&items) } else { HashSet::new() };
+    let Plan { items, keep } = plan(&bucket, listed, &run)?;
     let import = Arc::new(Import {
         open,
         instructed,
@@ -111,7 +113,9 @@ pub async fn import_bucket(
         items.into_iter().partition(|item| item.is_dir);
     transfer(&import, files).await?;
     // Deepest first, after what is in them: their times stay.
-    transfer_in_order(&import, directories).await?;
+    for level in levels(directories) {
+        transfer(&import, level).await?;
+    }
     end(&tree, &run, move |path, _| keep.contains(path)).await
 }
 
@@ -187,54 +191,81 @@ fn with_instruction(listed: &[Listed]) -> HashMap<String, String> {
     found
 }
 
-/// Where everything goes, as far as the filter takes it.
-fn plan(bucket: &Bucket, mut listed: Vec<Listed>, run: &Run) -> Result<Vec<Item>, ExchangeError> {
+/// Where everything goes.
+struct Plan {
+    /// What the filter takes.
+    items: Vec<Item>,
+    /// Where there is something that `--delete` must not delete: of the source, whether the filter takes it or
+    /// not. Empty unless that is asked for.
+    keep: HashSet<PathBuf>,
+}
+
+/// Where everything goes. Every key has its place, the filter or not: so a place does not depend on it.
+fn plan(bucket: &Bucket, listed: Vec<Listed>, run: &Run) -> Result<Plan, ExchangeError> {
     let filter = &run.options.filter;
-    listed.retain(|object| match bucket.below(&object.key) {
+    let is_meant = |object: &Listed| match bucket.below(&object.key) {
         // The marker of the prefix itself.
         "" => filter.takes_all(),
         name => filter.takes(name),
-    });
+    };
     let keys: Vec<Key<'_>> = listed
         .iter()
         .map(|object| Key { name: bucket.below(&object.key), is_empty: object.size == 0 })
         .collect();
     let placed = places(&keys);
     drop(keys);
-    let odd = placed.iter().filter(|place| place.odd.is_some()).count();
-    if odd > 0 && run.options.strict {
-        let key = placed.iter().zip(&listed).find(|(place, _)| place.odd.is_some());
-        let (why, key) = key.map_or(("", ""), |(place, object)| {
-            (place.odd.map_or("", Odd::why), object.key.as_str())
-        });
+    let mut on_the_way = HashSet::new();
+    for (object, place) in listed.iter().zip(&placed) {
+        if !filter.takes_all() && is_meant(object) {
+            keep_on_the_way(&mut on_the_way, Path::new(&place.path));
+        }
+    }
+    let (mut items, mut keep) = (Vec::new(), HashSet::new());
+    for (object, place) in listed.into_iter().zip(placed) {
+        let path = PathBuf::from(place.path);
+        // The marker of a directory that is made anyway says who may look into it.
+        let is_meant = is_meant(&object) || place.is_dir && on_the_way.contains(&path);
+        if run.options.delete {
+            keep_on_the_way(&mut keep, &path);
+        }
+        if is_meant {
+            items.push(Item { object, path, is_dir: place.is_dir, odd: place.odd });
+        }
+    }
+    let odd = || items.iter().filter_map(|item| Some((item, item.odd?)));
+    if run.options.strict
+        && let Some((item, why)) = odd().next()
+    {
         return Err(ExchangeError::Refused(format!(
-            "{odd} of {} keys cannot be paths, the first is {key:?}: {why}\nhint: without --strict \
-             they get names that say so",
-            listed.len()
+            "{} of {} keys cannot be paths, the first is {:?}: {}\nhint: without --strict they get \
+             names that say so",
+            odd().count(),
+            items.len(),
+            item.object.key,
+            why.why()
         )));
     }
-    let mut items = Vec::with_capacity(listed.len());
-    for (object, place) in listed.into_iter().zip(placed) {
-        if let Some(odd) = place.odd {
-            run.renamed(&object.key, &place.path, odd.why());
-        }
-        run.expects(object.size);
-        let path = PathBuf::from(place.path);
-        items.push(Item { object, path, is_dir: place.is_dir, odd: place.odd });
+    for (item, why) in odd() {
+        run.renamed(&item.object.key, &item.path.to_string_lossy(), why.why());
     }
-    Ok(items)
+    items.iter().for_each(|item| run.expects(item.object.size));
+    Ok(Plan { items, keep })
 }
 
-/// Every path that an item has, and the directories on the way.
-fn kept(items: &[Item]) -> HashSet<PathBuf> {
-    let mut keep = HashSet::new();
-    for item in items {
-        let mut path = item.path.as_path();
-        while !path.as_os_str().is_empty() && keep.insert(path.to_owned()) {
-            path = path.parent().unwrap_or(Path::new(""));
+/// Keeps a path, and the directories on the way to it.
+fn keep_on_the_way(keep: &mut HashSet<PathBuf>, path: &Path) {
+    for path in path.ancestors().filter(|path| !path.as_os_str().is_empty()) {
+        if !keep.insert(path.to_owned()) {
+            return;
         }
     }
-    keep
+}
+
+/// Directories by how deep they lie, the deepest first.
+fn levels(mut items: Vec<Item>) -> Vec<Vec<Item>> {
+    let depth = |item: &Item| item.path.components().count();
+    items.sort_by_key(|item| std::cmp::Reverse(depth(item)));
+    items.chunk_by(|a, b| depth(a) == depth(b)).map(<[Item]>::to_vec).collect()
 }
 
 async fn transfer(import: &Arc<Import>, items: Vec<Item>) -> Result<(), ExchangeError> {
@@ -243,20 +274,6 @@ async fn transfer(import: &Arc<Import>, items: Vec<Item>) -> Result<(), Exchange
         async move { import.one(item).await }
     };
     each(&import.run, items, one).await
-}
-
-async fn transfer_in_order(
-    import: &Arc<Import>,
-    mut items: Vec<Item>,
-) -> Result<(), ExchangeError> {
-    items.sort_by_key(|item| std::cmp::Reverse(item.path.components().count()));
-    for item in items {
-        if import.run.is_stopped() {
-            return Err(ExchangeError::Stopped);
-        }
-        import.one(item).await?;
-    }
-    Ok(())
 }
 
 impl Import {
@@ -274,17 +291,30 @@ impl Import {
                 self.run.failed(&key, why);
                 Ok(())
             }
-            Err(Trouble::End(e)) => Err(e),
+            Err(Trouble::End(e)) => {
+                let why = self.bucket.only_of_one(&self.run, e).await?;
+                self.run.failed(&key, why);
+                Ok(())
+            }
         }
     }
 
     async fn file(self: &Arc<Self>, mut item: Item) -> Result<(), Trouble> {
         let (me, looked) = (self.clone(), item.clone());
-        let (is_same, was) = blocking(move || me.look(&looked)).await?;
-        if is_same {
-            self.run.unchanged(item.object.size);
-            return Ok(());
-        }
+        let was = match blocking(move || me.look(&looked)).await? {
+            Look::Same => {
+                self.run.unchanged(item.object.size);
+                return Ok(());
+            }
+            Look::WithoutMetadata(stat) => {
+                if self.run.options.dry_run || self.only_metadata(&item, stat).await? {
+                    self.run.unchanged(item.object.size);
+                    return Ok(());
+                }
+                Some(stat)
+            }
+            Look::Other(was) => was,
+        };
         if self.run.options.dry_run {
             self.run.say(Event::Would("copy", item.object.key.clone()));
             self.run.moved(item.object.size);
@@ -299,7 +329,14 @@ impl Import {
             match tried {
                 // Replaced since it was listed: the new one, then.
                 Err(Trouble::One(_)) if version < VERSIONS_MAX && !self.run.is_stopped() => {
-                    let about = self.bucket.about(&self.run, &item.object.key).await?;
+                    let key = &item.object.key;
+                    let about = match patiently(&self.run, || self.bucket.store.about(key)).await {
+                        Err(object_store::Error::NotFound { .. }) => {
+                            self.run.vanished(key);
+                            return Ok(());
+                        }
+                        about => about?,
+                    };
                     if about.e_tag == item.object.e_tag {
                         return tried;
                     }
@@ -314,24 +351,49 @@ impl Import {
     }
 
     /// What is at the path now, and whether that is the object already.
-    fn look(&self, item: &Item) -> Result<(bool, Option<Stat>), Trouble> {
+    fn look(&self, item: &Item) -> Result<Look, Trouble> {
         if self.is_instruction_file(&item.object)
             && let Some(of) = item.path.to_str().and_then(instructed)
             && let Some(read) = self.tree.xattr(Path::new(of), INSTRUCTION)?
             && read == item.object.e_tag.as_bytes()
         {
-            return Ok((true, None)); // its object was opened with it
+            return Ok(Look::Same); // its object was opened with it
         }
-        let Some(stat) = self.tree.stat(&item.path)? else { return Ok((false, None)) };
+        let Some(stat) = self.tree.stat(&item.path)? else { return Ok(Look::Other(None)) };
         if !stat.is_file() {
-            return Ok((false, Some(stat)));
-        }
-        if self.run.options.checksum {
-            let is_same = is_md5_of(&self.tree, &item.path, &item.object)?;
-            return Ok((is_same, Some(stat)));
+            return Ok(Look::Other(Some(stat)));
         }
         let origin = self.tree.xattr(&item.path, ORIGIN)?;
-        Ok((is_unchanged(&stat, origin.as_deref(), &item.object), Some(stat)))
+        let is_same = match self.run.options.checksum {
+            true => is_md5_of(&self.tree, &item.path, &item.object)?,
+            false => is_unchanged(&stat, origin.as_deref(), &item.object),
+        };
+        Ok(match is_same {
+            true if self.run.options.metadata && !has_metadata(origin.as_deref()) => {
+                Look::WithoutMetadata(stat)
+            }
+            true => Look::Same,
+            false => Look::Other(Some(stat)),
+        })
+    }
+
+    /// Metadata and tags for a file that an earlier run made without them; false if the object is another one
+    /// by now.
+    async fn only_metadata(self: &Arc<Self>, item: &Item, stat: Stat) -> Result<bool, Trouble> {
+        let about = self.bucket.about(&self.run, &item.object.key).await?;
+        if about.e_tag != item.object.e_tag {
+            return Ok(false);
+        }
+        let mut outfit = self.outfit(&about, &item.object, Told::Head).await?;
+        outfit.mtime = stat.mtime;
+        outfit.remember(&self.run, &item.object, stat.size);
+        let (me, path) = (self.clone(), item.path.clone());
+        blocking(move || outfit.put_xattrs(&me.tree, &me.run, &path)).await?;
+        Ok(true)
+    }
+
+    async fn outfit(&self, about: &About, object: &Listed, told: Told) -> Result<Outfit, Trouble> {
+        Outfit::of(&self.bucket, &self.run, object, about, told).await
     }
 
     /// An object in one stream.
@@ -343,7 +405,7 @@ impl Import {
         if about.size != object.size {
             return Err(Trouble::One("it is not as long as it was listed".into()));
         }
-        let mut outfit = self.outfit(&about, object).await?;
+        let mut outfit = self.outfit(&about, object, Told::Get).await?;
         if let Some(found) = self.envelope(object, &about).await? {
             outfit.instruction.clone_from(&found.instruction);
             return self.sealed(item, was, outfit, found, Some(body)).await;
@@ -427,7 +489,7 @@ impl Import {
     /// An object in ranges.
     async fn large(self: &Arc<Self>, item: &Item, was: Option<Stat>) -> Result<(), Trouble> {
         let about = self.bucket.about(&self.run, &item.object.key).await?;
-        let mut outfit = self.outfit(&about, &item.object).await?;
+        let mut outfit = self.outfit(&about, &item.object, Told::Head).await?;
         outfit.attributes.what = What::File;
         if let Some(found) = self.envelope(&item.object, &about).await? {
             let _stream = self.streams.acquire().await; // never closed
@@ -476,6 +538,11 @@ impl Import {
         let made = match (&attributes.what, &attributes.target) {
             (What::Symlink, target) => {
                 let target = target.as_ref().map_or(bytes, |target| target.as_bytes());
+                if self.is_link_to(&item.path, was, target)? {
+                    outfit.put_on(&self.tree, &self.run, &item.path, self.is_root)?;
+                    self.run.note(|report| report.unchanged += 1);
+                    return Ok(());
+                }
                 self.tree.symlink(OsStr::from_bytes(target), &temp).map_err(Trouble::from)
             }
             _ => self
@@ -494,17 +561,28 @@ impl Import {
         done
     }
 
+    /// Whether the link that is there already has this target.
+    fn is_link_to(&self, path: &Path, was: Option<Stat>, target: &[u8]) -> Result<bool, Trouble> {
+        let is_link = was.is_some_and(|was| was.kind() == libc::S_IFLNK);
+        Ok(is_link && self.tree.target(path)?.as_bytes() == target)
+    }
+
     /// An object of s3fs that stands for a directory, without a slash at the end of its key.
     fn marker(&self, item: &Item, mut outfit: Outfit) -> Result<(), Trouble> {
         let path = match (item.odd, item.path.to_str()) {
             (Some(Odd::AlsoDirectory), Some(path)) => {
-                PathBuf::from(path.strip_suffix("#object").unwrap_or(path))
+                PathBuf::from(path.strip_suffix(ALSO_DIRECTORY).unwrap_or(path))
             }
             _ => item.path.clone(),
         };
-        self.tree.dir(&path, true)?;
+        let is_there = self.tree.stat(&path)?.is_some_and(|stat| stat.is_dir());
+        make_dir(&self.tree, &self.run, &path)?;
         outfit.origin = None;
-        self.put_on(&path, &outfit)?;
+        outfit.put_on(&self.tree, &self.run, &path, self.is_root)?;
+        if is_there {
+            self.run.note(|report| report.unchanged += 1);
+            return Ok(());
+        }
         self.run.note(|report| report.others += 1);
         Ok(())
     }
@@ -521,6 +599,7 @@ impl Import {
             let is_same = same_contents(&self.tree, temp, &item.path)?;
             if is_same {
                 self.tree.remove(temp, false)?;
+                outfit.put_xattrs(&self.tree, &self.run, &item.path)?;
                 self.run.note(|report| report.unchanged += 1);
                 return Ok(());
             }
@@ -537,8 +616,7 @@ impl Import {
             _ => self.tree.stat(temp)?.map(|stat| stat.size),
         };
         if let Some(size) = size {
-            let text = origin(&item.object, size, outfit.mtime);
-            outfit.origin = Some(text);
+            outfit.remember(&self.run, &item.object, size);
         }
         if item.object.size >= LARGE {
             let _ = self.tree.set_xattr(temp, OsStr::new(PARTS_XATTR), None); // it may have none
@@ -546,71 +624,10 @@ impl Import {
         if outfit.attributes.what == What::Special {
             self.run.lost("devices and pipes, which became files", 1);
         }
-        self.put_on(temp, &outfit)?;
-        self.tree.put_in_place(temp, &item.path)?;
+        outfit.put_on(&self.tree, &self.run, temp, self.is_root)?;
+        put_in_place(&self.tree, &self.run, temp, &item.path)?;
         self.run.copied(item.object.size);
         Ok(())
-    }
-
-    /// Owner, permissions, xattrs, times, in the order in which none undoes another.
-    fn put_on(&self, path: &Path, outfit: &Outfit) -> Result<(), Trouble> {
-        let (attributes, is_link) = (&outfit.attributes, outfit.attributes.what == What::Symlink);
-        if self.is_root && (attributes.uid.is_some() || attributes.gid.is_some()) {
-            let keep = u32::MAX; // -1: as it is
-            let (uid, gid) = (attributes.uid.unwrap_or(keep), attributes.gid.unwrap_or(keep));
-            self.tree.set_owner(path, uid, gid)?;
-        }
-        if let (Some(perm), false) = (attributes.perm, is_link) {
-            self.tree.set_perm(path, perm)?;
-        }
-        if !is_link {
-            for (name, value) in attributes.xattrs.iter().chain(&outfit.xattrs) {
-                if self.tree.set_xattr(path, OsStr::new(name), Some(value)).is_err() {
-                    self.run.lost("metadata that no xattr can hold", 1);
-                }
-            }
-            if let Some(e_tag) = &outfit.instruction {
-                self.tree.set_xattr(path, OsStr::new(INSTRUCTION), Some(e_tag.as_bytes()))?;
-            }
-            if let Some(origin) = &outfit.origin {
-                self.tree.set_xattr(path, OsStr::new(ORIGIN), Some(origin.as_bytes()))?;
-            }
-        }
-        self.tree.set_times(path, attributes.atime, outfit.mtime)?;
-        Ok(())
-    }
-
-    /// What is made of the metadata of an object, tags included where they are asked for.
-    async fn outfit(&self, about: &About, object: &Listed) -> Result<Outfit, Trouble> {
-        let attributes = Attributes::of(&about.metadata);
-        let put = about.modified.unwrap_or(object.modified);
-        let mtime = attributes.mtime.unwrap_or_else(|| put.into());
-        let mut xattrs = Vec::new();
-        if self.run.options.metadata {
-            let own = about.metadata.iter().filter(|(name, _)| is_own(name));
-            xattrs.extend(
-                own.map(|(name, value)| {
-                    (format!("user.s3.meta.{name}"), value.clone().into_bytes())
-                }),
-            );
-            let said = about.headers.iter().filter(|(_, value)| !is_default_type(value));
-            xattrs.extend(
-                said.map(|(name, value)| (format!("user.s3.{name}"), value.clone().into_bytes())),
-            );
-            if about.tags > 0 {
-                let tags = patiently(&self.run, || self.bucket.store.tags_of(&object.key)).await?;
-                xattrs.extend(
-                    tags.into_iter()
-                        .map(|(name, value)| (format!("user.s3.tag.{name}"), value.into_bytes())),
-                );
-            }
-        } else {
-            let left = about.metadata.keys().filter(|name| is_own(name)).count();
-            if left > 0 || about.tags > 0 {
-                self.run.lost("files with metadata or tags (--metadata keeps them)", 1);
-            }
-        }
-        Ok(Outfit { instruction: None, attributes, mtime, xattrs, origin: None })
     }
 
     /// The marker of a directory: it is made, and gets what the marker says.
@@ -622,7 +639,8 @@ impl Import {
             };
             let origin = me.tree.xattr(&looked.path, ORIGIN)?;
             let now = origin_of_dir(&looked.object, stat.mtime);
-            Ok(origin.is_some_and(|origin| origin == now.as_bytes()))
+            let lacks = me.run.options.metadata && !has_metadata(origin.as_deref());
+            Ok(!lacks && origin.is_some_and(|origin| is_origin(&origin, &now)))
         });
         if is_same.await? {
             self.run.unchanged(0);
@@ -634,28 +652,18 @@ impl Import {
             return Ok(());
         }
         let about = self.bucket.about(&self.run, &item.object.key).await?;
-        let mut outfit = self.outfit(&about, &item.object).await?;
-        outfit.origin = Some(origin_of_dir(&item.object, outfit.mtime));
+        let mut outfit = self.outfit(&about, &item.object, Told::Head).await?;
+        outfit.remember(&self.run, &item.object, 0);
         outfit.attributes.what = What::Directory;
         let me = self.clone();
         blocking(move || {
-            me.tree.dir(&item.path, true)?;
-            me.put_on(&item.path, &outfit)?;
+            make_dir(&me.tree, &me.run, &item.path)?;
+            outfit.put_on(&me.tree, &me.run, &item.path, me.is_root)?;
             me.run.note(|report| report.others += 1);
             Ok(())
         })
         .await
     }
-}
-
-/// Whether metadata say something that a file has no other place for.
-fn is_own(name: &str) -> bool {
-    !is_understood(name) && !is_own_key(name)
-}
-
-/// What servers say of objects that nobody said anything of.
-fn is_default_type(content_type: &str) -> bool {
-    matches!(content_type, "binary/octet-stream" | "application/octet-stream")
 }
 
 fn current_umask() -> u32 {

@@ -5,9 +5,10 @@
 //! are linked, and directories get their times, when all files are there. Memory: a path for each
 //! name of a file that has several, and for each directory.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ use parking_lot::Mutex;
 use super::import::{end, take_work};
 use super::report::{Event, ExchangeError, Run, Trouble};
 use super::tree::{Stat, Tree, stat_fd};
+use super::way::{make_dir, put_in_place};
+use crate::base::read_up_to;
 
 /// Bytes read at a time.
 const PIECE: usize = 1 << 20;
@@ -39,8 +42,22 @@ struct Job {
 struct Later {
     /// Every name of a file but the first, and the first.
     links: Vec<(PathBuf, PathBuf)>,
-    /// Parents before what is in them.
+    /// Those that get owner, permissions and times of the source.
     directories: Vec<(PathBuf, Stat)>,
+    /// Those that no filter takes, until a file below them is taken: then they are made on the way, and may not be
+    /// open to more people than in the source.
+    untaken: HashMap<PathBuf, Stat>,
+}
+
+impl Later {
+    /// A file at `path` is taken.
+    fn takes(&mut self, path: &Path) {
+        for dir in path.ancestors().skip(1) {
+            if let Some(found) = self.untaken.remove_entry(dir) {
+                self.directories.push(found);
+            }
+        }
+    }
 }
 
 struct Copy {
@@ -133,7 +150,9 @@ impl Copy {
             self.take(name, linked);
             self.run.looked_at();
         }
-        for (path, stat) in later.directories.iter().rev() {
+        // Deepest first: what is done in one changes its times.
+        later.directories.sort_by_cached_key(|(path, _)| Reverse(path.components().count()));
+        for (path, stat) in &later.directories {
             let dressed = self.directory(path, stat);
             self.take(path, dressed);
         }
@@ -163,6 +182,9 @@ impl Copy {
     fn take(&self, path: &Path, done: Result<(), Trouble>) {
         match done {
             Ok(()) => {}
+            Err(Trouble::One(_)) if matches!(self.from.stat(path), Ok(None)) => {
+                self.run.vanished(&self.shown(path));
+            }
             Err(Trouble::One(why)) => self.run.failed(&self.shown(path), why),
             Err(Trouble::End(e)) => {
                 self.ended.lock().get_or_insert(e);
@@ -217,6 +239,8 @@ impl Copy {
                             let made = self.make_directory(&path);
                             self.take(&path, made);
                             later.directories.push((path.clone(), stat));
+                        } else {
+                            later.untaken.insert(path.clone(), stat);
                         }
                         below.push(path);
                     }
@@ -225,6 +249,7 @@ impl Copy {
                 if !filter.takes(&shown) {
                     continue;
                 }
+                later.takes(&path);
                 self.run.expects(if stat.is_file() { stat.size } else { 0 });
                 if stat.nlink > 1 {
                     if let Some(first) = seen.get(&stat.id) {
@@ -243,7 +268,7 @@ impl Copy {
         if self.run.options.filter.takes_all()
             && let Some(stat) = self.from.stat(Path::new(""))?
         {
-            later.directories.insert(0, (PathBuf::new(), stat));
+            later.directories.push((PathBuf::new(), stat));
         }
         Ok(())
     }
@@ -252,17 +277,9 @@ impl Copy {
         if self.run.options.dry_run {
             return Ok(());
         }
-        match self.to.stat(path)? {
-            Some(stat) if stat.is_dir() => {}
-            Some(_) => {
-                self.to.remove(path, false)?;
-                self.to.dir(path, true)?;
-                self.run.note(|report| report.others += 1);
-            }
-            None => {
-                self.to.dir(path, true)?;
-                self.run.note(|report| report.others += 1);
-            }
+        if !self.to.stat(path)?.is_some_and(|stat| stat.is_dir()) {
+            make_dir(&self.to, &self.run, path)?;
+            self.run.note(|report| report.others += 1);
         }
         Ok(())
     }
@@ -299,10 +316,7 @@ impl Copy {
         let temp = self.to.temp();
         let done = self.make(path, &temp, stat, buffer).and_then(|stat| {
             self.dress(path, &temp, &stat)?;
-            if was.is_some_and(|was| was.is_dir()) {
-                self.clear_way(path)?;
-            }
-            self.to.put_in_place(&temp, path)?;
+            put_in_place(&self.to, &self.run, &temp, path)?;
             self.counted(&stat);
             Ok(())
         });
@@ -317,26 +331,6 @@ impl Copy {
             true => self.run.copied(stat.size),
             false => self.run.note(|report| report.others += 1),
         }
-    }
-
-    /// A directory where a file must be gives way, with what is in it, where deleting is asked for.
-    fn clear_way(&self, path: &Path) -> Result<(), Trouble> {
-        if !self.run.options.delete {
-            return Ok(()); // the rename says whether it is empty
-        }
-        for name in self.to.list(path)? {
-            let below = path.join(name);
-            match self.to.stat(&below)? {
-                Some(stat) if stat.is_dir() => {
-                    self.clear_way(&below)?;
-                    self.to.remove(&below, true)?;
-                }
-                Some(_) => self.to.remove(&below, false)?,
-                None => {}
-            }
-            self.run.note(|report| report.deleted += 1);
-        }
-        Ok(())
     }
 
     /// Whether the file of the target is what it would be made into.
@@ -361,17 +355,19 @@ impl Copy {
     }
 
     fn has_same_contents(&self, path: &Path, buffer: &mut [u8]) -> Result<bool, Trouble> {
-        let (mut one, mut other) = (self.from.read(path)?, self.to.read(path)?);
+        let (one, other) = (self.from.read(path)?, self.to.read(path)?);
         let half = buffer.len() / 2;
         let (a, b) = buffer.split_at_mut(half);
+        let mut at = 0;
         loop {
-            let n = fill(&mut one, a)?;
-            if n != fill(&mut other, b)? || a[..n] != b[..n] {
+            let n = read_up_to(&one, a, at)?;
+            if n != read_up_to(&other, b, at)? || a[..n] != b[..n] {
                 return Ok(false);
             }
-            if n == 0 {
+            if n < half {
                 return Ok(true);
             }
+            at += n as u64;
         }
     }
 
@@ -512,7 +508,7 @@ impl Copy {
         }
         let temp = self.to.temp();
         self.to.link(first, &temp)?;
-        let placed = self.to.put_in_place(&temp, name);
+        let placed = put_in_place(&self.to, &self.run, &temp, name);
         if placed.is_err() {
             let _ = self.to.remove(&temp, false); // the failure itself is told
         }
@@ -537,17 +533,4 @@ fn seek(file: &File, at: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
         Some(libc::EINVAL | libc::ENOTSUP) => Ok(None),
         _ => Err(e),
     }
-}
-
-fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut n = 0;
-    while n < buffer.len() {
-        match file.read(&mut buffer[n..]) {
-            Ok(0) => break,
-            Ok(more) => n += more,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(n)
 }

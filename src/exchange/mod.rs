@@ -15,12 +15,14 @@ mod import;
 mod large;
 mod local;
 mod names;
+mod outfit;
 mod parallel;
 mod report;
 mod resume;
 mod sealed;
 mod tree;
 mod walk;
+mod way;
 
 pub use bucket::{Bucket, BucketPath};
 pub use export::{How, export_tree};

@@ -15,6 +15,9 @@ const KEPT_BYTES: usize = 200;
 /// Parts of a path, so that it stays below `PATH_MAX` by far for the calls that take whole paths.
 const DEPTH_MAX: usize = 1024;
 
+/// What follows the name of an object that is also the directory of others.
+pub const ALSO_DIRECTORY: &str = "#object";
+
 /// Why a key does not become the path of the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Odd {
@@ -75,7 +78,7 @@ pub fn places(keys: &[Key<'_>]) -> Vec<Place> {
         .collect();
     drop(directories);
     for &at in &clashes {
-        places[at].path = suffixed(&places[at].path, "#object");
+        places[at].path = suffixed(&places[at].path, ALSO_DIRECTORY);
         places[at].odd = Some(Odd::AlsoDirectory);
     }
     if places.iter().any(|place| place.odd.is_some()) {
@@ -157,6 +160,21 @@ fn name_of(part: &str) -> Option<String> {
     }
 }
 
+/// The key, below the prefix, that a path would have been made of; hashes are not undone.
+pub fn key_of(path: &str) -> String {
+    let path = path.strip_suffix(ALSO_DIRECTORY).unwrap_or(path);
+    let part = |part: &str| {
+        match part {
+            "#empty" => "",
+            "#dot" => ".",
+            "#dotdot" => "..",
+            part => part,
+        }
+        .to_owned()
+    };
+    path.split('/').map(part).collect::<Vec<_>>().join("/")
+}
+
 /// `path` with `suffix` behind its last name, which is shortened where it would be too long.
 fn suffixed(path: &str, suffix: &str) -> String {
     let (parent, name) = match path.rsplit_once('/') {
@@ -223,6 +241,15 @@ mod tests {
         let twice = paths(&["#empty/a", "/a", "//a", "#empty/#empty/a"]);
         let distinct: HashSet<_> = twice.iter().collect();
         assert_eq!(distinct.len(), 4, "{twice:?}");
+    }
+
+    #[test]
+    fn the_key_of_a_path_is_found_again() {
+        // Guards against filters that mean a key, and do not know the file that was made of it.
+        for key in ["a", "a//b", "/a", "../x", "a/./b", "é ü/\n"] {
+            assert_eq!(key_of(&paths(&[key])[0]), key);
+        }
+        assert_eq!(key_of("a#object"), "a");
     }
 
     #[test]

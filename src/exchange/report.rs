@@ -43,6 +43,8 @@ pub enum Event {
     Would(&'static str, String),
     /// It failed, and why. The run goes on.
     Failed(String, String),
+    /// It was removed at the source before it could be read.
+    Gone(String),
     /// A key got another path.
     Odd(String, String, &'static str),
     /// Something worth a line.
@@ -86,6 +88,8 @@ pub struct Report {
     pub unchanged: u64,
     /// Deleted at the target.
     pub deleted: u64,
+    /// Removed at the source while this ran, before they could be read.
+    pub vanished: u64,
     /// How many failed.
     pub failed: u64,
     /// Which, the first ones.
@@ -96,6 +100,13 @@ pub struct Report {
     pub unfinished: Vec<String>,
     /// What the target cannot hold, counted by kind.
     pub lost: BTreeMap<&'static str, u64>,
+}
+
+impl Report {
+    /// Whether there is anything to say of it but why it ended.
+    pub fn has_done_anything(&self) -> bool {
+        self.files + self.others + self.unchanged + self.deleted + self.vanished + self.failed > 0
+    }
 }
 
 /// How far a run is.
@@ -217,6 +228,12 @@ impl Run {
         self.note(|report| report.unchanged += 1);
     }
 
+    /// One was removed at the source after it was found: nothing is wrong with that.
+    pub fn vanished(&self, name: &str) {
+        self.say(Event::Gone(name.to_owned()));
+        self.note(|report| report.vanished += 1);
+    }
+
     /// One failed; the others go on.
     pub fn failed(&self, name: &str, why: impl fmt::Display) {
         let why = why.to_string();
@@ -295,7 +312,10 @@ impl From<std::io::Error> for Trouble {
                 | libc::ESTALE
                 | libc::EMFILE
                 | libc::ENFILE,
-            ) => Trouble::End(ExchangeError::Local { what: "the files".into(), source }),
+            ) => Trouble::End(ExchangeError::Local {
+                what: "no more files can be read or written".into(),
+                source,
+            }),
             _ => Trouble::One(source.to_string()),
         }
     }

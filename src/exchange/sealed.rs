@@ -17,8 +17,8 @@ use super::large::Sink;
 use super::report::{ExchangeError, Run, Trouble};
 use crate::s3ec::{
     Envelope, EnvelopePlace, INSTRUCTION_MAX, INSTRUCTION_SUFFIX, INSTRUCTION_SUFFIX_DOTNET, Keys,
-    Metadata, OpenRules, Recognised, S3ecError, S3ecErrorKind, SealRules, Sealing, Unlocked,
-    Unverified, Verified, cipher_len, is_instruction_marker, recognise, seal,
+    Metadata, OpenRules, Recognised, S3ecError, S3ecErrorKind, SealFormat, SealRules, Sealing,
+    Unlocked, Unverified, Verified, cipher_len, is_instruction_marker, recognise, seal,
 };
 use crate::store::s3::{About, Labels};
 
@@ -199,15 +199,19 @@ impl SealWith {
         })
     }
 
-    /// Whether an object with this metadata was sealed this way.
+    /// Whether an object with this metadata was sealed this way, as far as it says. Which key it was, only that
+    /// key tells.
     pub fn is_such(&self, metadata: &Metadata) -> bool {
         match recognise(metadata) {
             Ok(Recognised::Sealed(envelope)) => {
-                !self.instruction_file && envelope.place() == EnvelopePlace::Metadata
+                !self.instruction_file
+                    && envelope.format() == self.rules.format.into()
+                    && envelope.wrap() == self.rules.with.wrap()
+                    && envelope.users_context() == self.rules.context
             }
-            Ok(Recognised::Split) => self.instruction_file,
+            Ok(Recognised::Split) => self.instruction_file && self.rules.format == SealFormat::V3,
             // Version 2 leaves nothing on the object.
-            Ok(Recognised::Clear) => self.instruction_file,
+            Ok(Recognised::Clear) => self.instruction_file && self.rules.format == SealFormat::V2,
             Err(_) => false,
         }
     }

@@ -1,6 +1,7 @@
 //! What of a tree can be objects: every regular file with the key it gets. The rest is counted.
 
 use std::collections::HashSet;
+use std::io;
 use std::path::PathBuf;
 
 use super::report::{Event, ExchangeError, Run, Trouble};
@@ -29,6 +30,7 @@ pub fn walk(tree: &Tree, run: &Run, prefix: &str) -> Result<Vec<Item>, Trouble> 
     while let Some(dir) = todo.pop() {
         let names = match tree.list(&dir) {
             Ok(names) => names,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue, // removed meanwhile
             Err(e) => {
                 run.failed(&dir.display().to_string(), e);
                 continue;
@@ -46,8 +48,18 @@ pub fn walk(tree: &Tree, run: &Run, prefix: &str) -> Result<Vec<Item>, Trouble> 
                 continue; // of an import that is not over
             }
             let path = dir.join(name);
-            let Some(stat) = tree.stat(&path)? else { continue };
             let shown = path.to_string_lossy();
+            let stat = match tree.stat(&path) {
+                Ok(Some(stat)) => stat,
+                Ok(None) => continue, // removed meanwhile
+                Err(e) => match Trouble::from(e) {
+                    Trouble::One(why) => {
+                        run.failed(&shown, why);
+                        continue;
+                    }
+                    end => return Err(end),
+                },
+            };
             let filter = &run.options.filter;
             if stat.is_dir() {
                 if !filter.prunes(&shown) {
@@ -106,5 +118,50 @@ pub fn say_what_is_lost(run: &Run) {
     if !parts.is_empty() {
         let text = format!("objects cannot hold: {}", parts.join(", "));
         run.say(Event::Note(text));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exchange::filter::Filter;
+    use crate::exchange::report::Options;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_file_that_cannot_be_looked_at_fails_alone() {
+        // Guards against an export that ends at one damaged file: a directory whose names may be read, and nothing
+        // below it be looked at, fails as one does. Root may look everywhere, so this thread is nobody.
+        let tmp = tempfile::tempdir().expect("a directory");
+        let may = |path: &std::path::Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("sets");
+        };
+        std::fs::create_dir(tmp.path().join("bad")).expect("makes");
+        for name in ["a", "bad/x", "bad/y", "z"] {
+            std::fs::write(tmp.path().join(name), name).expect("writes");
+        }
+        may(tmp.path(), 0o755);
+        may(&tmp.path().join("bad"), 0o444);
+        let tree = Tree::open(tmp.path()).expect("opens");
+        // SAFETY: takes a number, and changes this thread only.
+        unsafe { libc::setfsuid(65534) };
+        let options = Options {
+            filter: Filter::default(),
+            parallel: 1,
+            rate: Arc::default(),
+            dry_run: false,
+            delete: false,
+            checksum: false,
+            strict: false,
+            metadata: false,
+        };
+        let run = Run::new("export", options, |_| {});
+        let items = walk(&tree, &run, "p/").expect("goes on");
+        // SAFETY: as above.
+        unsafe { libc::setfsuid(libc::geteuid()) };
+        may(&tmp.path().join("bad"), 0o755);
+        let keys: Vec<_> = items.iter().map(|item| item.key.as_str()).collect();
+        assert_eq!((keys, run.failures()), (vec!["p/a", "p/z"], 2));
     }
 }

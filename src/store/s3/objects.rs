@@ -8,7 +8,7 @@ use super::body::CountedBody;
 use super::errors::{Condition, from_sdk, own};
 use super::read::{content_length, is_of_an_object, partial, quoted, range_header, system_time};
 use super::write::with_customer_key;
-use super::{Inner, S3Store, sse};
+use super::{Inner, S3Store, SseKind, sse};
 use crate::store::error::ErrorClass;
 use crate::store::location::percent_decode;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
@@ -48,8 +48,10 @@ pub struct About {
     pub metadata: BTreeMap<String, String>,
     /// `content-type` and the like, by the name of the header.
     pub headers: BTreeMap<&'static str, String>,
-    /// How many tags it has, where the server says.
-    pub tags: u32,
+    /// How many tags it has; `None` where the server does not say, as AWS of none.
+    pub tags: Option<u32>,
+    /// Its server-side encryption, as [`SseKind::name`] names it; `None` where the server says nothing.
+    pub encryption: Option<String>,
     /// Whether its ETag may be the MD5 of its bytes: no KMS, no customer key, one part.
     pub is_md5: bool,
 }
@@ -70,9 +72,11 @@ macro_rules! about {
         ];
         let headers = headers.into_iter().filter_map(|(n, v)| Some((n, v?.to_owned()))).collect();
         let e_tag = super::proof::bare(answer.e_tag().unwrap_or_default()).to_owned();
-        let algorithm = answer.server_side_encryption().map(|a| a.as_str().to_owned());
-        let is_plain =
-            algorithm.is_none_or(|a| a == sse::AES256) && answer.sse_customer_algorithm().is_none();
+        let encryption = match answer.sse_customer_algorithm() {
+            Some(_) => Some(SseKind::Customer.name().to_owned()),
+            None => answer.server_side_encryption().map(|a| a.as_str().to_owned()),
+        };
+        let is_plain = encryption.as_deref().is_none_or(|a| a == sse::AES256);
         About {
             size: $size,
             modified: answer.last_modified().map(|time| system_time(Some(time))),
@@ -80,7 +84,8 @@ macro_rules! about {
             e_tag,
             metadata: answer.metadata().map(lower_case).unwrap_or_default(),
             headers,
-            tags: answer.tag_count().and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
+            tags: answer.tag_count().and_then(|n| u32::try_from(n).ok()),
+            encryption,
         }
     }};
 }
@@ -173,6 +178,13 @@ impl S3Store {
         };
         let about = about!(answer, size);
         Ok((about, CountedBody::new(answer.body, length, key).boxed()))
+    }
+
+    /// Whether an object has the encryption that this store puts on what it writes. Keys are not compared:
+    /// answers name them otherwise than people do.
+    pub fn is_encrypted_as_asked(&self, about: &About) -> bool {
+        let asked = self.inner.encryption.now().mode().kind();
+        asked == SseKind::Default || about.encryption.as_deref() == Some(asked.name())
     }
 
     /// The tags of an object: one GetObjectTagging.
