@@ -355,6 +355,23 @@ impl Fs {
         }
     }
 
+    /// [`Fs::fsync_now`] for a caller who does not wait: `tell` is called with what became of it,
+    /// on this thread or another, and must not wait. Blocks for one sync of the disk unless
+    /// [`Fs::is_syncing`].
+    pub fn fsync_then(&self, tell: impl FnOnce(Result<(), FsError>) + Send + 'static) {
+        match self.role.half() {
+            Some(Half { journal, .. }) => {
+                journal.sync_then(journal.last_pos(), |synced| tell(synced.map_err(Into::into)));
+            }
+            None => tell(Ok(())),
+        }
+    }
+
+    /// Whether the journal is being synced, so that [`Fs::fsync_then`] does not wait.
+    pub fn is_syncing(&self) -> bool {
+        self.role.half().is_some_and(|half| half.journal.is_syncing())
+    }
+
     /// `fsync`, `fdatasync` and `fsync` of a directory: to stable storage of this machine, or
     /// to the bucket under `fsync=remote`.
     pub fn fsync(

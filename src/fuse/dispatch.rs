@@ -3,8 +3,8 @@
 //! The pattern of every operation (docs/ARCHITECTURE.md "A write"): decode, build the future from `fs`, poll it once
 //! on the request thread; what memory can answer is answered there. Only a future that is
 //! pending is handed to tokio and answered from a worker. Request threads therefore never wait
-//! for the network; what they wait for is the local disk: in `fsync`, where a record of the journal
-//! starts a new file, and behind each other.
+//! for the network; what they wait for is the local disk: in an `fsync` that meets no other, where a
+//! record of the journal starts a new file, and behind each other.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -164,7 +164,7 @@ const SHORT_FORGETS_MAX: u32 = 256;
 /// Whether a request is, as a rule, answered from memory and the page cache of the journal, or
 /// handed to tokio, within tens of microseconds. Not those that wait for the disk, move much data
 /// or go through many rows.
-pub(super) fn is_short(request: &[u8]) -> bool {
+fn is_short(request: &[u8]) -> bool {
     let Ok((header, body)) = abi::split(request) else { return true }; // refused at once
     let mut body = Body::new(body);
     let looked = match header.opcode {
@@ -179,7 +179,23 @@ pub(super) fn is_short(request: &[u8]) -> bool {
     looked.unwrap_or(true) // refused at once
 }
 
+/// Whether it asks for a sync.
+fn is_sync(request: &[u8]) -> bool {
+    abi::split(request).is_ok_and(|(rq, _)| matches!(rq.opcode, op::FSYNC | op::FSYNCDIR))
+}
+
 impl Adapter {
+    /// [`is_short`], where it depends on more than the request.
+    pub(super) fn answers_soon(&self, request: &[u8]) -> bool {
+        is_short(request) || is_sync(request) && self.joins_syncs()
+    }
+
+    /// Whether a sync of the disk is under way, so that another leaves word and does not wait. If
+    /// it has ended by then, the next is made by the leader, whom the guard relieves.
+    fn joins_syncs(&self) -> bool {
+        !self.fsync_remote && self.fs.volume().is_syncing()
+    }
+
     pub(super) fn new(
         fs: Arc<Tree>,
         options: &Options,

@@ -168,7 +168,7 @@ impl Source for Requests {
         Ok(match self.device.receive(&mut self.buffer)? {
             Received::Request(len) => {
                 self.len = len;
-                Taken::Request { short: dispatch::is_short(&self.buffer[..len]) }
+                Taken::Request { short: self.adapter.answers_soon(&self.buffer[..len]) }
             }
             Received::Nothing => Taken::Nothing,
             Received::Ended => Taken::Ended,

@@ -86,8 +86,8 @@ impl Adapter {
             let synced = self.fs.fsync(rq.ino(), data_only);
             self.run_unit(rq.reply, synced);
         } else {
-            let synced = self.fs.fsync_now(rq.ino());
-            answer_synced(rq.reply, synced);
+            let (ino, reply) = (rq.ino(), rq.reply);
+            self.fs.fsync_then(ino, |synced| answer_synced(reply, synced));
         }
         Ok(())
     }
@@ -97,8 +97,8 @@ impl Adapter {
             let synced = self.fs.fsyncdir(rq.ino());
             self.run_unit(rq.reply, synced);
         } else {
-            let synced = self.fs.fsync_now(rq.ino());
-            answer_synced(rq.reply, synced);
+            let (ino, reply) = (rq.ino(), rq.reply);
+            self.fs.fsync_then(ino, |synced| answer_synced(reply, synced));
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use super::keeper::Keeper;
 use super::options::JournalOptions;
 use super::recovery::{Recovery, Verdict, chain, decide};
 use super::scan::{FileScan, Scanner};
+use super::sync::{Gate, Syncer};
 use crate::base::{JournalId, JournalPos, Timestamp};
 use crate::seal::{Opener, VolumeKeys};
 use lru::LruCache;
@@ -30,14 +31,15 @@ const OPENERS_MAX: usize = 128;
 const MARK_BYTES: u64 = 256 << 10;
 
 /// A write-back journal. All methods may be called from any thread; those that touch the disk
-/// block. Dropping it stops the keeper thread and syncs nothing.
+/// block. Dropping it stops its threads and syncs nothing but for who waits for it.
 pub struct Journal {
-    // Before `shared`: the thread ends first.
+    // Before `shared`: the threads end first.
     _keeper: Option<Keeper>,
+    _syncer: Option<Syncer>,
     pub(super) shared: Arc<Shared>,
 }
 
-/// What the keeper thread shares with the callers.
+/// What the keeper's and the syncer's threads share with the callers.
 pub(super) struct Shared {
     pub options: JournalOptions,
     pub id: JournalId,
@@ -51,9 +53,10 @@ pub(super) struct Shared {
     pub live: RwLock<BTreeMap<u64, Live>>,
     pub synced: AtomicU64,
     pub released: AtomicU64,
-    /// True while some thread syncs for all.
-    pub gate: Mutex<bool>,
-    pub gate_opened: Condvar,
+    /// Who syncs for all, and who waits for it.
+    pub gate: Mutex<Gate>,
+    /// Where the syncer waits for a sync to be handed over.
+    pub sync_due: Condvar,
     pub poison: OnceLock<Arc<str>>,
     /// Why the last append found no room on the disk, as long as nothing has changed since.
     pub no_space: Mutex<Option<String>>,
@@ -244,8 +247,8 @@ impl Journal {
             live: RwLock::new(live),
             synced: AtomicU64::new(recovery.last.0),
             released: AtomicU64::new(recovery.released.0),
-            gate: Mutex::new(false),
-            gate_opened: Condvar::new(),
+            gate: Mutex::default(),
+            sync_due: Condvar::new(),
             poison: OnceLock::new(),
             no_space: Mutex::new(None),
             syncs: AtomicU64::new(0),
@@ -260,7 +263,7 @@ impl Journal {
             options,
         });
         if purpose == Purpose::Examine {
-            return Ok((Journal { shared, _keeper: None }, recovery));
+            return Ok((Journal { shared, _keeper: None, _syncer: None }, recovery));
         }
         if survivors.skipped {
             // That the missing records were released may be known only from files that are
@@ -274,7 +277,8 @@ impl Journal {
             true => Some(Keeper::start(shared.clone())?),
             false => None,
         };
-        Ok((Journal { shared, _keeper: keeper }, recovery))
+        let syncer = Some(Syncer::start(shared.clone())?);
+        Ok((Journal { shared, _keeper: keeper, _syncer: syncer }, recovery))
     }
 
     /// The journal's name, recorded with every commit.

@@ -4,5 +4,6 @@
 mod disk_sim;
 
 mod disk_sim_tests;
+mod group_commit;
 mod journal_model;
 mod journal_recovery;

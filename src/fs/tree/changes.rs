@@ -308,11 +308,11 @@ impl Tree {
         )
     }
 
-    /// As [`Fs::fsync_now`]. In a snapshot there is nothing to do.
-    pub fn fsync_now(&self, ino: Ino) -> Result<(), FsError> {
+    /// As [`Fs::fsync_then`]. In a snapshot there is nothing to do.
+    pub fn fsync_then(&self, ino: Ino, tell: impl FnOnce(Result<(), FsError>) + Send + 'static) {
         match At::of(ino) {
-            At::Volume => self.volume.fsync_now(ino),
-            _ => Ok(()),
+            At::Volume => self.volume.fsync_then(tell),
+            _ => tell(Ok(())),
         }
     }
 

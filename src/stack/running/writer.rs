@@ -15,7 +15,7 @@ use super::status::OpenVolume;
 use crate::base::counted;
 use crate::commit::Committer;
 use crate::fs::Fs;
-use crate::journal::Journal;
+use crate::journal::{Journal, Trouble};
 use crate::meta::CommitRow;
 use crate::stack::StackError;
 use crate::stack::records::lease::{Beat, HEARTBEAT, Renewed};
@@ -25,6 +25,8 @@ use crate::stack::records::state::Remembered;
 const REMEMBER_EVERY: Duration = Duration::from_secs(5);
 /// How long a task that was told to end may take: it waits for nothing but its next pause.
 const END_MAX: Duration = Duration::from_secs(5);
+/// How long the journal's disk is left alone after it did not finish a sync.
+const STUCK_PAUSE: Duration = Duration::from_secs(30);
 /// Heartbeats from one look at the keyring to the next. A mount notices a rotation of the keys
 /// sooner, by its configuration.
 const KEYRING_BEATS: u64 = 8;
@@ -159,8 +161,14 @@ async fn sync_journal(journal: Arc<Journal>, committer: Arc<Committer>, shared: 
         let ticking = journal.clone();
         let synced = tokio::task::spawn_blocking(move || ticking.sync_tick()).await;
         if let Ok(Err(e)) = synced {
-            log::error!("the journal stops: {e}");
-            return;
+            if matches!(journal.trouble(), Some(Trouble::Stopped(_))) {
+                log::error!("the journal stops: {e}");
+                return;
+            }
+            // The disk is stuck; what waits for it later is to learn of that too.
+            log::warn!("the journal is not on stable storage: {e}");
+            tokio::time::sleep(STUCK_PAUSE).await;
+            continue;
         }
         // What is only here is remembered, so that a journal that is cut is noticed.
         let (synced, committed) = (journal.synced_pos().0, committed.borrow().position.0);
