@@ -106,6 +106,7 @@ impl StoreAddress {
             attended: Attended::default(),
             location,
             endpoint_url: self.endpoint_url.clone().filter(|u| is_s3 && !u.is_empty()),
+            server: if is_s3 { self.server() } else { String::new() },
             region: self.region.clone(),
             profile: self.profile.clone(),
             allow_http: self.allow_http,
@@ -119,6 +120,18 @@ impl StoreAddress {
 }
 
 impl StoreAddress {
+    /// See [`StoreOptions::server`].
+    fn server(&self) -> String {
+        let set = |given: &Option<String>, name| {
+            let value = given.clone().filter(|value| !value.is_empty());
+            value.or_else(|| std::env::var(name).ok()).filter(|value| !value.is_empty())
+        };
+        let endpoint = set(&self.endpoint_url, "AWS_ENDPOINT_URL");
+        let endpoint = endpoint.map(|url| url.trim_end_matches('/').to_ascii_lowercase());
+        let profile = set(&self.profile, "AWS_PROFILE").map(|name| format!("as {name}"));
+        endpoint.into_iter().chain(profile).collect::<Vec<_>>().join(" ")
+    }
+
     /// Whether what the flags give can be what they are for.
     fn check(&self) -> Result<(), InputError> {
         if let Some(url) = self.endpoint_url.as_deref().filter(|url| !url.is_empty()) {

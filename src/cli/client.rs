@@ -14,6 +14,8 @@ use crate::stack::Progress;
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
 use super::protocol::{Ask, Say, line};
+use super::signals::{self, LOOK_EVERY};
+use super::stop;
 use super::user;
 
 /// The daemon speaks several times a second while it works; silence this long means that it
@@ -107,7 +109,8 @@ impl Client {
         })
     }
 
-    /// Asks, and passes each message to `on_message` until it returns something or fails.
+    /// Asks, and passes each message to `on_message` until it returns something or fails. A command that
+    /// listens for signals ([`stop::catch`]) ends at one; the mount notices that it has gone.
     pub fn ask_each<T>(
         &self,
         ask: &Ask,
@@ -115,29 +118,50 @@ impl Client {
     ) -> Outcome<T> {
         let lost = |e: io::Error| {
             let why = match e.kind() {
-                // The read timeout.
-                io::ErrorKind::WouldBlock => format!("nothing in {} s", SILENCE_MAX.as_secs()),
+                io::ErrorKind::TimedOut => format!("nothing in {} s", SILENCE_MAX.as_secs()),
                 _ => e.to_string(),
             };
             Failure::new(Exit::General, format!("the mount process does not answer: {why}"))
                 .hint("look for its last words: journalctl -t sealfs")
         };
-        self.stream.set_read_timeout(Some(SILENCE_MAX)).map_err(lost)?;
+        self.stream.set_read_timeout(Some(LOOK_EVERY)).map_err(lost)?;
         (&self.stream).write_all(&line(ask)).map_err(lost)?;
         let mut reader = BufReader::new(&self.stream);
         loop {
-            let mut text = String::new();
-            if reader.read_line(&mut text).map_err(lost)? == 0 {
-                return Err(lost(io::ErrorKind::UnexpectedEof.into()));
-            }
-            match serde_json::from_str(&text).map_err(|e| lost(e.into()))? {
+            let Some(text) = next_line(&mut reader).map_err(lost)? else {
+                return Err(signals::stopped());
+            };
+            match serde_json::from_slice(&text).map_err(|e| lost(e.into()))? {
                 Say::Failed(failure) => return Err(failure),
                 message => {
                     if let Some(last) = on_message(message)? {
                         return Ok(last);
                     }
+                    if stop::came() {
+                        return Err(signals::stopped());
+                    }
                 }
             }
+        }
+    }
+}
+
+/// The next line of what times out every [`LOOK_EVERY`]; `None` when this command was stopped, which
+/// [`stop`] has to listen for.
+///
+/// # Errors
+/// `TimedOut` after [`SILENCE_MAX`] without it, `UnexpectedEof` at the end.
+fn next_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
+    let (mut text, begun) = (Vec::new(), Instant::now());
+    loop {
+        // What has come of a line stays in `text` when the rest is late.
+        match reader.read_until(b'\n', &mut text) {
+            Ok(_) if text.ends_with(b"\n") => return Ok(Some(text)),
+            Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
+            Err(_) if stop::came() => return Ok(None),
+            Err(_) if begun.elapsed() > SILENCE_MAX => return Err(io::ErrorKind::TimedOut.into()),
+            Err(_) => {}
         }
     }
 }

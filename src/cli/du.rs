@@ -21,6 +21,7 @@ use super::progress::{Lines, bar};
 use super::protocol::{Ask, Say};
 use super::server::PROGRESS_INTERVAL;
 use super::snapshot_at::{Volume, VolumeArgs, open};
+use super::{signals, stop};
 
 /// Flags of `sealfs du`.
 #[derive(Args, Clone, Debug)]
@@ -71,22 +72,26 @@ pub fn run(args: DuArgs) -> Outcome {
     let ask = DuAsk { path, depth: args.max_depth, snapshots: args.snapshots };
     let mut display = Display::new();
     let report = match volume {
-        Volume::Mounted(client) => client.ask_each(&Ask::Du { ask }, |say| match say {
-            Say::Du(report) => Ok(Some(*report)),
-            Say::Measuring { met, of } => {
-                display.show(met, of);
-                Ok(None)
-            }
-            _ => Ok(None),
-        }),
+        Volume::Mounted(client) => {
+            stop::catch();
+            client.ask_each(&Ask::Du { ask }, |say| match say {
+                Say::Du(report) => Ok(Some(*report)),
+                Say::Measuring { met, of } => {
+                    display.show(met, of);
+                    Ok(None)
+                }
+                _ => Ok(None),
+            })
+        }
         Volume::Store(options) => {
             let display = &mut display;
-            open(*options, |control| async move {
+            open(*options, |control, attended| async move {
                 let progress = Arc::new(DuProgress::default());
                 let mut adding = control.du(ask, progress.clone());
                 loop {
                     tokio::select! {
                         report = &mut adding => return report.map_err(|e| failure(&e)),
+                        () = attended.stopped() => return Err(signals::stopped()),
                         () = tokio::time::sleep(PROGRESS_INTERVAL) => {
                             let (met, of) = so_far(&progress);
                             display.show(met, of);

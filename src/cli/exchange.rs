@@ -11,9 +11,10 @@ use indicatif::{HumanBytes, HumanCount, ProgressBar};
 use parking_lot::Mutex;
 
 use super::args::rate;
-use super::exit::{Exit, Failure, Outcome};
+use super::exit::{Exit, Failure, GOES_ON, Outcome};
 use super::progress::{Lines, bar};
 use super::signals::{LOOK_EVERY, Signals};
+use super::stop;
 use crate::base::{counted, one_line};
 use crate::exchange::{
     Bucket, BucketPath, Event, ExchangeError, Filter, Options, Progress, Report, Run,
@@ -286,6 +287,9 @@ pub async fn drive(
 ) -> Outcome {
     let caught = |e| Failure::new(Exit::General, format!("cannot catch signals: {e}"));
     let mut signals = Signals::catch(true).map_err(caught)?;
+    if stop::came() {
+        run.stop(); // while the volume was being mounted
+    }
     let mut work = tokio::spawn(work);
     let done = loop {
         tokio::select! {
@@ -310,7 +314,7 @@ pub async fn drive(
 }
 
 fn stopped() -> Failure {
-    Failure::new(Exit::Stopped, ExchangeError::Stopped)
+    Failure::new(Exit::Stopped, ExchangeError::Stopped).hint(GOES_ON)
 }
 
 /// What ended a run, with its status.
@@ -319,8 +323,7 @@ pub fn failure(e: ExchangeError) -> Failure {
         ExchangeError::Stopped => stopped(),
         ExchangeError::Refused(_) => Failure::new(Exit::Usage, e),
         ExchangeError::Keys(_) => Failure::new(Exit::Unreachable, e),
-        ExchangeError::Local { .. } => Failure::new(Exit::General, e)
-            .hint("what is done is done: the same command goes on from there"),
+        ExchangeError::Local { .. } => Failure::new(Exit::General, e).hint(GOES_ON),
         ExchangeError::Store(cause) => {
             let exit = match class(cause) {
                 ErrorClass::Transport

@@ -122,6 +122,11 @@ pub struct Failure {
     pub hint: Option<String>,
 }
 
+/// What to type after a stop, where a command says nothing else: it had changed nothing that counts.
+const BEGINS_AGAIN: &str = "the same command begins again";
+/// The same where what was done counts.
+pub const GOES_ON: &str = "what is done is done: the same command goes on from there";
+
 /// What a command returns.
 pub type Outcome<T = ()> = Result<T, Failure>;
 
@@ -148,10 +153,19 @@ impl Failure {
         self
     }
 
+    /// The next command to type after a stop, unless it is said already.
+    pub fn if_stopped(self, hint: impl Into<String>) -> Failure {
+        match (self.exit, &self.hint) {
+            (Exit::Stopped, None) => self.hint(hint),
+            _ => self,
+        }
+    }
+
     /// Prints it to standard error and returns its status.
     pub fn report(&self) -> ExitCode {
         eprintln!("sealfs: error: {}", one_line(&self.message));
-        if let Some(hint) = &self.hint {
+        let again = (self.exit == Exit::Stopped).then_some(BEGINS_AGAIN);
+        if let Some(hint) = self.hint.as_deref().or(again) {
             eprintln!("hint: {}", one_line(hint));
         }
         ExitCode::from(self.exit.code())

@@ -88,7 +88,10 @@ pub fn run(args: FsckArgs) -> Outcome {
     let runtime = super::runtime()?;
     let report = runtime.block_on(watched(options));
     runtime.shutdown_background(); // a thread may wait for a store that never answers
-    let report = report?;
+    let report = report.map_err(|failure| match args.data {
+        true => failure.if_stopped(resume(&args.store)),
+        false => failure,
+    })?;
     print!("{}", describe(&report));
     verdict(&report, &args.store)
 }
@@ -216,6 +219,11 @@ fn number(n: u64, noun: &str) -> String {
     format!("{} {}", HumanCount(n), plural(n, noun))
 }
 
+/// What to type after `--data` was stopped.
+fn resume(store: &str) -> String {
+    format!("go on: sealfs fsck {store} --data --resume")
+}
+
 fn verdict(r: &FsckReport, store: &str) -> Outcome {
     let problems = |n: usize| counted(n as u64, "problem");
     if !r.problems.is_empty() {
@@ -232,8 +240,9 @@ fn verdict(r: &FsckReport, store: &str) -> Outcome {
         });
     }
     if !r.complete {
-        return Err(Failure::new(Exit::Stopped, "stopped before everything was read")
-            .hint(format!("go on: sealfs fsck {store} --data --resume")));
+        return Err(
+            Failure::new(Exit::Stopped, "stopped before everything was read").hint(resume(store))
+        );
     }
     if !r.repaired.is_empty() {
         let what = format!("{} repaired, nothing is left", problems(r.repaired.len()));

@@ -321,7 +321,9 @@ pub(super) fn change(
     options: &KeyOptions,
     make: impl Fn(&mut Keyring, &VolumeKeys) -> Result<(String, VolumeKeys), KeyringError>,
 ) -> Outcome<Changed<String>> {
-    let done = attend(&options.store, change_keyring(options, make))?;
+    let look = format!("look whether it was done: sealfs key list {}", at.store);
+    let done = attend(&options.store, change_keyring(options, make));
+    let done = done.map_err(|failure| failure.if_stopped(look))?;
     tell_mounts(done.keys.volume_id());
     for note in &done.notes {
         eprintln!("sealfs: warning: {note}");

@@ -16,7 +16,7 @@ use crate::stack::rekey::{
 
 use super::args::SecretArgs;
 use super::client::Client;
-use super::exit::{Exit, Failure, Outcome};
+use super::exit::{Exit, Failure, GOES_ON, Outcome};
 use super::key::Where;
 use super::out::print_json;
 use super::progress::announce;
@@ -66,7 +66,7 @@ pub(super) fn run(args: &RekeyArgs) -> Outcome {
     let work = shown(walked.clone(), "sealing again", async |bar| {
         rekey(&options, walked, |phase| announce(bar, said_of(&phase)), tell_mount).await
     });
-    let report = signals::run(&attended, UNDO_MAX, work)?;
+    let report = signals::run(&attended, UNDO_MAX, work).map_err(|e| e.if_stopped(GOES_ON))?;
     for note in &report.notes {
         eprintln!("sealfs: note: {note}");
     }

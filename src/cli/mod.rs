@@ -34,6 +34,7 @@ mod key_rekey;
 mod key_show;
 mod kit;
 mod leaving;
+mod live;
 mod logging;
 mod metrics;
 mod mount;

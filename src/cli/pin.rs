@@ -14,6 +14,10 @@ use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
 use super::progress::{Lines, bar};
 use super::protocol::{Ask, Say};
+use super::stop;
+
+/// What is to be known when this command ends before what is pinned is here.
+const GOES_ON_WITH_IT: &str = "it is pinned, and the mount goes on with it: sealfs status DIR";
 
 /// Pins or unpins `paths`, which are of one mount.
 pub fn run(paths: &[PathBuf], unpin: bool) -> Outcome {
@@ -31,9 +35,12 @@ pub fn run(paths: &[PathBuf], unpin: bool) -> Outcome {
     let bar = bar("{bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}");
     let mut lines = Lines::new(Instant::now());
     let ask = Ask::Pin { paths: inside.clone(), unpin };
+    let mut is_pinned = false;
+    stop::catch();
     let outcome = client.ask_each(&ask, |say| match say {
         Say::Pinned(now) => Ok(Some(*now)),
         Say::Pinning(now) => {
+            is_pinned = true;
             let here = now.kept_bytes.saturating_sub(now.missing_bytes);
             match &bar {
                 Some(bar) => {
@@ -54,6 +61,10 @@ pub fn run(paths: &[PathBuf], unpin: bool) -> Outcome {
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
+    let outcome = outcome.map_err(|failure| match is_pinned {
+        true => failure.if_stopped(GOES_ON_WITH_IT),
+        false => failure,
+    });
     told(&outcome?, &inside, unpin)
 }
 
@@ -81,7 +92,7 @@ fn told(now: &PinsNow, asked: &[PinPath], unpin: bool) -> Outcome {
         Some(why) => {
             let missing = HumanBytes(now.missing_bytes);
             Err(Failure::new(Exit::Pending, format!("{missing} of it are not here yet: {why}"))
-                .hint("it is pinned, and the mount goes on with it: sealfs status DIR"))
+                .hint(GOES_ON_WITH_IT))
         }
     }
 }

@@ -87,7 +87,9 @@ pub fn run(args: RecoverArgs) -> Outcome {
         key,
         progress: progress.clone(),
     };
-    let done = signals::run(&attended, Duration::ZERO, shown(stack::recover(options), &progress))?;
+    let done = signals::run(&attended, Duration::ZERO, shown(stack::recover(options), &progress));
+    let again = "the same command begins again, and replaces what it has put there";
+    let done = done.map_err(|failure| failure.if_stopped(again))?;
     println!(
         "{} ({} of them in part, {}) and {} recovered to {}",
         counted(done.files, "file"),

@@ -11,6 +11,7 @@ use super::exit::{Exit, Failure, Outcome};
 use super::mount::{Accepted, accepted};
 use super::progress::Display;
 use super::protocol::{Ask, Say};
+use super::stop;
 
 /// Flags of `sealfs promote`.
 #[derive(Args, Clone, Debug)]
@@ -82,9 +83,14 @@ pub fn demote(args: DemoteArgs) -> Outcome {
 fn change(dir: &Path, ask: &Ask) -> Outcome {
     let client = Client::connect(dir, false)?;
     let mut display = Display::new();
+    stop::catch();
     let answer = client.ask(ask, |progress| display.show(progress));
     display.end();
-    match answer? {
+    let shown = dir.display();
+    let stopped = |failure: Failure| {
+        failure.if_stopped(format!("see which role the mount has now: sealfs status {shown}"))
+    };
+    match answer.map_err(stopped)? {
         Say::Done { .. } => Ok(()),
         _ => Err(Failure::answered_else()),
     }

@@ -1,9 +1,10 @@
 //! `sealfs s3ec`: single objects of the Amazon S3 Encryption Client, outside of any volume.
 
 use std::io::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
+use indicatif::HumanBytes;
 use serde::Serialize;
 
 use crate::base::one_line;
@@ -12,6 +13,7 @@ use crate::stack::{EnvelopeAsk, ObjectName, S3ecObject, StoreOptions};
 
 use super::args::StoreAddress;
 use super::exit::{Exit, Failure, Outcome};
+use super::progress::{Lines, bar};
 use super::s3ec_keys::{EnvelopeKeyArgs, NewEnvelopeKeyArgs, pairs};
 use super::sse_flags::SseReadFlags;
 use super::{out, signals};
@@ -130,11 +132,29 @@ fn attend<T>(store: &StoreOptions, work: impl Future<Output = Outcome<T>>) -> Ou
 
 fn cat(args: &CatArgs) -> Outcome {
     let (store, rules) = (args.at.store()?, args.keys.rules()?);
+    let (bar, mut lines) = (
+        bar("{bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}"),
+        Lines::new(Instant::now()),
+    );
     let done = attend(&store, async {
         let keys = args.keys.keys(&store).await?;
         let object = S3ecObject::find(&store, &args.at.object, &args.at.ask()).await?;
         let unlocked = object.unlock(&keys, &rules).await?;
-        Ok(object.read(&unlocked, |plain| std::io::stdout().write_all(plain)).await?)
+        let size = object.about().size;
+        let fetched = |at| match &bar {
+            Some(bar) => {
+                bar.set_length(size);
+                bar.set_position(at);
+                if at == size {
+                    bar.finish_and_clear(); // what follows may go to the same terminal
+                }
+            }
+            None if lines.due(Instant::now()) => {
+                eprintln!("sealfs: {} of {} fetched", HumanBytes(at), HumanBytes(size));
+            }
+            None => {}
+        };
+        Ok(object.read(&unlocked, fetched, |plain| std::io::stdout().write_all(plain)).await?)
     })?;
     out::keep(done.out);
     out::written()?;
@@ -248,4 +268,5 @@ fn rewrap(args: &RewrapArgs) -> Outcome {
         );
         Ok(())
     })
+    .map_err(|e| e.if_stopped(format!("see by what it is wrapped now: sealfs s3ec head {name}")))
 }

@@ -110,6 +110,9 @@ fn sentence(wait: &Wait) -> String {
     )
 }
 
+/// How long work may keep its thread to itself after it should have ended.
+const DEAF_AFTER: Duration = Duration::from_secs(2);
+
 /// How long a command that was stopped may take to undo what it has begun.
 pub const UNDO_MAX: Duration = Duration::from_secs(10);
 
@@ -132,6 +135,9 @@ pub fn run<T>(
 
 /// Runs `work` to its end, says what it waits for, and stops it at a signal of the table: it has
 /// `grace` to undo what it has begun, until a second signal.
+///
+/// `work` may keep its thread busy, or wait in a system call (a pipe that nobody reads): then the
+/// process ends all the same, on another thread, when `grace` is over or at the second signal.
 pub async fn attend<T>(
     attended: &Attended,
     grace: Duration,
@@ -139,6 +145,9 @@ pub async fn attend<T>(
 ) -> Outcome<T> {
     let caught = |e| Failure::new(Exit::General, format!("cannot catch signals: {e}"));
     let mut signals = Signals::catch(true).map_err(caught)?;
+    let deaf = Signals::catch(true).map_err(caught)?;
+    let mut aside = tokio::task::JoinSet::new(); // ends with this
+    aside.spawn(end_if_deaf(deaf, grace));
     let (mut teller, mut asked) = (Teller::default(), None::<Instant>);
     tokio::pin!(work);
     loop {
@@ -158,6 +167,16 @@ pub async fn attend<T>(
             },
         }
     }
+}
+
+/// Ends the process when [`attend`] has not done so itself by the time that it should have.
+async fn end_if_deaf(mut signals: Signals, grace: Duration) {
+    signals.next().await;
+    let _ = tokio::time::timeout(grace, signals.next()).await; // the second signal, or time is up
+    tokio::time::sleep(DEAF_AFTER).await;
+    let failure = stopped();
+    failure.report();
+    std::process::exit(failure.exit.code().into());
 }
 
 #[cfg(test)]

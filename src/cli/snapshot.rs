@@ -21,11 +21,13 @@ use super::client::Client;
 use super::configure::tell_mounts;
 use super::dirs::{absolute_or, state_dir};
 use super::exit::{Exit, Failure, Outcome};
+use super::live::mount_of;
 use super::out::print_json;
 use super::protocol::{Ask, Say};
 use super::signals;
 use super::snapshot_diff::{self, DiffArgs};
 use super::snapshot_restore::{self, RestoreArgs};
+use super::stop;
 use super::sync::sync;
 
 /// How long a short mount may take to end in order when it was stopped.
@@ -217,8 +219,10 @@ impl Target {
         }
         super::keep_private();
         let mut store = self.access.resolve(&self.target)?;
-        if let Some(point) = writes_here(&store.location.to_string()) {
-            return Ok(Reached::Mount(point));
+        // The one that writes, if there is one.
+        if let Some(client) = mount_of(Client::all(), &store, |status| status.snapshots.is_some())?
+        {
+            return Ok(Reached::Mount(client.point));
         }
         store.state_dir = Some(absolute_or(self.state_dir.as_deref(), state_dir)?);
         let key = self.secret.read_for(&store)?;
@@ -234,19 +238,22 @@ impl Target {
                     _ => Err(Failure::answered_else()),
                 }
             }
-            Reached::Store(options) => attend(options, snapshots::list(options)),
+            Reached::Store(options) => in_order(options, snapshots::list(options)),
         }
     }
 }
 
-/// Where the mount of this machine is that writes that store, if there is one.
-fn writes_here(store: &str) -> Option<PathBuf> {
-    Client::all().into_iter().find_map(|client| match client.ask(&Ask::Status, |_| {}) {
-        Ok(Say::Status(status)) if status.store == store && status.snapshots.is_some() => {
-            Some(PathBuf::from(status.mount_point))
-        }
-        _ => None,
-    })
+/// Runs what ends in order by itself when it is stopped: a short mount.
+fn in_order<T>(
+    options: &KeyOptions,
+    work: impl Future<Output = Result<T, StackError>>,
+) -> Outcome<T> {
+    signals::run(&options.store.attended, UNDO_MAX, work)
+}
+
+/// What to type when a change was stopped, which may have been made.
+fn look(failure: Failure, target: &str) -> Failure {
+    failure.if_stopped(format!("look whether it was done: sealfs snapshot list {target}"))
 }
 
 pub(super) fn attend<T>(
@@ -295,13 +302,16 @@ fn create(args: &CreateArgs) -> Outcome {
     let made = match at.reach()? {
         Reached::Mount(dir) => {
             sync(&dir, STALL_MAX)?;
-            match Client::connect(&dir, true)?.ask(&Ask::SnapshotCreate(ask), |_| {})? {
+            let answer = Client::connect(&dir, true)?.ask(&Ask::SnapshotCreate(ask), |_| {});
+            match answer.map_err(|e| look(e, &at.target))? {
                 Say::Snapshot(made) => Ok(*made),
                 Say::SnapshotRefused(why) => Err(why),
                 _ => return Err(Failure::answered_else()),
             }
         }
-        Reached::Store(options) => attend(&options, snapshots::create(&options, ask))?,
+        Reached::Store(options) => {
+            in_order(&options, snapshots::create(&options, ask)).map_err(|e| look(e, &at.target))?
+        }
     };
     let made = made.map_err(|e| refused(e, &at.target))?;
     match at.json {
@@ -351,13 +361,17 @@ fn delete(args: &DeleteArgs) -> Outcome {
         let names = names.clone();
         let done = match &reached {
             Reached::Mount(dir) => {
-                match Client::connect(dir, true)?.ask(&Ask::SnapshotDelete { names }, |_| {})? {
+                stop::catch();
+                let answer =
+                    Client::connect(dir, true)?.ask(&Ask::SnapshotDelete { names }, |_| {});
+                match answer.map_err(|e| look(e, &at.target))? {
                     Say::Done { .. } => Ok(()),
                     Say::SnapshotRefused(why) => Err(why),
                     _ => return Err(Failure::answered_else()),
                 }
             }
-            Reached::Store(options) => attend(options, snapshots::delete(options, names))?,
+            Reached::Store(options) => in_order(options, snapshots::delete(options, names))
+                .map_err(|e| look(e, &at.target))?,
         };
         done.map_err(|e| refused(e, &at.target))?;
     }

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::stack::{MountOptions, Mounted, StackError};
+use crate::stack::{Attended, MountOptions, Mounted, StackError};
 
 use super::args::{SecretArgs, StoreArgs};
 use super::client::Client;
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
-use super::protocol::{Ask, Say};
+use super::live::mount_of;
 
 /// STORE or DIR, and how the one is reached.
 #[derive(Args, Clone, Debug)]
@@ -54,8 +54,7 @@ impl VolumeArgs {
             return Client::connect(Path::new(&self.volume), true).map(Volume::Mounted);
         }
         let store = self.access.resolve(&self.volume)?;
-        let url = store.location.to_string();
-        if let Some(client) = mount_of(&url) {
+        if let Some(client) = mount_of(Client::all(), &store, |status| status.snapshot.is_none())? {
             return Ok(Volume::Mounted(client));
         }
         super::keep_private();
@@ -72,31 +71,19 @@ impl VolumeArgs {
     }
 }
 
-/// The mount of this store that the user has on this machine, if there is one that writes.
-fn mount_of(url: &str) -> Option<Client> {
-    dirs::sockets().into_iter().find_map(|point| {
-        let Ok(Say::Status(status)) =
-            Client::connect(&point, false).ok()?.ask(&Ask::Status, |_| {})
-        else {
-            return None;
-        };
-        let same = status.store == url && status.snapshot.is_none();
-        if same { Client::connect(&point, false).ok() } else { None }
-    })
-}
-
-/// Opens a volume, does `work` with it, and closes it in order.
+/// Opens a volume, does `work` with it, and closes it in order. `work` ends when it is asked to stop.
 pub(super) fn open<T, F>(
     options: MountOptions,
-    work: impl FnOnce(std::sync::Arc<dyn crate::stack::Control>) -> F,
+    work: impl FnOnce(std::sync::Arc<dyn crate::stack::Control>, Attended) -> F,
 ) -> Outcome<T>
 where
     F: Future<Output = Outcome<T>>,
 {
     let attended = options.store.attended.clone();
+    let wish = attended.clone();
     let opened = async {
         let mounted: Mounted = crate::stack::mount(options).await?;
-        let done = work(mounted.control.clone()).await;
+        let done = work(mounted.control.clone(), wish).await;
         let drained = mounted.shutdown(DRAIN_MAX).await;
         Ok::<_, StackError>(match (done, drained) {
             (Ok(_), false) => {

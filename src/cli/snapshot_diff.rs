@@ -12,7 +12,7 @@ use crate::fs::diff::{Change, Difference};
 use super::exit::{Exit, Failure, Outcome};
 use super::progress::Lines;
 use super::protocol::{Ask, Say};
-use super::signals::LOOK_EVERY;
+use super::signals::{LOOK_EVERY, stopped};
 use super::snapshot_at::{Volume, VolumeArgs, open};
 use super::snapshot_serve::failure;
 
@@ -52,6 +52,7 @@ pub fn run(args: DiffArgs) -> Outcome {
     let names = [args.from.clone(), args.to.clone()];
     let mut told = Told { lines: Lines::new(Instant::now()), found: 0 };
     match args.at.find(true)? {
+        // A signal ends it as any that only prints: `| less` is in the way of every other answer.
         Volume::Mounted(client) => client.ask_each(&Ask::SnapshotDiff { names }, |say| match say {
             // Nobody reads on: that is told, or ends the process, when it ends.
             Say::Differences(found) => {
@@ -64,7 +65,7 @@ pub fn run(args: DiffArgs) -> Outcome {
                 Ok(None)
             }
         }),
-        Volume::Store(options) => open(*options, |control| async move {
+        Volume::Store(options) => open(*options, |control, attended| async move {
             let (out, mut found) = mpsc::channel::<Vec<Difference>>(BATCHES_MAX);
             let printing = async {
                 loop {
@@ -84,7 +85,11 @@ pub fn run(args: DiffArgs) -> Outcome {
                 }
                 true
             };
-            let (compared, printed) = futures::join!(control.diff(names, out), printing);
+            let both = async { futures::join!(control.diff(names, out), printing) };
+            let (compared, printed) = tokio::select! {
+                both = both => both,
+                () = attended.stopped() => return Err(stopped()),
+            };
             // Nobody reads on: that is told, or ends the process, when it ends.
             if printed { compared.map_err(|e| failure(&e)) } else { Ok(()) }
         }),

@@ -12,13 +12,14 @@ use crate::fs::restore::{RestoreOrder, RestoreProgress, Restored};
 use crate::fs::tree::SNAPSHOTS_NAME;
 use crate::meta::SnapshotName;
 
-use super::exit::{Exit, Failure, Outcome};
+use super::exit::{Exit, Failure, GOES_ON, Outcome};
 use super::out::print_json;
 use super::progress::{Lines, bar};
 use super::protocol::{Ask, Say};
 use super::server::PROGRESS_INTERVAL;
 use super::snapshot_at::{Volume, VolumeArgs, open};
 use super::snapshot_serve::failure;
+use super::stop;
 
 /// Flags of `sealfs snapshot restore`.
 #[derive(Args, Clone, Debug)]
@@ -73,6 +74,7 @@ pub fn run(args: RestoreArgs) -> Outcome {
         Volume::Mounted(client) => {
             let mut lines = Lines::new(std::time::Instant::now());
             let bar = bar("{spinner} {msg} {elapsed}");
+            stop::catch();
             let restored = client.ask_each(&Ask::SnapshotRestore { order }, |say| match say {
                 Say::Restored(done) => Ok(Some(*done)),
                 Say::Restoring { files, unchanged } => {
@@ -84,9 +86,9 @@ pub fn run(args: RestoreArgs) -> Outcome {
             if let Some(bar) = bar {
                 bar.finish_and_clear();
             }
-            restored?
+            restored.map_err(|failure| failure.if_stopped(GOES_ON))?
         }
-        Volume::Store(options) => open(*options, |control| async move {
+        Volume::Store(options) => open(*options, |control, attended| async move {
             let progress = Arc::new(RestoreProgress::default());
             let mut lines = Lines::new(std::time::Instant::now());
             let bar = bar("{spinner} {msg} {elapsed}");
@@ -95,6 +97,9 @@ pub fn run(args: RestoreArgs) -> Outcome {
                 tokio::select! {
                     restored = &mut restoring => break restored,
                     () = tokio::time::sleep(PROGRESS_INTERVAL) => {
+                        if attended.is_stopped() {
+                            progress.stop();
+                        }
                         show(bar.as_ref(), &mut lines, progress.so_far());
                     }
                 }
@@ -103,7 +108,8 @@ pub fn run(args: RestoreArgs) -> Outcome {
                 bar.finish_and_clear();
             }
             restored.map_err(|e| failure(&e))
-        })?,
+        })
+        .map_err(|failure| failure.if_stopped(GOES_ON))?,
     };
     if args.json {
         print_json(&done)?;

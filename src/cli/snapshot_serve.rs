@@ -8,7 +8,7 @@ use crate::fs::FsError;
 use crate::fs::restore::{RestoreError, RestoreOrder, RestoreProgress};
 use crate::stack::Control;
 
-use super::exit::{Exit, Failure};
+use super::exit::{Exit, Failure, GOES_ON};
 use super::protocol::Say;
 use super::server::PROGRESS_INTERVAL;
 
@@ -46,7 +46,7 @@ pub fn failure(e: &RestoreError) -> Failure {
                 "what was restored is whole; when the cause is gone, the same command goes on",
             ),
         },
-        RestoreError::Stopped => failure,
+        RestoreError::Stopped => failure.hint(GOES_ON),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::store::s3::SseKind;
 
 use super::args::{SecretArgs, StoreAddress, StoreArgs};
 use super::client::Client;
-use super::exit::{Exit, Failure, Outcome};
+use super::exit::{Exit, Failure, GOES_ON, Outcome};
 use super::out::print_json;
 use super::progress::{Lines, announce, bar, style};
 use super::signals::{self, UNDO_MAX};
@@ -143,7 +143,10 @@ fn run_audit(args: AuditArgs) -> Outcome {
     let report = match args.inventory {
         Some(file) => {
             let options = InventoryOptions { store, key, file, schema: args.inventory_schema };
-            signals::run(&attended, Duration::ZERO, inventory::audit(&options))?
+            let work = shown(walked.clone(), "reading the report", async |_| {
+                inventory::audit(&options, walked).await
+            });
+            signals::run(&attended, Duration::ZERO, work)?
         }
         None => {
             let options = AuditOptions {
@@ -183,7 +186,7 @@ fn run_migrate(args: MigrateArgs) -> Outcome {
     let work = shown(walked.clone(), "migrating", async |bar| {
         migrate(&options, walked, |phase| announce(bar, said_of(&phase)), tell_mount).await
     });
-    let report = signals::run(&attended, UNDO_MAX, work)?;
+    let report = signals::run(&attended, UNDO_MAX, work).map_err(|e| e.if_stopped(GOES_ON))?;
     match args.json {
         true => print_json(&report)?,
         false => print!("{}", sse_report::migration(&report)),

@@ -187,6 +187,7 @@ mod tests {
         let mut status = Status {
             volume_id: "00ff".into(),
             store: "s3://b/p".into(),
+            server: String::new(),
             mount_point: "/mnt/v".into(),
             pid: 7,
             version: "0.1.0".into(),

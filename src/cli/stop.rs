@@ -1,11 +1,16 @@
-//! A command that does one thing after the other, and is asked to stop: it clears up behind itself.
+//! A command that does one thing after the other, and is asked to stop: it clears up behind itself, or
+//! leaves what it waits for behind.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 
-static STOPPED: AtomicBool = AtomicBool::new(false);
+use super::exit::{Exit, Failure, Outcome};
+use super::signals::{self, LOOK_EVERY};
+
+static CAME: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn note(_: libc::c_int) {
-    STOPPED.store(true, Ordering::Relaxed);
+    CAME.store(true, Ordering::Relaxed);
 }
 
 /// From now on the first SIGINT or SIGTERM, and SIGHUP unless it is ignored, only says that it came;
@@ -27,7 +32,38 @@ pub fn catch() {
     }
 }
 
-/// Whether one came.
+/// Whether one came. One that [`signals::Signals`] hears counts as well, if [`catch`] was called before.
 pub fn came() -> bool {
-    STOPPED.load(Ordering::Relaxed)
+    CAME.load(Ordering::Relaxed)
+}
+
+/// What came until now has been acted upon.
+pub fn forget() {
+    CAME.store(false, Ordering::Relaxed);
+}
+
+/// What `work` comes to, which may wait in system calls that nothing ends; `look` is called now and
+/// then meanwhile. It is left behind when a signal came: the process is about to end.
+///
+/// # Errors
+/// [`Exit::Stopped`]; no thread can be had.
+pub fn attend<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+    mut look: impl FnMut(),
+) -> Outcome<T> {
+    let (done, outcome) = mpsc::channel();
+    let started = std::thread::Builder::new().spawn(move || {
+        let _ = done.send(work()); // nobody waits any more
+    });
+    started.map_err(|e| Failure::new(Exit::General, format!("cannot start a thread: {e}")))?;
+    loop {
+        match outcome.recv_timeout(LOOK_EVERY) {
+            Ok(done) => return Ok(done),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Failure::new(Exit::General, "a thread of this command died"));
+            }
+            Err(RecvTimeoutError::Timeout) if came() => return Err(signals::stopped()),
+            Err(RecvTimeoutError::Timeout) => look(),
+        }
+    }
 }

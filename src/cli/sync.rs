@@ -17,6 +17,7 @@ use super::exit::{Exit, Failure, Outcome};
 use super::progress::Display;
 use super::protocol::{Ask, Say};
 use super::server::Standstill;
+use super::{signals, stop};
 
 /// How often is looked whether the kernel gets rid of its pages.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -48,14 +49,21 @@ pub fn run(args: SyncArgs) -> Outcome {
 pub(super) fn sync(dir: &Path, stall: Duration) -> Outcome {
     let client = Client::connect(dir, true)?;
     let mut display = Display::new();
+    stop::catch();
+    let stopped = |failure: Failure| {
+        failure.if_stopped(format!("the mount goes on uploading: sealfs status {}", dir.display()))
+    };
     write_back(dir, stall, &mut display).map_err(|e| {
+        if stop::came() {
+            return stopped(signals::stopped());
+        }
         let what = format!("the kernel could not write back what {} holds: {e}", dir.display());
         Failure::new(Exit::Pending, what)
     })?;
     let ask = Ask::Sync { stall_secs: whole_secs(stall) };
     let answer = client.ask(&ask, |progress| display.show(progress));
     display.end();
-    answer.map(drop)
+    answer.map(drop).map_err(stopped)
 }
 
 /// Has the kernel write back the dirty pages of the file system at `dir` (syncfs(2)). Linux does
@@ -78,6 +86,9 @@ fn write_back(path: &Path, stall: Duration, display: &mut Display) -> io::Result
             Ok(result) => return result,
             Err(mpsc::RecvTimeoutError::Disconnected) => {
                 return Err(io::Error::other("the thread that waited for it died"));
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) if stop::came() => {
+                return Err(io::ErrorKind::Interrupted.into());
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {}
         }

@@ -12,6 +12,7 @@ use super::client::Client;
 use super::exit::{Exit, Failure, Outcome};
 use super::progress::Display;
 use super::protocol::{Ask, Say};
+use super::stop;
 use crate::stack::is_running;
 
 /// How long the mount process may take to end once it has said that it is done.
@@ -49,6 +50,7 @@ pub struct UmountArgs {
 pub fn run(args: UmountArgs) -> Outcome {
     let client = Client::connect(&args.dir, false)?;
     let daemon = client.daemon();
+    stop::catch();
     let ask = Ask::Umount {
         stall_secs: whole_secs(args.stall_timeout),
         lazy: args.lazy,
@@ -64,7 +66,9 @@ pub fn run(args: UmountArgs) -> Outcome {
             "it is still mounted; try again, or leave the rest for later: \
              sealfs umount --force-local {shown}"
         )),
-        _ => failure,
+        _ => failure.if_stopped(format!(
+            "it stays mounted; the rest can be left for later: sealfs umount --force-local {shown}"
+        )),
     })?;
     if let (Ok(pid), false) = (daemon, args.lazy) {
         await_exit(pid)?;

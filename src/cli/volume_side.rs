@@ -16,11 +16,13 @@ use super::args::{SecretArgs, StoreAddress, file_flag, whole_secs};
 use super::client::{Client, is_mounted};
 use super::dirs;
 use super::exit::{Exit, Failure, Outcome};
+use super::live::mount_of;
 use super::progress::Display;
 use super::protocol::Ask;
 use super::sse_flags::SseReadFlags;
+use super::{signals, stop};
 use crate::fuse;
-use crate::store::Location;
+use crate::stack::StoreOptions;
 
 /// How long the upload at the end may stand still.
 const STALL_MAX: Duration = Duration::from_secs(600);
@@ -47,6 +49,12 @@ pub struct VolumeArgs {
 }
 
 impl VolumeArgs {
+    fn store(&self, name: &str) -> Outcome<StoreOptions> {
+        let sse = self.keys.resolve().map_err(|e| Failure::new(Exit::Usage, e))?;
+        let is_asked = !sse.read_keys.is_empty();
+        self.address.resolve(name, sse, is_asked)
+    }
+
     /// Where this machine keeps what belongs to volumes and is no cache.
     ///
     /// # Errors
@@ -78,17 +86,18 @@ impl VolumeSide {
         if !is_store {
             return Ok(VolumeSide { dir: live(Path::new(name))?, mount: None });
         }
-        let location: Location = name.parse().map_err(|e| Failure::new(Exit::Usage, e))?;
-        let shown = location.to_string();
-        let ours = fuse::mounts().into_iter().rfind(|entry| {
+        let store = args.store(name)?;
+        let shown = store.location.to_string();
+        let ours = fuse::mounts().into_iter().rev().filter(|entry| {
             entry.is_sealfs()
                 && entry.source == shown
                 && fuse::life(&entry.point) == fuse::Life::Alive
                 && !is_private(&entry.point)
         });
-        if let Some(entry) = ours {
-            eprintln!("sealfs: {shown} is mounted at {}: working there", entry.point.display());
-            return Ok(VolumeSide { dir: entry.point, mount: None });
+        let clients = ours.filter_map(|entry| Client::connect(&entry.point, false).ok());
+        if let Some(client) = mount_of(clients, &store, |status| status.snapshot.is_none())? {
+            eprintln!("sealfs: {shown} is mounted at {}: working there", client.point.display());
+            return Ok(VolumeSide { dir: client.point, mount: None });
         }
         let mount = PrivateMount::start(&shown, args, read_only)?;
         Ok(VolumeSide { dir: mount.point.path().to_owned(), mount: Some(mount) })
@@ -146,6 +155,7 @@ impl PrivateMount {
         let general =
             |what: &str, e: std::io::Error| Failure::new(Exit::General, format!("{what}: {e}"));
         take_dead_away();
+        stop::catch();
         let made = tempfile::Builder::new().prefix(PRIVATE).tempdir();
         let point = made.map_err(|e| general("cannot make a mount point", e))?;
         let mut words = vec!["mount".to_owned(), store.to_owned()];
@@ -195,17 +205,31 @@ impl PrivateMount {
             if is_mounted(self.point.path()) && Client::connect(self.point.path(), false).is_ok() {
                 return Ok(());
             }
+            if stop::came() {
+                return Err(signals::stopped());
+            }
             std::thread::sleep(LOOK);
         }
+    }
+
+    /// For a child that has not been waited for.
+    fn signal(&self, signal: libc::c_int) {
+        // SAFETY: kill(2) takes numbers only; the process is our child.
+        unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
     }
 
     fn end(mut self) -> Outcome {
         let ask =
             Ask::Umount { stall_secs: whole_secs(STALL_MAX), lazy: false, force_local: false };
         let mut display = Display::new();
+        stop::forget(); // by one that came before, this is the end in order
         let said = Client::connect(self.point.path(), false)
             .and_then(|client| client.ask(&ask, |progress| display.show(progress)));
         display.end();
+        if said.as_ref().is_err_and(|failure| failure.exit == Exit::Stopped) {
+            // Two signals, of which the second leaves the rest to the journal; two of a kind may become one.
+            [libc::SIGTERM, libc::SIGINT].into_iter().for_each(|signal| self.signal(signal));
+        }
         // A terminal's Ctrl-C reaches it as well: then it is ending, and a second signal would have it
         // leave the rest to the journal.
         let begun = Instant::now();
@@ -214,8 +238,7 @@ impl PrivateMount {
             std::thread::sleep(LOOK);
         }
         if said.is_err() && matches!(self.child.try_wait(), Ok(None)) {
-            // SAFETY: the process is our child, not waited for yet.
-            unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
+            self.signal(libc::SIGTERM);
         }
         let status = self.child.wait().map_err(|e| {
             Failure::new(Exit::General, format!("cannot wait for the volume's mount: {e}"))
@@ -240,8 +263,7 @@ impl Drop for PrivateMount {
     /// After a failure: the end by signal, without waiting for the bucket longer than it must.
     fn drop(&mut self) {
         if let Ok(None) = self.child.try_wait() {
-            // SAFETY: the process is our child, not waited for yet.
-            unsafe { libc::kill(self.child.id() as libc::pid_t, libc::SIGTERM) };
+            self.signal(libc::SIGTERM);
             let begun = Instant::now();
             while matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < STALL_MAX {
                 std::thread::sleep(LOOK);

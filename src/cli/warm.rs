@@ -5,6 +5,8 @@ use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use clap::Args;
@@ -17,6 +19,7 @@ use super::exit::{Exit, Failure, Outcome};
 use super::pin;
 use super::progress::{Lines, bar};
 use super::protocol::{Ask, Sample, Say};
+use super::stop;
 
 /// Bytes read at a time.
 const PIECE: usize = 1 << 20;
@@ -59,6 +62,13 @@ struct Found {
     failed: Vec<String>,
 }
 
+/// How far it is.
+#[derive(Default)]
+struct Going {
+    files: AtomicU64,
+    bytes: AtomicU64,
+}
+
 /// Runs `sealfs warm`.
 pub fn run(args: WarmArgs) -> Outcome {
     if args.pin || args.unpin {
@@ -70,15 +80,15 @@ pub fn run(args: WarmArgs) -> Outcome {
     };
     let device = first.symlink_metadata().map_err(|e| failed(first, e))?.dev();
     let before = sample(first)?;
-    let mut found = Found::default();
     for path in &args.paths {
         let meta = path.symlink_metadata().map_err(|e| failed(path, e))?;
         if meta.dev() != device {
             let why = format!("{} is not on the mount of {}", path.display(), first.display());
             return Err(Failure::new(Exit::Usage, why).hint("one mount at a time"));
         }
-        list(path.clone(), device, &mut found);
     }
+    stop::catch();
+    let found = list_all(&args.paths, device)?;
     let room = before.numbers.status.cache_bytes_max;
     if found.bytes > room {
         eprintln!(
@@ -88,7 +98,7 @@ pub fn run(args: WarmArgs) -> Outcome {
             HumanBytes(room)
         );
     }
-    read_all(&mut found);
+    let found = read_all(found)?;
     let after = sample(first)?;
     let skipped = after.numbers.requests.cache_skipped_bytes;
     let skipped = skipped.saturating_sub(before.numbers.requests.cache_skipped_bytes);
@@ -120,7 +130,7 @@ fn sample(path: &Path) -> Outcome<Sample> {
 }
 
 /// The regular files below `path`, of this file system.
-fn list(path: PathBuf, device: u64, found: &mut Found) {
+fn list(path: PathBuf, device: u64, found: &mut Found, going: &Going) {
     let mut todo = vec![path];
     while let Some(path) = todo.pop() {
         let shown = || one_line(&path.display().to_string());
@@ -129,6 +139,7 @@ fn list(path: PathBuf, device: u64, found: &mut Found) {
             Ok(meta) if meta.dev() != device => {}
             Ok(meta) if meta.is_file() => {
                 found.bytes += meta.len();
+                going.files.fetch_add(1, Relaxed);
                 found.files.push((path, meta.len()));
             }
             Ok(meta) if meta.is_dir() => match fs::read_dir(&path) {
@@ -142,34 +153,72 @@ fn list(path: PathBuf, device: u64, found: &mut Found) {
     found.files.sort();
 }
 
-fn read_all(found: &mut Found) {
-    let bar = bar("{bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}");
-    if let Some(bar) = &bar {
-        bar.set_length(found.bytes);
-    }
-    let (mut lines, mut done) = (Lines::new(Instant::now()), 0u64);
-    let mut buffer = vec![0; PIECE];
-    for (path, _) in &found.files {
-        let read = read(path, &mut buffer, |bytes| {
-            done += bytes;
-            match &bar {
-                Some(bar) => bar.set_position(done),
-                None if lines.due(Instant::now()) => {
-                    eprintln!("sealfs: {} of {}", HumanBytes(done), HumanBytes(found.bytes));
-                }
-                None => {}
+/// What a stop leaves.
+fn stopped(failure: Failure) -> Failure {
+    failure.if_stopped("what was read is in the cache: the same command goes on quickly with it")
+}
+
+/// The regular files below `paths`.
+fn list_all(paths: &[PathBuf], device: u64) -> Outcome<Found> {
+    let bar = bar("{spinner} listing: {human_pos} files");
+    let (mut lines, going, paths) =
+        (Lines::new(Instant::now()), Arc::new(Going::default()), paths.to_vec());
+    let seen = going.clone();
+    let work = move || {
+        let mut found = Found::default();
+        paths.into_iter().for_each(|path| list(path, device, &mut found, &going));
+        found
+    };
+    let found = stop::attend(work, || {
+        let files = seen.files.load(Relaxed);
+        match &bar {
+            Some(bar) => bar.set_position(files),
+            None if lines.due(Instant::now()) => {
+                eprintln!("sealfs: {} listed so far", counted(files, "file"));
             }
-        });
-        if let Err(e) = read {
-            found.failed.push(format!("{}: {e}", one_line(&path.display().to_string())));
+            None => {}
         }
-    }
+    });
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
+    found.map_err(stopped)
 }
 
-fn read(path: &Path, buffer: &mut [u8], mut on_bytes: impl FnMut(u64)) -> io::Result<()> {
+fn read_all(mut found: Found) -> Outcome<Found> {
+    let bar = bar("{bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}");
+    let bytes = found.bytes;
+    if let Some(bar) = &bar {
+        bar.set_length(bytes);
+    }
+    let (mut lines, going) = (Lines::new(Instant::now()), Arc::new(Going::default()));
+    let seen = going.clone();
+    let work = move || {
+        let mut buffer = vec![0; PIECE];
+        for (path, _) in &found.files {
+            if let Err(e) = read(path, &mut buffer, &going.bytes) {
+                found.failed.push(format!("{}: {e}", one_line(&path.display().to_string())));
+            }
+        }
+        found
+    };
+    let found = stop::attend(work, || {
+        let done = seen.bytes.load(Relaxed);
+        match &bar {
+            Some(bar) => bar.set_position(done),
+            None if lines.due(Instant::now()) => {
+                eprintln!("sealfs: {} of {}", HumanBytes(done), HumanBytes(bytes));
+            }
+            None => {}
+        }
+    });
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    found.map_err(stopped)
+}
+
+fn read(path: &Path, buffer: &mut [u8], done: &AtomicU64) -> io::Result<()> {
     let mut file = File::open(path)?;
     // What the kernel has in memory would not be asked for, and not be in the cache.
     // SAFETY: the descriptor is open; advice changes no data, dirty pages stay.
@@ -177,7 +226,7 @@ fn read(path: &Path, buffer: &mut [u8], mut on_bytes: impl FnMut(u64)) -> io::Re
     loop {
         match file.read(buffer) {
             Ok(0) => return Ok(()),
-            Ok(n) => on_bytes(n as u64),
+            Ok(n) => drop(done.fetch_add(n as u64, Relaxed)),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }

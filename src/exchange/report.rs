@@ -296,7 +296,7 @@ pub enum ExchangeError {
     #[error("{0}")]
     Keys(String),
     /// Stopped by a signal.
-    #[error("stopped; the same command goes on from here")]
+    #[error("stopped before the end")]
     Stopped,
 }
 

@@ -160,16 +160,17 @@ impl S3ecObject {
     }
 
     /// Hands the contents to `out`, in order, all of them being authenticated before the first.
-    /// True if they were: of version 1 nothing is.
+    /// True if they were: of version 1 nothing is. `fetched` is told how much of the ciphertext is here.
     ///
     /// # Errors
     /// They are not what was written: `out` gets nothing. What `out` says ends it.
     pub async fn read(
         &self,
         unlocked: &Unlocked,
+        fetched: impl FnMut(u64),
         mut out: impl FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<Contents, StackError> {
-        let (mut spool, is_authenticated) = self.fetch_checked(unlocked).await?;
+        let (mut spool, is_authenticated) = self.fetch_checked(unlocked, fetched).await?;
         let failed = |e| named(&self.name, e);
         let mut opener = unlocked.opener(self.about.size).map_err(failed)?;
         let mut plain = Vec::new();
@@ -190,7 +191,11 @@ impl S3ecObject {
     }
 
     /// The ciphertext, checked, at its beginning.
-    async fn fetch_checked(&self, unlocked: &Unlocked) -> Result<(Spool, bool), StackError> {
+    async fn fetch_checked(
+        &self,
+        unlocked: &Unlocked,
+        mut fetched: impl FnMut(u64),
+    ) -> Result<(Spool, bool), StackError> {
         let size = self.about.size;
         let failed = |e| named(&self.name, e);
         let mut verifier = unlocked.verifier(size).map_err(failed)?;
@@ -201,8 +206,8 @@ impl S3ecObject {
         let (mut at, mut attempt, mut pause) = (0, 1, PAUSE);
         while at < size {
             let range = (at > 0).then_some(at..size);
-            let fetched = self.store.fetch(&self.name.key, range, Some(&self.about.e_tag)).await;
-            let broken = match fetched {
+            let answer = self.store.fetch(&self.name.key, range, Some(&self.about.e_tag)).await;
+            let broken = match answer {
                 Err(e) => e,
                 Ok((_, mut body)) => loop {
                     match body.next().await {
@@ -218,6 +223,7 @@ impl S3ecObject {
                             }
                             spool.write_all(&bytes).map_err(|e| self.spool_failed(e))?;
                             at += bytes.len() as u64;
+                            fetched(at);
                             (attempt, pause) = (1, PAUSE);
                             if at >= size {
                                 break unfinished(&self.name);

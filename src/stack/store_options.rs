@@ -22,6 +22,9 @@ pub struct StoreOptions {
     pub location: Location,
     /// `--endpoint-url`; AWS itself when absent.
     pub endpoint_url: Option<String>,
+    /// Which server and account that is, as far as flags and environment say: where it is the same, the
+    /// same store is meant.
+    pub server: String,
     /// `--region`; else from the AWS configuration.
     pub region: Option<String>,
     /// `--profile`; else from the AWS configuration.
@@ -55,6 +58,7 @@ impl StoreOptions {
         StoreOptions {
             location,
             endpoint_url: None,
+            server: String::new(),
             region: None,
             profile: None,
             allow_http: false,

@@ -280,6 +280,7 @@ fn every_command_that_takes_long_says_how_far_it_is() {
         ("bench", "bench"),
         ("snapshot restore", "snapshot_restore"),
         ("sse audit, sse migrate", "sse"),
+        ("s3ec cat", "s3ec"),
         ("sync, umount, demote", "progress"),
     ];
     let code = |file: &str| page(&format!("src/cli/{file}.rs"));

@@ -568,3 +568,58 @@ fn what_rclone_and_s3fs_wrote_on_moto_keeps_its_times_permissions_and_links() {
     let meta = fs::metadata(volume.path("back").join("d/file")).expect("is there");
     assert_eq!((meta.mtime(), meta.mtime_nsec()), (1_049_522_828, 900_000_000));
 }
+
+#[test]
+fn a_store_of_the_same_name_on_another_server_is_another_volume() {
+    // Guards against files that are imported into, snapshots that are made and deleted in, and trees that are
+    // measured and restored in the mount of another volume, because its store goes by the same name.
+    needs_fuse!();
+    let servers = [S3Server::start(), S3Server::start()];
+    let on = |server: &S3Server| {
+        Volume::create_on(Some(Remote::s3(&server.endpoint(), BUCKET, ACCESS_KEY, SECRET_KEY)))
+    };
+    let (mounted, other) = (on(&servers[0]), on(&servers[1]));
+    assert_eq!(mounted.url(), other.url());
+    mounted.mount(&["--commit-interval", "200ms"]);
+    // Of the other one, beside the mount of the first.
+    let words = |args: &[&str]| -> Vec<String> {
+        let own =
+            ["--passphrase-file", &other.text("passphrase"), "--state-dir", &other.text("state")];
+        args.iter().chain(&own).map(|&word| word.to_owned()).collect()
+    };
+    let run = |args: &[&str], of: &Volume| {
+        let words = words(args);
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        let mut command = of.command(&words);
+        command.env("SEALFS_RUNTIME_DIR", mounted.path("run"));
+        let output = command.output().expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {said}");
+        (String::from_utf8_lossy(&output.stdout).into_owned(), said)
+    };
+    let (url, cache) = (other.url(), other.text("cache"));
+    let local = other.path("local");
+    fs::create_dir(&local).expect("makes");
+    fs::write(local.join("mine"), "of the other").expect("writes");
+    let source = local.display().to_string();
+    run(&["import", &source, &url, "--cache-dir", &cache], &other);
+    assert_eq!(count_files(&mounted.vault()), 0, "nothing is in the mount of another volume");
+    run(&["snapshot", "create", &url, "monday"], &other);
+    assert!(mounted.ok(&["snapshot", "list", &mounted.text("vault")]).contains("no snapshots"));
+    let (listed, _) = run(&["snapshot", "list", &url], &other);
+    assert!(listed.contains("monday"), "{listed}");
+    run(&["snapshot", "restore", &url, "monday", "--to", "there"], &other);
+    assert_eq!(fs::read_dir(mounted.vault()).expect("lists").count(), 0);
+    let (taken, _) = run(&["du", "--json", &url], &other);
+    let taken: serde_json::Value = serde_json::from_str(&taken).expect("JSON");
+    assert_eq!(taken["total"]["files"], 2, "{taken}");
+    run(&["snapshot", "delete", &url, "monday"], &other);
+    // The same server: in the mount.
+    let (_, said) = run(&["import", &source, &url, "--cache-dir", &cache], &mounted);
+    assert!(said.contains("working there"), "{said}");
+    assert_eq!(fs::read(mounted.at("mine")).expect("is there"), b"of the other");
+    run(&["snapshot", "create", &url, "tuesday"], &mounted);
+    run(&["snapshot", "restore", &url, "tuesday", "mine", "--to", "back"], &mounted);
+    assert_eq!(fs::read(mounted.at("back/mine")).expect("is there"), b"of the other");
+    mounted.umount();
+}

@@ -27,5 +27,6 @@ mod rgw_sse;
 mod roles;
 mod snapshots;
 mod sse_volume;
+mod stopped;
 mod storage_class;
 mod ways;

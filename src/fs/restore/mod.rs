@@ -95,7 +95,7 @@ pub enum RestoreError {
         why: FsError,
     },
     /// It was asked to stop.
-    #[error("stopped before the end; what was restored is whole, and the same command goes on")]
+    #[error("stopped before the end; what was restored is whole")]
     Stopped,
 }
 

@@ -7,11 +7,13 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use futures::TryStreamExt;
 use object_store::ObjectStore;
 
-use super::audit::{AuditReport, is_of_a_volume};
+use super::audit::{AuditReport, Walked, is_of_a_volume};
 use crate::stack::opening::unmounted::Opened;
 use crate::stack::records::encryption;
 use crate::stack::{Key, StackError, StackErrorKind, StoreOptions};
@@ -48,12 +50,19 @@ struct Line {
 ///
 /// # Errors
 /// The report cannot be read or understood; the bucket cannot be listed.
-pub async fn audit(options: &InventoryOptions) -> Result<AuditReport, StackError> {
+pub async fn audit(
+    options: &InventoryOptions,
+    walked: Arc<Walked>,
+) -> Result<AuditReport, StackError> {
     let opened = Opened::open(&options.store, options.key.as_ref()).await?;
     let s3 = opened.s3(&options.store)?;
     let mode = encryption::choose(&opened.loaded.config, &options.store.sse)?.mode;
     opened.layers.attended.goes_on();
-    let lines = read(&options.file, options.schema.as_deref())?;
+    let (file, schema) = (options.file.clone(), options.schema.clone());
+    let counted = walked.clone();
+    let reading = move || read(&file, schema.as_deref(), &counted);
+    let lines = tokio::task::spawn_blocking(reading).await;
+    let lines = lines.map_err(|e| refused(&options.file, e, "run it again"))??;
     let mut sizes = HashMap::new();
     let mut listed = opened.layers.retry.list(None);
     let listing = |e| StackError::store(format!("listing {}", options.store.location), e);
@@ -126,7 +135,7 @@ fn refused(file: &FilePath, problem: impl std::fmt::Display, hint: &str) -> Stac
     }
 }
 
-fn read(file: &FilePath, schema: Option<&str>) -> Result<Vec<Line>, StackError> {
+fn read(file: &FilePath, schema: Option<&str>, walked: &Walked) -> Result<Vec<Line>, StackError> {
     let failed = |e: std::io::Error| refused(file, e, "check the name; only CSV is understood");
     let columns = match schema {
         Some(schema) => schema.to_owned(),
@@ -134,8 +143,8 @@ fn read(file: &FilePath, schema: Option<&str>) -> Result<Vec<Line>, StackError> 
     };
     let opened = File::open(file).map_err(failed)?;
     match file.extension().is_some_and(|e| e == "gz") {
-        true => parse(file, flate2::read::MultiGzDecoder::new(opened), &columns),
-        false => parse(file, opened, &columns),
+        true => parse(file, flate2::read::MultiGzDecoder::new(opened), &columns, walked),
+        false => parse(file, opened, &columns, walked),
     }
 }
 
@@ -155,7 +164,12 @@ fn schema_beside(file: &FilePath) -> Result<String, StackError> {
     }
 }
 
-fn parse(file: &FilePath, input: impl Read, schema: &str) -> Result<Vec<Line>, StackError> {
+fn parse(
+    file: &FilePath,
+    input: impl Read,
+    schema: &str,
+    walked: &Walked,
+) -> Result<Vec<Line>, StackError> {
     let columns: Vec<_> = schema.split(',').map(str::trim).collect();
     let column = |name: &str| {
         columns.iter().position(|c| c.eq_ignore_ascii_case(name)).ok_or_else(|| {
@@ -186,6 +200,8 @@ fn parse(file: &FilePath, input: impl Read, schema: &str) -> Result<Vec<Line>, S
             text => text.parse().map_err(|_| bad("the size is no number"))?,
         };
         let key = key_decoded(field(key)?).ok_or_else(|| bad("the key is garbled"))?;
+        walked.done.fetch_add(1, Relaxed);
+        walked.bytes.fetch_add(bytes, Relaxed);
         lines.push(Line { key, bytes, status: field(status)?.to_owned() });
     }
     Ok(lines)
@@ -211,7 +227,9 @@ mod tests {
                    \"b\",\"data/seg/ab/gone\",\"73\",\"NOT-SSE\"\n\
                    \"b\",\"other/seg/ab/3\",\"73\",\"NOT-SSE\"\n\
                    \"b\",\"data/a%2Bb+c\",\"5\",\"SSE-KMS\"\n";
-        let lines = parse(FilePath::new("r.csv"), csv.as_bytes(), SCHEMA).expect("understood");
+        let walked = Walked::default();
+        let lines =
+            parse(FilePath::new("r.csv"), csv.as_bytes(), SCHEMA, &walked).expect("understood");
         assert_eq!(lines[4].key, "data/a+b c");
         let listed = [("seg/ab/1", 73), ("seg/ab/2", 73), ("a+b c", 5), ("seg/ab/new", 73)];
         let listed = listed.map(|(name, bytes)| (name.to_owned(), bytes)).into();
@@ -228,10 +246,13 @@ mod tests {
     fn a_report_without_the_needed_columns_is_refused() {
         // Guards against an inventory that was configured without encryption passing as clean.
         for schema in ["Bucket, Key, Size", "Bucket, Key, EncryptionStatus", ""] {
-            let refused = parse(FilePath::new("r.csv"), &b"b,k,1\n"[..], schema).expect_err(schema);
+            let refused =
+                parse(FilePath::new("r.csv"), &b"b,k,1\n"[..], schema, &Walked::default())
+                    .expect_err(schema);
             assert!(refused.to_string().contains("no column"), "{refused}");
         }
-        let short = parse(FilePath::new("r.csv"), &b"b,k\n"[..], SCHEMA).expect_err("short");
+        let short = parse(FilePath::new("r.csv"), &b"b,k\n"[..], SCHEMA, &Walked::default())
+            .expect_err("short");
         assert!(short.to_string().contains("line 1"), "{short}");
     }
 }

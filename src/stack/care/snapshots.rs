@@ -12,6 +12,8 @@ use super::super::{
 
 /// How long such a mount may take to get the local journal to the bucket, and to end.
 const DRAIN_MAX: Duration = Duration::from_secs(600);
+/// The same when the command was stopped.
+const STOPPED_DRAIN_MAX: Duration = Duration::from_secs(5);
 
 /// The result of a command about snapshots: done, or refused.
 pub type Outcome<T> = Result<Result<T, SnapshotRefused>, StackError>;
@@ -46,7 +48,7 @@ pub async fn list(options: &KeyOptions) -> Result<SnapshotList, StackError> {
     }
 }
 
-/// A mount without a mount point, for one thing.
+/// A mount without a mount point, for one thing. Stopped, it ends in order, in a while.
 async fn shortly<T>(
     options: &KeyOptions,
     read_only: bool,
@@ -56,14 +58,16 @@ async fn shortly<T>(
     let local = |source| StackError::Local { what: "creating a directory in", path, source };
     let cache = tempfile::tempdir().map_err(local)?;
     let (store, key) = (options.store.clone(), options.key.clone());
+    let attended = store.attended.clone();
     let mut mount_options = MountOptions::new(store, key, cache.path(), options.state_dir.clone());
     mount_options.cache_bytes_max = 0;
     mount_options.clean.dead_bytes_min = 0;
     mount_options.read_only = read_only;
     let mounted = Box::pin(mount(mount_options)).await?;
-    let done = work(&mounted).await;
-    if !Box::pin(mounted.shutdown(DRAIN_MAX)).await {
+    let done = attended.unless_stopped(async { Ok(work(&mounted).await) }).await;
+    let drain = if done.is_ok() { DRAIN_MAX } else { STOPPED_DRAIN_MAX };
+    if !Box::pin(mounted.shutdown(drain)).await {
         log::warn!("what is pending on this machine is not in the bucket yet");
     }
-    Ok(done)
+    done
 }

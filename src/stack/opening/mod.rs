@@ -309,6 +309,7 @@ impl Ground {
             volume: self.keys.volume_id(),
             segments,
             store: self.name,
+            server: options.store.server.clone(),
             mount_point: options.mount_point.clone(),
             since: Instant::now(),
             journal_bytes_max: options.journal_bytes_max,

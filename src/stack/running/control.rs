@@ -90,6 +90,9 @@ pub struct Status {
     pub volume_id: String,
     /// The store, as it was given to `sealfs mount`.
     pub store: String,
+    /// The server that it was given, and the profile of the AWS configuration; empty if neither was.
+    #[serde(default)]
+    pub server: String,
     /// Where it is mounted.
     pub mount_point: String,
     /// Process id of the daemon.

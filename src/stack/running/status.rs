@@ -94,6 +94,7 @@ impl Rate {
 pub(crate) struct OpenVolume {
     pub(crate) volume: VolumeId,
     pub(crate) store: String,
+    pub(crate) server: String,
     pub(crate) mount_point: PathBuf,
     pub(crate) since: Instant,
     pub(crate) journal_bytes_max: u64,
@@ -293,6 +294,7 @@ impl Control for OpenVolume {
         Status {
             volume_id: self.volume.to_string(),
             store: self.store.clone(),
+            server: self.server.clone(),
             mount_point: self.mount_point.display().to_string(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
