@@ -89,7 +89,8 @@ impl Bench {
         let mut status = None;
         wait_at_most(PATIENCE, "it gets so far", || {
             status = holder.0.try_wait().expect("own child");
-            status.is_some() || self.server.counts().requests() >= before + after
+            let asked = self.server.counts().requests() >= before + after;
+            status.is_some() || asked && listens(holder.0.id())
         });
         let pid = holder.0.id() as libc::pid_t;
         // SAFETY: a process of this test that was not waited for.
@@ -148,6 +149,14 @@ impl Bench {
         self.v.mount(&[]);
         Manifest::of(&self.v.vault()).assert_same(was, what);
     }
+}
+
+/// Whether a process has a handler for SIGINT: before, a signal ends it as any other (proc_pid_status(5)).
+fn listens(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    caught.is_some_and(|set| set >> (libc::SIGINT - 1) & 1 == 1)
 }
 
 /// Words as a command takes them.
