@@ -16,8 +16,9 @@ use slatedb::{SstReader, VersionedManifest};
 use super::{Handle, Kv, KvError, META_PREFIX, bounded};
 use crate::store::error::{ErrorClass, class, told};
 
-/// Bytes of tables that are compared; more says little, and costs as much as reading all there is.
-const BYTES_MAX: u64 = 48 << 20;
+/// Bytes of tables that are compared, whose keys take twice as much memory meanwhile. More says little,
+/// and costs as much as reading all there is.
+const BYTES_MAX: u64 = 32 << 20;
 
 /// The number of the newest write of a key that one state's own tables have, and the other's.
 type Newest = [Option<u64>; 2];
@@ -27,7 +28,7 @@ impl Kv {
     /// and that of `other`, a snapshot or a writer of the same database; what is only in the memory of
     /// a writer is put into a table before. One request for each table that only one of them reads.
     ///
-    /// `None`: that cannot be told from the tables, more than 48 MiB of them differ, or more than
+    /// `None`: that cannot be told from the tables, more than 32 MiB of them differ, or more than
     /// `keys_max` keys.
     ///
     /// # Errors
