@@ -236,6 +236,16 @@ def snapshots(args, work):
         mount.forget()
         do("diff of 10 new files, cold", lambda: snapshot("diff", root, "a", "b"), args.files, "a file")
         resident("after the diff")
+
+        def in_place():
+            for n in range(10):
+                with open(f"{root}/d000/e{n:02}/file-{n * 1000:08}.txt", "ab") as file:
+                    file.write(b"more")
+            snapshot("create", root, "c")
+
+        in_place()
+        mount.forget()
+        do("diff of 10 files changed in place, cold", lambda: snapshot("diff", root, "b", "c"), args.files, "a file")
         mount.forget()
         some = min(args.files, 100_000)
         restored = ("restore", root, "a", "d000", "--to", "back")
