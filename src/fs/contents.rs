@@ -207,6 +207,10 @@ impl Fs {
                 let parts = match fs.view.parts_now(file, at, end) {
                     Lookup::Hit(parts) => parts,
                     Lookup::Miss => {
+                        // Truncated to nothing in between: the bucket knows nothing of it.
+                        if fs.file(ino).is_ok_and(|now| now.incarnation != inode.incarnation) {
+                            return Err(FsError::NoSuchOffset);
+                        }
                         if misses == SEEK_MISSES_MAX {
                             let why = "the extents of a file do not stay in memory";
                             return Err(FsError::Io(why.into()));

@@ -226,12 +226,15 @@ impl Fs {
             return Ok(Plan::Done(Bytes::new()));
         }
         let file = inode.contents(ino);
-        Ok(match self.view.parts_now(file, offset, end) {
-            Lookup::Hit(parts) => match self.inode(ino) {
-                Ok(now) if now.incarnation == inode.incarnation => Plan::Parts(inode, end, parts),
-                // Truncated to nothing in between: the holes found are neither old nor new.
-                _ => Plan::Again,
-            },
+        let parts = self.view.parts_now(file, offset, end);
+        match self.inode(ino) {
+            Ok(now) if now.incarnation == inode.incarnation => {}
+            // Truncated to nothing in between: holes found then are neither old nor new, and what was
+            // not found need not be in the bucket either.
+            _ => return Ok(Plan::Again),
+        }
+        Ok(match parts {
+            Lookup::Hit(parts) => Plan::Parts(inode, end, parts),
             Lookup::Miss if inode.size <= SMALL_FILE => Plan::Extents(file, 0, inode.size),
             Lookup::Miss => Plan::Extents(file, offset, end),
         })

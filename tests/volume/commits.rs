@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::Path as FsPath;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -19,10 +19,11 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 use sealfs::base::Ino;
-use sealfs::fs::{Fs, FsError, WriteFlags, XattrMode};
+use sealfs::fs::{Fs, FsError, SetAttr, WriteFlags, XattrMode};
 use sealfs::stack::{Accept, MountOptions, Mounted, StackError, mount};
 use sealfs::store::{ErrorClass, StoreError};
 
+use crate::volume::gated::{Gate, Gated};
 use crate::volume::{CALLER, LONG, format, options_of, secret, segments, until};
 
 /// Refuses one put of a segment, when the count reaches zero; or every change; or what is too large.
@@ -227,6 +228,67 @@ async fn a_fetch_that_panics_fails_once() {
     assert!(matches!(first, Err(FsError::Io(_))), "{first:?}");
     assert_eq!(m.fs.read(f, 0, 4096).await.expect("reads").len(), 4096);
     m.shutdown(LONG).await;
+}
+
+/// Refuses every GET once it is shut.
+#[derive(Default)]
+struct ShutToReads(AtomicBool);
+
+impl Gate for ShutToReads {
+    fn step(&self, what: &str, _: &Path) -> (bool, bool) {
+        let passes = what != "GET" || !self.0.load(Ordering::SeqCst);
+        (passes, passes)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_read_that_meets_a_truncation_asks_the_store_for_nothing() {
+    // Guards against a read that looks in the bucket for contents which were truncated a moment ago and
+    // were never there: half a minute and EIO while the store is away. Nothing here was committed.
+    let memory = Arc::new(InMemory::new());
+    let bucket: Arc<dyn ObjectStore> = memory.clone();
+    format(&bucket).await;
+    let (a, b) = (tempfile::tempdir().expect("a"), tempfile::tempdir().expect("b"));
+    let m = mount(options(&bucket, a.path())).await.expect("mount");
+    for n in 0..100 {
+        create(&m.fs, &format!("before{n}")).await; // so that there are tables to look in
+    }
+    assert!(m.shutdown(LONG).await);
+    let gated = Gated::new(memory, ShutToReads::default());
+    let seen: Arc<dyn ObjectStore> = gated.clone();
+    let mut o = options(&seen, b.path());
+    o.commit_interval = Duration::from_secs(3600);
+    let m = mount(o).await.expect("mount");
+    let f = create(&m.fs, "f").await;
+    let put = async || {
+        let data = Bytes::from_static(&[7; 64]);
+        m.fs.write(f, 0, data, WriteFlags::default()).await.expect("writes");
+    };
+    put().await;
+    gated.gate.0.store(true, Ordering::SeqCst);
+    let (done, fs) = (Arc::new(AtomicBool::new(false)), m.fs.clone());
+    let until_done = done.clone();
+    let reader = tokio::spawn(async move {
+        let mut reads = 0;
+        while !until_done.load(Ordering::SeqCst) {
+            let data = fs.read(f, 0, 64).await.unwrap_or_else(|e| panic!("read {reads}: {e}"));
+            assert!(data.is_empty() || data[..] == [7; 64], "{data:?}");
+            reads += 1;
+        }
+        reads
+    });
+    let nothing = SetAttr { size: Some(0), ..SetAttr::default() };
+    for _ in 0..20_000 {
+        m.fs.setattr(CALLER, f, nothing).await.expect("truncates");
+        put().await;
+        if reader.is_finished() {
+            break;
+        }
+    }
+    done.store(true, Ordering::SeqCst);
+    assert!(reader.await.expect("every read is answered") > 0);
+    gated.gate.0.store(false, Ordering::SeqCst);
+    assert!(m.shutdown(LONG).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
