@@ -244,7 +244,9 @@ impl PrivateMount {
             Failure::new(Exit::General, format!("cannot wait for the volume's mount: {e}"))
         })?;
         match (said, status.code()) {
-            (Ok(_), Some(0)) => Ok(()),
+            // Everything is in the bucket, whoever asked for the end first: it may have heard the signal of a
+            // terminal too, and be gone before it was asked.
+            (_, Some(0)) => Ok(()),
             (Err(failure), _) if failure.exit == Exit::Pending => Err(failure),
             (_, Some(8)) => Err(Failure::new(
                 Exit::Pending,
