@@ -135,7 +135,8 @@ fn metadata_that_are_asked_for_later_come_without_the_contents() {
         assert_eq!(count(&done, "unchanged"), 3, "{done}");
     }
     let asked = server.counts().since(&before);
-    assert_eq!((asked.get, asked.head), (0, 0), "from the listing alone");
+    // Each run looks once whether a volume lies above its prefix.
+    assert_eq!((asked.get, asked.head), (0, 2), "from the listing alone");
 }
 
 #[test]
