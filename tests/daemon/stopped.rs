@@ -58,7 +58,7 @@ impl Bench {
     }
 
     /// How the volume is opened.
-    fn at<'a>(&self, more: &[&'a str]) -> Vec<String> {
+    fn at(&self, more: &[&str]) -> Vec<String> {
         let (pass, state) = (self.v.text("passphrase"), self.v.text("state"));
         let own = ["--passphrase-file", &pass, "--state-dir", &state].map(str::to_owned);
         more.iter().map(|&word| word.to_owned()).chain(own).collect()
