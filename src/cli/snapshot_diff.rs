@@ -28,8 +28,8 @@ Examples:
   sealfs snapshot diff s3://my-bucket/data monday tuesday --json
 
 A line for each difference, as it is found: + added, - removed, M changed (and whether that is contents
-or attributes), R renamed, from and to. The names of both states are read, and the rows of what they lead
-to, but no contents: a volume of a million files takes a few hundred MiB of metadata.")]
+or attributes), R renamed, from and to. No contents are read. What the tables of the metadata share is
+left out; where that does not help, all names are read: a few hundred MiB for a million files.")]
 pub struct DiffArgs {
     #[command(flatten)]
     at: VolumeArgs,

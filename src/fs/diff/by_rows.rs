@@ -4,7 +4,7 @@
 //! A directory knows the one that holds it, and its name is looked up there. A file does not: the names
 //! of files that were changed in their place are looked for among all names of the later state.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -25,6 +25,8 @@ const FETCHES: usize = 16;
 const PAGE: usize = 4096;
 /// Inodes that are brought into memory together, well within what that keeps.
 const TOGETHER: usize = 512;
+/// How often a directory may be moved while its name is looked up.
+const MOVES_MAX: usize = 20;
 /// Directories within each other, at most: more are a circle, which is damage.
 const DEPTH_MAX: usize = 100_000;
 
@@ -48,8 +50,6 @@ pub(super) async fn apart(a: &Fs, b: &Fs) -> Result<Option<Apart>, FsError> {
 struct Places {
     /// Names of directories, in the directory that holds them.
     names: HashMap<Ino, Vec<u8>>,
-    /// Directories whose directories are all among `names`.
-    read: HashSet<Ino>,
     /// What was asked for last: names come directory by directory.
     last: Option<(Ino, Path)>,
 }
@@ -72,16 +72,27 @@ impl Places {
             if path.len() > DEPTH_MAX {
                 return Err(FsError::Io(format!("directory {dir} is within itself")));
             }
-            let parent = fs.inode_of(at).await?.parent;
-            if !self.names.contains_key(&at) && self.read.insert(parent) {
-                self.read(fs, parent).await?;
-            }
-            let name = self.names.get(&at);
-            path.push(name.ok_or_else(|| no_name(at))?.clone());
+            let (name, parent) = self.name(fs, at).await?;
+            path.push(name);
             at = parent;
         }
         path.reverse();
         Ok(path)
+    }
+
+    /// The name of a directory, and the directory that holds it.
+    async fn name(&mut self, fs: &Arc<Fs>, dir: Ino) -> Result<(Vec<u8>, Ino), FsError> {
+        for _ in 0..MOVES_MAX {
+            let parent = fs.inode_of(dir).await?.parent;
+            if !self.names.contains_key(&dir) {
+                self.read(fs, parent).await?;
+            }
+            if let Some(name) = self.names.get(&dir) {
+                return Ok((name.clone(), parent));
+            }
+            // It was moved in between.
+        }
+        Err(no_name(dir))
     }
 
     /// Takes up the directories in a directory.
@@ -122,20 +133,21 @@ async fn fetch(fs: &Arc<Fs>, entries: &[&Option<Dirent>]) -> Result<(), FsError>
     Ok(())
 }
 
-/// Names that went and whose files went as well, by the paths that they would have now.
+/// Names that went, and whose files and directories went as well, by the paths that they would have now.
 type Went = BTreeMap<Path, (Path, Dirent)>;
 
 impl Diff {
     /// Compares what may differ, and nothing else.
     pub(super) async fn by_rows(&mut self, apart: Apart) -> Result<(), FsError> {
         let mut places = [Places::default(), Places::default()];
-        let went = self.names_that_went_and_came(&apart.names, &mut places).await?;
+        let mut told = HashMap::new();
+        let went = self.names_that_went_and_came(&apart.names, &mut places, &mut told).await?;
         for (path, entry) in went.into_values() {
             self.say(Change::Removed, &path, None, entry.kind, (false, false)).await?;
         }
         self.renames().await?;
         self.todo.clear(); // what differs within is among the rows
-        self.changed_in_place(apart, &mut places).await
+        self.changed_in_place(apart, &mut places, &told).await
     }
 
     /// Both entries of each name, those that differ.
@@ -149,11 +161,12 @@ impl Diff {
         fetching.try_filter(differ).try_collect().await
     }
 
-    /// Says which names are new; returns those that went.
+    /// Says which names are new, and counts in `told` those of each file; returns what went.
     async fn names_that_went_and_came(
         &mut self,
         names: &BTreeSet<Bytes>,
         places: &mut [Places; 2],
+        told: &mut HashMap<Ino, u32>,
     ) -> Result<Went, FsError> {
         let (mut went, mut came) = (Went::new(), Vec::new());
         let entries = self.entries(names).await?;
@@ -163,6 +176,9 @@ impl Diff {
             fetch(&self.a, &new).await?;
             for (key, [old, new]) in some {
                 let Some((dir, _, name)) = keys::dirent_of(key) else { continue };
+                if let Some(new) = new {
+                    *told.entry(new.ino).or_default() += 1;
+                }
                 let stays = match old {
                     Some(old) => is_alive(&self.b, old.ino).await?,
                     None => false,
@@ -183,6 +199,8 @@ impl Diff {
                     let path = below(&places[0].path(&self.a, dir).await?, name);
                     if stays {
                         self.went.entry(old.ino).or_default().push((path, old.kind));
+                    } else if is_alive(&self.b, dir).await? {
+                        self.say(Change::Removed, &path, None, old.kind, (false, false)).await?;
                     } else {
                         let now = below(&self.path_now(dir, places).await?, name);
                         went.insert(now, (path, *old));
@@ -190,9 +208,12 @@ impl Diff {
                 }
                 if let Some(new) = new {
                     let path = below(&places[1].path(&self.b, dir).await?, name);
-                    match was {
-                        true => self.came.push((new.ino, path, new.kind)),
-                        false => came.push((path, *new)),
+                    if was {
+                        self.came.push((new.ino, path, new.kind));
+                    } else if is_alive(&self.a, dir).await? {
+                        self.say(Change::Added, &path, None, new.kind, (false, false)).await?;
+                    } else {
+                        came.push((path, *new));
                     }
                 }
             }
@@ -213,9 +234,9 @@ impl Diff {
     async fn path_now(&self, dir: Ino, places: &mut [Places; 2]) -> Result<Path, FsError> {
         let (mut at, mut gone) = (dir, Vec::new());
         while !is_alive(&self.b, at).await? {
-            let path = places[0].path(&self.a, at).await?;
-            gone.push(path.last().ok_or_else(|| no_name(at))?.clone());
-            at = self.a.inode_of(at).await?.parent;
+            let (name, parent) = places[0].name(&self.a, at).await?;
+            gone.push(name);
+            at = parent;
         }
         let mut path = places[1].path(&self.b, at).await?;
         path.extend(gone.into_iter().rev());
@@ -227,6 +248,7 @@ impl Diff {
         &mut self,
         apart: Apart,
         [_, after]: &mut [Places; 2],
+        told: &HashMap<Ino, u32>,
     ) -> Result<(), FsError> {
         let mut changed: HashMap<Ino, (bool, bool)> = HashMap::new();
         let mut names_left = 0;
@@ -252,8 +274,11 @@ impl Diff {
                     }
                     continue;
                 }
-                changed.insert(ino, how);
-                names_left += u64::from(inode.nlink);
+                let left = inode.nlink.saturating_sub(told.get(&ino).copied().unwrap_or_default());
+                if left > 0 {
+                    changed.insert(ino, how);
+                    names_left += u64::from(left);
+                }
             }
         }
         self.find_names(changed, names_left, after).await
@@ -264,7 +289,8 @@ impl Diff {
         Ok(entry_in(&self.a, key).await? == entry_in(&self.b, key).await?)
     }
 
-    /// Says of each name of these files, all of which are `names_left`, that what it leads to changed.
+    /// Says of each name of these files that stayed, of which there are `names_left`, that what it leads
+    /// to changed.
     async fn find_names(
         &mut self,
         changed: HashMap<Ino, (bool, bool)>,
@@ -280,12 +306,12 @@ impl Diff {
             for (key, row) in rows {
                 let entry = Dirent::decode(&row).map_err(ViewError::from)?;
                 let Some(&how) = changed.get(&entry.ino) else { continue };
-                names_left = names_left.saturating_sub(1);
                 let Some((dir, _, name)) = keys::dirent_of(&key) else { continue };
                 if entry_in(&self.b, &key).await? != Some(entry) || !self.is_same_name(&key).await?
                 {
                     continue;
                 }
+                names_left = names_left.saturating_sub(1);
                 let path = below(&after.path(&self.b, dir).await?, name);
                 self.say(Change::Changed, &path, None, entry.kind, how).await?;
             }

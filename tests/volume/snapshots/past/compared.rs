@@ -108,6 +108,47 @@ async fn differences_name_what_came_went_changed_and_moved() {
     assert!(m.shutdown(LONG).await);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn differences_are_those_of_a_walk_where_names_are_pending_and_directories_replace_others() {
+    // Guards against names that are found and are about to go, which ended the search for the others,
+    // and against a file that is matched with one of a directory which only came to have its name.
+    let bench = Bench::new().await;
+    let m = bench.mount_with(|o| o.takeover = true).await.expect("mounts");
+    let fs = &m.fs;
+    let plain = RenameFlags::default();
+    let dir = async |name: &str| {
+        fs.mkdir(CALLER, Ino::ROOT, name.into(), 0o755, 0).await.expect("makes").ino
+    };
+    let (first, many, last) = (dir("k1").await, dir("k2").await, dir("k3").await);
+    let a = write_file(fs, first, "a", b"one").await;
+    for n in 0..9000 {
+        fs.symlink(CALLER, many, format!("{n}").into(), b"x".to_vec()).await.expect("links");
+    }
+    fs.link(a, last, b"b".to_vec()).await.expect("links");
+    let (d, e) = (dir("d").await, dir("e").await);
+    for (dir, name) in [(d, "x"), (d, "z"), (e, "w")] {
+        write_file(fs, dir, name, b"").await;
+    }
+    create(&m, "one").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    fs.unlink(first, b"a".to_vec()).await.expect("unlinks");
+    fs.write(a, 0, Bytes::from_static(b"two hundred"), WriteFlags::default())
+        .await
+        .expect("writes");
+    for name in ["x", "z"] {
+        fs.unlink(d, name.into()).await.expect("unlinks");
+    }
+    fs.rmdir(Ino::ROOT, b"d".to_vec()).await.expect("goes");
+    fs.rename(Ino::ROOT, b"e".to_vec(), Ino::ROOT, b"d".to_vec(), plain).await.expect("moves");
+    write_file(fs, e, "x", b"").await;
+    let expected =
+        ["+ d/x", "- d", "- d/x", "- d/z", "- k1/a", "M k3/b c", "R e -> d"].map(String::from);
+    assert_eq!(lines(&m, "one", "now").await, expected);
+    assert!(m.sync(LONG).await);
+    assert_eq!(lines(&m, "one", "now").await, expected);
+    assert!(m.shutdown(LONG).await);
+}
+
 /// Something at random in the tree below the root; what is not possible is left.
 async fn at_random(m: &Mounted, draw: &mut impl FnMut(usize) -> usize) {
     let fs = &m.fs;
