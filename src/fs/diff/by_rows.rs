@@ -47,7 +47,7 @@ pub(super) async fn apart(a: &Fs, b: &Fs) -> Result<Option<Apart>, FsError> {
 
 /// Where directories are in one state.
 #[derive(Default)]
-struct Places {
+pub(super) struct Places {
     /// Names of directories, in the directory that holds them.
     names: HashMap<Ino, Vec<u8>>,
     /// What was asked for last: names come directory by directory.
@@ -56,7 +56,7 @@ struct Places {
 
 impl Places {
     /// The path of a directory that is there.
-    async fn path(&mut self, fs: &Arc<Fs>, dir: Ino) -> Result<Path, FsError> {
+    pub(super) async fn path(&mut self, fs: &Arc<Fs>, dir: Ino) -> Result<Path, FsError> {
         match &self.last {
             Some((last, path)) if *last == dir => return Ok(path.clone()),
             _ => {}

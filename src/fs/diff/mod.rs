@@ -8,7 +8,7 @@
 mod by_rows;
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use crate::commit::Lookup;
 use crate::fs::restore::shown;
 use crate::fs::{Fs, FsError};
 use crate::meta::{Dirent, Inode, Kind, keys};
+use by_rows::Places;
 
 /// Names that are read of a directory at a time.
 const PAGE: usize = 1024;
@@ -146,6 +147,8 @@ struct Diff {
     went: HashMap<Ino, Vec<(Path, Kind)>>,
     /// Names that came and whose file was there before.
     came: Vec<(Ino, Path, Kind)>,
+    /// Directories whose former place was looked up.
+    displaced: HashSet<Ino>,
 }
 
 /// Whoever wanted the differences is gone.
@@ -165,7 +168,8 @@ pub async fn diff(
     let (from, path) = (Path::new(), Path::new());
     let todo = vec![Pair { a: Some(Ino::ROOT), b: Some(Ino::ROOT), from, path }];
     let (went, came) = (HashMap::new(), Vec::new());
-    let mut diff = Diff { a, b, out, found: Vec::new(), todo, went, came };
+    let (found, displaced) = (Vec::new(), HashSet::new());
+    let mut diff = Diff { a, b, out, found, todo, went, came, displaced };
     diff.changed_or_not(Ino::ROOT, Ino::ROOT, &Path::new(), None).await?;
     match by_rows::apart(&diff.a, &diff.b).await? {
         Some(apart) => {
@@ -181,12 +185,13 @@ pub async fn diff(
 impl Diff {
     /// Compares all names.
     async fn walk(&mut self) -> Result<(), FsError> {
+        let mut places = Places::default();
         loop {
             while let Some(pair) = self.todo.pop() {
                 self.directory(&pair).await?;
             }
             self.renames().await?;
-            if self.todo.is_empty() {
+            if self.todo.is_empty() && !self.displaced(&mut places).await? {
                 return Ok(());
             }
         }
@@ -244,6 +249,9 @@ impl Diff {
     }
 
     async fn gone(&mut self, entry: Dirent, path: Path) -> Result<(), FsError> {
+        if self.displaced.contains(&entry.ino) {
+            return Ok(()); // told already
+        }
         if is_alive(&self.b, entry.ino).await? {
             self.went.entry(entry.ino).or_default().push((path, entry.kind));
             return Ok(());
@@ -282,6 +290,21 @@ impl Diff {
         }
         self.came = left;
         Ok(())
+    }
+
+    /// Looks up where directories were that came and are not among what went: below one that itself
+    /// moved to below them, so that no walk from the root gets to it. True if there are any.
+    async fn displaced(&mut self, before: &mut Places) -> Result<bool, FsError> {
+        for (ino, path, kind) in std::mem::take(&mut self.came) {
+            if kind != Kind::Dir || !self.displaced.insert(ino) {
+                self.came.push((ino, path, kind));
+                continue;
+            }
+            let from = before.path(&self.a, ino).await?;
+            self.changed_or_not(ino, ino, &path, Some(&from)).await?;
+            self.todo.push(Pair { a: Some(ino), b: Some(ino), from, path });
+        }
+        Ok(!self.todo.is_empty())
     }
 
     /// Names that went or came of files which have others.

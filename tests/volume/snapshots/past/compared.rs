@@ -149,6 +149,35 @@ async fn differences_are_those_of_a_walk_where_names_are_pending_and_directories
     assert!(m.shutdown(LONG).await);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn directories_that_changed_places_with_what_they_were_in_are_told_with_all_that_is_in_them()
+{
+    // Guards against trees of which nothing is told since neither state leads to both of their places.
+    let bench = Bench::new().await;
+    let m = bench.mount_with(quick).await.expect("mounts");
+    let fs = &m.fs;
+    let plain = RenameFlags::default();
+    let p = fs.mkdir(CALLER, Ino::ROOT, b"p".to_vec(), 0o755, 0).await.expect("makes").ino;
+    let q = fs.mkdir(CALLER, p, b"q".to_vec(), 0o755, 0).await.expect("makes").ino;
+    let f = write_file(fs, q, "f", b"f").await;
+    write_file(fs, p, "gone", b"").await;
+    create(&m, "one").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    fs.rename(p, b"q".to_vec(), Ino::ROOT, b"r".to_vec(), plain).await.expect("moves");
+    fs.rename(Ino::ROOT, b"p".to_vec(), q, b"p".to_vec(), plain).await.expect("moves");
+    fs.write(f, 0, Bytes::from_static(b"else"), WriteFlags::default()).await.expect("writes");
+    fs.unlink(p, b"gone".to_vec()).await.expect("unlinks");
+    write_file(fs, p, "added", b"").await;
+    let expected =
+        ["+ r/p/added", "- p/gone", "M r/f c", "R p -> r/p", "R p/q -> r"].map(String::from);
+    assert_eq!(lines(&m, "one", "now").await, expected);
+    create(&m, "two").await;
+    let other = elsewhere(&bench);
+    let follower = other.mount_with(|o| o.read_only = true).await.expect("follows");
+    assert_eq!(lines(&follower, "one", "now").await, expected, "by a walk");
+    assert!(follower.shutdown(LONG).await && m.shutdown(LONG).await);
+}
+
 /// Something at random in the tree below the root; what is not possible is left.
 async fn at_random(m: &Mounted, draw: &mut impl FnMut(usize) -> usize) {
     let fs = &m.fs;
