@@ -93,10 +93,11 @@ pub async fn keys_apart(
     let mut pending = one.pending_keys(&wanted);
     pending.extend(other.pending_keys(&wanted));
     let apart = one.kv().keys_apart(other.kv(), wanted, keys_max).await?;
-    Ok(apart.map(|mut keys| {
+    let all = apart.map(|mut keys| {
         keys.append(&mut pending);
         keys
-    }))
+    });
+    Ok(all.filter(|keys| keys.len() <= keys_max))
 }
 
 /// What a snapshot holds.

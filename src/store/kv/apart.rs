@@ -11,9 +11,10 @@ use bytes::Bytes;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
+use slatedb::config::{FlushOptions, FlushType};
 use slatedb::{SstReader, VersionedManifest};
 
-use super::{Handle, Kv, KvError, META_PREFIX, bounded};
+use super::{Handle, Kv, KvError, L0_MAX, LAST_FLUSH_MAX, META_PREFIX, bounded};
 use crate::store::error::{ErrorClass, class, told};
 
 /// Bytes of tables that are compared, whose keys take twice as much memory meanwhile. More says little,
@@ -68,8 +69,12 @@ impl Kv {
         match self.handle() {
             Handle::Reader(db) => self.is_checkpoint.then(|| db.manifest()),
             Handle::Writer(db) => {
-                let flushing = bounded(super::LAST_FLUSH_MAX, self.flush_memtable()).await;
-                if let Err(e) = flushing {
+                if db.manifest().l0().len() >= L0_MAX {
+                    return None; // that would wait for a compaction
+                }
+                let options = FlushOptions { flush_type: FlushType::MemTable };
+                let flushing = async { Ok(db.flush_with_options(options).await?) };
+                if let Err(e) = bounded(LAST_FLUSH_MAX, flushing).await {
                     log::debug!("the metadata in memory are in no table: {e}");
                     return None;
                 }
