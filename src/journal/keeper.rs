@@ -4,9 +4,7 @@
 use super::error::JournalError;
 use super::log::{Journal, Shared};
 use std::cell::Cell;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// After a failure (a full disk, mostly) the keeper rests this long.
@@ -21,35 +19,6 @@ const PACE: Duration = Duration::from_millis(5);
 /// looks. Otherwise the disk is left to the callers: zeros in its queue would delay their
 /// syncs, and zeros first and records over them only double the work.
 const QUIET_BYTES: u64 = 64 << 10;
-
-/// The running thread; dropping it stops and joins it (within one step of writing zeros).
-pub(super) struct Keeper {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Keeper {
-    pub fn start(shared: Arc<Shared>) -> Result<Keeper, JournalError> {
-        let its = shared.clone();
-        let thread = std::thread::Builder::new()
-            .name("journal-keeper".into())
-            .spawn(move || its.keep_until_stopped())
-            .map_err(|e| JournalError::io("starting the journal's keeper thread", e))?;
-        Ok(Keeper { shared, thread: Some(thread) })
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
-        self.shared.wake_keeper();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("the journal's keeper thread panicked");
-        }
-    }
-}
 
 impl Journal {
     /// Does what the keeper thread would: recycles released files and, if `prewrite`, makes
@@ -69,7 +38,13 @@ impl Shared {
         self.woken.notify_one();
     }
 
-    fn keep_until_stopped(&self) {
+    /// Has the keeper end, within one step of writing zeros.
+    pub fn stop_keeper(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.wake_keeper();
+    }
+
+    pub fn keep_until_stopped(&self) {
         let stopped = || self.stop.load(Ordering::Acquire);
         while !stopped() && self.poison.get().is_none() {
             let rest = match self.keep_step(true) {

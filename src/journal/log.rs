@@ -8,11 +8,11 @@ use super::directory::{Directory, Found, LogFile};
 use super::disk::{DiskIo, ReadOnlyDisk};
 use super::error::JournalError;
 use super::format::{FileHeader, framed_len};
-use super::keeper::Keeper;
 use super::options::JournalOptions;
 use super::recovery::{Recovery, Verdict, chain, decide};
 use super::scan::{FileScan, Scanner};
-use super::sync::{Gate, Syncer};
+use super::sync::Gate;
+use super::worker::Worker;
 use crate::base::{JournalId, JournalPos, Timestamp};
 use crate::seal::{Opener, VolumeKeys};
 use lru::LruCache;
@@ -34,8 +34,7 @@ const MARK_BYTES: u64 = 256 << 10;
 /// block. Dropping it stops its threads and syncs nothing but for who waits for it.
 pub struct Journal {
     // Before `shared`: the threads end first.
-    _keeper: Option<Keeper>,
-    _syncer: Option<Syncer>,
+    _threads: Vec<Worker>,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -263,7 +262,7 @@ impl Journal {
             options,
         });
         if purpose == Purpose::Examine {
-            return Ok((Journal { shared, _keeper: None, _syncer: None }, recovery));
+            return Ok((Journal { shared, _threads: Vec::new() }, recovery));
         }
         if survivors.skipped {
             // That the missing records were released may be known only from files that are
@@ -273,12 +272,14 @@ impl Journal {
         }
         shared.directory.retire(survivors.void);
         while shared.directory.recycle_one()? {}
-        let keeper = match shared.options.keeper {
-            true => Some(Keeper::start(shared.clone())?),
-            false => None,
-        };
-        let syncer = Some(Syncer::start(shared.clone())?);
-        Ok((Journal { shared, _keeper: keeper, _syncer: syncer }, recovery))
+        let mut threads = Vec::new();
+        if shared.options.keeper {
+            let (work, end) = (Shared::keep_until_stopped, Shared::stop_keeper);
+            threads.push(Worker::start("keeper", &shared, work, end)?);
+        }
+        let (work, end) = (Shared::sync_until_ended, Shared::end_syncer);
+        threads.push(Worker::start("syncer", &shared, work, end)?);
+        Ok((Journal { shared, _threads: threads }, recovery))
     }
 
     /// The journal's name, recorded with every commit.

@@ -12,7 +12,7 @@
 //! | `disk` | the thin file layer, which tests replace by a disk that crashes on demand |
 //! | `directory` | names, lock, identity, spare files: which file is which |
 //! | `recovery` | what survives a crash, and what is corruption |
-//! | `log`, `append`, `sync`, `read`, `keeper` | the open journal |
+//! | `log`, `append`, `sync`, `read`, `keeper`, `worker` | the open journal |
 
 mod append;
 mod directory;
@@ -26,6 +26,7 @@ mod read;
 mod recovery;
 mod scan;
 mod sync;
+mod worker;
 
 pub use directory::set_aside;
 pub use error::JournalError;

@@ -10,10 +10,8 @@ use super::error::JournalError;
 use super::log::{Journal, Shared};
 use crate::base::JournalPos;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long one sync of the disk may take before those who wait for it get an error: far above
@@ -228,8 +226,16 @@ impl Shared {
         }
     }
 
+    /// Has the syncer end, when nobody waits any more.
+    pub fn end_syncer(&self) {
+        self.gate.lock().ended = true;
+        self.sync_due.notify_one();
+    }
+
     /// Makes the syncs that are handed over, until the journal ends and nobody waits.
-    fn sync_until_ended(&self) {
+    ///
+    /// It is the work of a thread, for those who came while another sync was under way.
+    pub fn sync_until_ended(&self) {
         loop {
             {
                 let mut gate = self.gate.lock();
@@ -249,42 +255,13 @@ impl Shared {
     }
 }
 
-/// The thread that syncs for those who came while another sync was under way; dropping it ends it
-/// when nobody waits any more.
-pub(super) struct Syncer {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Syncer {
-    pub fn start(shared: Arc<Shared>) -> Result<Syncer, JournalError> {
-        let its = shared.clone();
-        let thread = std::thread::Builder::new()
-            .name("journal-syncer".into())
-            .spawn(move || its.sync_until_ended())
-            .map_err(|e| JournalError::io("starting the journal's syncer thread", e))?;
-        Ok(Syncer { shared, thread: Some(thread) })
-    }
-}
-
-impl Drop for Syncer {
-    fn drop(&mut self) {
-        self.shared.gate.lock().ended = true;
-        self.shared.sync_due.notify_one();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("the journal's syncer thread panicked");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::journal::JournalOptions;
     use crate::journal::disk::RealDisk;
     use crate::seal::VolumeKeys;
+    use std::sync::Arc;
 
     #[test]
     fn who_waits_for_a_disk_that_is_stuck_gets_an_error_in_the_end() {
