@@ -15,7 +15,7 @@ use crate::stack::rekey::{
 };
 
 use super::args::SecretArgs;
-use super::client::Client;
+use super::configure::tell_mounts;
 use super::exit::{Exit, Failure, GOES_ON, Outcome};
 use super::key::Where;
 use super::out::print_json;
@@ -90,8 +90,7 @@ pub(super) fn epochs(options: &KeyOptions) -> Outcome<BTreeMap<u32, Tally>> {
 
 /// Tells the mount of this volume on this machine; what it does not do at once it does by itself.
 fn tell_mount(volume: VolumeId) {
-    let (_, failed) = tokio::task::block_in_place(|| Client::tell_mounts(volume));
-    failed.iter().for_each(|why| eprintln!("sealfs: warning: the mount here: {why}"));
+    tokio::task::block_in_place(|| tell_mounts(volume));
 }
 
 fn said_of(phase: &RekeyPhase) -> String {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use clap::Args;
-use indicatif::HumanBytes;
+use indicatif::{HumanBytes, ProgressBar};
 
 use crate::base::{counted, one_line};
 
@@ -60,13 +60,6 @@ struct Found {
     files: Vec<(PathBuf, u64)>,
     bytes: u64,
     failed: Vec<String>,
-}
-
-/// How far it is.
-#[derive(Default)]
-struct Going {
-    files: AtomicU64,
-    bytes: AtomicU64,
 }
 
 /// Runs `sealfs warm`.
@@ -130,7 +123,7 @@ fn sample(path: &Path) -> Outcome<Sample> {
 }
 
 /// The regular files below `path`, of this file system.
-fn list(path: PathBuf, device: u64, found: &mut Found, going: &Going) {
+fn list(path: PathBuf, device: u64, found: &mut Found, files: &AtomicU64) {
     let mut todo = vec![path];
     while let Some(path) = todo.pop() {
         let shown = || one_line(&path.display().to_string());
@@ -139,7 +132,7 @@ fn list(path: PathBuf, device: u64, found: &mut Found, going: &Going) {
             Ok(meta) if meta.dev() != device => {}
             Ok(meta) if meta.is_file() => {
                 found.bytes += meta.len();
-                going.files.fetch_add(1, Relaxed);
+                files.fetch_add(1, Relaxed);
                 found.files.push((path, meta.len()));
             }
             Ok(meta) if meta.is_dir() => match fs::read_dir(&path) {
@@ -153,36 +146,42 @@ fn list(path: PathBuf, device: u64, found: &mut Found, going: &Going) {
     found.files.sort();
 }
 
-/// What a stop leaves.
-fn stopped(failure: Failure) -> Failure {
-    failure.if_stopped("what was read is in the cache: the same command goes on quickly with it")
+/// Does `work`, which counts what it has done, and shows that meanwhile: on `bar`, or as `line` has it where
+/// there is none. Ends at a signal.
+fn attended<T: Send + 'static>(
+    bar: Option<ProgressBar>,
+    line: impl Fn(u64) -> String,
+    work: impl FnOnce(&AtomicU64) -> T + Send + 'static,
+) -> Outcome<T> {
+    let (mut lines, done) = (Lines::new(Instant::now()), Arc::new(AtomicU64::new(0)));
+    let counter = done.clone();
+    let outcome = stop::attend(
+        move || work(&counter),
+        || {
+            let done = done.load(Relaxed);
+            match &bar {
+                Some(bar) => bar.set_position(done),
+                None if lines.due(Instant::now()) => eprintln!("sealfs: {}", line(done)),
+                None => {}
+            }
+        },
+    );
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    let goes_on = "what was read is in the cache: the same command goes on quickly with it";
+    outcome.map_err(|failure| failure.if_stopped(goes_on))
 }
 
 /// The regular files below `paths`.
 fn list_all(paths: &[PathBuf], device: u64) -> Outcome<Found> {
-    let bar = bar("{spinner} listing: {human_pos} files");
-    let (mut lines, going, paths) =
-        (Lines::new(Instant::now()), Arc::new(Going::default()), paths.to_vec());
-    let seen = going.clone();
-    let work = move || {
+    let paths = paths.to_vec();
+    let line = |files| format!("{} listed so far", counted(files, "file"));
+    attended(bar("{spinner} listing: {human_pos} files"), line, move |files| {
         let mut found = Found::default();
-        paths.into_iter().for_each(|path| list(path, device, &mut found, &going));
+        paths.into_iter().for_each(|path| list(path, device, &mut found, files));
         found
-    };
-    let found = stop::attend(work, || {
-        let files = seen.files.load(Relaxed);
-        match &bar {
-            Some(bar) => bar.set_position(files),
-            None if lines.due(Instant::now()) => {
-                eprintln!("sealfs: {} listed so far", counted(files, "file"));
-            }
-            None => {}
-        }
-    });
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
-    found.map_err(stopped)
+    })
 }
 
 fn read_all(mut found: Found) -> Outcome<Found> {
@@ -191,31 +190,16 @@ fn read_all(mut found: Found) -> Outcome<Found> {
     if let Some(bar) = &bar {
         bar.set_length(bytes);
     }
-    let (mut lines, going) = (Lines::new(Instant::now()), Arc::new(Going::default()));
-    let seen = going.clone();
-    let work = move || {
+    let line = move |done| format!("{} of {}", HumanBytes(done), HumanBytes(bytes));
+    attended(bar, line, move |done| {
         let mut buffer = vec![0; PIECE];
         for (path, _) in &found.files {
-            if let Err(e) = read(path, &mut buffer, &going.bytes) {
+            if let Err(e) = read(path, &mut buffer, done) {
                 found.failed.push(format!("{}: {e}", one_line(&path.display().to_string())));
             }
         }
         found
-    };
-    let found = stop::attend(work, || {
-        let done = seen.bytes.load(Relaxed);
-        match &bar {
-            Some(bar) => bar.set_position(done),
-            None if lines.due(Instant::now()) => {
-                eprintln!("sealfs: {} of {}", HumanBytes(done), HumanBytes(bytes));
-            }
-            None => {}
-        }
-    });
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
-    found.map_err(stopped)
+    })
 }
 
 fn read(path: &Path, buffer: &mut [u8], done: &AtomicU64) -> io::Result<()> {
