@@ -136,6 +136,18 @@ impl Bucket {
         Ok(patiently(run, || self.store.about(key)).await?)
     }
 
+    /// The same; `None`: there is no such object.
+    ///
+    /// # Errors
+    /// As the request's.
+    pub async fn about_if_there(&self, run: &Run, key: &str) -> Result<Option<About>, Trouble> {
+        match patiently(run, || self.store.about(key)).await {
+            Ok(about) => Ok(Some(about)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     /// The start of a GetObject.
     ///
     /// # Errors

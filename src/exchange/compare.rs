@@ -56,16 +56,21 @@ pub fn is_md5_of(tree: &Tree, path: &Path, object: &Listed) -> Result<bool, Trou
     if object.e_tag.len() != 32 || tree.stat(path)?.is_none_or(|stat| stat.size != object.size) {
         return Ok(false);
     }
-    let mut hash = Md5::new();
-    each_piece(tree, path, |piece| hash.update(piece))?;
-    Ok(hex(&hash.finalize()) == object.e_tag.to_ascii_lowercase())
+    Ok(md5_of(tree, path)? == object.e_tag.to_ascii_lowercase())
 }
 
-/// Hands the bytes of a file to `take`, in pieces.
+/// The MD5 of a file, in hexadecimal.
 ///
 /// # Errors
 /// Those of opening and reading it.
-pub fn each_piece(tree: &Tree, path: &Path, mut take: impl FnMut(&[u8])) -> Result<(), Trouble> {
+pub fn md5_of(tree: &Tree, path: &Path) -> Result<String, Trouble> {
+    let mut hash = Md5::new();
+    each_piece(tree, path, |piece| hash.update(piece))?;
+    Ok(hex(&hash.finalize()))
+}
+
+/// Hands the bytes of a file to `take`, in pieces.
+fn each_piece(tree: &Tree, path: &Path, mut take: impl FnMut(&[u8])) -> Result<(), Trouble> {
     let file = tree.read(path)?;
     let (mut buffer, mut at) = (vec![0; PIECE], 0);
     loop {

@@ -14,13 +14,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use md5::{Digest, Md5};
 use object_store::PutPayload;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::attributes::{mtime_text, to_metadata};
 use super::bucket::{Bucket, patiently};
-use super::compare::{ORIGIN, each_piece};
+use super::compare::{ORIGIN, md5_of};
 use super::large::blocking;
 use super::parallel::each;
 use super::report::{Event, ExchangeError, Run, Trouble};
@@ -28,7 +27,7 @@ use super::resume::{Cut, Remember, Underway, Uploads};
 use super::sealed::{SealWith, instructed, instruction_key, object_size};
 use super::tree::{Stat, Tree, stat_fd};
 use super::walk::{Item, say_what_is_lost, walk};
-use crate::base::{counted, hex, one_line, read_up_to};
+use crate::base::{counted, one_line, read_up_to};
 use crate::s3ec::{PLAIN_MAX, Sealing};
 use crate::store::s3::{About, Labels, Listed, PartNote, Sending};
 
@@ -221,10 +220,8 @@ impl Export {
         if listed.size != object_size(self.how.seal.is_some(), item.stat.size) {
             return Ok(false);
         }
-        let about = match patiently(&self.run, || self.bucket.store.about(&item.key)).await {
-            // Deleted since it was listed.
-            Err(object_store::Error::NotFound { .. }) => return Ok(false),
-            about => about?,
+        let Some(about) = self.bucket.about_if_there(&self.run, &item.key).await? else {
+            return Ok(false); // deleted since it was listed
         };
         if !self.bucket.store.is_encrypted_as_asked(&about) {
             return Ok(false);
@@ -251,12 +248,15 @@ impl Export {
 
     /// Says that instruction files of former objects lie beside those in clear, which would not be read as such.
     fn name_instructions(&self, keys: &HashSet<String>) {
+        if self.how.seal.is_some() || self.run.options.delete {
+            return;
+        }
         let is_left = |listed: &&Listed| {
             let of = instructed(&listed.key);
             of.is_some_and(|of| keys.contains(of) && !keys.contains(&listed.key))
         };
         let left = self.listed.iter().filter(is_left).count() as u64;
-        if left > 0 && self.how.seal.is_none() && !self.run.options.delete {
+        if left > 0 {
             let what = counted(left, "instruction file");
             self.run.say(Event::Note(format!(
                 "{what} of former objects beside those in clear, which are taken for sealed ones with them; \
@@ -634,12 +634,6 @@ async fn is_still(file: &Arc<File>, stat: &Stat) -> Result<bool, Trouble> {
         Ok((is.size, is.mtime) == (was.size, was.mtime))
     })
     .await
-}
-
-fn md5_of(tree: &Tree, path: &Path) -> Result<String, Trouble> {
-    let mut hash = Md5::new();
-    each_piece(tree, path, |piece| hash.update(piece))?;
-    Ok(hex(&hash.finalize()))
 }
 
 #[cfg(test)]

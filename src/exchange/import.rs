@@ -330,12 +330,9 @@ impl Import {
                 // Replaced since it was listed: the new one, then.
                 Err(Trouble::One(_)) if version < VERSIONS_MAX && !self.run.is_stopped() => {
                     let key = &item.object.key;
-                    let about = match patiently(&self.run, || self.bucket.store.about(key)).await {
-                        Err(object_store::Error::NotFound { .. }) => {
-                            self.run.vanished(key);
-                            return Ok(());
-                        }
-                        about => about?,
+                    let Some(about) = self.bucket.about_if_there(&self.run, key).await? else {
+                        self.run.vanished(key);
+                        return Ok(());
                     };
                     if about.e_tag == item.object.e_tag {
                         return tried;
