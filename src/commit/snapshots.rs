@@ -92,7 +92,7 @@ pub async fn keys_apart(
     // Before the tables are looked at: what is committed meanwhile is in those.
     let mut pending = one.pending_keys(&wanted);
     pending.extend(other.pending_keys(&wanted));
-    let apart = one.kv().keys_apart(other.kv(), wanted, keys_max).await?;
+    let apart = one.kv().keys_apart(other.kv(), wanted).await?;
     let all = apart.map(|mut keys| {
         keys.append(&mut pending);
         keys

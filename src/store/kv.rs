@@ -478,8 +478,7 @@ impl Kv {
         if self.commits.fetch_add(1, Ordering::Relaxed) + 1 == WAL_OBJECTS_MAX {
             self.commits.store(0, Ordering::Relaxed);
             tokio::spawn(async move {
-                let options = FlushOptions { flush_type: FlushType::MemTable };
-                if let Err(e) = db.flush_with_options(options).await {
+                if let Err(e) = flush_memtable(&db).await {
                     log::warn!("metadata stay in the log for now: {e}");
                 }
             });
@@ -490,8 +489,7 @@ impl Kv {
     /// Puts the memtable into level 0, where followers that skip the WAL see it, and where
     /// the next mount need not replay it.
     pub async fn flush_memtable(&self) -> Result<(), KvError> {
-        let db = self.writer()?;
-        Ok(db.flush_with_options(FlushOptions { flush_type: FlushType::MemTable }).await?)
+        flush_memtable(&*self.writer()?).await
     }
 
     /// The epoch under which this handle writes; a later writer has a higher one.
@@ -593,6 +591,11 @@ impl Kv {
         let left = last.saturating_sub(db.manifest().replay_after_wal_id());
         self.has_committed.load(Ordering::Relaxed) || left > LEFT_IN_LOG_MAX
     }
+}
+
+/// See [`Kv::flush_memtable`].
+async fn flush_memtable(db: &Db) -> Result<(), KvError> {
+    Ok(db.flush_with_options(FlushOptions { flush_type: FlushType::MemTable }).await?)
 }
 
 async fn get_from(handle: &Handle, key: &[u8]) -> Result<Option<Bytes>, KvError> {

@@ -157,10 +157,9 @@ impl SlateStore {
     /// again below already: whoever waits is told at once.
     fn mark(&self, e: Error) -> Error {
         self.trouble.note(&e);
-        match class(&e) {
-            ErrorClass::Corrupt | ErrorClass::TooLarge | ErrorClass::Behind => marked(e),
-            _ if self.answers.is_opening() && is_refusal(&e) => marked(e),
-            _ => e,
+        match self.answers.is_opening() && is_refusal(&e) {
+            true => marked(e),
+            false => mark(e),
         }
     }
 

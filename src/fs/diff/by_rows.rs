@@ -126,6 +126,14 @@ async fn entry_in(fs: &Arc<Fs>, key: &[u8]) -> Result<Option<Dirent>, FsError> {
     Ok(row.map(|row| Dirent::decode(&row)).transpose().map_err(ViewError::from)?)
 }
 
+/// Whether what an entry leads to is there in `fs`.
+async fn leads_somewhere(fs: &Arc<Fs>, entry: &Option<Dirent>) -> Result<bool, FsError> {
+    match entry {
+        Some(entry) => is_alive(fs, entry.ino).await,
+        None => Ok(false),
+    }
+}
+
 /// Brings the inodes of entries into memory.
 async fn fetch(fs: &Arc<Fs>, entries: &[&Option<Dirent>]) -> Result<(), FsError> {
     let inos: Vec<Ino> = entries.iter().filter_map(|entry| Some(entry.as_ref()?.ino)).collect();
@@ -179,14 +187,8 @@ impl Diff {
                 if let Some(new) = new {
                     *told.entry(new.ino).or_default() += 1;
                 }
-                let stays = match old {
-                    Some(old) => is_alive(&self.b, old.ino).await?,
-                    None => false,
-                };
-                let was = match new {
-                    Some(new) => is_alive(&self.a, new.ino).await?,
-                    None => false,
-                };
+                let stays = leads_somewhere(&self.b, old).await?;
+                let was = leads_somewhere(&self.a, new).await?;
                 if let (Some(old), Some(new), false, false) = (old, new, stays, was)
                     && old.kind == new.kind
                 {
@@ -219,12 +221,13 @@ impl Diff {
             }
         }
         for (path, new) in came {
-            if went.get(&path).is_some_and(|(_, old)| old.kind == new.kind) {
-                // The same in a directory that took the place of another.
-                let (_, Dirent { ino: old, .. }) = went.remove(&path).expect("it is there");
-                self.changed_or_not(old, new.ino, &path, None).await?;
-            } else {
-                self.say(Change::Added, &path, None, new.kind, (false, false)).await?;
+            match went.get(&path) {
+                // Another file under the same name, in a directory that took the place of another.
+                Some((_, old)) if old.kind == new.kind => {
+                    self.changed_or_not(old.ino, new.ino, &path, None).await?;
+                    went.remove(&path);
+                }
+                _ => self.say(Change::Added, &path, None, new.kind, (false, false)).await?,
             }
         }
         Ok(went)
@@ -307,13 +310,15 @@ impl Diff {
                 let entry = Dirent::decode(&row).map_err(ViewError::from)?;
                 let Some(&how) = changed.get(&entry.ino) else { continue };
                 let Some((dir, _, name)) = keys::dirent_of(&key) else { continue };
-                if entry_in(&self.b, &key).await? != Some(entry) || !self.is_same_name(&key).await?
+                let (kind, entry) = (entry.kind, Some(entry));
+                if entry_in(&self.b, &key).await? != entry
+                    || entry_in(&self.a, &key).await? != entry
                 {
                     continue;
                 }
                 names_left = names_left.saturating_sub(1);
                 let path = below(&after.path(&self.b, dir).await?, name);
-                self.say(Change::Changed, &path, None, entry.kind, how).await?;
+                self.say(Change::Changed, &path, None, kind, how).await?;
             }
             if is_last {
                 break;

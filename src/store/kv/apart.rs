@@ -9,12 +9,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use object_store::memory::InMemory;
-use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
-use slatedb::config::{FlushOptions, FlushType};
 use slatedb::{SstReader, VersionedManifest};
 
-use super::{Handle, Kv, KvError, L0_MAX, LAST_FLUSH_MAX, META_PREFIX, bounded};
+use super::tables::table;
+use super::{Handle, Kv, KvError, L0_MAX, LAST_FLUSH_MAX, META_PREFIX, bounded, flush_memtable};
 use crate::store::error::{ErrorClass, class, told};
 
 /// Bytes of tables that are compared, whose keys take twice as much memory meanwhile. More says little,
@@ -29,8 +28,7 @@ impl Kv {
     /// and that of `other`, a snapshot or a writer of the same database; what is only in the memory of
     /// a writer is put into a table before. One request for each table that only one of them reads.
     ///
-    /// `None`: that cannot be told from the tables, more than 32 MiB of them differ, or more than
-    /// `keys_max` keys.
+    /// `None`: that cannot be told from the tables, or more than 32 MiB of them differ.
     ///
     /// # Errors
     /// The store's, while tables are read.
@@ -38,7 +36,6 @@ impl Kv {
         &self,
         other: &Kv,
         wanted: impl Fn(&[u8]) -> bool + Send,
-        keys_max: usize,
     ) -> Result<Option<BTreeSet<Bytes>>, KvError> {
         self.check_refused()?;
         other.check_refused()?;
@@ -60,8 +57,7 @@ impl Kv {
         }
         // The same write in both: a compaction has only moved it.
         newest.retain(|_, [this, that]| this != that);
-        let keys = (newest.len() <= keys_max).then(|| newest.into_keys().collect());
-        Ok(keys)
+        Ok(Some(newest.into_keys().collect()))
     }
 
     /// The state that this handle reads, if tables have all of it.
@@ -72,9 +68,7 @@ impl Kv {
                 if db.manifest().l0().len() >= L0_MAX {
                     return None; // that would wait for a compaction
                 }
-                let options = FlushOptions { flush_type: FlushType::MemTable };
-                let flushing = async { Ok(db.flush_with_options(options).await?) };
-                if let Err(e) = bounded(LAST_FLUSH_MAX, flushing).await {
+                if let Err(e) = bounded(LAST_FLUSH_MAX, flush_memtable(&db)).await {
                     log::debug!("the metadata in memory are in no table: {e}");
                     return None;
                 }
@@ -91,7 +85,7 @@ impl Kv {
         wanted: &impl Fn(&[u8]) -> bool,
         newest: &mut BTreeMap<Bytes, Newest>,
     ) -> Result<(), KvError> {
-        let at = Path::from(format!("{META_PREFIX}/compacted/{id}.sst"));
+        let at = table(id);
         // Fetched whole, which is one request, where a block would be one each.
         let failed = |e: &object_store::Error| match class(e) {
             ErrorClass::Corrupt | ErrorClass::NotFound => KvError::Damaged(told(e)),
@@ -103,21 +97,15 @@ impl Kv {
         memory.put(&at, whole.into()).await.map_err(|e| failed(&e))?;
         let reader = SstReader::new(META_PREFIX, memory as Arc<dyn ObjectStore>, None, None);
         let bad = |_| KvError::Damaged(format!("{at} is no table of the metadata"));
-        let table = reader.open(id.parse().map_err(bad)?).await?;
-        for block in 0..table.index().await?.len() {
-            for row in table.read_block(block).await? {
+        let rows = reader.open(id.parse().map_err(bad)?).await?;
+        for block in 0..rows.index().await?.len() {
+            for row in rows.read_block(block).await? {
                 if !wanted(&row.key) {
                     continue;
                 }
-                match newest.get_mut(&row.key) {
-                    Some(of) => of[side] = of[side].max(Some(row.seq)),
-                    None => {
-                        let mut of = Newest::default();
-                        of[side] = Some(row.seq);
-                        // A copy: the key is a slice of its block.
-                        newest.insert(Bytes::copy_from_slice(&row.key), of);
-                    }
-                }
+                // A copy: the key is a slice of its block.
+                let of = newest.entry(Bytes::copy_from_slice(&row.key)).or_default();
+                of[side] = of[side].max(Some(row.seq));
             }
             tokio::task::coop::consume_budget().await;
         }

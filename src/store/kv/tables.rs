@@ -6,6 +6,11 @@ use object_store::path::Path;
 
 use super::{Handle, Kv, META_PREFIX};
 
+/// The object of a table, by its id.
+pub(super) fn table(id: impl std::fmt::Display) -> Path {
+    Path::from(format!("{META_PREFIX}/compacted/{id}.sst"))
+}
+
 impl Kv {
     /// The objects of all tables that this handle reads, snapshots not among them. No request.
     pub fn tables(&self) -> BTreeSet<Path> {
@@ -14,6 +19,6 @@ impl Kv {
             Handle::Reader(db) => db.manifest(),
         };
         let ids = manifest.all_sst_views().map(|view| view.sst.id.value());
-        ids.map(|id| Path::from(format!("{META_PREFIX}/compacted/{id}.sst"))).collect()
+        ids.map(table).collect()
     }
 }
