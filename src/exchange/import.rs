@@ -148,10 +148,11 @@ pub async fn end(
             (false, _) => {}
         }
         if !r.options.dry_run {
+            t.sync()?;
             if failed == 0 {
                 t.clear_work()?;
+                t.forget_losses();
             }
-            t.sync()?;
         }
         Ok(())
     });

@@ -529,7 +529,8 @@ impl Tree {
 
     /// Takes note of what was lost before, so that [`Tree::sync`] tells of what is lost from now on:
     /// Linux tells the first that asks (`errseq_t`) of pages that could not be written back, whoever
-    /// wrote them, a program that was killed on the same file system among others.
+    /// wrote them, a program that was killed on the same file system among others. Of a file that one was
+    /// killed at, it tells once more when that is removed (`fuse_flush_time_update`).
     pub fn forget_losses(&self) {
         if let Err(e) = self.sync() {
             log::info!("{}: something written earlier was lost: {e}", self.path.display());
