@@ -42,6 +42,8 @@ pub use walk::Walk;
 
 /// Level-0 tables at which writes stall.
 const L0_MAX: usize = 8;
+/// Bytes of rows in memory at which writes wait until there is room for more tables.
+const UNFLUSHED_MAX: u64 = 64 << 20;
 /// See [`KvOptions::collect_age`].
 pub const COLLECT_AGE: Duration = Duration::from_secs(900);
 /// The poll intervals that SlateDB insists on; each poll is one or two requests.
@@ -205,7 +207,9 @@ pub struct Kv {
     is_checkpoint: bool,
 }
 
-fn settings(limit: &UploadLimit) -> Settings {
+/// `log_bytes` are in the log already. They must not wait for room in level 0: nothing compacts before the
+/// database is open.
+fn settings(limit: &UploadLimit, log_bytes: u64) -> Settings {
     Settings {
         flush_interval: None,
         manifest_poll_interval: POLL_IDLE,
@@ -216,7 +220,7 @@ fn settings(limit: &UploadLimit) -> Settings {
         l0_max_ssts: L0_MAX,
         l0_max_ssts_per_key: L0_MAX,
         l0_flush_parallelism: 2,
-        max_unflushed_bytes: 64 << 20,
+        max_unflushed_bytes: UNFLUSHED_MAX.max(log_bytes.saturating_mul(3) / 2) as usize,
         compactor_options: None,
         compression_codec: None,
         garbage_collector_options: None,
@@ -228,8 +232,9 @@ async fn open_writer(
     store: Arc<SlateStore>,
     cache: Arc<SplitCache>,
     expected_epoch: Option<u64>,
+    log_bytes: u64,
 ) -> Result<Db, KvError> {
-    let settings = settings(&store.limit());
+    let settings = settings(&store.limit(), log_bytes);
     let mut builder = Db::builder(META_PREFIX, store)
         .with_settings(settings)
         .with_sst_block_size(slatedb::SstBlockSize::Block8Kib)
@@ -299,7 +304,7 @@ impl Kv {
         let store = Arc::new(SlateStore::new(store));
         store.answers().hold();
         let cache = new_cache(&options);
-        let opening = open_writer(store.clone(), cache.clone(), None);
+        let opening = open_writer(store.clone(), cache.clone(), None, 0);
         let db = bounded(open_timeout, opening).await?;
         store.answers().let_go();
         Ok(Kv::new(Handle::Writer(Arc::new(db)), store, cache, options))
@@ -514,11 +519,13 @@ impl Kv {
     /// is asked whether the volume is held by this mount.
     pub async fn reopen(&self, still_ours: impl Future<Output = bool>) -> Result<(), KvError> {
         let old = self.writer()?;
-        let epoch = old.manifest().writer_epoch();
+        let (epoch, after) = (old.manifest().writer_epoch(), old.manifest().replay_after_wal_id());
         // It may wait for a task that will never end.
         let _ = close_handle(Handle::Writer(old)).await;
         self.store().limit().take_up();
-        let open = async |epoch| open_writer(self.store(), self.cache.clone(), epoch).await;
+        let log_bytes = self.store().log_bytes(after).await?;
+        let open =
+            async |epoch| open_writer(self.store(), self.cache.clone(), epoch, log_bytes).await;
         let mut opened = open(Some(epoch)).await;
         if matches!(opened, Err(KvError::Fenced))
             && self.reopen_broke_off.load(Ordering::Acquire)

@@ -34,8 +34,9 @@ use slatedb_common::retry::NonRetryable;
 use tokio::sync::watch;
 
 use super::bounds::refuse_endless;
-use super::error::{ErrorClass, class, sentence};
-use super::kv::answers::{Answers, refuse_gaps};
+use super::error::{ErrorClass, class, sentence, told};
+use super::kv::KvError;
+use super::kv::answers::{Answers, log_number, refuse_gaps};
 use super::names::is_odd;
 use super::rope::Rope;
 
@@ -146,6 +147,17 @@ impl SlateStore {
     pub(super) async fn listed_log(&self) -> Result<Vec<ObjectMeta>> {
         let listing = self.inner.list(Some(&Path::from("meta/wal"))).enumerate();
         listing.map(|(n, one)| refuse_endless(n).and(one)).try_collect().await
+    }
+
+    /// Bytes of the objects of the log behind object `after`, as it was listed when the database was
+    /// opened, or else as it is listed now.
+    pub(super) async fn log_bytes(&self, after: u64) -> Result<u64, KvError> {
+        if let Some(bytes) = self.answers.log_bytes(after) {
+            return Ok(bytes);
+        }
+        let listed = self.listed_log().await.map_err(|e| KvError::Unavailable(told(&e)))?;
+        let is_behind = |one: &&ObjectMeta| log_number(&one.location).is_some_and(|n| n > after);
+        Ok(listed.iter().filter(is_behind).map(|one| one.size).sum())
     }
 
     /// See [`refuse_gaps`].
@@ -385,5 +397,43 @@ impl ObjectStore for SlateStore {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.inner.copy_opts(from, to, options).await.map_err(|e| self.mark(e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object_store::local::LocalFileSystem;
+
+    #[tokio::test]
+    async fn of_creates_that_are_never_tried_again_only_the_last_are_remembered() {
+        // Guards against memory that grows with every outage, since each name of the log is a new one.
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let files = LocalFileSystem::new_with_prefix(dir.path()).expect("a store");
+        let store = SlateStore::new(Arc::new(files));
+        let name = |n: usize| Path::from(format!("wal/{n}"));
+        let create = async |n: usize, body: &'static str| {
+            store.put_opts(&name(n), body.into(), PutMode::Create.into()).await
+        };
+        // No directory can be made in the place of a file.
+        std::fs::write(dir.path().join("wal"), "").expect("writes");
+        let last = 3 * UNCLEAR_MAX.get();
+        for n in 0..=last {
+            assert_eq!(
+                create(n, "ours").await.map_err(|e| class(&e)).err(),
+                Some(ErrorClass::Other)
+            );
+        }
+        assert_eq!(store.unclear.lock().len(), UNCLEAR_MAX.get());
+        // What is there is its own if it is just that, and if its create was not forgotten.
+        std::fs::remove_file(dir.path().join("wal")).expect("removes");
+        for n in [0, last - 1, last] {
+            store.inner.put(&name(n), "ours".into()).await.expect("puts");
+        }
+        assert!(create(last, "ours").await.is_ok());
+        for (n, body) in [(last - 1, "theirs"), (0, "ours")] {
+            let refused = create(n, body).await.map_err(|e| class(&e)).err();
+            assert_eq!(refused, Some(ErrorClass::AlreadyExists), "{n}");
+        }
     }
 }

@@ -322,6 +322,95 @@ async fn deletes_that_hang_hold_up_no_commit() {
     assert!(m.shutdown(LONG).await);
 }
 
+/// Refuses what compactions of metadata write down, for good, once it is shut.
+#[derive(Default)]
+struct NoCompaction {
+    shut: AtomicBool,
+    refused: AtomicI64,
+}
+
+impl Gate for NoCompaction {
+    fn step(&self, what: &str, at: &Path) -> (bool, bool) {
+        let is_theirs = what.starts_with("PUT") && at.as_ref().starts_with("meta/compactions/");
+        let refuses = is_theirs && self.shut.load(Ordering::SeqCst);
+        self.refused.fetch_add(i64::from(refuses), Ordering::SeqCst);
+        (!refuses, !refuses)
+    }
+
+    fn instead(&self, _: &Path) -> object_store::Error {
+        StoreError::new(ErrorClass::Corrupt, "the gate is shut").into_store("the test")
+    }
+}
+
+/// A mount of a new volume whose metadata are never compacted, and who has as many rows in memory as may
+/// be there: level 0 has no room for more tables. The rows are nobody's.
+async fn without_room(local: &FsPath) -> (Arc<Gated<NoCompaction>>, Mounted) {
+    let gated = Gated::new(Arc::new(InMemory::new()), NoCompaction::default());
+    let store: Arc<dyn ObjectStore> = gated.clone();
+    format(&store).await;
+    gated.gate.shut.store(true, Ordering::SeqCst);
+    let m = mount(options(&store, local)).await.expect("mount");
+    let kv = m.view().kv().clone();
+    let junk = |n: u32, len| (Bytes::from(format!("~{n}")), Some(Bytes::from(vec![7; len])));
+    while gated.inner.list(Some(&Path::from("meta/compacted"))).count().await < 8 {
+        kv.commit([junk(0, 9)]).await.expect("commits");
+        kv.flush_memtable().await.expect("flushes");
+    }
+    for n in 1..=4 {
+        let rows = (0..270).map(|i| junk(n * 1000 + i, 1 << 16));
+        kv.commit(rows).await.expect("commits");
+    }
+    (gated, m)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn whoever_writes_rows_outlasts_compactions_that_fail_meanwhile() {
+    // Guards against a committer that is stuck until the next mount: it waits for room in level 0, and the
+    // compaction that was to make it has failed.
+    let local = tempfile::tempdir().expect("tempdir");
+    let (gated, m) = without_room(local.path()).await;
+    create(&m.fs, "f").await;
+    let is_synced = AtomicBool::new(false);
+    let sync = async {
+        let synced = m.sync(LONG * 2).await;
+        is_synced.store(true, Ordering::SeqCst);
+        synced
+    };
+    let fail = async {
+        // Those of before it began to wait are over within one look.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let begun = gated.gate.refused.load(Ordering::SeqCst);
+        until("compactions fail while it waits", async || {
+            gated.gate.refused.load(Ordering::SeqCst) > begun + 1
+        })
+        .await;
+        assert!(!is_synced.load(Ordering::SeqCst), "nothing waits");
+        gated.gate.shut.store(false, Ordering::SeqCst);
+    };
+    assert!(tokio::join!(sync, fail).0, "synced");
+    assert!(m.shutdown(LONG).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_volume_whose_metadata_were_not_compacted_for_long_can_be_mounted() {
+    // Guards against a volume that nobody can write any more: what is in the log waited for room in level
+    // 0 while it was replayed, and nothing compacts before the database is open.
+    let local = tempfile::tempdir().expect("tempdir");
+    let (gated, m) = without_room(local.path()).await;
+    assert!(m.shutdown(LONG).await);
+    let store: Arc<dyn ObjectStore> = gated.clone();
+    let m = mount(options(&store, local.path())).await.expect("mount again");
+    create(&m.fs, "f").await;
+    gated.gate.shut.store(false, Ordering::SeqCst);
+    assert!(m.sync(LONG * 2).await, "synced");
+    until("all of it is in tables", async || {
+        let kv = m.view().kv();
+        kv.flush_memtable().await.is_ok()
+    })
+    .await;
+    assert!(m.shutdown(LONG).await);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metadata_fit_through_a_proxy_that_takes_1_mib() {
     // Guards against a log object or a table that no proxy with nginx' default takes, and that is

@@ -260,6 +260,14 @@ impl Answers {
         self.log.send_replace(Listed::Told(listed));
     }
 
+    /// Bytes of what the log lists behind object `after`, if the database is being opened and that was
+    /// told.
+    pub(in crate::store) fn log_bytes(&self, after: u64) -> Option<u64> {
+        let Listed::Told(Some(listed)) = &*self.log.borrow() else { return None };
+        let behind = listed.range(after.saturating_add(1)..);
+        self.is_opening().then(|| behind.map(|(_, meta)| meta.size).sum())
+    }
+
     /// What the log lists, if that is to be told.
     async fn told(&self) -> Option<Arc<BTreeMap<u64, ObjectMeta>>> {
         if !self.is_opening() {

@@ -149,7 +149,11 @@ impl Kv {
     /// [`KvError::Fenced`]: another has opened it meanwhile; as [`Kv::open`].
     pub async fn become_writer(&self, open_timeout: Duration) -> Result<(), KvError> {
         let (epoch, store) = (self.writer_epoch(), self.store());
-        let opening = open_writer(store.clone(), self.cache.clone(), Some(epoch));
+        let (after, _) = self.log_span();
+        let opening = async {
+            let log_bytes = store.log_bytes(after).await?;
+            open_writer(store.clone(), self.cache.clone(), Some(epoch), log_bytes).await
+        };
         let db = told_why(&store, bounded(open_timeout, opening.boxed())).await?;
         store.answers().let_go();
         let old = std::mem::replace(&mut *self.handle.write(), Handle::Writer(Arc::new(db)));
