@@ -248,6 +248,9 @@ pub fn main() -> ExitCode {
 }
 
 #[cfg(test)]
+mod named_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
