@@ -25,7 +25,7 @@ use super::parallel::each;
 use super::report::{Event, ExchangeError, Run, Trouble};
 use super::resume::{Cut, Remember, Underway, Uploads};
 use super::sealed::{SealWith, instructed, instruction_key, object_size};
-use super::tree::{Stat, Tree, stat_fd};
+use super::tree::{Spot, Stat, Tree, stat_fd};
 use super::walk::{Item, say_what_is_lost, walk};
 use crate::base::{counted, one_line, read_up_to};
 use crate::s3ec::{PLAIN_MAX, Sealing};
@@ -307,7 +307,7 @@ impl Export {
     /// Metadata, headers and tags of a file.
     async fn labels(&self, item: &Item, stat: &Stat) -> Result<Labels, Trouble> {
         let (tree, path) = (self.tree.clone(), item.path.clone());
-        let xattrs = blocking(move || Ok(tree.xattrs(&path)?)).await?;
+        let xattrs = blocking(move || Ok(tree.xattrs(Spot::At(&path))?)).await?;
         let mut labels = Labels {
             metadata: to_metadata(stat.mode, stat.uid, stat.gid, stat.mtime),
             storage_class: self.how.storage_class.clone(),

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,14 +20,15 @@ use super::bucket::{Bucket, patiently};
 use super::compare::{
     ORIGIN, has_metadata, is_md5_of, is_origin, is_unchanged, origin_of_dir, same_contents,
 };
+use super::draft::Draft;
 use super::large::{FileSink, LARGE, PARTS_XATTR, Sink, blocking, fetch_large, pour};
 use super::names::{ALSO_DIRECTORY, Key, Odd, places};
 use super::outfit::{INSTRUCTION, Outfit, Told};
 use super::parallel::each;
 use super::report::{Event, ExchangeError, Run, Trouble};
 use super::sealed::{CipherSink, Found, OpenWith, envelope_of, instructed, is_instruction};
-use super::tree::{Stat, Tree};
-use super::way::{delete_rest, make_dir, put_in_place};
+use super::tree::{Spot, Stat, Tree};
+use super::way::{delete_rest, make_dir};
 use crate::base::is_root;
 use crate::store::s3::{About, Body, Listed};
 
@@ -302,7 +304,11 @@ impl Import {
 
     async fn file(self: &Arc<Self>, mut item: Item) -> Result<(), Trouble> {
         let (me, looked) = (self.clone(), item.clone());
-        let was = match blocking(move || me.look(&looked)).await? {
+        let look = match self.is_surely_new(&item) {
+            true => Look::Other(None),
+            false => blocking(move || me.look(&looked)).await?,
+        };
+        let was = match look {
             Look::Same => {
                 self.run.unchanged(item.object.size);
                 return Ok(());
@@ -348,6 +354,11 @@ impl Import {
         Ok(())
     }
 
+    /// Whether nothing can be at the path: that need not be looked at.
+    fn is_surely_new(&self, item: &Item) -> bool {
+        !self.is_instruction_file(&item.object) && self.tree.is_in_new_dir(&item.path)
+    }
+
     /// What is at the path now, and whether that is the object already.
     fn look(&self, item: &Item) -> Result<Look, Trouble> {
         if self.is_instruction_file(&item.object)
@@ -386,7 +397,7 @@ impl Import {
         outfit.mtime = stat.mtime;
         outfit.remember(&self.run, &item.object, stat.size);
         let (me, path) = (self.clone(), item.path.clone());
-        blocking(move || outfit.put_xattrs(&me.tree, &me.run, &path)).await?;
+        blocking(move || outfit.put_xattrs(&me.tree, &me.run, Spot::At(&path))).await?;
         Ok(true)
     }
 
@@ -510,11 +521,8 @@ impl Import {
     ) -> Result<(), Trouble> {
         let (me, item) = (self.clone(), item.clone());
         blocking(move || {
-            let done = poured.and_then(|()| me.place(&item, was, &temp, outfit));
-            if done.is_err() {
-                let _ = me.tree.remove(&temp, false); // the failure itself is told
-            }
-            done
+            let made = poured.and_then(|()| Ok(me.tree.stat(&temp)?.map_or(0, |stat| stat.size)));
+            me.placed(&item, was, Draft::at(temp), made.map(Some), outfit)
         })
         .await
     }
@@ -532,31 +540,49 @@ impl Import {
         if is_marker {
             return self.marker(item, outfit);
         }
-        let temp = self.tree.temp();
-        let made = match (&attributes.what, &attributes.target) {
+        let (draft, made) = match (&attributes.what, &attributes.target) {
             (What::Symlink, target) => {
                 let target = target.as_ref().map_or(bytes, |target| target.as_bytes());
                 if self.is_link_to(&item.path, was, target)? {
-                    outfit.put_on(&self.tree, &self.run, &item.path, self.is_root)?;
+                    outfit.put_on(&self.tree, &self.run, Spot::At(&item.path), self.is_root)?;
                     self.run.note(|report| report.unchanged += 1);
                     return Ok(());
                 }
-                self.tree.symlink(OsStr::from_bytes(target), &temp).map_err(Trouble::from)
+                let temp = self.tree.temp();
+                self.tree.symlink(OsStr::from_bytes(target), &temp)?;
+                (Draft::at(temp), Ok(None))
             }
-            _ => self
-                .tree
-                .write(&temp)
-                .and_then(|file| {
-                    use std::os::unix::fs::FileExt;
-                    file.write_all_at(bytes, 0)
-                })
-                .map_err(Trouble::from),
+            _ => {
+                let perm = self.perm_of(&outfit, was);
+                // A mode of 0444 does not keep the file that is open from being written.
+                let draft = Draft::file(&self.tree, &item.path, perm, was.is_some())?;
+                let written = draft.opened().map_or(Ok(()), |file| file.write_all_at(bytes, 0));
+                (draft, written.map(|()| Some(bytes.len() as u64)).map_err(Trouble::from))
+            }
         };
-        let done = made.and_then(|()| self.place(item, was, &temp, outfit));
+        self.placed(item, was, draft, made, outfit)
+    }
+
+    /// Gives what was made its attributes and its name, or does away with what failed.
+    fn placed(
+        &self,
+        item: &Item,
+        was: Option<Stat>,
+        mut draft: Draft,
+        made: Result<Option<u64>, Trouble>,
+        outfit: Outfit,
+    ) -> Result<(), Trouble> {
+        let done = made.and_then(|size| self.place(item, was, &mut draft, size, outfit));
         if done.is_err() {
-            let _ = self.tree.remove(&temp, false); // the failure itself is told
+            draft.discard(&self.tree);
         }
         done
+    }
+
+    /// The permission bits of a file: what nobody says anything of stays as it is.
+    fn perm_of(&self, outfit: &Outfit, was: Option<Stat>) -> u32 {
+        let kept = was.filter(Stat::is_file).map(|was| was.mode & 0o7777);
+        outfit.attributes.perm.or(kept).unwrap_or(self.perm_default)
     }
 
     /// Whether the link that is there already has this target.
@@ -576,7 +602,7 @@ impl Import {
         let is_there = self.tree.stat(&path)?.is_some_and(|stat| stat.is_dir());
         make_dir(&self.tree, &self.run, &path)?;
         outfit.origin = None;
-        outfit.put_on(&self.tree, &self.run, &path, self.is_root)?;
+        outfit.put_on(&self.tree, &self.run, Spot::At(&path), self.is_root)?;
         if is_there {
             self.run.note(|report| report.unchanged += 1);
             return Ok(());
@@ -585,45 +611,42 @@ impl Import {
         Ok(())
     }
 
-    /// Attributes, then the name.
+    /// Attributes, then the name. `size`: of a file.
     fn place(
         &self,
         item: &Item,
         was: Option<Stat>,
-        temp: &Path,
+        draft: &mut Draft,
+        size: Option<u64>,
         mut outfit: Outfit,
     ) -> Result<(), Trouble> {
         if self.run.options.checksum && was.is_some_and(|was| was.is_file() && was.size > 0) {
+            let temp = draft.named(&self.tree)?;
             let is_same = same_contents(&self.tree, temp, &item.path)?;
             if is_same {
                 self.tree.remove(temp, false)?;
-                outfit.put_xattrs(&self.tree, &self.run, &item.path)?;
+                outfit.put_xattrs(&self.tree, &self.run, Spot::At(&item.path))?;
                 self.run.note(|report| report.unchanged += 1);
                 return Ok(());
             }
         }
-        // What nobody says anything of stays as it is.
         let kept = was.filter(Stat::is_file);
+        let perm = self.perm_of(&outfit, was);
         let attributes = &mut outfit.attributes;
-        attributes.perm =
-            attributes.perm.or(kept.map(|was| was.mode & 0o7777)).or(Some(self.perm_default));
+        attributes.perm = Some(perm);
         attributes.uid = attributes.uid.or(kept.map(|was| was.uid));
         attributes.gid = attributes.gid.or(kept.map(|was| was.gid));
-        let size = match attributes.what {
-            What::Symlink => None,
-            _ => self.tree.stat(temp)?.map(|stat| stat.size),
-        };
-        if let Some(size) = size {
+        if let Some(size) = size.filter(|_| attributes.what != What::Symlink) {
             outfit.remember(&self.run, &item.object, size);
         }
         if item.object.size >= LARGE {
-            let _ = self.tree.set_xattr(temp, OsStr::new(PARTS_XATTR), None); // it may have none
+            let _ = self.tree.set_xattr(draft.spot(), OsStr::new(PARTS_XATTR), None); // it may have none
         }
         if outfit.attributes.what == What::Special {
             self.run.lost("devices and pipes, which became files", 1);
         }
-        outfit.put_on(&self.tree, &self.run, temp, self.is_root)?;
-        put_in_place(&self.tree, &self.run, temp, &item.path)?;
+        outfit.put_on(&self.tree, &self.run, draft.spot(), self.is_root)?;
+        draft.put(&self.tree, &self.run, &item.path)?;
         self.run.copied(item.object.size);
         Ok(())
     }
@@ -656,7 +679,7 @@ impl Import {
         let me = self.clone();
         blocking(move || {
             make_dir(&me.tree, &me.run, &item.path)?;
-            outfit.put_on(&me.tree, &me.run, &item.path, me.is_root)?;
+            outfit.put_on(&me.tree, &me.run, Spot::At(&item.path), me.is_root)?;
             me.run.note(|report| report.others += 1);
             Ok(())
         })

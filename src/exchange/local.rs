@@ -18,9 +18,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::draft::Draft;
 use super::import::{end, take_work};
 use super::report::{Event, ExchangeError, Run, Trouble};
-use super::tree::{Stat, Tree, stat_fd};
+use super::tree::{Spot, Stat, Tree, stat_fd};
 use super::way::{make_dir, put_in_place};
 use crate::base::read_up_to;
 
@@ -289,7 +290,7 @@ impl Copy {
         if self.run.options.dry_run {
             return Ok(());
         }
-        self.dress(path, path, stat)
+        self.dress(path, Spot::At(path), stat)
     }
 
     /// One file of any kind.
@@ -313,17 +314,14 @@ impl Copy {
             self.counted(stat);
             return Ok(());
         }
-        let temp = self.to.temp();
-        let done = self.make(path, &temp, stat, buffer).and_then(|stat| {
-            self.dress(path, &temp, &stat)?;
-            put_in_place(&self.to, &self.run, &temp, path)?;
-            self.counted(&stat);
-            Ok(())
-        });
-        if done.is_err() {
-            let _ = self.to.remove(&temp, false); // the failure itself is told
+        let (mut draft, stat) = self.make(path, stat, was.is_some(), buffer)?;
+        let placed = self.dress(path, draft.spot(), &stat);
+        let placed = placed.and_then(|()| draft.put(&self.to, &self.run, path));
+        match placed {
+            Ok(()) => self.counted(&stat),
+            Err(_) => draft.discard(&self.to),
         }
-        done
+        placed
     }
 
     fn counted(&self, stat: &Stat) {
@@ -377,28 +375,28 @@ impl Copy {
         let owner_differs = self.is_root && (stat.uid, stat.gid) != (was.uid, was.gid);
         let perm_differs = !is_link && stat.mode & 0o7777 != was.mode & 0o7777;
         if owner_differs || perm_differs || stat.mtime != was.mtime {
-            return self.dress(path, path, stat);
+            return self.dress(path, Spot::At(path), stat);
         }
-        self.copy_xattrs(path, path)
+        self.copy_xattrs(path, Spot::At(path))
     }
 
-    /// Makes `temp` with the contents of `path`; what the file was when it was read.
+    /// Makes what is at `path`, with its contents, and says what the file was when it was read.
     fn make(
         &self,
         path: &Path,
-        temp: &Path,
         stat: &Stat,
+        is_there: bool,
         buffer: &mut [u8],
-    ) -> Result<Stat, Trouble> {
+    ) -> Result<(Draft, Stat), Trouble> {
         match stat.kind() {
             libc::S_IFREG => {}
-            libc::S_IFLNK => {
-                self.to.symlink(&self.from.target(path)?, temp)?;
-                return Ok(*stat);
-            }
-            _ => {
-                self.to.node(temp, stat.kind() | 0o600, stat.rdev)?;
-                return Ok(*stat);
+            kind => {
+                let temp = self.to.temp();
+                match kind {
+                    libc::S_IFLNK => self.to.symlink(&self.from.target(path)?, &temp)?,
+                    _ => self.to.node(&temp, kind | 0o600, stat.rdev)?,
+                }
+                return Ok((Draft::at(temp), *stat));
             }
         }
         for _ in 0..TRIES_MAX {
@@ -407,12 +405,20 @@ impl Copy {
             if !before.is_file() {
                 break;
             }
-            let to = self.to.write(temp)?;
-            to.set_len(0)?;
-            self.contents(&file, &to, before.size, buffer)?;
-            let after = stat_fd(file.as_raw_fd())?;
-            if (before.size, before.mtime) == (after.size, after.mtime) {
-                return Ok(after);
+            let draft = Draft::file(&self.to, path, stat.mode, is_there)?;
+            let copied = match draft.opened() {
+                Some(to) => self.contents(&file, to, before.size, buffer),
+                None => Ok(()),
+            };
+            match copied.and_then(|()| Ok(stat_fd(file.as_raw_fd())?)) {
+                Ok(after) if (before.size, before.mtime) == (after.size, after.mtime) => {
+                    return Ok((draft, after));
+                }
+                Ok(_) => draft.discard(&self.to),
+                Err(e) => {
+                    draft.discard(&self.to);
+                    return Err(e);
+                }
             }
         }
         Err(Trouble::One("it changes while it is read".into()))
@@ -426,7 +432,6 @@ impl Copy {
         size: u64,
         buffer: &mut [u8],
     ) -> Result<(), Trouble> {
-        to.set_len(size)?;
         let mut at = 0;
         while at < size {
             let Some(data) = seek(from, at, libc::SEEK_DATA)? else { break };
@@ -450,7 +455,10 @@ impl Copy {
                 }
             }
         }
-        self.run.moved(size.saturating_sub(at));
+        if at < size {
+            to.set_len(size)?; // a hole at the end
+            self.run.moved(size - at);
+        }
         Ok(())
     }
 
@@ -463,7 +471,7 @@ impl Copy {
 
     /// Gives `target` of the target tree what `path` of the source has beside its contents, in the
     /// order in which none undoes another (a new owner takes set-id bits and capabilities away).
-    fn dress(&self, path: &Path, target: &Path, stat: &Stat) -> Result<(), Trouble> {
+    fn dress(&self, path: &Path, target: Spot<'_>, stat: &Stat) -> Result<(), Trouble> {
         if self.is_root {
             self.to.set_owner(target, stat.uid, stat.gid)?;
         }
@@ -477,8 +485,8 @@ impl Copy {
         Ok(())
     }
 
-    fn copy_xattrs(&self, path: &Path, target: &Path) -> Result<(), Trouble> {
-        let (wanted, there) = (self.from.xattrs(path)?, self.to.xattrs(target)?);
+    fn copy_xattrs(&self, path: &Path, target: Spot<'_>) -> Result<(), Trouble> {
+        let (wanted, there) = (self.from.xattrs(Spot::At(path))?, self.to.xattrs(target)?);
         if wanted == there {
             return Ok(());
         }

@@ -9,6 +9,7 @@
 mod attributes;
 mod bucket;
 mod compare;
+mod draft;
 mod export;
 mod filter;
 mod import;

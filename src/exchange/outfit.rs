@@ -1,13 +1,12 @@
 //! What a file gets beside its contents: what the metadata of its object say, and what an import remembers.
 
 use std::ffi::OsStr;
-use std::path::Path;
 
 use super::attributes::{Attributes, What, is_understood};
 use super::bucket::{Bucket, patiently};
 use super::compare::{ORIGIN, WITH_METADATA, origin};
 use super::report::{Run, Trouble};
-use super::tree::Tree;
+use super::tree::{Spot, Tree};
 use crate::base::Timestamp;
 use crate::s3ec::is_own_key;
 use crate::store::class;
@@ -87,22 +86,22 @@ impl Outfit {
         &self,
         tree: &Tree,
         run: &Run,
-        path: &Path,
+        spot: Spot<'_>,
         is_root: bool,
     ) -> Result<(), Trouble> {
         let (attributes, is_link) = (&self.attributes, self.attributes.what == What::Symlink);
         if is_root && (attributes.uid.is_some() || attributes.gid.is_some()) {
             let keep = u32::MAX; // -1: as it is
             let (uid, gid) = (attributes.uid.unwrap_or(keep), attributes.gid.unwrap_or(keep));
-            tree.set_owner(path, uid, gid)?;
+            tree.set_owner(spot, uid, gid)?;
         }
         if let (Some(perm), false) = (attributes.perm, is_link) {
-            tree.set_perm(path, perm)?;
+            tree.set_perm(spot, perm)?;
         }
         if !is_link {
-            self.put_xattrs(tree, run, path)?;
+            self.put_xattrs(tree, run, spot)?;
         }
-        tree.set_times(path, attributes.atime, self.mtime)?;
+        tree.set_times(spot, attributes.atime, self.mtime)?;
         Ok(())
     }
 
@@ -110,16 +109,16 @@ impl Outfit {
     ///
     /// # Errors
     /// As [`Outfit::put_on`].
-    pub fn put_xattrs(&self, tree: &Tree, run: &Run, path: &Path) -> Result<(), Trouble> {
+    pub fn put_xattrs(&self, tree: &Tree, run: &Run, spot: Spot<'_>) -> Result<(), Trouble> {
         for (name, value) in self.attributes.xattrs.iter().chain(&self.xattrs) {
-            if tree.set_xattr(path, OsStr::new(name), Some(value)).is_err() {
+            if tree.set_xattr(spot, OsStr::new(name), Some(value)).is_err() {
                 run.lost("metadata that no xattr can hold", 1);
             }
         }
         let own = [(INSTRUCTION, &self.instruction), (ORIGIN, &self.origin)];
         for (name, value) in own {
             if let Some(value) = value {
-                tree.set_xattr(path, OsStr::new(name), Some(value.as_bytes()))?;
+                tree.set_xattr(spot, OsStr::new(name), Some(value.as_bytes()))?;
             }
         }
         Ok(())

@@ -16,7 +16,7 @@ use crate::store::{ErrorClass, Rate, class, told};
 const LISTED_MAX: usize = 10_000;
 
 /// What both directions are asked for.
-#[derive(Clone, Debug)]
+#[derive(Default, Clone, Debug)]
 pub struct Options {
     /// Which files are meant.
     pub filter: Filter,

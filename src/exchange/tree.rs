@@ -4,13 +4,15 @@
 //! a key that names one, never leads out of it. A file is made under a temporary name in [`WORK_DIR`]
 //! of the top and renamed once it is whole. Blocks on the file system; called from threads that may.
 
+use std::collections::HashSet;
 use std::ffi::{CString, OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::mem::MaybeUninit;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -86,12 +88,41 @@ impl Stat {
     }
 }
 
+/// What attributes are set of.
+#[derive(Clone, Copy, Debug)]
+pub enum Spot<'a> {
+    /// A file that is open, and the permission bits that it has: no name is looked up.
+    Open {
+        /// The file.
+        file: &'a File,
+        /// Its permission bits.
+        perm: u32,
+    },
+    /// What is at a path.
+    At(&'a Path),
+}
+
 /// One tree. Shared by threads.
 pub struct Tree {
     top: Arc<OwnedFd>,
     path: PathBuf,
     dirs: Mutex<LruCache<PathBuf, Arc<OwnedFd>>>,
+    /// Directories that were made here: what is in them, this run has put there.
+    made: Mutex<HashSet<PathBuf>>,
     next_temp: AtomicU64,
+}
+
+/// A path to what a descriptor, or a name in a directory, stands for.
+struct ProcPath {
+    path: CString,
+    /// Whether its last part is a link of the kernel's own, to follow; else it is a name, and is not followed.
+    follow: bool,
+    /// What the path leads through.
+    _open: Option<Arc<OwnedFd>>,
+}
+
+fn proc_fd(fd: RawFd) -> Vec<u8> {
+    format!("/proc/self/fd/{fd}").into_bytes()
 }
 
 fn c_name(name: &OsStr) -> io::Result<CString> {
@@ -127,6 +158,7 @@ impl Tree {
             top: Arc::new(top),
             path: path.to_owned(),
             dirs: Mutex::new(dirs),
+            made: Mutex::default(),
             next_temp: AtomicU64::new(0),
         })
     }
@@ -158,7 +190,11 @@ impl Tree {
                 // SAFETY: as above.
                 match checked(unsafe { libc::mkdirat(parent.as_raw_fd(), c.as_ptr(), 0o777) }) {
                     Err(e) if e.raw_os_error() != Some(libc::EEXIST) => return Err(e),
-                    _ => open()?,
+                    Err(_) => open()?, // another task was here
+                    Ok(_) => {
+                        self.made.lock().insert(path.to_owned());
+                        open()?
+                    }
                 }
             }
             opened => opened?,
@@ -176,6 +212,12 @@ impl Tree {
         for path in below {
             dirs.pop(&path);
         }
+    }
+
+    /// Whether the directory of `path` was made here, so that nothing is at `path` unless this run, or somebody
+    /// else meanwhile, has put it there.
+    pub fn is_in_new_dir(&self, path: &Path) -> bool {
+        self.made.lock().contains(split(path).0)
     }
 
     fn at(&self, path: &Path, make: bool) -> io::Result<(Arc<OwnedFd>, CString)> {
@@ -234,9 +276,8 @@ impl Tree {
     /// Those of opening and of readdir(3).
     pub fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
         let dir = self.dir(path, false)?;
-        let at = format!("/proc/self/fd/{}", dir.as_raw_fd());
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(at)? {
+        for entry in std::fs::read_dir(OsStr::from_bytes(&proc_fd(dir.as_raw_fd())))? {
             names.push(entry?.file_name());
         }
         if path.as_os_str().is_empty() {
@@ -268,14 +309,19 @@ impl Tree {
     /// # Errors
     /// Those of lgetxattr(2) but that.
     pub fn xattr(&self, path: &Path, name: &str) -> io::Result<Option<Vec<u8>>> {
-        let (_open, at) = self.proc_path(path)?;
-        let name = c_name(OsStr::new(name))?;
+        self.xattr_of(Spot::At(path), OsStr::new(name))
+    }
+
+    fn xattr_of(&self, spot: Spot<'_>, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
+        let at = self.proc_path(spot)?;
+        let get = if at.follow { libc::getxattr } else { libc::lgetxattr };
+        let name = c_name(name)?;
         let mut value = vec![0u8; 512];
         loop {
             // SAFETY: the buffer has as many bytes as the call is told; the strings are live.
             let n = unsafe {
                 let out = value.as_mut_ptr().cast();
-                libc::lgetxattr(at.as_ptr(), name.as_ptr(), out, value.len())
+                get(at.path.as_ptr(), name.as_ptr(), out, value.len())
             };
             if n >= 0 {
                 value.truncate(n as usize);
@@ -292,15 +338,16 @@ impl Tree {
         }
     }
 
-    /// All extended attributes of what is at `path`; none where the file system has none.
+    /// All extended attributes; none where the file system has none.
     ///
     /// # Errors
     /// Those of llistxattr(2), lgetxattr(2).
-    pub fn xattrs(&self, path: &Path) -> io::Result<Vec<(OsString, Vec<u8>)>> {
-        let (_open, at) = self.proc_path(path)?;
+    pub fn xattrs(&self, spot: Spot<'_>) -> io::Result<Vec<(OsString, Vec<u8>)>> {
+        let at = self.proc_path(spot)?;
+        let list = if at.follow { libc::listxattr } else { libc::llistxattr };
         let mut names = vec![0u8; XATTR_BYTES_MAX];
         // SAFETY: the buffer has as many bytes as the call is told.
-        let n = unsafe { libc::llistxattr(at.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+        let n = unsafe { list(at.path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
         if n < 0 {
             let e = io::Error::last_os_error();
             return match e.raw_os_error() {
@@ -311,8 +358,7 @@ impl Tree {
         names.truncate(n as usize);
         let mut found = Vec::new();
         for name in names.split(|b| *b == 0).filter(|name| !name.is_empty()) {
-            let text = String::from_utf8_lossy(name);
-            if let Some(value) = self.xattr(path, &text)? {
+            if let Some(value) = self.xattr_of(spot, OsStr::from_bytes(name))? {
                 found.push((OsString::from_vec(name.to_vec()), value));
             }
         }
@@ -320,37 +366,41 @@ impl Tree {
         Ok(found)
     }
 
-    /// Sets or, with `None`, removes an extended attribute of what is at `path`.
+    /// Sets or, with `None`, removes an extended attribute; links are not followed.
     ///
     /// # Errors
     /// Those of lsetxattr(2), lremovexattr(2).
-    pub fn set_xattr(&self, path: &Path, name: &OsStr, value: Option<&[u8]>) -> io::Result<()> {
-        let (_open, at) = self.proc_path(path)?;
-        let name = c_name(name)?;
+    pub fn set_xattr(&self, spot: Spot<'_>, name: &OsStr, value: Option<&[u8]>) -> io::Result<()> {
+        let at = self.proc_path(spot)?;
+        let set = if at.follow { libc::setxattr } else { libc::lsetxattr };
+        let remove = if at.follow { libc::removexattr } else { libc::lremovexattr };
+        let (path, name) = (at.path.as_ptr(), c_name(name)?);
         // SAFETY: the value has as many bytes as the call is told; the strings are live.
         checked(unsafe {
             match value {
-                Some(value) => libc::lsetxattr(
-                    at.as_ptr(),
-                    name.as_ptr(),
-                    value.as_ptr().cast(),
-                    value.len(),
-                    0,
-                ),
-                None => libc::lremovexattr(at.as_ptr(), name.as_ptr()),
+                Some(value) => set(path, name.as_ptr(), value.as_ptr().cast(), value.len(), 0),
+                None => remove(path, name.as_ptr()),
             }
         })
         .map(drop)
     }
 
-    /// A path of the kernel's own to what is at `path`, whose last part is not followed by the `l…`
-    /// calls. It holds while the descriptor is open.
-    fn proc_path(&self, path: &Path) -> io::Result<(Arc<OwnedFd>, CString)> {
-        let (dir, name) = self.at_or_dot(path)?;
-        let mut at = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
-        at.extend_from_slice(name.as_bytes());
-        let at = CString::new(at).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        Ok((dir, at))
+    /// A path of the kernel's own to where attributes are.
+    fn proc_path(&self, spot: Spot<'_>) -> io::Result<ProcPath> {
+        let (open, mut path, name) = match spot {
+            Spot::Open { file, .. } => (None, proc_fd(file.as_raw_fd()), None),
+            Spot::At(path) => {
+                let (dir, name) = self.at_or_dot(path)?;
+                let path = proc_fd(dir.as_raw_fd());
+                (Some(dir), path, Some(name))
+            }
+        };
+        if let Some(name) = &name {
+            path.push(b'/');
+            path.extend_from_slice(name.as_bytes());
+        }
+        let path = CString::new(path).map_err(|_| io::ErrorKind::InvalidInput)?;
+        Ok(ProcPath { path, follow: name.is_none(), _open: open })
     }
 
     fn at_or_dot(&self, path: &Path) -> io::Result<(Arc<OwnedFd>, CString)> {
@@ -376,6 +426,33 @@ impl Tree {
         // SAFETY: descriptor and name are live; the mode is the fourth argument of O_CREAT.
         owned(unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags, 0o600 as libc::c_uint) })
             .map(File::from)
+    }
+
+    /// A file in a directory that has no name there yet (`O_TMPFILE`), open for reading and writing.
+    ///
+    /// # Errors
+    /// Those of openat(2): `EOPNOTSUPP` where the file system knows no such files.
+    pub fn unnamed(&self, dir: &OwnedFd, perm: u32) -> io::Result<File> {
+        let flags = libc::O_TMPFILE | libc::O_RDWR | libc::O_CLOEXEC;
+        // SAFETY: descriptor and name are live; the mode is the fourth argument of O_TMPFILE.
+        owned(unsafe { libc::openat(dir.as_raw_fd(), c".".as_ptr(), flags, perm as libc::c_uint) })
+            .map(File::from)
+    }
+
+    /// Gives an open file the name `path`.
+    ///
+    /// # Errors
+    /// Those of linkat(2): `EEXIST` if something is there.
+    pub fn link_open(&self, file: &File, path: &Path) -> io::Result<()> {
+        let (dir, name) = self.at(path, true)?;
+        let from = CString::new(proc_fd(file.as_raw_fd()))?;
+        let flags = libc::AT_SYMLINK_FOLLOW;
+        // SAFETY: descriptor and names are live.
+        let rc = unsafe {
+            let to = (dir.as_raw_fd(), name.as_ptr());
+            libc::linkat(libc::AT_FDCWD, from.as_ptr(), to.0, to.1, flags)
+        };
+        checked(rc).map(drop)
     }
 
     /// Makes a symlink at `path`.
@@ -455,7 +532,14 @@ impl Tree {
     ///
     /// # Errors
     /// Those of fchownat(2).
-    pub fn set_owner(&self, path: &Path, uid: u32, gid: u32) -> io::Result<()> {
+    pub fn set_owner(&self, spot: Spot<'_>, uid: u32, gid: u32) -> io::Result<()> {
+        let path = match spot {
+            // SAFETY: the descriptor is live.
+            Spot::Open { file, .. } => {
+                return checked(unsafe { libc::fchown(file.as_raw_fd(), uid, gid) }).map(drop);
+            }
+            Spot::At(path) => path,
+        };
         let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
         let (dir, name) = self.at_or_top(path)?;
         // SAFETY: descriptor and name are live.
@@ -467,7 +551,15 @@ impl Tree {
     ///
     /// # Errors
     /// Those of fchmodat(2).
-    pub fn set_perm(&self, path: &Path, perm: u32) -> io::Result<()> {
+    pub fn set_perm(&self, spot: Spot<'_>, perm: u32) -> io::Result<()> {
+        let path = match spot {
+            // A new owner takes set-id bits away, nothing takes others.
+            Spot::Open { perm: has, .. } if has == perm && perm & 0o7000 == 0 => return Ok(()),
+            Spot::Open { file, .. } => {
+                return file.set_permissions(Permissions::from_mode(perm));
+            }
+            Spot::At(path) => path,
+        };
         let (dir, name) = self.at_or_dot(path)?;
         // SAFETY: descriptor and name are live.
         checked(unsafe { libc::fchmodat(dir.as_raw_fd(), name.as_ptr(), perm, 0) }).map(drop)
@@ -479,15 +571,21 @@ impl Tree {
     /// Those of utimensat(2).
     pub fn set_times(
         &self,
-        path: &Path,
+        spot: Spot<'_>,
         atime: Option<Timestamp>,
         mtime: Timestamp,
     ) -> io::Result<()> {
-        let (dir, name) = self.at_or_top(path)?;
         let times = times(atime, mtime);
-        let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
-        // SAFETY: descriptor, name and the two times are live.
-        let rc = unsafe { libc::utimensat(dir.as_raw_fd(), name.as_ptr(), times.as_ptr(), flags) };
+        let rc = match spot {
+            // SAFETY: the descriptor and the two times are live.
+            Spot::Open { file, .. } => unsafe { libc::futimens(file.as_raw_fd(), times.as_ptr()) },
+            Spot::At(path) => {
+                let (dir, name) = self.at_or_top(path)?;
+                let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
+                // SAFETY: descriptor, name and the two times are live.
+                unsafe { libc::utimensat(dir.as_raw_fd(), name.as_ptr(), times.as_ptr(), flags) }
+            }
+        };
         checked(rc).map(drop)
     }
 
@@ -608,11 +706,11 @@ mod tests {
         tree.dir(path, true).expect("a directory in the way");
         tree.put_in_place(&temp, path).expect("renames");
         let at = Timestamp { secs: 12, nanos: 34 };
-        tree.set_times(path, None, at).expect("sets");
-        tree.set_perm(path, 0o640).expect("sets");
+        tree.set_times(Spot::At(path), None, at).expect("sets");
+        tree.set_perm(Spot::At(path), 0o640).expect("sets");
         let stat = tree.stat(path).expect("looks").expect("is there");
         assert_eq!((stat.size, stat.mtime, stat.mode & 0o7777), (5, at, 0o640));
-        tree.set_times(Path::new(""), None, at).expect("the top, too");
+        tree.set_times(Spot::At(Path::new("")), None, at).expect("the top, too");
         tree.clear_work().expect("clears");
         assert_eq!(tree.list(Path::new("")).expect("lists"), ["a"]);
     }

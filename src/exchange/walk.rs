@@ -124,10 +124,8 @@ pub fn say_what_is_lost(run: &Run) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exchange::filter::Filter;
     use crate::exchange::report::Options;
     use std::os::unix::fs::PermissionsExt;
-    use std::sync::Arc;
 
     #[test]
     fn a_file_that_cannot_be_looked_at_fails_alone() {
@@ -146,17 +144,7 @@ mod tests {
         let tree = Tree::open(tmp.path()).expect("opens");
         // SAFETY: takes a number, and changes this thread only.
         unsafe { libc::setfsuid(65534) };
-        let options = Options {
-            filter: Filter::default(),
-            parallel: 1,
-            rate: Arc::default(),
-            dry_run: false,
-            delete: false,
-            checksum: false,
-            strict: false,
-            metadata: false,
-        };
-        let run = Run::new("export", options, |_| {});
+        let run = Run::new("export", Options::default(), |_| {});
         let items = walk(&tree, &run, "p/").expect("goes on");
         // SAFETY: as above.
         unsafe { libc::setfsuid(libc::geteuid()) };

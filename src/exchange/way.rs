@@ -38,7 +38,8 @@ pub fn make_dir(tree: &Tree, run: &Run, path: &Path) -> Result<Arc<OwnedFd>, Tro
     }
 }
 
-fn is_in_the_way(e: &io::Error) -> bool {
+/// Whether a call failed by what is there already, at the path or on the way to it.
+pub fn is_in_the_way(e: &io::Error) -> bool {
     let kinds = [libc::ENOTDIR, libc::EISDIR, libc::ENOTEMPTY, libc::EEXIST, libc::ELOOP];
     e.raw_os_error().is_some_and(|code| kinds.contains(&code))
 }

@@ -1,0 +1,146 @@
+//! What is made and has not got its name yet.
+//!
+//! A file that stands in nobody's place has no name at all meanwhile (`O_TMPFILE`): nothing is left of it after a
+//! kill, and a directory is changed once, not three times, for each file. Below a FUSE mount that counts: every
+//! change of a directory makes the kernel ask for its attributes again, and a rename from one directory into
+//! another keeps all others of the mount waiting. What replaces something is made in the directory of unfinished
+//! files, and renamed.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use super::report::{Run, Trouble};
+use super::tree::{Spot, Tree, split, stat_fd};
+use super::way::{is_in_the_way, put_in_place};
+
+/// What is made and has not got its name yet.
+pub struct Draft {
+    /// The file and the permission bits that it was made with, if this run has it open.
+    file: Option<(File, u32)>,
+    /// Its name among the unfinished files, if it has one.
+    temp: Option<PathBuf>,
+}
+
+impl Draft {
+    /// A new file that is to be at `path`, which needs no temporary name if nothing `is_there`. `perm`, of which
+    /// 0777 counts, is what it should be made with: the umask, or an access control list of the directory, may
+    /// leave less.
+    ///
+    /// # Errors
+    /// Those of openat(2), and of making the directories on the way.
+    pub fn file(tree: &Tree, path: &Path, perm: u32, is_there: bool) -> io::Result<Draft> {
+        let unnamed = match is_there {
+            true => None,
+            // What is in the way gives way when the name is given.
+            false => tree.dir(split(path).0, true).ok().map(|dir| tree.unnamed(&dir, perm & 0o777)),
+        };
+        let (file, temp) = match unnamed {
+            Some(Ok(file)) => (file, None),
+            Some(Err(e)) if !is_unknown(&e) => return Err(e),
+            _ => {
+                let temp = tree.temp();
+                (tree.write(&temp)?, Some(temp))
+            }
+        };
+        let perm = stat_fd(file.as_raw_fd())?.mode & 0o7777;
+        Ok(Draft { file: Some((file, perm)), temp })
+    }
+
+    /// What was made at `temp`.
+    pub fn at(temp: PathBuf) -> Draft {
+        Draft { file: None, temp: Some(temp) }
+    }
+
+    /// The file, if it was made as one.
+    pub fn opened(&self) -> Option<&File> {
+        self.file.as_ref().map(|(file, _)| file)
+    }
+
+    /// Where attributes go.
+    pub fn spot(&self) -> Spot<'_> {
+        match (&self.file, &self.temp) {
+            (Some((file, perm)), _) => Spot::Open { file, perm: *perm },
+            (None, temp) => Spot::At(temp.as_deref().unwrap_or(Path::new(""))),
+        }
+    }
+
+    /// Its temporary name, which it is given if it has none.
+    ///
+    /// # Errors
+    /// Those of linkat(2).
+    pub fn named(&mut self, tree: &Tree) -> io::Result<&Path> {
+        if let (None, Some((file, _))) = (&self.temp, &self.file) {
+            let temp = tree.temp();
+            tree.link_open(file, &temp)?;
+            self.temp = Some(temp);
+        }
+        Ok(self.temp.as_deref().unwrap_or(Path::new("")))
+    }
+
+    /// Gives it its name; what stands in the way there gives way, where it may.
+    ///
+    /// # Errors
+    /// As [`put_in_place`].
+    pub fn put(&mut self, tree: &Tree, run: &Run, path: &Path) -> Result<(), Trouble> {
+        if let (None, Some((file, _))) = (&self.temp, &self.file) {
+            match tree.link_open(file, path) {
+                Ok(()) => return Ok(()),
+                // Somebody made something there meanwhile, or on the way.
+                Err(e) if is_in_the_way(&e) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        put_in_place(tree, run, self.named(tree)?, path)
+    }
+
+    /// Away with it, after a failure, which is told instead of what fails here.
+    pub fn discard(self, tree: &Tree) {
+        if let Some(temp) = &self.temp {
+            let _ = tree.remove(temp, false);
+        }
+    }
+}
+
+/// Whether a file system, or a kernel, has no files without a name.
+fn is_unknown(e: &io::Error) -> bool {
+    let codes = [libc::EOPNOTSUPP, libc::EISDIR, libc::ENOSYS, libc::EINVAL];
+    e.raw_os_error().is_some_and(|code| codes.contains(&code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Timestamp;
+    use crate::exchange::report::Options;
+    use crate::exchange::tree::WORK_DIR;
+    use std::ffi::OsStr;
+    use std::io::Write;
+
+    #[test]
+    fn a_new_file_has_no_name_until_it_is_whole() {
+        // Guards against half a file under its name, against one that is left behind by a kill, and against a
+        // file that lands beside what came to be there meanwhile instead of in its place.
+        let tmp = tempfile::tempdir().expect("a directory");
+        let tree = Tree::open(tmp.path()).expect("opens");
+        let run = Run::new("import", Options::default(), |_| {});
+        let path = Path::new("a/b");
+        for round in 0..2 {
+            let mut draft = Draft::file(&tree, path, 0o600, false).expect("makes");
+            write!(draft.opened().expect("open"), "round {round}").expect("writes");
+            assert!(tree.stat(Path::new(WORK_DIR)).expect("looks").is_none_or(|_| round == 1));
+            let at = Timestamp { secs: 12, nanos: 34 };
+            tree.set_perm(draft.spot(), 0o640).expect("sets");
+            tree.set_xattr(draft.spot(), OsStr::new("user.a"), Some(b"b")).expect("sets");
+            tree.set_times(draft.spot(), None, at).expect("sets");
+            draft.put(&tree, &run, path).expect("gets its name");
+            let stat = tree.stat(path).expect("looks").expect("is there");
+            assert_eq!((stat.size, stat.mtime, stat.mode & 0o7777, stat.nlink), (7, at, 0o640, 1));
+            assert_eq!(tree.xattr(path, "user.a").expect("reads"), Some(b"b".to_vec()));
+            let text = std::fs::read_to_string(tmp.path().join(path)).expect("reads");
+            assert_eq!(text, format!("round {round}"));
+        }
+        assert!(tree.list(Path::new(WORK_DIR)).expect("lists").is_empty());
+    }
+}
