@@ -1,11 +1,11 @@
 """Import and export beside rclone and raw GETs: files/s and MiB/s. Run by scripts/bench-exchange.
 
 Fills a bucket of the in-memory server (benches/s3mem.rs) with small and with large objects, then times
-each tool from an empty target: raw GETs (bytes counted, not kept), `rclone copy` into a directory, `sealfs
-import` into a live mount (the time until every file is there, and until all of it is in the volume's
-bucket), a second run of each, which has nothing to do, and the way out: `rclone copy`, `sealfs export
---plain` and, sealed as the Encryption Client seals, `sealfs export --aes-key-file` of the same files. Last an
-import and an export that are killed three times: what all their runs asked for, beside what one asks for.
+each tool from an empty target: raw GETs (bytes counted, not kept), `rclone copy` into a directory and into a
+mount of sealfs, `sealfs import` into that mount (the time until every file is there, and until all of it is in
+the volume's bucket), a second run of each, which has nothing to do, and the way out: `rclone copy`, `sealfs
+export --plain` and, sealed as the Encryption Client seals, `sealfs export --aes-key-file` of the same files. Last
+an import and an export that are killed three times: what all their runs asked for, beside what one asks for.
 Requests to the server stand behind each row. `--hold CMD`: a command that has the machine for itself while
 what it is given runs (`CMD cat`); held while something is timed.
 """
@@ -171,6 +171,8 @@ class Bench:
             row("raw GETs", self.call(*raw, "--list", f"{kind}/", *at_once)[0])
         row("rclone copy, into a directory", self.rclone(f"mem:plain/{kind}", copy / kind))
         row("rclone copy, nothing to do", self.rclone(f"mem:plain/{kind}", copy / kind))
+        row("rclone copy, into a mount of sealfs", self.rclone(f"mem:plain/{kind}", vault / f"rclone-{kind}"))
+        row("  and until all is in its bucket", self.sealfs("sync", vault)[0])
         begin = ("import", f"s3://plain/{kind}", vault, kind, "--json", *at_once)
         secs, said = self.sealfs(*begin)
         assert json.loads(said)["files"] == count, said
