@@ -299,7 +299,7 @@ impl Export {
                 return Ok(false);
             }
             at += len;
-            self.run.options.rate.pace(len).await;
+            self.run.pace(len).await?;
         }
         Ok(at == item.stat.size)
     }
@@ -458,7 +458,7 @@ impl Export {
                 self.run.moved(piece.of_file);
                 return Ok(stored);
             }
-            self.run.options.rate.pace(piece.of_file).await;
+            self.run.pace(piece.of_file).await?;
             let payload = PutPayload::from(piece.bytes);
             let put = || store.put_part_of(&sending, piece.number, payload.clone());
             let done = patiently(&self.run, put).await?;
@@ -486,7 +486,7 @@ impl Export {
     }
 
     async fn put(&self, key: &str, bytes: Bytes, labels: &Labels) -> Result<(), Trouble> {
-        self.run.options.rate.pace(bytes.len() as u64).await;
+        self.run.pace(bytes.len() as u64).await?;
         let payload = PutPayload::from(bytes);
         let put = || self.bucket.store.put_key(key, payload.clone(), labels);
         patiently(&self.run, put).await?;

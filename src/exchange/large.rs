@@ -119,7 +119,7 @@ pub async fn pour<S: Sink + 'static>(
             if gathered.len() >= GATHER || is_over && !gathered.is_empty() {
                 let bytes = gathered.split().freeze();
                 let len = bytes.len() as u64;
-                run.options.rate.pace(len).await;
+                run.pace(len).await?;
                 sink = blocking(move || sink.take(bytes).map(|()| sink)).await?;
                 at += len;
                 run.moved(len);

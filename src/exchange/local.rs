@@ -14,13 +14,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::draft::Draft;
 use super::import::{end, take_work};
-use super::report::{Event, ExchangeError, Run, Trouble};
+use super::report::{Event, ExchangeError, PATIENCE, Run, Trouble};
 use super::tree::{Spot, Stat, Tree, stat_fd};
 use super::way::{make_dir, put_in_place};
 use crate::base::read_up_to;
@@ -446,13 +445,10 @@ impl Copy {
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                     Err(e) => return Err(e.into()),
                 };
+                self.pace(n as u64)?;
                 to.write_all_at(&buffer[..n], at)?;
                 at += n as u64;
                 self.run.moved(n as u64);
-                self.pace(n as u64);
-                if self.run.is_stopped() {
-                    return Err(Trouble::End(ExchangeError::Stopped));
-                }
             }
         }
         if at < size {
@@ -462,10 +458,19 @@ impl Copy {
         Ok(())
     }
 
-    fn pace(&self, bytes: u64) {
-        let wait = self.run.options.rate.take(bytes, tokio::time::Instant::now());
-        if wait > Duration::ZERO {
-            std::thread::sleep(wait);
+    /// Waits until `bytes` more may move, or the run is stopped.
+    fn pace(&self, bytes: u64) -> Result<(), Trouble> {
+        let mut wait = self.run.options.rate.take(bytes, tokio::time::Instant::now());
+        loop {
+            if self.run.is_stopped() {
+                return Err(Trouble::End(ExchangeError::Stopped));
+            }
+            if wait.is_zero() {
+                return Ok(());
+            }
+            let slice = wait.min(PATIENCE);
+            std::thread::sleep(slice);
+            wait -= slice;
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -14,6 +15,9 @@ use crate::store::{ErrorClass, Rate, class, told};
 
 /// Failures, and odd names, that are kept for the report; all are counted and said.
 const LISTED_MAX: usize = 10_000;
+
+/// How long one that waits for its turn does not look whether the run is to end.
+pub const PATIENCE: Duration = Duration::from_millis(100);
 
 /// What both directions are asked for.
 #[derive(Default, Clone, Debug)]
@@ -174,6 +178,23 @@ impl Run {
     /// Whether it is to end.
     pub fn is_stopped(&self) -> bool {
         self.stop.load(Relaxed)
+    }
+
+    /// Waits until `bytes` more may move.
+    ///
+    /// # Errors
+    /// The run is to end.
+    pub async fn pace(&self, bytes: u64) -> Result<(), Trouble> {
+        let stopped = async {
+            while !self.is_stopped() {
+                tokio::time::sleep(PATIENCE).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.options.rate.pace(bytes) => Ok(()),
+            () = stopped => Err(Trouble::End(ExchangeError::Stopped)),
+        }
     }
 
     /// How far it is.

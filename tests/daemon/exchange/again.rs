@@ -274,6 +274,45 @@ fn what_is_removed_while_a_run_goes_on_is_no_failure() {
 }
 
 #[test]
+fn a_slow_run_that_is_stopped_ends_soon() {
+    // Guards against a run that waits for its turn under --rate, and does not see that it was stopped: sixteen
+    // files of 1 MiB that move at once take four minutes.
+    needs_fuse!();
+    let (volume, server) = (Volume::mounted(), S3Server::start());
+    let source = volume.path("source");
+    fs::create_dir(&source).expect("makes");
+    for n in 0..16 {
+        fs::write(source.join(format!("f{n}")), bytes(1 << 20, n)).expect("writes");
+        server.put_raw(&format!("in/f{n}"), bytes(1 << 20, n));
+    }
+    let (vault, from) = (volume.text("vault"), source.display().to_string());
+    let copy = ["import", &from, &vault, "files"];
+    run(&volume, &server, &copy, 0);
+    let out = format!("{vault}:files");
+    let ways = [
+        &["import", &from, &vault, "local"][..],
+        &["import", "s3://test/in", &vault, "bucket"],
+        &["export", &out, "s3://test/out", "--plain"],
+    ];
+    for way in ways {
+        let args = [way, &["--rate", "64K", "--parallel", "16"]].concat();
+        let child = command(&volume, &server, &args).stderr(std::process::Stdio::piped()).spawn();
+        let mut child = child.expect("starts");
+        std::thread::sleep(Duration::from_secs(3)); // long enough to wait for its turn, far from its end
+        assert!(child.try_wait().expect("asks").is_none(), "{way:?} has ended");
+        // SAFETY: takes numbers; the child was not waited for.
+        assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGINT) }, 0);
+        wait_at_most(Duration::from_secs(60), "it ends", || {
+            child.try_wait().expect("asks").is_some()
+        });
+        let output = child.wait_with_output().expect("has ended");
+        assert!(!output.status.success(), "{way:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("stopped before the end"), "{way:?}: {said}");
+    }
+}
+
+#[test]
 fn long_lists_are_whole_where_they_are_asked_for() {
     // Guards against a dry run that says a hundred of the files it means, and against what is said once ("nothing
     // is deleted") that is lost behind a hundred failures.
