@@ -3,20 +3,26 @@
 //! committed seeds.
 #![allow(dead_code)] // each target uses one
 
+use std::fmt::Display;
+use std::str::FromStr;
 use std::sync::OnceLock;
 
 use sealfs::base::{JournalId, SegmentId};
 use sealfs::commit::Batch;
+use sealfs::fs::Quota;
 use sealfs::journal::format::{FileHeader, Frame, Identity, Prelude, identity_from_bytes};
 use sealfs::meta::{
-    CommitRow, DeadRow, Dirent, ExtentRow, Inode, SegmentRow, Stats, VolumeRow, keys,
+    BesideRow, CommitRow, DeadRow, Dirent, ExtentRow, HistoryRow, Inode, KeptRow, SegmentRow,
+    SnapshotName, SnapshotRow, Stats, VolumeRow, keys,
 };
 use sealfs::s3ec::{self, Envelope, EnvelopePlace, Metadata, Recognised};
 use sealfs::seal::{
     self, AgeSlot, HEADER, InputKey, KEY, Keyring, KmsSlot, Opener, RecoveryKey, RootKey, Secret,
     VolumeKeys, offsets,
 };
-use sealfs::stack::age_reads;
+use sealfs::stack::{Change, Schedule, VolumeConfig, age_reads};
+use sealfs::store::Compression;
+use sealfs::store::s3::StorageClass;
 use sealfs::store::segments::{
     FOOTER, Footer, Frames, Layout, decode_summary, encode_summary, has_frames,
 };
@@ -156,6 +162,20 @@ pub fn rows(data: &[u8]) {
     if let Ok(row) = Stats::decode(data) {
         assert_eq!(row.encode(), data);
     }
+    if let Ok(row) = HistoryRow::decode(data) {
+        assert_eq!(row.encode(), data);
+    }
+    if let Ok(row) = BesideRow::decode(data) {
+        assert_eq!(row.encode(), data);
+    }
+    if let Ok(row) = SnapshotRow::decode(data) {
+        assert_eq!(row.encode(), data);
+    }
+    if let Ok((row, frames)) = KeptRow::decode_with(data) {
+        let again = row.encode_with(frames);
+        let of_before = data[9] != again[9]; // as an `s` row
+        assert!(of_before || again == data);
+    }
     if let Some((parent, hash, name)) = keys::dirent_of(data) {
         assert_eq!(&*keys::dirent(parent, hash, name), data);
     }
@@ -179,6 +199,12 @@ pub fn rows(data: &[u8]) {
     }
     if let Some((since, id)) = keys::dead_segment_of(data) {
         assert_eq!(&*keys::dead_segment(since, id), data);
+    }
+    if let Some(name) = keys::snapshot_of(data) {
+        assert_eq!(&*keys::snapshot(&name), data);
+    }
+    if let Some(id) = keys::kept_segment_of(data) {
+        assert_eq!(&*keys::kept_segment(id), data);
     }
     let _ = keys::xattr_of(data);
 }
@@ -214,6 +240,34 @@ fn open_frames(frames: &Frames, stored: &[u8], data_len: u64) {
         if let Ok(opened) = frames.open(&range, &got) {
             assert_eq!(opened.len() as u64, range.end.min(data_len) - range.start.min(data_len));
         }
+    }
+}
+
+/// What a volume remembers, and each value of it as it is typed: what is taken is shown as text that is
+/// taken for the same.
+pub fn config(data: &[u8]) {
+    if let Ok(config) = serde_json::from_slice::<VolumeConfig>(data) {
+        let text = serde_json::to_vec(&config).expect("plain data");
+        assert_eq!(serde_json::from_slice::<VolumeConfig>(&text).ok(), Some(config));
+    }
+    if let Ok(change) = serde_json::from_slice::<Change>(data) {
+        let text = serde_json::to_vec(&change).expect("plain data");
+        assert_eq!(serde_json::from_slice::<Change>(&text).ok(), Some(change));
+    }
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    shown_again::<Schedule>(text);
+    shown_again::<Quota>(text);
+    shown_again::<Compression>(text);
+    shown_again::<StorageClass>(text);
+    if let Ok(name) = SnapshotName::parse(text) {
+        assert_eq!(name.as_str(), text);
+    }
+}
+
+fn shown_again<T: FromStr + Display + PartialEq>(text: &str) {
+    if let Ok(it) = text.parse::<T>() {
+        let shown = it.to_string();
+        assert!(shown.parse::<T>().ok() == Some(it), "{text:?} is shown as {shown:?}");
     }
 }
 

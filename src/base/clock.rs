@@ -45,6 +45,16 @@ pub fn secs_of(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// 9999-12-31T23:59:59Z.
+const CALENDAR_SECS: u64 = 253_402_300_799;
+
+/// `time`, or 1970 where it is beyond the years 1 to 9999: disks and servers can say more than calendars.
+pub fn in_calendar(time: SystemTime) -> SystemTime {
+    let (Ok(away) | Err(away)) = time.duration_since(UNIX_EPOCH).map_err(|e| e.duration());
+    let most = if time < UNIX_EPOCH { 62_135_596_800 } else { CALENDAR_SECS };
+    if away.as_secs() <= most { time } else { UNIX_EPOCH }
+}
+
 /// The Gregorian date of a day counted from 1970-01-01 (Howard Hinnant, "chrono-Compatible
 /// Low-Level Date Algorithms", `civil_from_days`).
 pub fn date_of_day(day: u64) -> (u64, u64, u64) {
@@ -168,5 +178,18 @@ mod tests {
         assert_eq!(Timestamp::from(t), Timestamp { secs: -1, nanos: 500_000_000 });
         let t = UNIX_EPOCH - Duration::from_secs(2);
         assert_eq!(Timestamp::from(t), Timestamp { secs: -2, nanos: 0 });
+    }
+
+    #[test]
+    fn a_time_that_no_calendar_has_is_none() {
+        // Guards against a file of a store whose time, which anybody can set, makes a listing panic.
+        let at = |secs: u64| UNIX_EPOCH + std::time::Duration::from_secs(secs);
+        for good in [at(0), at(CALENDAR_SECS), UNIX_EPOCH - std::time::Duration::from_secs(9)] {
+            assert_eq!(in_calendar(good), good);
+        }
+        let old = UNIX_EPOCH - std::time::Duration::from_secs(1 << 40);
+        for bad in [at(CALENDAR_SECS + 1), at(i64::MAX as u64), old] {
+            assert_eq!(in_calendar(bad), UNIX_EPOCH);
+        }
     }
 }

@@ -7,6 +7,8 @@
 mod buffers;
 mod clock;
 mod files;
+#[cfg(test)]
+mod garbled;
 pub mod histogram;
 mod ids;
 mod text;
@@ -14,8 +16,12 @@ mod underway;
 mod user;
 
 pub use buffers::Buffer;
-pub use clock::{Clock, SystemClock, Timestamp, date_of_day, secs_of, unix_secs, utc_text};
+pub use clock::{
+    Clock, SystemClock, Timestamp, date_of_day, in_calendar, secs_of, unix_secs, utc_text,
+};
 pub use files::read_up_to;
+#[cfg(test)]
+pub(crate) use garbled::{garbled, garbled_text};
 pub use histogram::{Histogram, Spread};
 pub use ids::{ChainValue, ContentsId, Ino, JournalId, JournalPos, SegmentId, VolumeId, hex};
 pub use text::{counted, one_line, plain_json, plural, shell_word};

@@ -293,6 +293,7 @@ pub fn whole_secs(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::garbled_text;
 
     #[test]
     fn sizes_and_times_are_read_with_their_units() {
@@ -313,5 +314,16 @@ mod tests {
         for bad in ["", "s", "1d", "-1s", "8761h", "18446744073709551615", "99999999999999h"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn no_text_is_a_size_or_a_time_out_of_bounds() {
+        // Guards against an overflow, and a cut within a letter.
+        let seeds = ["10G", "512MiB", "500ms", "18446744073709551615", "1048576T", "2M/s"];
+        garbled_text(&seeds, &["K", "iB", "0000", "9", "é", "h"], |text| {
+            assert!(size(text).is_ok_and(|n| n <= SIZE_MAX) || size(text).is_err());
+            assert!(rate(text).is_ok_and(|n| n == 0 || n >= LIMIT_MIN) || rate(text).is_err());
+            assert!(duration(text).is_ok_and(|t| t <= TIME_MAX) || duration(text).is_err());
+        });
     }
 }

@@ -379,6 +379,7 @@ fn apply(name: &str, cli: &Command) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::garbled_text;
     use clap::CommandFactory;
 
     fn parsed(text: &str) -> Result<Conf, (usize, String)> {
@@ -452,5 +453,18 @@ mod tests {
         let args = ["--profile", "vault", "vault", "-o", "ro", "-f", "--region=x", "--", "y"];
         let args: Vec<OsString> = args.iter().map(OsString::from).collect();
         assert_eq!(flags_of(&args, mount), ["--profile", "vault", "-o", "ro", "-f", "--region=x"]);
+    }
+
+    #[test]
+    fn whatever_a_file_says_it_is_read_or_refused_at_a_line() {
+        // Guards against a panic, a line number that is none, and a file that says something else than what
+        // `config show` makes of it.
+        let all = "# a\nstore = s3://b/p\ndir = ~/v\npassphrase_file = \"/a b\"\noptions = ro,dev\n\
+                   allow-http = yes\nobject-tag = a=1,2\n; c\ncache-size='10G'\n";
+        let words = ["\"", "'", "=", "~", "~/", "dir = ", "store=", "\r", "\0", " ", "\u{2028}"];
+        garbled_text(&[all, "dir = relative"], &words, |text| match parsed(text) {
+            Ok(conf) => assert!(conf.dir.is_none_or(|dir| dir.starts_with('/')), "{text:?}"),
+            Err((line, _)) => assert!((1..=text.lines().count()).contains(&line), "{text:?}"),
+        });
     }
 }

@@ -85,6 +85,7 @@ fn split(list: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::garbled_text;
     use clap::CommandFactory;
 
     fn expanded(args: &[&str]) -> Vec<String> {
@@ -129,5 +130,20 @@ mod tests {
             expanded(&["sealfs", "umount", "-o", "over"]),
             ["sealfs", "umount", "-o", "over"]
         );
+    }
+
+    #[test]
+    fn no_list_of_options_is_lost_or_makes_a_panic() {
+        // Guards against a line of fstab that ends the boot.
+        let cli = super::super::Cli::command();
+        let mount = cli.find_subcommand("mount").expect("a command");
+        let lists = ["rw,key_file=\"/a,b\",noexec", "takeover=false,allow_http,x=\\,\\\""];
+        garbled_text(&lists, &[",", "\"", "\\", "=", "ro", "takeover="], |list| {
+            let mut out = Vec::new();
+            expand_list(list, mount, &mut out);
+            let parts = split(list);
+            assert!(parts.iter().all(|part| !part.is_empty()), "{list:?}");
+            assert!(parts.iter().map(String::len).sum::<usize>() <= list.len(), "{list:?}");
+        });
     }
 }

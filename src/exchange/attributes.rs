@@ -242,6 +242,7 @@ pub fn mtime_text(time: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::garbled_text;
 
     fn of(pairs: &[(&str, &str)]) -> Attributes {
         Attributes::of(&pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect())
@@ -329,5 +330,30 @@ mod tests {
         }
         assert_eq!(days(1970, 1, 1), 0);
         assert_eq!(days(2000, 3, 1), 11_017);
+    }
+
+    #[test]
+    fn no_metadata_of_others_give_more_than_permissions_owners_and_times() {
+        // Guards against a panic on what anybody put beside an object, set-id bits, and a time that no file
+        // system takes.
+        let seeds = [
+            "mode=33188\nuid=0\ngid=5\nmtime=1700000000.123456789\nctime=1",
+            "mode=0100644\nmtime=2026-11-26T21:00:00.5+01:30\natime=-62135596800s#999999999",
+            "s3cmd-attrs=atime:1/gid:0/mode:33188/mtime:1/uid:0\nfile-permissions=0755",
+            "file-mtime=1700000000123456789ns\nmc-attrs=mtime:1700000000#5/mode:16877\nfile-owner=7",
+            "xattr={\"user.a\":\"YQ==\"}\n--symlink-target=../x\nbtime=9223372036854775807",
+        ];
+        let words =
+            ["9223372036854775807", "-", "#", "ns", "T", "Z", "+23:59", ".", "0", "170000", "/"];
+        garbled_text(&seeds, &words, |text| {
+            let pairs = text.lines().filter_map(|line| line.split_once('='));
+            let metadata = pairs.map(|(name, value)| (name.into(), value.into())).collect();
+            let read = Attributes::of(&metadata);
+            assert!(read.perm.is_none_or(|perm| perm & !PERM_TAKEN == 0), "{text}");
+            for time in [read.mtime, read.atime].into_iter().flatten() {
+                assert!(time.nanos < 1_000_000_000, "{text}");
+                assert_eq!(super::time(&mtime_text(time)), Some(time), "{text}");
+            }
+        });
     }
 }

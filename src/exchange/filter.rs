@@ -154,6 +154,7 @@ fn translated(pattern: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::garbled_text;
 
     fn filter(rules: &[(bool, &str)]) -> Filter {
         Filter::new(rules.iter().copied()).expect("patterns")
@@ -219,5 +220,21 @@ mod tests {
         assert!(!f.prunes("x.o") && !f.takes_dir("cache") && f.takes_dir("x"));
         let f = filter(&[(true, "cache/keep"), (false, "cache/")]);
         assert!(!f.prunes("cache") && f.takes("cache/keep") && !f.takes("cache/other"));
+    }
+
+    #[test]
+    fn no_pattern_makes_a_panic_and_all_is_taken_or_not() {
+        // Guards against a pattern that ends the run half way, and one that prunes what it takes.
+        let seeds = ["*.tmp", "/2026/**", "a/b?/[a-c]*.{jpg,png}", "dir/", "\\*x", "**/y/**"];
+        garbled_text(&seeds, &["**", "{", "}", "[", "]", "\\", "/", "é", "!"], |pattern| {
+            for include in [true, false] {
+                let Ok(filter) = Filter::new([(include, pattern)]) else { continue };
+                for path in ["a", "a/b", "2026/x.tmp", "dir/y/z", "é/\n"] {
+                    let (_, above) = (filter.takes_dir(path), path.split('/').next().unwrap_or(""));
+                    let pruned = above != path && filter.prunes(above);
+                    assert!(!(pruned && filter.takes(path)), "{include} {pattern:?} {path}");
+                }
+            }
+        });
     }
 }

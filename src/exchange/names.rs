@@ -90,9 +90,11 @@ pub fn places(keys: &[Key<'_>]) -> Vec<Place> {
 /// Gives odd keys whose path is taken another one.
 fn set_apart(keys: &[Key<'_>], places: &mut [Place]) {
     let mut taken: BTreeMap<String, bool> = BTreeMap::new(); // whether a directory only
-    for place in places.iter().filter(|place| place.odd.is_none()) {
-        taken.insert(place.path.clone(), place.is_dir);
+    for place in places.iter() {
         let mut path = place.path.as_str();
+        if place.odd.is_none() {
+            taken.insert(path.to_owned(), place.is_dir);
+        }
         while let Some((parent, _)) = path.rsplit_once('/') {
             taken.entry(parent.to_owned()).or_insert(true);
             path = parent;
@@ -103,9 +105,11 @@ fn set_apart(keys: &[Key<'_>], places: &mut [Place]) {
             None => true,
             Some(is_dir) => *is_dir && place.is_dir,
         };
-        if !fits(&place.path) {
-            // Its own hash: the same whatever other keys there are.
-            place.path = suffixed(&place.path, &format!("#{}", hash(key.name)));
+        let (plain, mut apart) = (place.path.clone(), hash(key.name));
+        while !fits(&place.path) {
+            // Its own hash: the same whatever other keys there are, unless one of them is named so.
+            place.path = suffixed(&plain, &format!("#{apart}"));
+            apart = hash(&apart);
         }
         taken.insert(place.path.clone(), place.is_dir);
     }
@@ -203,6 +207,7 @@ fn hash(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::garbled_text;
 
     fn all(names: &[&str]) -> Vec<Place> {
         let keys: Vec<_> =
@@ -261,5 +266,38 @@ mod tests {
         assert!(made[3].is_dir && made[3].path.is_empty());
         let full = places(&[Key { name: "dir/", is_empty: false }]);
         assert_eq!((full[0].path.as_str(), full[0].is_dir), ("dir/#empty", false));
+    }
+
+    #[test]
+    fn whatever_keys_there_are_each_has_a_place_of_its_own() {
+        // Guards against two objects that become one file, whoever planted the second: also where it has
+        // the very name that the first was to get.
+        let planted = format!("#empty/a#{}", hash("/a"));
+        let seeds = [
+            "a\na/b\na#object\n/a\n#empty/a",
+            &format!("/a\n#empty/a\n{planted}\n{planted}/b"),
+            "a//b\na/#empty/b\na/../b\na/#dotdot/b\na/#dotdot\nd/\nd\n../x\n.\n..\n",
+        ];
+        let long = "x".repeat(300);
+        let words = ["/", "\n", "#empty", "#dot", "#object", "..", "//", "\0", &long, &planted];
+        garbled_text(&seeds, &words, |text| {
+            let mut names: Vec<_> = text.split('\n').collect();
+            names.sort_unstable();
+            names.dedup();
+            let made = all(&names);
+            let mut files = HashSet::new();
+            for place in made.iter().filter(|place| !place.is_dir) {
+                assert!(files.insert(place.path.as_str()), "{} twice of {names:?}", place.path);
+            }
+            for Place { path, is_dir, .. } in &made {
+                let ups = path.match_indices('/').map(|(at, _)| &path[..at]);
+                for above in ups.chain(is_dir.then_some(path.as_str())) {
+                    assert!(!files.contains(above), "{above} is above {path}: {names:?}");
+                }
+                let mut parts = path.split('/');
+                let fits = |part: &str| !["", ".", ".."].contains(&part) && part.len() < 256;
+                assert!(path.is_empty() || parts.all(fits), "{path} of {names:?}");
+            }
+        });
     }
 }

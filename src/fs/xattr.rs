@@ -376,6 +376,7 @@ impl Acl {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::garbled;
 
     fn sample() -> Acl {
         let id = u32::MAX;
@@ -415,5 +416,16 @@ mod tests {
         assert!(Acl::parse(&[2, 0, 0, 0, 1]).is_err());
         let no_mask = Acl(sample().0.into_iter().filter(|e| e.0 != MASK).collect());
         assert!(Acl::parse(&no_mask.encode()).is_err());
+    }
+
+    #[test]
+    fn no_list_of_a_program_is_taken_for_another() {
+        // Guards against setxattr of a user that makes the daemon panic, or a list that is stored otherwise.
+        let seed = sample().encode();
+        garbled(&[&seed], &[&seed[4..12], &[0xff; 8]], |bytes| {
+            if let Ok(acl) = Acl::parse(bytes) {
+                assert_eq!(&acl.encode()[..], bytes);
+            }
+        });
     }
 }

@@ -456,6 +456,7 @@ fn remount(mount: &Mount, root: &OwnedFd, kind: libc::c_ulong, add: Held) -> io:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::garbled;
 
     const LINE: &[u8] = b"36 35 0:98 /sub /mnt/my\\040vault\\134x rw,nosuid,relatime shared:1 \
         master:2 - fuse.sealfs s3://b/ro rw,sync,user_id=0";
@@ -485,5 +486,14 @@ mod tests {
         options.read_only = false;
         options.dev = true;
         assert!(Held::of(&options).is_empty());
+    }
+
+    #[test]
+    fn no_line_of_the_table_makes_a_panic() {
+        // Guards against the names of other mounts, which anybody chooses.
+        garbled(&[LINE], &[b" ", b"\\", b"\\777", b" - ", b",", b"\xff"], |line| {
+            let short = unescape(line).as_os_str().len() <= line.len();
+            assert!(short && parse(line).is_none_or(|mount| mount.device.len() <= 3 * line.len()));
+        });
     }
 }

@@ -126,6 +126,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::garbled;
 
     #[test]
     fn a_line_of_the_table_is_read_with_its_spaces_and_owner() {
@@ -148,5 +149,16 @@ mod tests {
     fn what_answers_is_alive() {
         // Guards against a live mount that is taken for a dead one, and detached.
         assert_eq!(life(Path::new("/")), Life::Alive);
+    }
+
+    #[test]
+    fn no_line_of_the_table_makes_a_panic() {
+        // Guards against the names of other mounts, which anybody chooses.
+        let line =
+            b"36 35 0:71 / /mnt/a\\040b rw shared:1 - fuse.sealfs s3://b/a\\040b rw,user_id=1000";
+        garbled(&[line], &[b" ", b"\\", b"\\777", b" - ", b"user_id=", b"\xff"], |line| {
+            let _ = parse(line);
+            assert!(unescape(line).len() <= line.len());
+        });
     }
 }

@@ -123,3 +123,27 @@ fn element(tag: u8, parts: &[&[u8]]) -> Der {
     parts.iter().for_each(|part| out.extend_from_slice(part));
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::garbled;
+
+    #[test]
+    fn no_file_of_a_key_makes_a_panic() {
+        // Guards against a length that leads beyond the end, and a block without one.
+        let der =
+            spki(&element(SEQUENCE, &[&element(0x02, &[&[5; 200]]), &element(0x02, &[&[3]])]));
+        let pem = |label| {
+            let body = STANDARD.encode(&der[..]);
+            format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n")
+        };
+        let (public, private) = (pem("RSA PUBLIC KEY"), pem("PRIVATE KEY"));
+        let words: [&[u8]; 5] = [b"-----", b"-----BEGIN ", b"RSA ", &[0x30, 0xff], &[0x80]];
+        garbled(&[&der, public.as_bytes(), private.as_bytes()], &words, |bytes| {
+            for der in [public_key(bytes), private_key(bytes)].into_iter().flatten() {
+                let _ = (is_pkcs1(&der), is_integer_first(&der));
+            }
+        });
+    }
+}

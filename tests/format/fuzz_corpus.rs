@@ -14,7 +14,8 @@ use object_store::memory::InMemory;
 use sealfs::base::{ChainValue, ContentsId, Ino, JournalId, JournalPos, SegmentId, Timestamp};
 use sealfs::commit::{Batch, CloneSource, DataOp};
 use sealfs::meta::{
-    CommitRow, DeadRow, Dirent, ExtentRow, Inode, InodeExtent, Kind, SegmentRow, keys,
+    BesideRow, CommitRow, DeadRow, Dirent, ExtentRow, HistoryRow, Inode, InodeExtent, KeptRow,
+    Kind, SegmentRow, SnapshotName, SnapshotOrigin, SnapshotRow, keys,
 };
 use sealfs::seal::{KdfParams, Keyring, RootKey, Secret};
 use sealfs::store::SegmentStore;
@@ -124,6 +125,25 @@ fn make_the_seeds_of_the_rows() {
     write("segment", &row.encode());
     write("segment-frames", &row.encode_with(b"frames"));
     write("dead", &DeadRow { birth: 7, death: 9 }.encode());
+    write("history", &HistoryRow(ChainValue([12; 32])).encode());
+    write("beside", &BesideRow { config: 3, lease: 4 }.encode());
+    let kept = KeptRow { death: 9, segment: row };
+    write("kept", &kept.encode_with(b"frames"));
+    let snapshot = SnapshotRow {
+        checkpoint: [7; 16],
+        manifest: 9,
+        commit: 11,
+        chain: ChainValue([3; 32]),
+        time_secs: 1_800_000_000,
+        expires_secs: 1_800_086_400,
+        origin: SnapshotOrigin::Daily,
+        files: 5,
+        bytes: 6,
+        note: "before the upgrade".into(),
+    };
+    write("snapshot", &snapshot.encode());
+    write("key-snapshot", &keys::snapshot(&SnapshotName::parse("monday").expect("a name")));
+    write("key-kept", &keys::kept_segment(segment));
     write("key-owner", &keys::owner(segment, ContentsId { ino: Ino(9), incarnation: 1 }));
     let (ino, incarnation) = (Ino(9), 4);
     let from = CloneSource { ino: Ino(8), incarnation: 3, offset: 1 << 40, len: 1 << 33 };
@@ -207,6 +227,12 @@ fn no_text_is_taken_for_another_recovery_key() {
 fn no_row_reads_back_as_another() {
     // Guards against rows that decode to one thing and are written again as another.
     replay("rows", checks::rows);
+}
+
+#[test]
+fn no_configuration_reads_back_as_another() {
+    // Guards against a schedule, a quota or a class of storage that is remembered as something else.
+    replay("config", checks::config);
 }
 
 #[test]

@@ -215,6 +215,7 @@ fn key_decoded(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::garbled;
 
     const SCHEMA: &str = "Bucket, Key, Size, EncryptionStatus";
 
@@ -254,5 +255,18 @@ mod tests {
         let short = parse(FilePath::new("r.csv"), &b"b,k\n"[..], SCHEMA, &Walked::default())
             .expect_err("short");
         assert!(short.to_string().contains("line 1"), "{short}");
+    }
+
+    #[test]
+    fn no_report_makes_a_panic() {
+        // Guards against a report that somebody else wrote.
+        let csv = b"\"b\",\"a%2Bb+c\",\"73\",\"SSE-KMS\"\n\"b\",\"x\",\"\",\"NOT-SSE\"\n";
+        let words: [&[u8]; 6] = [b"%", b"\"", b",", b"18446744073709551616", b"\xff", b"\r\n"];
+        garbled(&[csv], &words, |bytes| {
+            let walked = Walked::default();
+            if let Ok(lines) = parse(FilePath::new("r.csv"), bytes, SCHEMA, &walked) {
+                assert_eq!(lines.len() as u64, walked.done.load(Relaxed));
+            }
+        });
     }
 }

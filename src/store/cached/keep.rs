@@ -381,3 +381,27 @@ fn decode_list(list: &[u8]) -> Option<HashMap<Key, Bits>> {
     }
     Some(kept)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::garbled;
+
+    #[test]
+    fn a_list_is_whole_or_none() {
+        // Guards against a file in the cache directory, which anybody with the disk can write, that makes
+        // the mount panic or take memory: the sum over it is right here.
+        let mut bits = Bits::default();
+        [0, 5, 200].into_iter().for_each(|k| bits.set(k));
+        let list = list_of(&HashMap::from([([7; 16], bits), ([8; 16], Bits::default())]));
+        let body = list.split_last_chunk::<4>().expect("a sum").0.to_vec();
+        garbled(&[&body], &[&[0xff; 4], &[7; 16], LIST_MAGIC], |body| {
+            let whole = [body, &crc32fast::hash(body).to_le_bytes()].concat();
+            let Some(read) = decode_list(&whole) else { return };
+            let bytes: usize = read.values().map(|bits| bits.0.len() * 8 + 20).sum();
+            assert!(bytes + LIST_MAGIC.len() <= body.len());
+            assert_eq!(decode_list(&list_of(&read)).map(|again| again.len()), Some(read.len()));
+            assert!(decode_list(body).is_none() || body.len() < 12);
+        });
+    }
+}

@@ -9,6 +9,8 @@
 //! mark 16    | magic 4 | length 4 | granule number 4 | CRC-32 of the three and the data 4
 //! ```
 
+use crate::base::in_calendar;
+
 use super::granule::{GRANULE, MARK, PAGE};
 use object_store::ObjectMeta;
 use object_store::path::Path;
@@ -88,7 +90,38 @@ pub(super) fn to_meta(page: &[u8]) -> Option<ObjectMeta> {
         }
     }
     let [location, e_tag, version] = texts;
-    let time = UNIX_EPOCH.checked_add(Duration::from_micros(micros))?;
+    let time = in_calendar(UNIX_EPOCH.checked_add(Duration::from_micros(micros))?);
     let location = Path::parse(location?).ok()?;
     Some(ObjectMeta { location, last_modified: time.into(), size, e_tag, version })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::garbled;
+
+    #[test]
+    fn a_page_names_its_object_or_none() {
+        // Guards against a cache file, which anybody with the disk can write, that makes the mount panic:
+        // the sum over it is right here.
+        let meta = ObjectMeta {
+            location: Path::from("seg/ab/c"),
+            last_modified: (UNIX_EPOCH + Duration::from_secs(1_800_000_000)).into(),
+            size: 12345,
+            e_tag: Some("tag".into()),
+            version: None,
+        };
+        let page = of_meta(&meta).expect("fits");
+        assert_eq!(to_meta(&page), Some(meta));
+        garbled(&[&page[..64], &page], &[&[0xff; 8], b"../..", &[0xff, 0x7f]], |bytes| {
+            let mut page = bytes.to_vec();
+            if page.len() >= 12 {
+                let sum = crc32fast::hash(&page[12..]);
+                page[8..12].copy_from_slice(&sum.to_le_bytes());
+            }
+            if let Some(meta) = to_meta(&page) {
+                assert!(!meta.location.parts().any(|part| part.as_ref() == ".."));
+            }
+        });
+    }
 }

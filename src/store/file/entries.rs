@@ -17,6 +17,7 @@ use object_store::{Error, ListResult, ObjectMeta, Result};
 use walkdir::WalkDir;
 
 use super::failed;
+use crate::base::in_calendar;
 use crate::store::error::{ErrorClass, StoreError};
 use crate::store::names::{key_of, path_of};
 
@@ -34,7 +35,7 @@ pub(super) fn e_tag(metadata: &Metadata) -> String {
 pub(super) fn meta_of(location: Path, metadata: &Metadata) -> ObjectMeta {
     ObjectMeta {
         location,
-        last_modified: metadata.modified().unwrap_or(UNIX_EPOCH).into(),
+        last_modified: in_calendar(metadata.modified().unwrap_or(UNIX_EPOCH)).into(),
         size: if metadata.is_file() { metadata.len() } else { 0 },
         e_tag: Some(e_tag(metadata)),
         version: None,

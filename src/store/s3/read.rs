@@ -9,6 +9,7 @@ use super::body::CountedBody;
 use super::errors::{may_be_the_key, own, read_from_sdk};
 use super::write::with_customer_key;
 use super::{Inner, SecretKey32};
+use crate::base::in_calendar;
 use crate::store::error::ErrorClass;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -217,12 +218,13 @@ fn date_time(time: SystemTime) -> DateTime {
 
 /// A time of an answer; 1970 where it is absent, since nothing here depends on it.
 pub(super) fn system_time(time: Option<&DateTime>) -> SystemTime {
-    time.and_then(|t| SystemTime::try_from(*t).ok()).unwrap_or(UNIX_EPOCH)
+    time.and_then(|t| SystemTime::try_from(*t).ok()).map_or(UNIX_EPOCH, in_calendar)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::garbled_text;
 
     #[test]
     fn an_answer_must_be_the_range_that_was_asked_for() {
@@ -282,5 +284,26 @@ mod tests {
         assert_eq!(quoted("\"abc\""), "\"abc\"");
         assert_eq!(quoted("W/\"abc\""), "W/\"abc\"");
         assert_eq!(quoted("*"), "*");
+    }
+
+    #[test]
+    fn no_range_of_an_answer_is_believed_that_is_not_the_one_asked_for() {
+        // Guards against an overflow, and bytes of another place.
+        let asked = [GetRange::Bounded(2..5), GetRange::Offset(4), GetRange::Suffix(3)];
+        let words = ["18446744073709551615", "-", "/", "0", "*", "+", " ", "9223372036854775808"];
+        garbled_text(&["bytes 2-4/10", "bytes 4-9/10", "bytes 7-9/10"], &words, |header| {
+            for asked in &asked {
+                for length in [0, 3, 6, u64::MAX] {
+                    let Ok((range, size)) = partial(asked, Some(header), length) else { continue };
+                    assert!(range.end <= size && range.end - range.start == length, "{header}");
+                    let begins = match asked {
+                        GetRange::Bounded(range) => range.start,
+                        GetRange::Offset(start) => *start,
+                        GetRange::Suffix(len) => size.saturating_sub(*len),
+                    };
+                    assert_eq!(range.start, begins, "{header}");
+                }
+            }
+        });
     }
 }
