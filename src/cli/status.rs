@@ -66,20 +66,25 @@ fn describe(s: &Status, now: SystemTime) -> String {
     }
     line(
         "pending",
-        match s.oldest_pending_secs {
-            Some(age) if p.pending_bytes > 0 => {
+        match (p.pending_bytes, s.oldest_pending_secs) {
+            (0, _) => "nothing; everything is in the bucket".into(),
+            (bytes, Some(age)) => {
                 let sent = match p.sent_bytes {
                     0 => String::new(),
                     bytes => format!(", {} of it sent", size(bytes)),
                 };
                 format!(
                     "{} in {}{sent}, the oldest for {age:.1} s; sending {}/s",
-                    size(p.pending_bytes),
+                    size(bytes),
                     counted(p.pending_files, "file"),
                     size(s.upload_bytes_per_sec)
                 )
             }
-            _ => "nothing; everything is in the bucket".into(),
+            // Of a writer that was overtaken: nobody sends it.
+            (bytes, None) => {
+                let files = counted(p.pending_files, "file");
+                format!("{} in {files}, on this machine only, and not sent", size(bytes))
+            }
         },
     );
     line("commit", s.commit_sequence.to_string());
@@ -263,6 +268,9 @@ mod tests {
             assert!(text.contains(part), "{part:?} in {text}");
         }
         status.connection = Connection::Online;
+        status.oldest_pending_secs = None;
+        let text = describe(&status, now);
+        assert!(text.contains("pending   2.00 KiB in 3 files, on this machine only"), "{text}");
         status.progress.pending_bytes = 0;
         let text = describe(&status, now);
         assert!(text.contains("state     online") && text.contains("everything is in the bucket"));
