@@ -6,6 +6,7 @@ machine or a slow link changes little, unlike times.
     scripts/bench scale --files N     how much a create, fsck and a listing cost as files grow
     scripts/bench cost                dollars a month for three loads, by the requests they made
     scripts/bench snapshots --files N what making, reading, restoring and deleting snapshots costs
+    scripts/bench readers             1, 3 and 16 readers of different large files at once, cold
 
 Prices are Amazon's for S3 Standard in us-east-1 (list, 2026); data that leaves the region is not in
 them. Called by scripts/bench, which builds what this needs.
@@ -67,14 +68,27 @@ class Mount(phases.SealFs):
         """Bytes of the bucket: what was put less what was replaced is not known, so all of it."""
         return self.counts().get("bytes_in", 0)
 
+    def asked(self):
+        """Requests of the kernel by operation, since it was mounted."""
+        operations = json.loads(self.sealfs("stats", "--json", self.root))["fuse"]["operations"]
+        return {o["name"]: sum(o["times"]["counts"]) for o in operations}
+
     def cost_of(self, work, of=None):
         """Requests, processor seconds (the daemon's, or those of commands run) and time."""
         used_of = of or self.processor_seconds
+        asked = self.asked()
         before, used, start = self.counts(), used_of(), time.monotonic()
         work()
         took, used = time.monotonic() - start, used_of() - used
-        after = self.counts()
+        after, now = self.counts(), self.asked()
+        self.last_asked = {k: n - asked.get(k, 0) for k, n in now.items() if n > asked.get(k, 0)}
         return {k: after[k] - before.get(k, 0) for k in after}, used, took
+
+
+def kernel_asked(mount, count):
+    each = sorted(mount.last_asked.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{name} {n / count:.2f}" for name, n in each if n * 50 > count)
+    print(f"  the kernel has asked, for each: {shown}", flush=True)
 
 
 def of_commands():
@@ -173,6 +187,34 @@ def counts(args, work):
                 mount.forget()
             of = of_commands if title == "fsck" else None
             row(title, each, count, mount.cost_of(function, of))
+            if each == "a file" and title != "fsck":
+                kernel_asked(mount, count)
+    finally:
+        mount.close()
+
+
+def readers(args, work):
+    mount = Mount(args, work, args.rtt_ms)
+    each = max(args.size_mib // 4, 16)
+    try:
+        for k in range(16):
+            with open(f"{mount.root}/large{k}", "wb") as file:
+                for n in range(each):
+                    file.write(phases.DATA.piece(n + k))
+        mount.drain()
+
+        def read(k):
+            with open(f"{mount.root}/large{k}", "rb", buffering=0) as file:
+                while file.read(MIB):
+                    pass
+
+        for turn in range(args.rounds):
+            for many in (1, 3, 16):
+                mount.forget()
+                with concurrent.futures.ThreadPoolExecutor(many) as pool:
+                    cost = mount.cost_of(lambda: list(pool.map(read, range(many))))
+                row(f"{many} at once, {each * many / cost[2]:.0f} MiB/s in sum", "a MiB", each * many, cost)
+                print("  resident, peak: %.0f, %.0f MiB" % mount.resident_mib(), flush=True)
     finally:
         mount.close()
 
@@ -325,13 +367,14 @@ def cost(args, work):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("what", choices=("counts", "scale", "cost", "snapshots"))
+    parser.add_argument("what", choices=("counts", "scale", "cost", "snapshots", "readers"))
     parser.add_argument("--bin", required=True, help="directory with sealfs and examples/")
     parser.add_argument("--work", default="/var/tmp", help="where local state goes")
     parser.add_argument("--rtt-ms", type=float, default=20)
     parser.add_argument("--mib-per-s", type=int, help="bandwidth of the link")
     parser.add_argument("--files", type=int, help="4,000; of scale and snapshots 100,000")
     parser.add_argument("--size-mib", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=2, help="of readers")
     parser.add_argument("--seconds", type=int, default=120, help="of each load of cost")
     parser.add_argument("--settle-seconds", type=int, default=20)
     parser.add_argument("--idle-seconds", type=int, default=200, help="of open snapshots")
@@ -339,10 +382,13 @@ def main():
     args.bin = os.path.abspath(args.bin)
     args.files = args.files or (100_000 if args.what in ("scale", "snapshots") else 4000)
     phases.COMMAND_SECONDS_MAX = 3600
+    phases.DATA = phases.Data()
     work = tempfile.mkdtemp(prefix="sealfs-counts-", dir=args.work)
     say(f"{args.what}: {args.files:,} files, round trips of {args.rtt_ms:g} ms")
     try:
-        works = {"counts": counts, "scale": scale, "cost": cost, "snapshots": snapshots}
+        works = {
+            "counts": counts, "scale": scale, "cost": cost, "snapshots": snapshots, "readers": readers,
+        }  # fmt: skip
         works[args.what](args, work)
     finally:
         shutil.rmtree(work, ignore_errors=True)

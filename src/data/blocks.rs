@@ -3,9 +3,8 @@
 //!
 //! Random reads of a large file fetch the blocks they touch. Small files that are read one
 //! after the other are spatial locality (they were packed side by side), so the window that a
-//! miss fetches grows with every further file that misses in the same segment, and once it has
-//! grown what lies behind it is fetched before it is asked for. Reads of a large file in order are
-//! prefetched by the caller, who knows where the file goes on.
+//! miss fetches grows with every further file that misses in the same segment. What is read in
+//! order is prefetched by the caller, who knows where a file goes on, and which one is next.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -34,8 +33,6 @@ const FETCH_BLOCKS: u32 = (FETCH_BYTES_MAX / BLOCK) as u32;
 const TURN_MAX: Duration = Duration::from_secs(120);
 /// What the first small file of a segment fetches around itself.
 const WINDOW_FIRST: u64 = 256 << 10;
-/// From this window on, those who read small files in order are read ahead of.
-const WINDOW_AHEAD: u64 = 512 << 10;
 /// Segments whose locality is remembered.
 const HEAT_SEGMENTS: usize = 1024;
 
@@ -107,22 +104,6 @@ impl Drop for EndOfFetch {
 struct Heat {
     window: u64,
     last: Ino,
-    /// Where what was fetched last ends.
-    ahead: u64,
-}
-
-impl Heat {
-    /// What to fetch behind that, now that `range` was read from memory: half of it is behind the reader.
-    fn behind(&mut self, range: &Range<u64>) -> Option<Range<u64>> {
-        let near = range.start < self.ahead && range.end + self.window / 2 >= self.ahead;
-        if self.window < WINDOW_AHEAD || !near {
-            return None;
-        }
-        self.window = (self.window * 2).min(FETCH_BYTES_MAX);
-        let start = self.ahead;
-        self.ahead += self.window;
-        Some(start..self.ahead)
-    }
 }
 
 /// A cached fetch: evicted as a whole, because its blocks are slices of one allocation.
@@ -248,15 +229,8 @@ impl BlockCache {
         (options.fetches_max * 7 / 10).max(1) * FETCH_BLOCKS as usize
     }
 
-    /// Appends `range` of segment `id` to `out`, without copying, if memory has all of it. `small`: as
-    /// for [`BlockCache::read`].
-    pub fn read_now(
-        self: &Arc<Self>,
-        id: SegmentId,
-        range: Range<u64>,
-        small: Option<Ino>,
-        out: &mut Vec<Bytes>,
-    ) -> bool {
+    /// Appends `range` of segment `id` to `out`, without copying, if memory has all of it.
+    pub fn read_now(&self, id: SegmentId, range: Range<u64>, out: &mut Vec<Bytes>) -> bool {
         let mut inner = self.inner.lock();
         let (mut at, before) = (range.start, out.len());
         while at < range.end {
@@ -273,28 +247,7 @@ impl BlockCache {
             }
         }
         self.hits.fetch_add(1, Ordering::Relaxed);
-        if small.is_some()
-            && let Some(behind) = inner.heat.get_mut(&id).and_then(|heat| heat.behind(&range))
-        {
-            drop(inner);
-            self.fetch_behind(id, behind);
-        }
         true
-    }
-
-    /// Starts fetching `range` of a segment, as far as it has data.
-    fn fetch_behind(self: &Arc<Self>, id: SegmentId, range: Range<u64>) {
-        let cache = self.clone();
-        tokio::spawn(async move {
-            match cache.segments.layout(id).await {
-                Ok(layout) if range.start < layout.data_len => {
-                    cache.prefetch(id, range.start..range.end.min(layout.data_len));
-                }
-                Ok(_) => {}
-                // A reader that needs it gets the same error, and reports it.
-                Err(e) => log::debug!("fetching ahead in segment {id}: {e}"),
-            }
-        });
     }
 
     /// The range to fetch for a miss on `range` of `id` by file `ino`; `small`: it is a file
@@ -307,16 +260,15 @@ impl BlockCache {
     ) -> Range<u64> {
         let Some(ino) = small else { return range.clone() };
         if inner.heat.peek(&id).is_none() {
-            inner.heat.put(id, Heat { window: WINDOW_FIRST, last: ino, ahead: 0 });
+            inner.heat.put(id, Heat { window: WINDOW_FIRST, last: ino });
         }
         let heat = inner.heat.get_mut(&id).expect("just put");
         if heat.last != ino {
             heat.last = ino;
-            heat.window = (heat.window * 2).min(FETCH_BYTES_MAX);
+            heat.window = (heat.window * 4).min(FETCH_BYTES_MAX);
         }
         let start = range.start / heat.window * heat.window;
-        heat.ahead = (start + heat.window).max(range.end).next_multiple_of(BLOCK);
-        start..heat.ahead
+        start..(start + heat.window).max(range.end).next_multiple_of(BLOCK)
     }
 
     /// Reads `range` of segment `id`, fetching what is missing, and appends it to `out` without
@@ -532,38 +484,6 @@ mod tests {
         assert_eq!(inner.piece(id, 5 * BLOCK, 6 * BLOCK).expect("held").len(), 10);
         assert_eq!(inner.piece(id, 4 * BLOCK + 3, 7 * BLOCK).expect("held").len(), 65_536 + 7);
         assert!(inner.piece(id, 6 * BLOCK, 7 * BLOCK).is_none());
-    }
-
-    #[tokio::test]
-    async fn small_files_read_in_order_are_read_ahead_of() {
-        // Guards against a round trip that is waited for with every window: of 8 MiB of files of 4 KiB
-        // only the first two windows are, and nothing is fetched behind the data.
-        let store = Arc::new(InMemory::new());
-        let segments = Arc::new(SegmentStore::new(store));
-        let len = (8 << 20) + 5000;
-        let owned = [Owned { ino: Ino(2), incarnation: 0, offset: 0, len }];
-        let id = segments.new_id();
-        segments.put(id, vec![vec![3; len as usize].into()], &owned).await.expect("put");
-        let cache = BlockCache::new(segments, BlockCacheOptions::default());
-        for n in 0..len / 4096 {
-            let (range, small) = (n * 4096..(n + 1) * 4096, Some(Ino(n + 2)));
-            let mut out = Vec::new();
-            if !cache.read_now(id, range.clone(), small, &mut out) {
-                cache.read(id, range, small, &mut out).await.expect("reads");
-            }
-            assert_eq!(out.concat(), [3; 4096]);
-            // What was begun ends before the next file is read, as for a slow reader.
-            let ahead = cache.inner.lock().heat.peek(&id).expect("a segment that is read").ahead;
-            let last = (id, ((ahead.min(len) - 1) / BLOCK) as u32);
-            let fetched = async {
-                while !cache.inner.lock().blocks.contains_key(&last) {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            };
-            timeout(Duration::from_secs(60), fetched).await.expect("what is ahead arrives");
-        }
-        let (_, misses) = cache.hits_and_misses();
-        assert_eq!(misses, 2);
     }
 
     #[tokio::test]

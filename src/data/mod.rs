@@ -7,6 +7,6 @@ pub mod blocks;
 pub mod overlay;
 pub mod plan;
 
-pub use blocks::{BlockCache, BlockCacheOptions, FETCH_BYTES_MAX, ReadError};
+pub use blocks::{BLOCK, BlockCache, BlockCacheOptions, FETCH_BYTES_MAX, ReadError};
 pub use overlay::{Overlay, Sliced};
 pub use plan::{Extent, Part, Source};

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 
 use super::place::{self, Start};
+use super::read::SMALL_FILE;
 use super::{Attr, DirEntry, Fs, FsError};
 use crate::base::Ino;
 use crate::commit::{Lookup, ViewError};
@@ -155,6 +156,12 @@ impl Fs {
                 });
             }
             fs.lookups.add_all(attrs.iter().flatten().map(|attr| attr.ino));
+            let small =
+                |attr: &&Attr| attr.kind == Kind::File && (1..=SMALL_FILE).contains(&attr.size);
+            let small = |(entry, attr): (&DirEntry, &Option<Attr>)| {
+                attr.as_ref().filter(small).map(|attr| (entry.cookie, attr.ino))
+            };
+            fs.sequences.listed(ino, after, entries.iter().zip(&attrs).filter_map(small));
             Ok(entries.into_iter().zip(attrs).collect())
         }
     }

@@ -23,6 +23,7 @@ mod read;
 pub mod restore;
 mod rights;
 mod role;
+mod sequence;
 pub mod tree;
 mod types;
 mod xattr;
@@ -105,6 +106,7 @@ pub struct Fs {
     state: Mutex<State>,
     lookups: lifetime::Lookups,
     streams: read::Streams,
+    sequences: sequence::Sequences,
     listings: ahead::Listings,
     uncounted: Mutex<blocks::Uncounted>,
     quota: quota::Kept,
@@ -134,6 +136,7 @@ impl Fs {
             }),
             lookups: lifetime::Lookups::default(),
             streams: read::Streams::default(),
+            sequences: sequence::Sequences::default(),
             listings: ahead::Listings::default(),
             uncounted: Mutex::default(),
             quota: quota::Kept::default(),

@@ -16,7 +16,7 @@ use crate::journal::JournalError;
 use crate::meta::{Inode, Kind};
 
 /// A file up to this size lies whole in one segment more often than not, beside others.
-const SMALL_FILE: u64 = 1 << 20;
+pub(super) const SMALL_FILE: u64 = 1 << 20;
 /// What is fetched ahead of a reader that reads in order: at first, and at most.
 const AHEAD_FIRST: u64 = 1 << 20;
 const AHEAD_MAX: u64 = 24 << 20;
@@ -160,7 +160,7 @@ impl Fs {
                     }
                     Plan::Again => continue,
                     Plan::Parts(inode, end, parts) => {
-                        fs.read_ahead(ino, &inode, offset, end);
+                        fs.read_ahead(ino, &inode, offset, end, true);
                         match fs.gather(ino, &inode, &parts, turn).await? {
                             Some(bytes) => return Ok(bytes),
                             None => continue,
@@ -186,13 +186,12 @@ impl Fs {
             Ok(Plan::Row(_) | Plan::Extents(..) | Plan::Again) => return None,
             Err(e) => return Some(Err(e)),
         };
-        let small = (inode.size <= SMALL_FILE).then_some(ino);
         let mut out = Vec::new();
         for part in &parts {
             match part.source {
                 Source::Segment { id, offset } => {
                     let range = offset..offset + (part.end - part.start);
-                    if !self.blocks.read_now(id, range, small, &mut out) {
+                    if !self.blocks.read_now(id, range, &mut out) {
                         return None;
                     }
                 }
@@ -203,7 +202,7 @@ impl Fs {
                 },
             }
         }
-        self.read_ahead(ino, &inode, offset, end);
+        self.read_ahead(ino, &inode, offset, end, false);
         Some(Ok(joined(out)))
     }
 
@@ -298,9 +297,11 @@ impl Fs {
         Ok(Some(joined(out)))
     }
 
-    /// Starts fetching what a reader in order will want next.
-    fn read_ahead(self: &Arc<Self>, ino: Ino, inode: &Inode, start: u64, end: u64) {
+    /// Starts fetching what a reader in order will want next. `missed`: memory does not have what he
+    /// reads.
+    fn read_ahead(self: &Arc<Self>, ino: Ino, inode: &Inode, start: u64, end: u64, missed: bool) {
         if inode.size <= SMALL_FILE {
+            self.read_in_order(ino, missed);
             return;
         }
         let Some((from, to)) = self.streams.note(ino, start, end, inode.size) else { return };

@@ -305,9 +305,10 @@ impl Out {
         self.u64(0).u64(0).u64(ttl.0).zeros(ENTRY_LEN - 24)
     }
 
-    /// Appends `struct fuse_open_out` (16 bytes). `flags` are `FOPEN_*` bits.
-    pub fn open(&mut self, flags: u32) -> &mut Self {
-        self.u64(0).u32(flags).u32(0)
+    /// Appends `struct fuse_open_out` (16 bytes). `handle` comes back with
+    /// RELEASE; `flags` are `FOPEN_*` bits.
+    pub fn open(&mut self, handle: u64, flags: u32) -> &mut Self {
+        self.u64(handle).u32(flags).u32(0)
     }
 
     /// Appends `struct fuse_attr_out` (104 bytes).
@@ -429,7 +430,7 @@ mod tests {
         assert_eq!(len(|o| o.negative_entry(TtlSecs(1))), ENTRY_LEN);
         assert_eq!(len(|o| o.attr_out(&attr(), TERMS)), 104);
         assert_eq!(len(|o| o.statx_out(&attr(), TERMS)), 288);
-        assert_eq!(len(|o| o.open(0)), 16);
+        assert_eq!(len(|o| o.open(1, 0)), 16);
         for n in [1, 7, 8, 9, 255] {
             let mut o = Out::default();
             o.dirent(Ino(1), 2, Kind::Dir, &vec![b'x'; n]);

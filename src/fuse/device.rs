@@ -29,6 +29,7 @@ pub struct Device {
 /// Notifications of linux/fuse.h (`FUSE_NOTIFY_*`).
 const NOTIFY_INVAL_INODE: i32 = 2;
 const NOTIFY_INVAL_ENTRY: i32 = 3;
+const NOTIFY_STORE: i32 = 4;
 const NOTIFY_INC_EPOCH: i32 = 8;
 /// `FUSE_EXPIRE_ONLY`, a flag of the second.
 const EXPIRE_ONLY: u32 = 1 << 0;
@@ -173,15 +174,29 @@ impl Device {
         }
     }
 
+    /// Has the kernel keep `data` as the beginning of the file `node`, as if it had read it. Linux takes it over
+    /// what it has, dirty or not, and makes a shorter file longer. Waits for pages that are just being read.
+    pub fn store(&self, node: u64, data: &[u8]) -> io::Result<()> {
+        let mut head = [0u8; 24]; // struct fuse_notify_store_out
+        head[0..8].copy_from_slice(&node.to_ne_bytes());
+        head[16..20].copy_from_slice(&(data.len() as u32).to_ne_bytes());
+        unless_unknown(self.put_parts(0, NOTIFY_STORE, &head, data))
+    }
+
     fn put(&self, unique: u64, code: i32, body: &[u8]) -> io::Result<()> {
-        let len = (OUT_HEADER_LEN + body.len()) as u32;
+        self.put_parts(unique, code, body, &[])
+    }
+
+    fn put_parts(&self, unique: u64, code: i32, body: &[u8], more: &[u8]) -> io::Result<()> {
+        let len = (OUT_HEADER_LEN + body.len() + more.len()) as u32;
         let mut header = [0u8; OUT_HEADER_LEN];
         header[0..4].copy_from_slice(&len.to_ne_bytes());
         header[4..8].copy_from_slice(&code.to_ne_bytes());
         header[8..16].copy_from_slice(&unique.to_ne_bytes());
-        let parts = [IoSlice::new(&header), IoSlice::new(body)];
+        let parts = [IoSlice::new(&header), IoSlice::new(body), IoSlice::new(more)];
+        let parts = if more.is_empty() { &parts[..2] } else { &parts[..] };
         // The kernel takes a message in one call or refuses it; there are no short writes.
-        (&self.file).write_vectored(&parts).map(drop)
+        (&self.file).write_vectored(parts).map(drop)
     }
 }
 

@@ -29,6 +29,7 @@ use super::nodes::{self, Nodes};
 use super::options::{Options, TTL_FOLLOWER, TTL_WRITER as TTL_FOREVER};
 use super::reply::Reply;
 use super::signals::is_dying;
+use super::stores::Stores;
 
 /// What all request threads of a mount share.
 pub struct Adapter {
@@ -37,6 +38,8 @@ pub struct Adapter {
     /// Opening a file is a request. It costs one, and is wanted where files may not be opened for
     /// writing that Linux would let pass: those of snapshots.
     pub(super) answers_open: bool,
+    /// Small files that the kernel is given when they are opened: where it asks to open every one.
+    pub(super) stores: Option<Arc<Stores>>,
     /// `-o fsync=remote`: `fsync` returns when the bucket has it.
     pub(super) fsync_remote: bool,
     /// The kernel sends the 16-byte SETXATTR header (`FUSE_SETXATTR_EXT`).
@@ -62,6 +65,7 @@ pub(super) struct Common {
     /// Nothing on the mount may give power, and Linux would let it.
     powerless: AtomicBool,
     pub(super) nodes: Nodes,
+    stores: Option<Arc<Stores>>,
 }
 
 impl Common {
@@ -105,9 +109,20 @@ impl Common {
         drop_pages(Some(node), device);
     }
 
+    /// Returns when what was begun to be stored in the kernel is stored, by the state that was current
+    /// then. Blocks: never call it on a request thread.
+    pub(super) fn settle_stores(&self) {
+        if let Some(stores) = &self.stores {
+            stores.settle();
+        }
+    }
+
     /// The kernel forgets `nlookup` of its references to `ino`.
     pub(super) fn forget(&self, ino: Ino, nlookup: u64) {
         self.fs.forget(ino, nlookup);
+        if let Some(stores) = &self.stores {
+            stores.forget(ino);
+        }
         self.nodes.forget(ino, || self.fs.volume().times_known(ino));
     }
 }
@@ -207,11 +222,14 @@ impl Adapter {
         let (powerless, nodes) = (AtomicBool::new(false), Nodes::new(write_back));
         let answers_open = fs.refuses_some() && !options.read_only;
         let (ttl, frozen) = (options.ttl, options.frozen);
-        let common = Common { fs: Arc::clone(&fs), ttl, frozen, powerless, nodes };
+        let stores = (answers_open && options.threads > 1).then(Stores::new);
+        let common =
+            Common { fs: Arc::clone(&fs), ttl, frozen, powerless, nodes, stores: stores.clone() };
         Adapter {
             fs,
             common: Arc::new(common),
             answers_open,
+            stores,
             fsync_remote: options.fsync_remote,
             setxattr_ext,
             write_back,
@@ -292,11 +310,11 @@ impl Adapter {
             op::LISTXATTR => self.listxattr(rq),
             op::REMOVEXATTR => self.removexattr(rq),
             op::INTERRUPT => self.interrupt(rq),
-            // Only files made by TMPFILE have a handle to release; nothing hangs on it.
+            op::RELEASE => self.release(rq),
             // FLUSH has nothing left to do: Linux has written the dirty pages back before. But it
             // drops pages silently when the daemon is gone, and only the failure of a FLUSH
             // then fails close(2); so Linux must never learn to do without.
-            op::FLUSH | op::RELEASE | op::RELEASEDIR | op::DESTROY => {
+            op::FLUSH | op::RELEASEDIR | op::DESTROY => {
                 rq.reply.done();
                 Ok(())
             }

@@ -16,6 +16,7 @@
 //! | `notify` | telling the kernel what to forget |
 //! | `operations` | what was asked for and how long it took, counted |
 //! | `seek` | data and holes of a file that the kernel has not written back yet |
+//! | `stores` | small files that the kernel is given when they are opened |
 //! | `table` | what is mounted where, by whom, and whether it is alive |
 //! | `threads` | which request thread waits for the next request |
 //! | `signals` | whether a signal ends the caller of a request, which may then be given up |
@@ -43,6 +44,7 @@ mod reply;
 mod role;
 mod seek;
 mod signals;
+mod stores;
 mod table;
 mod threads;
 

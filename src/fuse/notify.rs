@@ -33,6 +33,7 @@ impl Kernel for Notifier {
     }
 
     fn forget_inode(&self, ino: Ino) {
+        self.1.settle_stores();
         told("a file", self.0.write_back(self.1.nodes.current(ino), 0..u64::MAX));
     }
 }

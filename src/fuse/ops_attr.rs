@@ -38,9 +38,16 @@ impl Adapter {
             rq.reply.error(FsError::Stale);
             return Ok(());
         };
+        let writing = change.size.and(self.stores.as_ref()).map(|stores| stores.begin(ino));
         let changed = self.fs.setattr(rq.caller(), ino, change);
+        let changed = async move {
+            if let Some(writing) = &writing {
+                writing.ready().await;
+            }
+            changed.await.map(|attr| (attr, writing))
+        };
         self.run_to(rq.reply, Interrupt::Never, changed, move |reply, changed| match changed {
-            Ok(attr) => {
+            Ok((attr, _writing)) => {
                 let mut out = Out::with_capacity(104);
                 out.attr_out(&attr, common.terms_of(attr.ino));
                 reply.out(&out);

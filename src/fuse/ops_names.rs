@@ -8,9 +8,13 @@ use super::dispatch::{Adapter, Interrupt, Request, answer_entry};
 use super::errno::Errno;
 use super::nodes::ino_of;
 use super::reply::Reply;
+use super::stores::Writing;
 
 /// `FOPEN_KEEP_CACHE`: opening a file does not make its cached pages doubtful.
 const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+/// Handles of open files: whether they may be written through, for [`Stores`](super::stores::Stores).
+const READS: u64 = 0;
+const WRITES: u64 = 1;
 
 impl Adapter {
     /// A name that does not exist is an answer too, and kept as long as any other: only this
@@ -144,9 +148,38 @@ impl Adapter {
             rq.reply.error(FsError::ReadOnly);
             return Ok(());
         }
+        if writes && let Some(stores) = &self.stores {
+            let writing = stores.begin(rq.ino());
+            let ready = async move {
+                writing.ready().await;
+                Ok(writing)
+            };
+            self.run(rq.reply, Interrupt::Never, ready, |reply, writing| {
+                let mut out = Out::with_capacity(16);
+                out.open(WRITES, FOPEN_KEEP_CACHE);
+                if reply.out(&out) {
+                    writing.keep();
+                }
+            });
+            return Ok(());
+        }
+        if flags & libc::O_DIRECT == 0 {
+            self.store_opened(&rq);
+        }
         let mut out = Out::with_capacity(16);
-        out.open(FOPEN_KEEP_CACHE);
+        out.open(READS, FOPEN_KEEP_CACHE);
         rq.reply.out(&out);
+        Ok(())
+    }
+
+    /// `close(2)` of the last descriptor.
+    pub(super) fn release(&self, mut rq: Request<'_>) -> Result<(), Malformed> {
+        if rq.body.u64()? == WRITES
+            && let Some(stores) = &self.stores
+        {
+            stores.end(rq.ino());
+        }
+        rq.reply.done();
         Ok(())
     }
 
@@ -158,7 +191,7 @@ impl Adapter {
         let name = rq.body.name()?;
         let exclusive = flags & libc::O_EXCL != 0;
         let made = self.fs.create(rq.caller(), rq.ino(), name, mode, umask, exclusive);
-        self.run_open(rq.reply, made);
+        self.run_open(rq.reply, made, flags & libc::O_ACCMODE != libc::O_RDONLY);
         Ok(())
     }
 
@@ -167,22 +200,32 @@ impl Adapter {
         rq.body.skip(4)?; // open flags
         let (mode, umask) = (rq.body.u32()?, rq.body.u32()?);
         let made = self.fs.tmpfile(rq.caller(), rq.ino(), mode, umask);
-        self.run_open(rq.reply, made);
+        self.run_open(rq.reply, made, true);
         Ok(())
     }
 
     /// Answers with a file that was made, and open.
-    fn run_open<F>(&self, reply: Reply, made: F)
+    fn run_open<F>(&self, reply: Reply, made: F, writes: bool)
     where
         F: Future<Output = Result<Attr, FsError>> + Send + 'static,
     {
-        let common = self.common.clone();
-        self.run(reply, Interrupt::Never, made, move |reply, attr| {
+        let (common, stores) = (self.common.clone(), self.stores.clone().filter(|_| writes));
+        let made = async move {
+            let attr = made.await?;
+            let writing = stores.map(|stores| stores.begin(attr.ino));
+            if let Some(writing) = &writing {
+                writing.ready().await; // the name may have been there already
+            }
+            Ok((attr, writing))
+        };
+        self.run(reply, Interrupt::Never, made, move |reply, (attr, writing)| {
             let mut out = Out::with_capacity(ENTRY_LEN + 16);
             let node = common.node(&attr, reply.device());
-            out.entry(node, &attr, common.terms()).open(FOPEN_KEEP_CACHE);
-            if !reply.out(&out) {
-                common.forget(attr.ino, 1);
+            let handle = if writing.is_some() { WRITES } else { READS };
+            out.entry(node, &attr, common.terms()).open(handle, FOPEN_KEEP_CACHE);
+            match reply.out(&out) {
+                true => writing.into_iter().for_each(Writing::keep),
+                false => common.forget(attr.ino, 1),
             }
         });
     }

@@ -100,6 +100,7 @@ impl KernelSide {
     /// Others change the files from now on: names and attributes are asked for again, and files are
     /// not opened for writing any more. `fs` is a follower already.
     pub fn follow(&self) {
+        self.adapter.common.settle_stores(); // nothing is begun to be stored any more
         self.shrink();
         self.expire();
         if let Some(hold) = &self.hold

@@ -25,6 +25,7 @@ mod moto_sse;
 mod pins;
 mod rgw_sse;
 mod roles;
+mod small_files;
 mod snapshots;
 mod sse_volume;
 mod stopped;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use object_store::memory::InMemory;
 use sealfs::base::Ino;
+use sealfs::fs::{DirEntry, Fs};
 use sealfs::stack::{MountOptions, Mounted};
 
 use crate::volume::measured::{Cost, Measured};
@@ -79,4 +80,47 @@ async fn a_mount_and_its_end_take_few_round_trips() {
     let (m, cost) = mount(|o| o.read_only = true).await;
     Bound { trips: 6, gets: 24, puts: 0, lists: 3 }.check("a mount that only reads", &cost);
     Bound { trips: 1_000, gets: 10, puts: 0, lists: 2 }.check("its end", &end(m).await);
+}
+
+/// Reads these files of 4 KiB one after the other, as somebody who takes no time for it.
+async fn read_all(fs: &Arc<Fs>, files: &[DirEntry]) {
+    for file in files {
+        let data = fs.read(file.ino, 0, 8192).await.expect("reads");
+        let name = std::str::from_utf8(&file.name).expect("a name of this test");
+        assert!(data[..] == contents(name, 4096), "{name} has other bytes");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn small_files_that_are_read_in_an_order_take_few_round_trips() {
+    // Guards against a reader of small files who waits again and again: for each piece that is fetched, and
+    // anew at each segment. 20 MiB in two segments; in the order of the names, which is that of the
+    // inode numbers, and in that of the listing, which is by hashes.
+    let bucket = Arc::new(InMemory::new());
+    let bench = Bench::over(bucket.clone()).await;
+    let m = bench.mount().await;
+    for n in 0..5_000 {
+        let name = format!("f{n:05}");
+        write_file(&m.fs, Ino::ROOT, &name, &contents(&name, 4096)).await;
+    }
+    assert!(m.shutdown(LONG).await);
+    for (order, most_trips) in [("names", 6), ("listing", 4)] {
+        let store = Measured::new(bucket.clone());
+        let fresh = Bench { store: store.clone(), local: tempfile::tempdir().expect("tempdir") };
+        let m = fresh.mount().await;
+        let listed = m.fs.readdirplus(Ino::ROOT, 0, 20_000).await.expect("lists");
+        let mut files: Vec<DirEntry> = listed.into_iter().map(|(entry, _)| entry).skip(2).collect();
+        assert_eq!(files.len(), 5_000);
+        if order == "names" {
+            files.sort_by(|a, b| a.name.cmp(&b.name));
+        }
+        store.begin();
+        read_all(&m.fs, &files).await;
+        let cost = store.cost();
+        eprintln!("{order}: {} round trips, {} GETs", cost.trips, cost.of("GET"));
+        assert!(cost.trips <= most_trips, "in the order of the {order}: {}", cost.shown());
+        assert!(cost.of("GET") <= 20, "in the order of the {order}: {}", cost.shown());
+        assert!(m.shutdown(LONG).await);
+    }
 }
