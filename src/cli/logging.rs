@@ -420,11 +420,19 @@ mod tests {
         File::options().write(true).open(&path).expect("opens").set_len(0).expect("truncates");
         file.look().expect("looks");
         assert_eq!(file.bytes, 0);
+        file.line("again\n").expect("writes");
+        assert_eq!(std::fs::read_to_string(&path).expect("from its start"), "again\n");
+        // `create`: a new file stands in the place of the renamed one.
+        std::fs::rename(&path, &rotated).expect("renames");
+        std::fs::write(&path, "").expect("makes");
+        file.look().expect("looks");
+        file.line("there\n").expect("writes");
+        assert_eq!(std::fs::read_to_string(&path).expect("made by others"), "there\n");
         std::fs::remove_file(&path).expect("removes");
         std::os::unix::fs::symlink(&rotated, &path).expect("links");
         assert!(file.look().is_err());
         file.line("four\n").expect("writes");
-        assert_eq!(std::fs::read_to_string(&rotated).expect("kept"), "one\n");
+        assert_eq!(std::fs::read_to_string(&rotated).expect("kept"), "again\n");
     }
 
     #[test]

@@ -6,6 +6,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
+use indicatif::HumanBytes;
+
+use crate::stack::Progress;
+
 /// How much longer a stop may take after each sign of progress, in microseconds.
 const EXTEND_US: u64 = 120_000_000;
 
@@ -38,9 +42,13 @@ pub fn stopping(status: &str) {
     tell(&format!("STOPPING=1\nSTATUS={}", status.replace('\n', " ")));
 }
 
-/// What is pending becomes less.
-pub fn progress(pending_bytes: u64) {
-    tell(&format!("EXTEND_TIMEOUT_USEC={EXTEND_US}\nSTATUS={pending_bytes} bytes to upload"));
+/// How far an upload is that somebody waits for; only one that `moves` is given more time.
+pub fn progress(now: &Progress, moves: bool) {
+    let left = HumanBytes(now.pending_bytes.saturating_sub(now.sent_bytes));
+    let all = HumanBytes(now.pending_bytes);
+    let away = if now.offline { "; the store cannot be reached" } else { "" };
+    let more = if moves { format!("EXTEND_TIMEOUT_USEC={EXTEND_US}\n") } else { String::new() };
+    tell(&format!("{more}STATUS=to upload: {left} of {all} that are pending{away}"));
 }
 
 /// How often the service manager wants to hear that the process is alive, if it does (sd_watchdog_enabled(3)).

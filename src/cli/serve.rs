@@ -370,7 +370,7 @@ impl Serving {
         let mut sync = control.sync();
         let mut tick = tokio::time::interval(PROGRESS_INTERVAL);
         let (mut last, mut moved) = (control.progress(), Instant::now());
-        let mut standstill = Standstill::after(&last);
+        let (mut standstill, mut told_away) = (Standstill::after(&last), false);
         loop {
             // Once unmounted it ends in any case, by signal too.
             let ends = self.session.has_ended() || leaving.by_signal();
@@ -390,9 +390,13 @@ impl Serving {
                 Some(asked) = self.umounts.recv() => leaving.join(asked),
                 _ = tick.tick() => {
                     let now = control.progress();
-                    if standstill.ends(&now) {
+                    let moves = standstill.ends(&now);
+                    if moves {
                         moved = Instant::now();
-                        notify::progress(now.pending_bytes);
+                    }
+                    if moves || now.offline != told_away {
+                        notify::progress(&now, moves);
+                        told_away = now.offline;
                     }
                     leaving.show(&now);
                     last = now;

@@ -333,7 +333,7 @@ async fn drain(control: &dyn Control, stall: Duration, say: &mpsc::Sender<Say>) 
                 let now = control.progress();
                 if standstill.ends(&now) {
                     moved = Instant::now();
-                    notify::progress(now.pending_bytes);
+                    notify::progress(&now, true);
                 }
                 if moved.elapsed() > stall {
                     return Err(stalled(stall, &now));

@@ -941,6 +941,17 @@ fn a_live_mount_takes_other_settings() {
     let refused = v.fails(&["set", &vault, "speed=1"], 2);
     assert!(refused.contains("upload-limit, download-limit, cache-size"), "{refused}");
     assert!(v.log().contains("changed by sealfs set"), "{}", v.log());
+    // What the level leaves out is not logged, from then on.
+    v.ok(&["set", &vault, "log-level=error"]);
+    v.ok(&["set", &vault, "download-limit=3M"]);
+    assert!(!v.log().contains("DownloadLimit"), "{}", v.log());
+    v.umount();
+    v.forget_local_state();
+    v.mount(&[]);
+    v.ok(&["set", &vault, "download-limit=512K"]);
+    let begun = Instant::now();
+    assert!(fs::read(v.at("fast")).expect("reads") == data);
+    assert!(begun.elapsed() >= Duration::from_millis(1200), "{:?}", begun.elapsed());
     v.umount();
 }
 
@@ -993,6 +1004,20 @@ fn a_mount_that_is_described_in_a_file_needs_only_its_name() {
     let shown = v.ok(&["set", &vault]);
     assert!(shown.contains("download-limit=6291456"), "{shown}");
     assert!(shown.contains("upload-limit=5242880"), "of its command line: {shown}");
+    v.umount();
+    // mount(8) and fstab: the name stands for the store, their directory is named again.
+    let program = Path::new(env!("CARGO_BIN_EXE_sealfs")).parent().expect("a directory");
+    let output = Command::new("sh")
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/mount.fuse.sealfs"))
+        .args(["box", &vault, "-o", "rw,_netdev,nofail,download_limit=7M"])
+        .env_clear()
+        .env("PATH", format!("{}:/usr/bin:/bin", program.display()))
+        .env("SEALFS_RUNTIME_DIR", v.path("run"))
+        .env("XDG_CONFIG_HOME", v.path("config"))
+        .output()
+        .expect("sh runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(v.ok(&["set", &vault]).contains("download-limit=7340032"));
     v.umount();
     let (code, said) = run(&["mount", "box", "--key-file", &v.text("nothing")]);
     assert!(code == Some(1) && said.contains("nothing"), "{code:?}: {said}");

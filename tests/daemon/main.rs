@@ -13,6 +13,7 @@ mod e2e_canary;
 mod e2e_outage;
 mod e2e_quota;
 mod e2e_requests;
+mod e2e_service;
 mod e2e_tamper;
 mod e2e_tools;
 mod exchange;

@@ -144,6 +144,9 @@ impl Shared {
         {
             return refuse(request, status, code).await;
         }
+        if self.memory.behaviour.read().wants_session_tokens && !has_its_token(&request) {
+            return refuse(request, 403, "InvalidToken").await;
+        }
         if settings::is_one(&request, &self.memory.behaviour.read()) {
             return settings::answer(request, &self.memory).await;
         }
@@ -154,6 +157,14 @@ impl Shared {
 fn is_signed_with(request: &Request<Incoming>, key: &str) -> bool {
     let signature = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
     signature.is_some_and(|s| s.contains(&format!("Credential={key}/")))
+}
+
+/// Whether the session token is that of the access key.
+fn has_its_token(request: &Request<Incoming>) -> bool {
+    let token = request.headers().get("x-amz-security-token").and_then(|v| v.to_str().ok());
+    token
+        .and_then(|t| t.strip_prefix("session-of-"))
+        .is_some_and(|key| is_signed_with(request, key))
 }
 
 fn content_length(headers: &hyper::HeaderMap) -> u64 {

@@ -57,6 +57,8 @@ pub struct Behaviour {
     pub refuses_storage_class: Option<&'static str>,
     /// An access key that is no longer good, and how requests with it are answered.
     pub revoked: Option<(&'static str, u16, &'static str)>,
+    /// Answers 403 to requests without the session token of their key, `session-of-KEY`.
+    pub wants_session_tokens: bool,
 }
 
 /// What the server does with encryption headers.
