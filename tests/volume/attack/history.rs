@@ -154,6 +154,7 @@ async fn objects_of_the_log_of_another_history_fit_nowhere() {
     let whole = |found: &BTreeSet<String>| found.len() == 6 && of_a(found);
     let fresh = Bench::seeing(Arc::new(InMemory::new()));
     let fork = log_numbers(&t.common).len();
+    assert!(a_log.len() > fork && b_log.len() > fork, "there is nothing to exchange");
     for (n, at) in b_log.iter().enumerate().skip(fork) {
         let what = format!("{at} of B");
         let mut one = t.a_all.clone();
