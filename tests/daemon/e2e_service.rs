@@ -214,6 +214,10 @@ fn an_endpoint_whose_certificate_expires_says_so_and_heals_once_it_is_renewed() 
     assert!(v.log().contains("certificate has expired"), "{}", v.log());
     let said = v.fails(&["key", "list", &v.url()], 4);
     assert!(said.contains("certificate has expired") && said.contains("timedatectl"), "{said}");
+    let doctor = v.run(&["doctor", &v.url()]);
+    let said = String::from_utf8_lossy(&doctor.stdout);
+    assert!(said.contains("certificate has expired") && said.contains("timedatectl"), "{said}");
+    assert_eq!(doctor.status.code(), Some(4), "as every command says it");
     front.certificate.send_replace("cert");
     wait_at_most(RECOVERY_MAX, "it heals", || v.status("pending_bytes") == 0);
     v.umount();

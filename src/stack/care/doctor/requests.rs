@@ -62,9 +62,11 @@ pub(super) async fn connection(report: &mut Report, s3: &Arc<S3Store>) -> bool {
             _ => "check the name of the bucket, --region, --endpoint-url and the network".into(),
         });
         let kind = match class(&e) {
-            ErrorClass::Auth | ErrorClass::Transport | ErrorClass::Throttled => {
-                StackErrorKind::Unreachable
-            }
+            ErrorClass::Auth
+            | ErrorClass::Transport
+            | ErrorClass::Untrusted
+            | ErrorClass::Foreign
+            | ErrorClass::Throttled => StackErrorKind::Unreachable,
             _ => StackErrorKind::Unsuitable,
         };
         report.fails(kind, what, sentence(&e), next);
