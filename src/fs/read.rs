@@ -179,6 +179,26 @@ impl Fs {
         offset: u64,
         len: u32,
     ) -> Option<Result<Bytes, FsError>> {
+        self.read_here(ino, offset, len, true)
+    }
+
+    /// [`Fs::read_now`] if memory alone can answer it: neither the disk nor decryption.
+    pub fn read_in_memory(
+        self: &Arc<Self>,
+        ino: Ino,
+        offset: u64,
+        len: u32,
+    ) -> Option<Result<Bytes, FsError>> {
+        self.read_here(ino, offset, len, false)
+    }
+
+    fn read_here(
+        self: &Arc<Self>,
+        ino: Ino,
+        offset: u64,
+        len: u32,
+        journal: bool,
+    ) -> Option<Result<Bytes, FsError>> {
         let turn = self.role.turn();
         let (inode, end, parts) = match self.plan(ino, offset, len) {
             Ok(Plan::Done(bytes)) => return Some(Ok(bytes)),
@@ -195,6 +215,7 @@ impl Fs {
                         return None;
                     }
                 }
+                Source::Record { .. } if !journal => return None,
                 _ => match self.local_part(part, turn) {
                     Ok(Some(bytes)) => out.push(bytes),
                     Ok(None) => return None,

@@ -194,7 +194,9 @@ impl Adapter {
         else {
             return;
         };
-        let Some(Ok(data)) = self.fs.read_now(ino, 0, attr.size as u32) else { return };
+        // What is in the journal the kernel has written, and has, as a rule.
+        let data = self.fs.volume().read_in_memory(ino, 0, attr.size as u32);
+        let Some(Ok(data)) = data else { return };
         if data.len() as u64 == attr.size
             && let Err(e) = rq.reply.device().store(rq.node(), &data)
         {

@@ -112,6 +112,23 @@ async fn a_mount_with_the_local_state_replays_what_the_bucket_does_not_have() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_in_the_journal_or_nowhere_near_is_not_in_memory() {
+    // Guards against a file that is decrypted, or fetched, only because it is opened.
+    let bucket = new_volume().await;
+    let local = tempfile::tempdir().expect("tempdir");
+    let m = open(&bucket, local.path()).await.expect("mount");
+    let f = m.fs.create(CALLER, Ino::ROOT, b"f".to_vec(), 0o644, 0).await.expect("create");
+    write(&m.fs, f.ino, 0, &[5; 3000]).await;
+    assert!(m.fs.read_in_memory(f.ino, 0, 3000).is_none(), "it may be in the journal");
+    assert!(m.sync(Duration::from_secs(20)).await);
+    assert!(m.fs.read_in_memory(f.ino, 0, 3000).is_none(), "it is in the bucket");
+    assert_eq!(read(&m.fs, f.ino).await, [5; 3000]);
+    let now = m.fs.read_in_memory(f.ino, 0, 3000).expect("it was just read").expect("reads");
+    assert_eq!(now[..], [5; 3000]);
+    assert!(m.shutdown(Duration::from_secs(20)).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shrinking_and_growing_again_shows_zeros() {
     // Guards against old extents showing through, in each state: pending, committed, both.
     let bucket = new_volume().await;
