@@ -17,7 +17,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::base::{Ino, SegmentId, Underway};
 use crate::store::error::{ErrorClass, class};
@@ -33,6 +33,9 @@ const FETCH_BLOCKS: u32 = (FETCH_BYTES_MAX / BLOCK) as u32;
 const TURN_MAX: Duration = Duration::from_secs(120);
 /// What the first small file of a segment fetches around itself.
 const WINDOW_FIRST: u64 = 256 << 10;
+/// After so long without a miss, whoever reads a segment's small files begins anew: files that are read now and
+/// then are no walk, and would bring megabytes each.
+const WINDOW_LASTS: Duration = Duration::from_secs(10);
 /// Segments whose locality is remembered.
 const HEAT_SEGMENTS: usize = 1024;
 
@@ -104,6 +107,7 @@ impl Drop for EndOfFetch {
 struct Heat {
     window: u64,
     last: Ino,
+    missed: Instant,
 }
 
 /// A cached fetch: evicted as a whole, because its blocks are slices of one allocation.
@@ -259,10 +263,12 @@ impl BlockCache {
         small: Option<Ino>,
     ) -> Range<u64> {
         let Some(ino) = small else { return range.clone() };
-        if inner.heat.peek(&id).is_none() {
-            inner.heat.put(id, Heat { window: WINDOW_FIRST, last: ino });
+        let first = || Heat { window: WINDOW_FIRST, last: ino, missed: Instant::now() };
+        let heat = inner.heat.get_or_insert_mut(id, first);
+        if heat.missed.elapsed() >= WINDOW_LASTS {
+            *heat = first();
         }
-        let heat = inner.heat.get_mut(&id).expect("just put");
+        heat.missed = Instant::now();
         if heat.last != ino {
             heat.last = ino;
             heat.window = (heat.window * 4).min(FETCH_BYTES_MAX);
@@ -484,6 +490,26 @@ mod tests {
         assert_eq!(inner.piece(id, 5 * BLOCK, 6 * BLOCK).expect("held").len(), 10);
         assert_eq!(inner.piece(id, 4 * BLOCK + 3, 7 * BLOCK).expect("held").len(), 65_536 + 7);
         assert!(inner.piece(id, 6 * BLOCK, 7 * BLOCK).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn small_files_that_are_read_now_and_then_do_not_bring_more_and_more() {
+        // Guards against a mount of days where every small file costs megabytes, because others of its
+        // segment were read once.
+        let segments = Arc::new(SegmentStore::new(Arc::new(InMemory::new())));
+        let len = 12 << 20;
+        let owned = [Owned { ino: Ino(2), incarnation: 0, offset: 0, len }];
+        let id = segments.new_id();
+        segments.put(id, vec![vec![3; len as usize].into()], &owned).await.expect("put");
+        let cache = BlockCache::new(segments, BlockCacheOptions::default());
+        let mut brought = Vec::new();
+        for (n, pause) in [(0, 0), (20, 1), (160, 1), (80, 60)] {
+            tokio::time::sleep(Duration::from_secs(pause)).await;
+            let (before, at) = (cache.inner.lock().bytes as u64, n * BLOCK);
+            cache.read(id, at..at + 4096, Some(Ino(n + 2)), &mut Vec::new()).await.expect("reads");
+            brought.push(cache.inner.lock().bytes as u64 - before);
+        }
+        assert_eq!(brought, [WINDOW_FIRST, 4 * WINDOW_FIRST, FETCH_BYTES_MAX, WINDOW_FIRST]);
     }
 
     #[tokio::test]
