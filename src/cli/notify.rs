@@ -18,7 +18,12 @@ pub fn ready(status: &str) {
     tell(&format!("READY=1\nSTATUS={}", status.replace('\n', " ")));
 }
 
-/// It reads its settings again; [`ready`] says when that is done.
+/// It has read its settings again; its status stays what it was.
+pub fn reloaded() {
+    tell("READY=1");
+}
+
+/// It reads its settings again; [`reloaded`] says when that is done.
 pub fn reloading() {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the clock is there since Linux 2.6, and `now` is written only.

@@ -26,7 +26,7 @@ pub async fn reloads(mut hangup: Signal, control: std::sync::Arc<dyn Control>) {
         if let Err(e) = reloaded {
             log::error!("SIGHUP: bug: {e}");
         }
-        notify::ready("reloaded");
+        notify::reloaded();
     }
 }
 

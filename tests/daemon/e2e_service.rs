@@ -243,6 +243,11 @@ fn a_service_that_stops_says_how_far_it_is_and_asks_for_time_while_it_moves() {
     command.env("NOTIFY_SOCKET", v.path("notify"));
     let mut daemon = Holder(command.spawn().expect("runs"));
     assert!(said().starts_with("READY=1\nSTATUS=mounted on "));
+    // `systemctl reload`: it is told when that has begun, and when it is done.
+    // SAFETY: the process is this test's own daemon.
+    unsafe { libc::kill(daemon.0.id() as i32, libc::SIGHUP) };
+    assert!(said().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    assert_eq!(said(), "READY=1", "the status stays that of the mount");
     let bytes = 4 << 20;
     fs::write(v.at("large"), noise(7, bytes)).expect("writes");
     // SAFETY: the process is this test's own daemon.
