@@ -183,7 +183,11 @@ fn rfc3339(text: &str) -> Option<Timestamp> {
         Some(_) => 0,
         None => {
             let (hours, minutes) = zone[1..].split_once(':')?;
-            let secs = hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60;
+            let (hours, minutes) = (hours.parse::<i64>().ok()?, minutes.parse::<i64>().ok()?);
+            if !(0..24).contains(&hours) || !(0..60).contains(&minutes) {
+                return None;
+            }
+            let secs = hours * 3600 + minutes * 60;
             if zone.starts_with('-') { -secs } else { secs }
         }
     };
@@ -191,6 +195,7 @@ fn rfc3339(text: &str) -> Option<Timestamp> {
     let (hour, minute) = (clock.next()?.parse::<i64>().ok()?, clock.next()?.parse::<i64>().ok()?);
     let seconds = time(clock.next()?)?;
     let fits = (1..=12).contains(&month) && (1..=31).contains(&day) && (0..24).contains(&hour);
+    let fits = fits && (0..=60).contains(&seconds.secs); // 60: a leap second
     if !fits || !(0..60).contains(&minute) || !(-9999..=9999).contains(&year) {
         return None;
     }
@@ -343,6 +348,10 @@ mod tests {
             "file-mtime=1700000000123456789ns\nmc-attrs=mtime:1700000000#5/mode:16877\nfile-owner=7",
             "xattr={\"user.a\":\"YQ==\"}\n--symlink-target=../x\nbtime=9223372036854775807",
         ];
+        let far = ["9223372036854775807Z", "05+9223372036854775807:00", "05-00:99999999999999999"];
+        for seconds in far {
+            assert_eq!(time(&format!("2026-11-26T21:00:{seconds}")), None, "{seconds}");
+        }
         let words =
             ["9223372036854775807", "-", "#", "ns", "T", "Z", "+23:59", ".", "0", "170000", "/"];
         garbled_text(&seeds, &words, |text| {

@@ -259,6 +259,10 @@ fn check_age_file(file: &[u8]) -> Result<(), KeptError> {
             break;
         }
         let Some(stanza) = line.strip_prefix(b"-> ") else { continue };
+        // Whoever reads it by another rule might see another kind.
+        if !stanza.iter().all(|b| b.is_ascii_graphic() || *b == b' ') {
+            return bad("an age file has a stanza that is no text");
+        }
         let kind = stanza.split(|b| *b == b' ').next().unwrap_or_default();
         if kind == b"scrypt" {
             return bad("an age file is for a passphrase, which no slot is made for");
@@ -335,6 +339,8 @@ mod tests {
         assert!(refused(scrypt).contains("passphrase"));
         let second = age_file("-> X25519 a\nbody\n-> scrypt c2FsdA 63\nbody\n", 64);
         assert!(refused(second).contains("passphrase"));
+        let hidden = age_file("-> scrypt\0 c2FsdA 63\nbody\n", 64);
+        assert!(refused(hidden).contains("no text"));
         let many = age_file(&"-> X25519 a\nb\n".repeat(AGE_STANZAS_MAX + 1), 64);
         assert!(refused(many).contains("stanzas"));
         let payloads = [63, 65, 10_000].map(|len| age_file("-> X25519 a\nb\n", len));
