@@ -68,22 +68,23 @@ fn describe(s: &Status, now: SystemTime) -> String {
         "pending",
         match (p.pending_bytes, s.oldest_pending_secs) {
             (0, _) => "nothing; everything is in the bucket".into(),
-            (bytes, Some(age)) => {
+            // Of a writer that was overtaken: nobody sends it.
+            (bytes, None) if matches!(s.connection, Connection::Fenced | Connection::ReadOnly) => {
+                let files = counted(p.pending_files, "file");
+                format!("{} in {files}, on this machine only, and not sent", size(bytes))
+            }
+            (bytes, age) => {
                 let sent = match p.sent_bytes {
                     0 => String::new(),
                     bytes => format!(", {} of it sent", size(bytes)),
                 };
                 format!(
-                    "{} in {}{sent}, the oldest for {age:.1} s; sending {}/s",
+                    "{} in {}{sent}, the oldest for {:.1} s; sending {}/s",
                     size(bytes),
                     counted(p.pending_files, "file"),
+                    age.unwrap_or(0.0), // written between two looks
                     size(s.upload_bytes_per_sec)
                 )
-            }
-            // Of a writer that was overtaken: nobody sends it.
-            (bytes, None) => {
-                let files = counted(p.pending_files, "file");
-                format!("{} in {files}, on this machine only, and not sent", size(bytes))
             }
         },
     );
@@ -269,9 +270,11 @@ mod tests {
         }
         status.connection = Connection::Online;
         status.oldest_pending_secs = None;
+        assert!(describe(&status, now).contains("2.00 KiB in 3 files, the oldest for 0.0 s"));
+        status.connection = Connection::Fenced;
         let text = describe(&status, now);
         assert!(text.contains("pending   2.00 KiB in 3 files, on this machine only"), "{text}");
-        status.progress.pending_bytes = 0;
+        (status.progress.pending_bytes, status.connection) = (0, Connection::Online);
         let text = describe(&status, now);
         assert!(text.contains("state     online") && text.contains("everything is in the bucket"));
     }

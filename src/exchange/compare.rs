@@ -117,7 +117,7 @@ mod tests {
         std::fs::write(tmp.path().join("f"), "hello").expect("writes");
         let tree = Tree::open(tmp.path()).expect("opens");
         let at = Timestamp { secs: 7, nanos: 9 };
-        tree.set_times(crate::exchange::tree::Spot::At(Path::new("f")), None, at).expect("sets");
+        tree.set_times(crate::exchange::spot::Spot::At(Path::new("f")), None, at).expect("sets");
         let stat = tree.stat(Path::new("f")).expect("looks").expect("is there");
         let said = origin(&object, 5, at);
         assert!(is_unchanged(&stat, Some(said.as_bytes()), &object));

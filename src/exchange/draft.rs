@@ -6,14 +6,19 @@
 //! another keeps all others of the mount waiting. What replaces something is made in the directory of unfinished
 //! files, and renamed.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use super::report::{Run, Trouble};
-use super::tree::{Spot, Tree, split, stat_fd};
+use super::spot::{ACL, Spot};
+use super::tree::{Stat, Tree, split, stat_fd};
 use super::way::{is_in_the_way, put_in_place};
+
+/// Permission bits that nobody knows any more.
+pub const UNKNOWN: u32 = u32::MAX;
 
 /// What is made and has not got its name yet.
 pub struct Draft {
@@ -26,7 +31,7 @@ pub struct Draft {
 impl Draft {
     /// A new file that is to be at `path`, which needs no temporary name if nothing `is_there`. `perm`, of which
     /// 0777 counts, is what it should be made with: the umask, or an access control list of the directory, may
-    /// leave less.
+    /// leave less. Its owner may write in any case, since extended attributes are yet to be set.
     ///
     /// # Errors
     /// Those of openat(2), and of making the directories on the way.
@@ -34,14 +39,17 @@ impl Draft {
         let unnamed = match is_there {
             true => None,
             // What is in the way gives way when the name is given.
-            false => tree.dir(split(path).0, true).ok().map(|dir| tree.unnamed(&dir, perm & 0o777)),
+            false => tree
+                .dir(split(path).0, true)
+                .ok()
+                .map(|dir| tree.unnamed(&dir, perm & 0o777 | 0o600)),
         };
         let (file, temp) = match unnamed {
             Some(Ok(file)) => (file, None),
             Some(Err(e)) if !is_unknown(&e) => return Err(e),
             _ => {
                 let temp = tree.temp();
-                (tree.write(&temp)?, Some(temp))
+                (tree.create(&temp)?, Some(temp))
             }
         };
         let perm = stat_fd(file.as_raw_fd())?.mode & 0o7777;
@@ -56,6 +64,65 @@ impl Draft {
     /// The file, if it was made as one.
     pub fn opened(&self) -> Option<&File> {
         self.file.as_ref().map(|(file, _)| file)
+    }
+
+    /// The file once more, to write to.
+    ///
+    /// # Errors
+    /// Those of dup(2).
+    pub fn again(&self) -> io::Result<File> {
+        self.opened().ok_or(io::ErrorKind::InvalidInput)?.try_clone()
+    }
+
+    /// Bytes of the file.
+    ///
+    /// # Errors
+    /// Those of looking.
+    pub fn size(&self, tree: &Tree) -> io::Result<u64> {
+        let stat = match (&self.file, &self.temp) {
+            (Some((file, _)), _) => Some(stat_fd(file.as_raw_fd())?),
+            (None, temp) => tree.stat(temp.as_deref().unwrap_or(Path::new("")))?,
+        };
+        Ok(stat.map_or(0, |stat| stat.size))
+    }
+
+    /// Gives it the rights that a new file would have had where it is to be, or those of the one that it replaces
+    /// (`was`), as far as they are a list. Only what was made among the unfinished files lacks them. Returns the
+    /// permission bits and the group that go with them, where nothing is replaced.
+    ///
+    /// # Errors
+    /// Those of the calls.
+    pub fn rights_of_place(
+        &mut self,
+        tree: &Tree,
+        path: &Path,
+        was: Option<Stat>,
+    ) -> io::Result<Option<(u32, u32)>> {
+        if self.temp.is_none() {
+            return Ok(None);
+        }
+        let (acl, rights) = match was {
+            Some(_) => (tree.xattr(path, ACL)?, None),
+            None => {
+                let beside = Draft::file(tree, path, 0o666, false)?;
+                if beside.temp.is_some() {
+                    beside.discard(tree); // there is no such thing here
+                    return Ok(None);
+                }
+                let stat = beside.opened().map(|file| stat_fd(file.as_raw_fd())).transpose()?;
+                (tree.acl(beside.spot())?, stat.map(|stat| (stat.mode & 0o777, stat.gid)))
+            }
+        };
+        if let Some(acl) = acl {
+            tree.set_xattr(self.spot(), OsStr::new(ACL), Some(&acl))?;
+            self.file.iter_mut().for_each(|(_, perm)| *perm = UNKNOWN);
+        }
+        Ok(rights)
+    }
+
+    /// Whether it was made among the unfinished files, not where it is to be.
+    pub fn is_elsewhere(&self) -> bool {
+        self.temp.is_some()
     }
 
     /// Where attributes go.
@@ -115,8 +182,8 @@ mod tests {
     use crate::base::Timestamp;
     use crate::exchange::report::Options;
     use crate::exchange::tree::WORK_DIR;
-    use std::ffi::OsStr;
     use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_new_file_has_no_name_until_it_is_whole() {
@@ -142,5 +209,24 @@ mod tests {
             assert_eq!(text, format!("round {round}"));
         }
         assert!(tree.list(Path::new(WORK_DIR)).expect("lists").is_empty());
+    }
+
+    #[test]
+    fn a_file_that_nobody_may_write_gets_its_attributes_first() {
+        // Guards against an import by somebody else than root that fails at, or loses attributes of, files that
+        // are read-only: who sets an extended attribute must be allowed to write.
+        let tmp = tempfile::tempdir().expect("a directory");
+        std::fs::set_permissions(tmp.path(), PermissionsExt::from_mode(0o777)).expect("sets");
+        let tree = Tree::open(tmp.path()).expect("opens");
+        // SAFETY: takes a number, and changes this thread only.
+        unsafe { libc::setfsuid(65534) };
+        let made = Draft::file(&tree, Path::new("f"), 0o444, false).and_then(|draft| {
+            tree.set_xattr(draft.spot(), OsStr::new("user.a"), Some(b"b"))?;
+            tree.set_perm(draft.spot(), 0o444)?;
+            Ok(stat_fd(draft.again()?.as_raw_fd())?.mode & 0o7777)
+        });
+        // SAFETY: as above.
+        unsafe { libc::setfsuid(libc::geteuid()) };
+        assert_eq!(made.expect("makes"), 0o444);
     }
 }

@@ -4,7 +4,7 @@
 //! large ones. A file remembers in the xattr [`ORIGIN`] which object it came from: that is how the
 //! next run knows, from the listing alone, that there is nothing to do.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -22,29 +22,24 @@ use super::compare::{
 };
 use super::draft::Draft;
 use super::large::{FileSink, LARGE, PARTS_XATTR, Sink, blocking, fetch_large, pour};
-use super::names::{ALSO_DIRECTORY, Key, Odd, places};
+use super::names::{ALSO_DIRECTORY, Odd};
 use super::outfit::{INSTRUCTION, Outfit, Told};
 use super::parallel::each;
+use super::plan::{Item, Plan, levels, plan};
 use super::report::{Event, ExchangeError, Run, Trouble};
 use super::sealed::{CipherSink, Found, OpenWith, envelope_of, instructed, is_instruction};
-use super::tree::{Spot, Stat, Tree};
+use super::spot::Spot;
+use super::tree::{Stat, Tree};
 use super::way::{delete_rest, make_dir};
 use crate::base::is_root;
 use crate::store::s3::{About, Body, Listed};
 
 /// Objects up to this size are in memory whole.
 const SMALL: u64 = 1 << 20;
+/// What a file is made with that nobody says anything of (open(2), less the umask).
+const NEW_FILE: u32 = 0o666;
 /// Tries of an object that is replaced while it is read.
 const VERSIONS_MAX: u32 = 3;
-
-/// One object and where it goes.
-#[derive(Clone, Debug)]
-struct Item {
-    object: Listed,
-    path: PathBuf,
-    is_dir: bool,
-    odd: Option<Odd>,
-}
 
 /// What is at the path of an object.
 enum Look {
@@ -152,7 +147,12 @@ pub async fn end(
         if !r.options.dry_run {
             t.sync()?;
             if failed == 0 {
+                let top = t.stat(Path::new(""))?;
                 t.clear_work()?;
+                // Which is no change that anybody wants to see.
+                if let Some(top) = top {
+                    t.set_times(Spot::At(Path::new("")), None, top.mtime)?;
+                }
                 t.forget_losses();
             }
         }
@@ -192,83 +192,6 @@ fn with_instruction(listed: &[Listed]) -> HashMap<String, String> {
         }
     }
     found
-}
-
-/// Where everything goes.
-struct Plan {
-    /// What the filter takes.
-    items: Vec<Item>,
-    /// Where there is something that `--delete` must not delete: of the source, whether the filter takes it or
-    /// not. Empty unless that is asked for.
-    keep: HashSet<PathBuf>,
-}
-
-/// Where everything goes. Every key has its place, the filter or not: so a place does not depend on it.
-fn plan(bucket: &Bucket, listed: Vec<Listed>, run: &Run) -> Result<Plan, ExchangeError> {
-    let filter = &run.options.filter;
-    let is_meant = |object: &Listed| match bucket.below(&object.key) {
-        // The marker of the prefix itself.
-        "" => filter.takes_all(),
-        name => filter.takes(name),
-    };
-    let keys: Vec<Key<'_>> = listed
-        .iter()
-        .map(|object| Key { name: bucket.below(&object.key), is_empty: object.size == 0 })
-        .collect();
-    let placed = places(&keys);
-    drop(keys);
-    let mut on_the_way = HashSet::new();
-    for (object, place) in listed.iter().zip(&placed) {
-        if !filter.takes_all() && is_meant(object) {
-            keep_on_the_way(&mut on_the_way, Path::new(&place.path));
-        }
-    }
-    let (mut items, mut keep) = (Vec::new(), HashSet::new());
-    for (object, place) in listed.into_iter().zip(placed) {
-        let path = PathBuf::from(place.path);
-        // The marker of a directory that is made anyway says who may look into it.
-        let is_meant = is_meant(&object) || place.is_dir && on_the_way.contains(&path);
-        if run.options.delete {
-            keep_on_the_way(&mut keep, &path);
-        }
-        if is_meant {
-            items.push(Item { object, path, is_dir: place.is_dir, odd: place.odd });
-        }
-    }
-    let odd = || items.iter().filter_map(|item| Some((item, item.odd?)));
-    if run.options.strict
-        && let Some((item, why)) = odd().next()
-    {
-        return Err(ExchangeError::Refused(format!(
-            "{} of {} keys cannot be paths, the first is {:?}: {}\nhint: without --strict they get \
-             names that say so",
-            odd().count(),
-            items.len(),
-            item.object.key,
-            why.why()
-        )));
-    }
-    for (item, why) in odd() {
-        run.renamed(&item.object.key, &item.path.to_string_lossy(), why.why());
-    }
-    items.iter().for_each(|item| run.expects(item.object.size));
-    Ok(Plan { items, keep })
-}
-
-/// Keeps a path, and the directories on the way to it.
-fn keep_on_the_way(keep: &mut HashSet<PathBuf>, path: &Path) {
-    for path in path.ancestors().filter(|path| !path.as_os_str().is_empty()) {
-        if !keep.insert(path.to_owned()) {
-            return;
-        }
-    }
-}
-
-/// Directories by how deep they lie, the deepest first.
-fn levels(mut items: Vec<Item>) -> Vec<Vec<Item>> {
-    let depth = |item: &Item| item.path.components().count();
-    items.sort_by_key(|item| std::cmp::Reverse(depth(item)));
-    items.chunk_by(|a, b| depth(a) == depth(b)).map(<[Item]>::to_vec).collect()
 }
 
 async fn transfer(import: &Arc<Import>, items: Vec<Item>) -> Result<(), ExchangeError> {
@@ -421,10 +344,10 @@ impl Import {
         }
         match outfit.attributes.what {
             What::File if object.size > SMALL => {
-                let temp = self.tree.temp();
-                let poured = self.pour_into(&temp, object, body).await;
+                let draft = self.draft(item, was, &outfit).await?;
+                let poured = self.pour_into(&draft, object, body).await;
                 drop(stream);
-                self.dress(item, was, temp, outfit, poured).await
+                self.dress(item, was, draft, outfit, poured).await
             }
             _ => {
                 let bytes = self.gather(object, body).await?;
@@ -461,22 +384,32 @@ impl Import {
     ) -> Result<(), Trouble> {
         let object = &item.object;
         let unlocked = self.open.unlock(&found.envelope).await?;
-        let temp = self.tree.temp();
-        let (tree, at, size) = (self.tree.clone(), temp.clone(), object.size);
-        let made = blocking(move || CipherSink::new(&unlocked, size, Arc::new(tree.write(&at)?)));
+        let draft = self.draft(item, was, &outfit).await?;
+        let (file, size) = (draft.again(), object.size);
+        let made = blocking(move || CipherSink::new(&unlocked, size, Arc::new(file?)));
         let poured = async {
             let all = 0..object.size;
             let sink = pour(&self.bucket, &self.run, object, all, body, made.await?).await?;
             blocking(move || sink.finish()).await
         };
         let poured = poured.await.map(drop);
-        self.dress(item, was, temp, outfit, poured).await
+        self.dress(item, was, draft, outfit, poured).await
     }
 
-    async fn pour_into(&self, temp: &Path, object: &Listed, body: Body) -> Result<(), Trouble> {
-        let (tree, at) = (self.tree.clone(), temp.to_owned());
-        let file = blocking(move || Ok(Arc::new(tree.write(&at)?))).await?;
-        let sink = FileSink::new(file, 0);
+    /// A file for an object that comes.
+    async fn draft(
+        self: &Arc<Self>,
+        item: &Item,
+        was: Option<Stat>,
+        outfit: &Outfit,
+    ) -> Result<Draft, Trouble> {
+        let (me, path, perm) = (self.clone(), item.path.clone(), self.said(outfit, was));
+        let perm = perm.unwrap_or(NEW_FILE);
+        blocking(move || Ok(Draft::file(&me.tree, &path, perm, was.is_some())?)).await
+    }
+
+    async fn pour_into(&self, draft: &Draft, object: &Listed, body: Body) -> Result<(), Trouble> {
+        let sink = FileSink::new(Arc::new(draft.again()?), 0);
         pour(&self.bucket, &self.run, object, 0..object.size, Some(body), sink).await.map(drop)
     }
 
@@ -507,7 +440,7 @@ impl Import {
         }
         let (bucket, run) = (&self.bucket, &self.run);
         let temp = fetch_large(bucket, &self.tree, run, &item.object, &self.streams).await?;
-        self.dress(item, was, temp, outfit, Ok(())).await
+        self.dress(item, was, Draft::at(temp), outfit, Ok(())).await
     }
 
     /// Gives a finished file its name, or removes one that failed.
@@ -515,14 +448,14 @@ impl Import {
         self: &Arc<Self>,
         item: &Item,
         was: Option<Stat>,
-        temp: PathBuf,
+        draft: Draft,
         outfit: Outfit,
         poured: Result<(), Trouble>,
     ) -> Result<(), Trouble> {
         let (me, item) = (self.clone(), item.clone());
         blocking(move || {
-            let made = poured.and_then(|()| Ok(me.tree.stat(&temp)?.map_or(0, |stat| stat.size)));
-            me.placed(&item, was, Draft::at(temp), made.map(Some), outfit)
+            let made = poured.and_then(|()| Ok(Some(draft.size(&me.tree)?)));
+            me.placed(&item, was, draft, made, outfit)
         })
         .await
     }
@@ -553,8 +486,7 @@ impl Import {
                 (Draft::at(temp), Ok(None))
             }
             _ => {
-                let perm = self.perm_of(&outfit, was);
-                // A mode of 0444 does not keep the file that is open from being written.
+                let perm = self.said(&outfit, was).unwrap_or(NEW_FILE);
                 let draft = Draft::file(&self.tree, &item.path, perm, was.is_some())?;
                 let written = draft.opened().map_or(Ok(()), |file| file.write_all_at(bytes, 0));
                 (draft, written.map(|()| Some(bytes.len() as u64)).map_err(Trouble::from))
@@ -579,10 +511,10 @@ impl Import {
         done
     }
 
-    /// The permission bits of a file: what nobody says anything of stays as it is.
-    fn perm_of(&self, outfit: &Outfit, was: Option<Stat>) -> u32 {
+    /// The permission bits of a file, if somebody says anything of them: else they stay as they are.
+    fn said(&self, outfit: &Outfit, was: Option<Stat>) -> Option<u32> {
         let kept = was.filter(Stat::is_file).map(|was| was.mode & 0o7777);
-        outfit.attributes.perm.or(kept).unwrap_or(self.perm_default)
+        outfit.attributes.perm.or(kept)
     }
 
     /// Whether the link that is there already has this target.
@@ -631,12 +563,19 @@ impl Import {
             }
         }
         let kept = was.filter(Stat::is_file);
-        let perm = self.perm_of(&outfit, was);
+        let (said, is_link) = (self.said(&outfit, was), outfit.attributes.what == What::Symlink);
+        let rights = match is_link {
+            true => None,
+            false => draft.rights_of_place(&self.tree, &item.path, kept)?,
+        };
         let attributes = &mut outfit.attributes;
-        attributes.perm = Some(perm);
+        // One that was made where it is to be has the rights of that place.
+        let new =
+            draft.is_elsewhere().then_some(rights.map_or(self.perm_default, |(perm, _)| perm));
+        attributes.perm = said.or(new);
         attributes.uid = attributes.uid.or(kept.map(|was| was.uid));
-        attributes.gid = attributes.gid.or(kept.map(|was| was.gid));
-        if let Some(size) = size.filter(|_| attributes.what != What::Symlink) {
+        attributes.gid = attributes.gid.or(kept.map(|was| was.gid)).or(rights.map(|(_, gid)| gid));
+        if let Some(size) = size.filter(|_| !is_link) {
             outfit.remember(&self.run, &item.object, size);
         }
         if item.object.size >= LARGE {

@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 
 use super::bucket::Bucket;
 use super::report::{ExchangeError, Run, Trouble};
-use super::tree::{Tree, WORK_DIR};
+use super::tree::{PART_NAME, Tree, WORK_DIR};
 use crate::base::hex;
 use crate::store::class;
 use crate::store::s3::{Body, Listed};
@@ -152,7 +152,7 @@ pub fn unfinished(object: &Listed) -> PathBuf {
     hash.update(object.key.as_bytes());
     hash.update([0]);
     hash.update(object.e_tag.as_bytes());
-    Path::new(WORK_DIR).join(format!("part-{}", hex(&hash.finalize()[..16])))
+    Path::new(WORK_DIR).join(format!("{PART_NAME}{}", hex(&hash.finalize()[..16])))
 }
 
 /// Which ranges of an unfinished file are there.

@@ -17,10 +17,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use parking_lot::Mutex;
 
-use super::draft::Draft;
+use super::draft::{Draft, UNKNOWN};
 use super::import::{end, take_work};
 use super::report::{Event, ExchangeError, PATIENCE, Run, Trouble};
-use super::tree::{Spot, Stat, Tree, stat_fd};
+use super::spot::Spot;
+use super::tree::{Stat, Tree, stat_fd};
 use super::way::{make_dir, put_in_place};
 use crate::base::read_up_to;
 
@@ -376,7 +377,7 @@ impl Copy {
         if owner_differs || perm_differs || stat.mtime != was.mtime {
             return self.dress(path, Spot::At(path), stat);
         }
-        self.copy_xattrs(path, Spot::At(path))
+        self.copy_xattrs(path, Spot::At(path)).map(drop)
     }
 
     /// Makes what is at `path`, with its contents, and says what the file was when it was read.
@@ -480,20 +481,25 @@ impl Copy {
         if self.is_root {
             self.to.set_owner(target, stat.uid, stat.gid)?;
         }
+        // Before the file is read-only; a list of access rights changes its permission bits.
+        let target = match (self.copy_xattrs(path, target)?, target) {
+            (true, Spot::Open { file, .. }) => Spot::Open { file, perm: UNKNOWN },
+            _ => target,
+        };
         if stat.kind() != libc::S_IFLNK {
             let own = self.is_root || !matches!(stat.mode & 0o6000, 1..);
             let mask = if own { 0o7777 } else { 0o1777 };
             self.to.set_perm(target, stat.mode & mask)?;
         }
-        self.copy_xattrs(path, target)?;
         self.to.set_times(target, Some(stat.atime), stat.mtime)?;
         Ok(())
     }
 
-    fn copy_xattrs(&self, path: &Path, target: Spot<'_>) -> Result<(), Trouble> {
+    /// Extended attributes, whose change is told.
+    fn copy_xattrs(&self, path: &Path, target: Spot<'_>) -> Result<bool, Trouble> {
         let (wanted, there) = (self.from.xattrs(Spot::At(path))?, self.to.xattrs(target)?);
         if wanted == there {
-            return Ok(());
+            return Ok(false);
         }
         for (name, _) in there.iter().filter(|(name, _)| !wanted.iter().any(|(n, _)| n == name)) {
             let _ = self.to.set_xattr(target, name, None); // it may be one of the file system's own
@@ -504,7 +510,7 @@ impl Copy {
                 self.run.lost("extended attributes that this user may not set", 1);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// A further name of a file.

@@ -6,7 +6,8 @@ use super::attributes::{Attributes, What, is_understood};
 use super::bucket::{Bucket, patiently};
 use super::compare::{ORIGIN, WITH_METADATA, origin};
 use super::report::{Run, Trouble};
-use super::tree::{Spot, Tree};
+use super::spot::Spot;
+use super::tree::Tree;
 use crate::base::Timestamp;
 use crate::s3ec::is_own_key;
 use crate::store::class;
@@ -95,11 +96,12 @@ impl Outfit {
             let (uid, gid) = (attributes.uid.unwrap_or(keep), attributes.gid.unwrap_or(keep));
             tree.set_owner(spot, uid, gid)?;
         }
+        if !is_link {
+            // Before the file is read-only.
+            self.put_xattrs(tree, run, spot)?;
+        }
         if let (Some(perm), false) = (attributes.perm, is_link) {
             tree.set_perm(spot, perm)?;
-        }
-        if !is_link {
-            self.put_xattrs(tree, run, spot)?;
         }
         tree.set_times(spot, attributes.atime, self.mtime)?;
         Ok(())

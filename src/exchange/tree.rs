@@ -6,13 +6,12 @@
 
 use std::collections::HashSet;
 use std::ffi::{CString, OsStr, OsString};
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -24,11 +23,10 @@ use crate::base::Timestamp;
 
 /// Where unfinished files lie, at the top of the tree. A run that is over removes it.
 pub const WORK_DIR: &str = ".sealfs-unfinished";
+/// How the names of parts of large objects begin there.
+pub const PART_NAME: &str = "part-";
 /// Directories that are kept open.
 const OPEN_DIRS_MAX: usize = 256;
-/// Bytes of the value of an extended attribute (`XATTR_SIZE_MAX` of Linux), and of a list of names.
-const XATTR_BYTES_MAX: usize = 64 << 10;
-
 /// What `lstat` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
@@ -88,20 +86,6 @@ impl Stat {
     }
 }
 
-/// What attributes are set of.
-#[derive(Clone, Copy, Debug)]
-pub enum Spot<'a> {
-    /// A file that is open, and the permission bits that it has: no name is looked up.
-    Open {
-        /// The file.
-        file: &'a File,
-        /// Its permission bits.
-        perm: u32,
-    },
-    /// What is at a path.
-    At(&'a Path),
-}
-
 /// One tree. Shared by threads.
 pub struct Tree {
     top: Arc<OwnedFd>,
@@ -112,28 +96,19 @@ pub struct Tree {
     next_temp: AtomicU64,
 }
 
-/// A path to what a descriptor, or a name in a directory, stands for.
-struct ProcPath {
-    path: CString,
-    /// Whether its last part is a link of the kernel's own, to follow; else it is a name, and is not followed.
-    follow: bool,
-    /// What the path leads through.
-    _open: Option<Arc<OwnedFd>>,
-}
-
-fn proc_fd(fd: RawFd) -> Vec<u8> {
+pub(super) fn proc_fd(fd: RawFd) -> Vec<u8> {
     format!("/proc/self/fd/{fd}").into_bytes()
 }
 
-fn c_name(name: &OsStr) -> io::Result<CString> {
+pub(super) fn c_name(name: &OsStr) -> io::Result<CString> {
     CString::new(name.as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+pub(super) fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn owned(result: libc::c_int) -> io::Result<OwnedFd> {
+pub(super) fn owned(result: libc::c_int) -> io::Result<OwnedFd> {
     let fd = checked(result)?;
     // SAFETY: the call has just opened it, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -169,7 +144,7 @@ impl Tree {
     }
 
     /// The directory at `path`, opened; `make`: those that are missing are made, with mode 0777 less
-    /// the umask.
+    /// the umask ([`WORK_DIR`]: for its owner only).
     ///
     /// # Errors
     /// `ENOTDIR` or `ELOOP` where something else is in its place; those of openat(2), mkdirat(2).
@@ -185,10 +160,12 @@ impl Tree {
         let c = c_name(name)?;
         // SAFETY: a descriptor and a C string, both live.
         let open = || owned(unsafe { libc::openat(parent.as_raw_fd(), c.as_ptr(), DIR_FLAGS) });
+        // What lies among the unfinished files has not got its rights yet.
+        let mode = if path == Path::new(WORK_DIR) { 0o700 } else { 0o777 };
         let opened = match open() {
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) && make => {
                 // SAFETY: as above.
-                match checked(unsafe { libc::mkdirat(parent.as_raw_fd(), c.as_ptr(), 0o777) }) {
+                match checked(unsafe { libc::mkdirat(parent.as_raw_fd(), c.as_ptr(), mode) }) {
                     Err(e) if e.raw_os_error() != Some(libc::EEXIST) => return Err(e),
                     Err(_) => open()?, // another task was here
                     Ok(_) => {
@@ -304,106 +281,7 @@ impl Tree {
         Ok(OsString::from_vec(buffer))
     }
 
-    /// The extended attribute `name` of what is at `path`; `None` if it has none of that name.
-    ///
-    /// # Errors
-    /// Those of lgetxattr(2) but that.
-    pub fn xattr(&self, path: &Path, name: &str) -> io::Result<Option<Vec<u8>>> {
-        self.xattr_of(Spot::At(path), OsStr::new(name))
-    }
-
-    fn xattr_of(&self, spot: Spot<'_>, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
-        let at = self.proc_path(spot)?;
-        let get = if at.follow { libc::getxattr } else { libc::lgetxattr };
-        let name = c_name(name)?;
-        let mut value = vec![0u8; 512];
-        loop {
-            // SAFETY: the buffer has as many bytes as the call is told; the strings are live.
-            let n = unsafe {
-                let out = value.as_mut_ptr().cast();
-                get(at.path.as_ptr(), name.as_ptr(), out, value.len())
-            };
-            if n >= 0 {
-                value.truncate(n as usize);
-                return Ok(Some(value));
-            }
-            let e = io::Error::last_os_error();
-            match e.raw_os_error() {
-                Some(libc::ENODATA | libc::ENOTSUP | libc::ENOENT) => return Ok(None),
-                Some(libc::ERANGE) if value.len() < XATTR_BYTES_MAX => {
-                    value.resize(XATTR_BYTES_MAX, 0);
-                }
-                _ => return Err(e),
-            }
-        }
-    }
-
-    /// All extended attributes; none where the file system has none.
-    ///
-    /// # Errors
-    /// Those of llistxattr(2), lgetxattr(2).
-    pub fn xattrs(&self, spot: Spot<'_>) -> io::Result<Vec<(OsString, Vec<u8>)>> {
-        let at = self.proc_path(spot)?;
-        let list = if at.follow { libc::listxattr } else { libc::llistxattr };
-        let mut names = vec![0u8; XATTR_BYTES_MAX];
-        // SAFETY: the buffer has as many bytes as the call is told.
-        let n = unsafe { list(at.path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
-        if n < 0 {
-            let e = io::Error::last_os_error();
-            return match e.raw_os_error() {
-                Some(libc::ENOTSUP | libc::EPERM) => Ok(Vec::new()),
-                _ => Err(e),
-            };
-        }
-        names.truncate(n as usize);
-        let mut found = Vec::new();
-        for name in names.split(|b| *b == 0).filter(|name| !name.is_empty()) {
-            if let Some(value) = self.xattr_of(spot, OsStr::from_bytes(name))? {
-                found.push((OsString::from_vec(name.to_vec()), value));
-            }
-        }
-        found.sort();
-        Ok(found)
-    }
-
-    /// Sets or, with `None`, removes an extended attribute; links are not followed.
-    ///
-    /// # Errors
-    /// Those of lsetxattr(2), lremovexattr(2).
-    pub fn set_xattr(&self, spot: Spot<'_>, name: &OsStr, value: Option<&[u8]>) -> io::Result<()> {
-        let at = self.proc_path(spot)?;
-        let set = if at.follow { libc::setxattr } else { libc::lsetxattr };
-        let remove = if at.follow { libc::removexattr } else { libc::lremovexattr };
-        let (path, name) = (at.path.as_ptr(), c_name(name)?);
-        // SAFETY: the value has as many bytes as the call is told; the strings are live.
-        checked(unsafe {
-            match value {
-                Some(value) => set(path, name.as_ptr(), value.as_ptr().cast(), value.len(), 0),
-                None => remove(path, name.as_ptr()),
-            }
-        })
-        .map(drop)
-    }
-
-    /// A path of the kernel's own to where attributes are.
-    fn proc_path(&self, spot: Spot<'_>) -> io::Result<ProcPath> {
-        let (open, mut path, name) = match spot {
-            Spot::Open { file, .. } => (None, proc_fd(file.as_raw_fd()), None),
-            Spot::At(path) => {
-                let (dir, name) = self.at_or_dot(path)?;
-                let path = proc_fd(dir.as_raw_fd());
-                (Some(dir), path, Some(name))
-            }
-        };
-        if let Some(name) = &name {
-            path.push(b'/');
-            path.extend_from_slice(name.as_bytes());
-        }
-        let path = CString::new(path).map_err(|_| io::ErrorKind::InvalidInput)?;
-        Ok(ProcPath { path, follow: name.is_none(), _open: open })
-    }
-
-    fn at_or_dot(&self, path: &Path) -> io::Result<(Arc<OwnedFd>, CString)> {
+    pub(super) fn at_or_dot(&self, path: &Path) -> io::Result<(Arc<OwnedFd>, CString)> {
         match path.as_os_str().is_empty() {
             true => Ok((self.top.clone(), c".".to_owned())),
             false => self.at(path, false),
@@ -416,13 +294,26 @@ impl Tree {
         Path::new(WORK_DIR).join(format!("{}-{n}", std::process::id()))
     }
 
-    /// A file at `path`, open for reading and writing; made if it is not there, for its owner only.
+    /// A file at `path`, open for reading and writing, with what is in it; made if it is not there, for its
+    /// owner only.
     ///
     /// # Errors
     /// Those of openat(2).
     pub fn write(&self, path: &Path) -> io::Result<File> {
+        self.open_to_write(path, 0)
+    }
+
+    /// The same of a file that must not be there yet.
+    ///
+    /// # Errors
+    /// Those of openat(2): `EEXIST`.
+    pub fn create(&self, path: &Path) -> io::Result<File> {
+        self.open_to_write(path, libc::O_EXCL)
+    }
+
+    fn open_to_write(&self, path: &Path, more: libc::c_int) -> io::Result<File> {
         let (dir, name) = self.at(path, true)?;
-        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_NOFOLLOW | libc::O_CLOEXEC | more;
         // SAFETY: descriptor and name are live; the mode is the fourth argument of O_CREAT.
         owned(unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags, 0o600 as libc::c_uint) })
             .map(File::from)
@@ -528,86 +419,38 @@ impl Tree {
         checked(unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), flags) }).map(drop)
     }
 
-    /// Changes owner and group; links are not followed.
-    ///
-    /// # Errors
-    /// Those of fchownat(2).
-    pub fn set_owner(&self, spot: Spot<'_>, uid: u32, gid: u32) -> io::Result<()> {
-        let path = match spot {
-            // SAFETY: the descriptor is live.
-            Spot::Open { file, .. } => {
-                return checked(unsafe { libc::fchown(file.as_raw_fd(), uid, gid) }).map(drop);
-            }
-            Spot::At(path) => path,
-        };
-        let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
-        let (dir, name) = self.at_or_top(path)?;
-        // SAFETY: descriptor and name are live.
-        checked(unsafe { libc::fchownat(dir.as_raw_fd(), name.as_ptr(), uid, gid, flags) })
-            .map(drop)
-    }
-
-    /// Changes the permission bits of what is no symlink.
-    ///
-    /// # Errors
-    /// Those of fchmodat(2).
-    pub fn set_perm(&self, spot: Spot<'_>, perm: u32) -> io::Result<()> {
-        let path = match spot {
-            // A new owner takes set-id bits away, nothing takes others.
-            Spot::Open { perm: has, .. } if has == perm && perm & 0o7000 == 0 => return Ok(()),
-            Spot::Open { file, .. } => {
-                return file.set_permissions(Permissions::from_mode(perm));
-            }
-            Spot::At(path) => path,
-        };
-        let (dir, name) = self.at_or_dot(path)?;
-        // SAFETY: descriptor and name are live.
-        checked(unsafe { libc::fchmodat(dir.as_raw_fd(), name.as_ptr(), perm, 0) }).map(drop)
-    }
-
-    /// Changes the times; links are not followed. `None` leaves the access time as it is.
-    ///
-    /// # Errors
-    /// Those of utimensat(2).
-    pub fn set_times(
-        &self,
-        spot: Spot<'_>,
-        atime: Option<Timestamp>,
-        mtime: Timestamp,
-    ) -> io::Result<()> {
-        let times = times(atime, mtime);
-        let rc = match spot {
-            // SAFETY: the descriptor and the two times are live.
-            Spot::Open { file, .. } => unsafe { libc::futimens(file.as_raw_fd(), times.as_ptr()) },
-            Spot::At(path) => {
-                let (dir, name) = self.at_or_top(path)?;
-                let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
-                // SAFETY: descriptor, name and the two times are live.
-                unsafe { libc::utimensat(dir.as_raw_fd(), name.as_ptr(), times.as_ptr(), flags) }
-            }
-        };
-        checked(rc).map(drop)
-    }
-
-    fn at_or_top(&self, path: &Path) -> io::Result<(Arc<OwnedFd>, CString)> {
+    pub(super) fn at_or_top(&self, path: &Path) -> io::Result<(Arc<OwnedFd>, CString)> {
         match path.as_os_str().is_empty() {
             true => Ok((self.top.clone(), CString::default())),
             false => self.at(path, false),
         }
     }
 
-    /// Takes [`WORK_DIR`] for this run until the descriptor is dropped; `None` if another has it.
+    /// Takes [`WORK_DIR`] for this run until the descriptor is dropped; `None` if another has it. What an
+    /// earlier run has left there goes, but for the parts of large objects, which this one goes on with.
     ///
     /// # Errors
-    /// Those of making it, and of flock(2).
+    /// Those of making it, and of flock(2). `PermissionDenied`: others can write there.
     pub fn take_work(&self) -> io::Result<Option<Arc<OwnedFd>>> {
-        let work = self.dir(Path::new(WORK_DIR), true)?;
+        let path = Path::new(WORK_DIR);
+        let work = self.dir(path, true)?;
+        let stat = stat_fd(work.as_raw_fd())?;
+        // SAFETY: takes nothing, and cannot fail.
+        if stat.uid != unsafe { libc::geteuid() } || stat.mode & 0o022 != 0 {
+            let what = format!("{WORK_DIR} there can be written by others: remove it");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+        }
         // SAFETY: the descriptor is live.
         match checked(unsafe { libc::flock(work.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
-            Ok(_) => Ok(Some(work)),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(e) => Err(e),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            locked => locked?,
+        };
+        for name in self.list(path)? {
+            if !name.as_bytes().starts_with(PART_NAME.as_bytes()) {
+                self.remove(&path.join(name), false)?;
+            }
         }
+        Ok(Some(work))
     }
 
     /// Removes [`WORK_DIR`] with what lies in it.
@@ -645,13 +488,6 @@ impl Tree {
     }
 }
 
-/// The times as utimensat(2) takes them.
-pub fn times(atime: Option<Timestamp>, mtime: Timestamp) -> [libc::timespec; 2] {
-    let spec = |t: Timestamp| libc::timespec { tv_sec: t.secs, tv_nsec: t.nanos.into() };
-    let keep = libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT };
-    [atime.map_or(keep, spec), spec(mtime)]
-}
-
 /// Parent and last name of a relative path.
 pub fn split(path: &Path) -> (&Path, &OsStr) {
     (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default())
@@ -672,8 +508,10 @@ pub fn stat_fd(fd: RawFd) -> io::Result<Stat> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exchange::spot::Spot;
+    use std::fs::Permissions;
     use std::io::Write;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
     fn a_link_inside_the_tree_never_leads_out_of_it() {
@@ -692,6 +530,26 @@ mod tests {
         assert!(tree.read(Path::new("link/file")).is_err());
         assert!(tree.remove(Path::new("link/file"), false).is_err());
         assert_eq!(std::fs::read_dir(&outside).expect("lists").count(), 1);
+    }
+
+    #[test]
+    fn what_an_earlier_run_left_is_not_written_into() {
+        // Guards against the end of an old file behind the contents of a new one, where a process has the number
+        // that a killed one had; and against links that somebody else has put where root writes.
+        let tmp = tempfile::tempdir().expect("a directory");
+        let work = tmp.path().join(WORK_DIR);
+        let tree = Tree::open(tmp.path()).expect("opens");
+        let temp = tree.temp();
+        drop(tree.take_work().expect("takes"));
+        std::fs::write(tmp.path().join(&temp), "a longer text").expect("writes");
+        assert!(tree.create(&temp).is_err(), "it is there");
+        std::fs::write(work.join("part-1"), "some of it").expect("writes");
+        symlink("nowhere", work.join("1-1")).expect("links");
+        drop(tree.take_work().expect("takes").expect("nobody else has it"));
+        assert_eq!(tree.list(Path::new(WORK_DIR)).expect("lists"), ["part-1"]);
+        std::fs::set_permissions(&work, Permissions::from_mode(0o777)).expect("sets");
+        let refused = tree.take_work().expect_err("others can write there");
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
     }
 
     #[test]

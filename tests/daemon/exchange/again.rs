@@ -274,6 +274,52 @@ fn what_is_removed_while_a_run_goes_on_is_no_failure() {
 }
 
 #[test]
+fn what_nobody_says_anything_of_gets_the_rights_of_its_place() {
+    // Guards against an import that opens to all what a directory keeps closed (acl(5), "object creation and
+    // default ACLs"), whatever way a file of that size is made; against a list that is lost with a new version;
+    // and against a directory that has the time of the import.
+    needs_fuse!();
+    let (volume, server) = (Volume::mounted(), S3Server::start());
+    let vault = volume.text("vault");
+    let setfacl = |args: &[&str], name: &str| {
+        let done = std::process::Command::new("setfacl").args(args).arg(volume.at(name)).status();
+        assert!(done.expect("setfacl").success());
+    };
+    fs::create_dir(volume.at("d")).expect("makes");
+    setfacl(&["-d", "-m", "u::rw,g::-,o::-"], "d");
+    let sizes = [("small", 6), ("middle", 2 << 20), ("large", 33 << 20)];
+    for (name, size) in sizes {
+        server.put_raw(&format!("in/d/{name}"), bytes(size, 1));
+    }
+    let import = ["import", "s3://test/in", vault.as_str()];
+    run(&volume, &server, &import, 0);
+    let acl = |name: &str| xattr(&volume.at(&format!("d/{name}")), "system.posix_acl_access");
+    for (name, size) in sizes {
+        let meta = fs::metadata(volume.at(&format!("d/{name}"))).expect("is there");
+        assert_eq!((meta.len(), meta.mode() & 0o7777), (size as u64, 0o600), "{name}");
+        setfacl(&["-m", "u:1:r"], &format!("d/{name}"));
+        server.put_raw(&format!("in/d/{name}"), bytes(size, 2));
+    }
+    let before: Vec<_> = sizes.iter().map(|(name, _)| acl(name)).collect();
+    run(&volume, &server, &import, 0);
+    for ((name, size), before) in sizes.iter().zip(before) {
+        let path = volume.at(&format!("d/{name}"));
+        assert!(fs::read(&path).expect("reads") == bytes(*size, 2), "{name}");
+        assert!(before.is_some() && acl(name) == before, "{name}");
+        assert_eq!(fs::metadata(&path).expect("is there").mode() & 0o7777, 0o640, "{name}");
+    }
+
+    let source = volume.path("source");
+    fs::create_dir(&source).expect("makes");
+    fs::write(source.join("f"), "x").expect("writes");
+    let then = std::time::UNIX_EPOCH + Duration::from_secs(978_307_200);
+    File::open(&source).expect("opens").set_modified(then).expect("sets");
+    run(&volume, &server, &["import", &source.display().to_string(), &vault, "copy"], 0);
+    let meta = fs::metadata(volume.at("copy")).expect("is there");
+    assert_eq!(meta.modified().expect("a time"), then);
+}
+
+#[test]
 fn a_slow_run_that_is_stopped_ends_soon() {
     // Guards against a run that waits for its turn under --rate, and does not see that it was stopped: sixteen
     // files of 1 MiB that move at once take four minutes.
