@@ -17,15 +17,17 @@ use super::spot::{ACL, Spot};
 use super::tree::{Stat, Tree, split, stat_fd};
 use super::way::{is_in_the_way, put_in_place};
 
-/// Permission bits that nobody knows any more.
-pub const UNKNOWN: u32 = u32::MAX;
+/// What a file is made with that nobody says anything of (open(2), less the umask).
+pub const NEW_FILE: u32 = 0o666;
 
 /// What is made and has not got its name yet.
 pub struct Draft {
-    /// The file and the permission bits that it was made with, if this run has it open.
-    file: Option<(File, u32)>,
-    /// Its name among the unfinished files, if it has one.
-    temp: Option<PathBuf>,
+    /// The file and its permission bits as far as they are known, if this run has it open.
+    file: Option<(File, Option<u32>)>,
+    /// Its name among the unfinished files.
+    temp: PathBuf,
+    /// Whether it has that name. What has not is open.
+    is_named: bool,
 }
 
 impl Draft {
@@ -36,34 +38,31 @@ impl Draft {
     /// # Errors
     /// Those of openat(2), and of making the directories on the way.
     pub fn file(tree: &Tree, path: &Path, perm: u32, is_there: bool) -> io::Result<Draft> {
-        let unnamed = match is_there {
-            true => None,
-            // What is in the way gives way when the name is given.
-            false => tree
-                .dir(split(path).0, true)
-                .ok()
-                .map(|dir| tree.unnamed(&dir, perm & 0o777 | 0o600)),
-        };
-        let (file, temp) = match unnamed {
-            Some(Ok(file)) => (file, None),
+        let temp = tree.temp();
+        // What is in the way gives way when the name is given.
+        let dir = if is_there { None } else { tree.dir(split(path).0, true).ok() };
+        let unnamed = dir.map(|dir| tree.unnamed(&dir, perm & 0o777 | 0o600));
+        let (file, is_named) = match unnamed {
+            Some(Ok(file)) => (file, false),
             Some(Err(e)) if !is_unknown(&e) => return Err(e),
-            _ => {
-                let temp = tree.temp();
-                (tree.create(&temp)?, Some(temp))
-            }
+            _ => (tree.create(&temp)?, true),
         };
         let perm = stat_fd(file.as_raw_fd())?.mode & 0o7777;
-        Ok(Draft { file: Some((file, perm)), temp })
+        Ok(Draft { file: Some((file, Some(perm))), temp, is_named })
     }
 
     /// What was made at `temp`.
     pub fn at(temp: PathBuf) -> Draft {
-        Draft { file: None, temp: Some(temp) }
+        Draft { file: None, temp, is_named: true }
     }
 
-    /// The file, if it was made as one.
-    pub fn opened(&self) -> Option<&File> {
-        self.file.as_ref().map(|(file, _)| file)
+    /// The file.
+    ///
+    /// # Errors
+    /// It was not made as one.
+    pub fn opened(&self) -> io::Result<&File> {
+        let (file, _) = self.file.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(file)
     }
 
     /// The file once more, to write to.
@@ -71,7 +70,7 @@ impl Draft {
     /// # Errors
     /// Those of dup(2).
     pub fn again(&self) -> io::Result<File> {
-        self.opened().ok_or(io::ErrorKind::InvalidInput)?.try_clone()
+        self.opened()?.try_clone()
     }
 
     /// Bytes of the file.
@@ -79,9 +78,9 @@ impl Draft {
     /// # Errors
     /// Those of looking.
     pub fn size(&self, tree: &Tree) -> io::Result<u64> {
-        let stat = match (&self.file, &self.temp) {
-            (Some((file, _)), _) => Some(stat_fd(file.as_raw_fd())?),
-            (None, temp) => tree.stat(temp.as_deref().unwrap_or(Path::new("")))?,
+        let stat = match &self.file {
+            Some((file, _)) => Some(stat_fd(file.as_raw_fd())?),
+            None => tree.stat(&self.temp)?,
         };
         Ok(stat.map_or(0, |stat| stat.size))
     }
@@ -98,38 +97,38 @@ impl Draft {
         path: &Path,
         was: Option<Stat>,
     ) -> io::Result<Option<(u32, u32)>> {
-        if self.temp.is_none() {
+        if !self.is_named {
             return Ok(None);
         }
         let (acl, rights) = match was {
             Some(_) => (tree.xattr(path, ACL)?, None),
             None => {
-                let beside = Draft::file(tree, path, 0o666, false)?;
-                if beside.temp.is_some() {
+                let beside = Draft::file(tree, path, NEW_FILE, false)?;
+                if beside.is_named {
                     beside.discard(tree); // there is no such thing here
                     return Ok(None);
                 }
-                let stat = beside.opened().map(|file| stat_fd(file.as_raw_fd())).transpose()?;
-                (tree.acl(beside.spot())?, stat.map(|stat| (stat.mode & 0o777, stat.gid)))
+                let stat = stat_fd(beside.opened()?.as_raw_fd())?;
+                (tree.acl(beside.spot())?, Some((stat.mode & 0o777, stat.gid)))
             }
         };
         if let Some(acl) = acl {
             tree.set_xattr(self.spot(), OsStr::new(ACL), Some(&acl))?;
-            self.file.iter_mut().for_each(|(_, perm)| *perm = UNKNOWN);
+            self.file.iter_mut().for_each(|(_, perm)| *perm = None);
         }
         Ok(rights)
     }
 
     /// Whether it was made among the unfinished files, not where it is to be.
     pub fn is_elsewhere(&self) -> bool {
-        self.temp.is_some()
+        self.is_named
     }
 
     /// Where attributes go.
     pub fn spot(&self) -> Spot<'_> {
-        match (&self.file, &self.temp) {
-            (Some((file, perm)), _) => Spot::Open { file, perm: *perm },
-            (None, temp) => Spot::At(temp.as_deref().unwrap_or(Path::new(""))),
+        match &self.file {
+            Some((file, perm)) => Spot::Open { file, perm: *perm },
+            None => Spot::At(&self.temp),
         }
     }
 
@@ -138,12 +137,11 @@ impl Draft {
     /// # Errors
     /// Those of linkat(2).
     pub fn named(&mut self, tree: &Tree) -> io::Result<&Path> {
-        if let (None, Some((file, _))) = (&self.temp, &self.file) {
-            let temp = tree.temp();
-            tree.link_open(file, &temp)?;
-            self.temp = Some(temp);
+        if !self.is_named {
+            tree.link_open(self.opened()?, &self.temp)?;
+            self.is_named = true;
         }
-        Ok(self.temp.as_deref().unwrap_or(Path::new("")))
+        Ok(&self.temp)
     }
 
     /// Gives it its name; what stands in the way there gives way, where it may.
@@ -151,12 +149,11 @@ impl Draft {
     /// # Errors
     /// As [`put_in_place`].
     pub fn put(&mut self, tree: &Tree, run: &Run, path: &Path) -> Result<(), Trouble> {
-        if let (None, Some((file, _))) = (&self.temp, &self.file) {
-            match tree.link_open(file, path) {
-                Ok(()) => return Ok(()),
+        if !self.is_named {
+            match tree.link_open(self.opened()?, path) {
                 // Somebody made something there meanwhile, or on the way.
                 Err(e) if is_in_the_way(&e) => {}
-                Err(e) => return Err(e.into()),
+                linked => return Ok(linked?),
             }
         }
         put_in_place(tree, run, self.named(tree)?, path)
@@ -164,8 +161,8 @@ impl Draft {
 
     /// Away with it, after a failure, which is told instead of what fails here.
     pub fn discard(self, tree: &Tree) {
-        if let Some(temp) = &self.temp {
-            let _ = tree.remove(temp, false);
+        if self.is_named {
+            let _ = tree.remove(&self.temp, false);
         }
     }
 }

@@ -20,7 +20,7 @@ use super::bucket::{Bucket, patiently};
 use super::compare::{
     ORIGIN, has_metadata, is_md5_of, is_origin, is_unchanged, origin_of_dir, same_contents,
 };
-use super::draft::Draft;
+use super::draft::{Draft, NEW_FILE};
 use super::large::{FileSink, LARGE, PARTS_XATTR, Sink, blocking, fetch_large, pour};
 use super::names::{ALSO_DIRECTORY, Odd};
 use super::outfit::{INSTRUCTION, Outfit, Told};
@@ -36,8 +36,6 @@ use crate::store::s3::{About, Body, Listed};
 
 /// Objects up to this size are in memory whole.
 const SMALL: u64 = 1 << 20;
-/// What a file is made with that nobody says anything of (open(2), less the umask).
-const NEW_FILE: u32 = 0o666;
 /// Tries of an object that is replaced while it is read.
 const VERSIONS_MAX: u32 = 3;
 
@@ -97,7 +95,7 @@ pub async fn import_bucket(
         instructed,
         streams: Arc::new(Semaphore::new(run.options.parallel)),
         is_root: is_root(),
-        perm_default: 0o666 & !current_umask(),
+        perm_default: NEW_FILE & !current_umask(),
         bucket,
         tree: tree.clone(),
         run: run.clone(),
@@ -488,7 +486,7 @@ impl Import {
             _ => {
                 let perm = self.said(&outfit, was).unwrap_or(NEW_FILE);
                 let draft = Draft::file(&self.tree, &item.path, perm, was.is_some())?;
-                let written = draft.opened().map_or(Ok(()), |file| file.write_all_at(bytes, 0));
+                let written = draft.opened().and_then(|file| file.write_all_at(bytes, 0));
                 (draft, written.map(|()| Some(bytes.len() as u64)).map_err(Trouble::from))
             }
         };

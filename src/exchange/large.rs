@@ -4,10 +4,10 @@
 //! Memory: [`GATHER`] bytes and a frame for each stream. Every range asks for the ETag that the
 //! listing named, so that no file is made of two versions.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 
 use super::bucket::Bucket;
 use super::report::{ExchangeError, Run, Trouble};
+use super::spot::Spot;
 use super::tree::{PART_NAME, Tree, WORK_DIR};
 use crate::base::hex;
 use crate::store::class;
@@ -214,13 +215,14 @@ pub async fn fetch_large(
         let _stream = streams.acquire().await; // never closed
         let sink = FileSink::new(file.clone(), range(n).start);
         pour(bucket, run, object, range(n), None, sink).await?;
-        let (file, parts) = (file.clone(), parts.clone());
+        let (tree, file, parts) = (tree.clone(), file.clone(), parts.clone());
         blocking(move || {
             // First the bytes, else a crash of the machine could leave a mark without them.
             file.sync_data()?;
             let mut parts = parts.lock();
             parts.have[n] = b'1';
-            set_xattr(&file, &parts.bytes())?;
+            let spot = Spot::Open { file: &file, perm: None };
+            tree.set_xattr(spot, OsStr::new(PARTS), Some(&parts.bytes()))?;
             Ok(())
         })
         .await
@@ -230,16 +232,6 @@ pub async fn fetch_large(
         done?;
     }
     Ok(path)
-}
-
-fn set_xattr(file: &File, value: &[u8]) -> io::Result<()> {
-    let name = std::ffi::CString::new(PARTS).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: the value has as many bytes as the call is told; descriptor and name are live.
-    let rc = unsafe {
-        let value_at = value.as_ptr().cast();
-        libc::fsetxattr(file.as_raw_fd(), name.as_ptr(), value_at, value.len(), 0)
-    };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The xattr to take off before a file gets its name.

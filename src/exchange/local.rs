@@ -16,10 +16,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
-use super::draft::{Draft, UNKNOWN};
+use super::draft::Draft;
 use super::import::{end, take_work};
-use super::report::{Event, ExchangeError, PATIENCE, Run, Trouble};
+use super::report::{Event, ExchangeError, Run, Trouble};
 use super::spot::Spot;
 use super::tree::{Stat, Tree, stat_fd};
 use super::way::{make_dir, put_in_place};
@@ -66,6 +67,8 @@ struct Copy {
     to: Arc<Tree>,
     run: Arc<Run>,
     is_root: bool,
+    /// Where its threads, which are none of the runtime's, wait for their turn.
+    runtime: Handle,
     /// The first thing that ended the run.
     ended: Mutex<Option<ExchangeError>>,
 }
@@ -102,6 +105,7 @@ pub async fn import_directory(
         to: to.clone(),
         run: run.clone(),
         is_root: crate::base::is_root(),
+        runtime: Handle::current(),
         ended: Mutex::default(),
     });
     let c = copy.clone();
@@ -406,10 +410,8 @@ impl Copy {
                 break;
             }
             let draft = Draft::file(&self.to, path, stat.mode, is_there)?;
-            let copied = match draft.opened() {
-                Some(to) => self.contents(&file, to, before.size, buffer),
-                None => Ok(()),
-            };
+            let copied = draft.opened().map_err(Trouble::from);
+            let copied = copied.and_then(|to| self.contents(&file, to, before.size, buffer));
             match copied.and_then(|()| Ok(stat_fd(file.as_raw_fd())?)) {
                 Ok(after) if (before.size, before.mtime) == (after.size, after.mtime) => {
                     return Ok((draft, after));
@@ -446,7 +448,7 @@ impl Copy {
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                     Err(e) => return Err(e.into()),
                 };
-                self.pace(n as u64)?;
+                self.runtime.block_on(self.run.pace(n as u64))?;
                 to.write_all_at(&buffer[..n], at)?;
                 at += n as u64;
                 self.run.moved(n as u64);
@@ -459,22 +461,6 @@ impl Copy {
         Ok(())
     }
 
-    /// Waits until `bytes` more may move, or the run is stopped.
-    fn pace(&self, bytes: u64) -> Result<(), Trouble> {
-        let mut wait = self.run.options.rate.take(bytes, tokio::time::Instant::now());
-        loop {
-            if self.run.is_stopped() {
-                return Err(Trouble::End(ExchangeError::Stopped));
-            }
-            if wait.is_zero() {
-                return Ok(());
-            }
-            let slice = wait.min(PATIENCE);
-            std::thread::sleep(slice);
-            wait -= slice;
-        }
-    }
-
     /// Gives `target` of the target tree what `path` of the source has beside its contents, in the
     /// order in which none undoes another (a new owner takes set-id bits and capabilities away).
     fn dress(&self, path: &Path, target: Spot<'_>, stat: &Stat) -> Result<(), Trouble> {
@@ -483,7 +469,7 @@ impl Copy {
         }
         // Before the file is read-only; a list of access rights changes its permission bits.
         let target = match (self.copy_xattrs(path, target)?, target) {
-            (true, Spot::Open { file, .. }) => Spot::Open { file, perm: UNKNOWN },
+            (true, Spot::Open { file, .. }) => Spot::Open { file, perm: None },
             _ => target,
         };
         if stat.kind() != libc::S_IFLNK {

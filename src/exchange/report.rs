@@ -17,7 +17,7 @@ use crate::store::{ErrorClass, Rate, class, told};
 const LISTED_MAX: usize = 10_000;
 
 /// How long one that waits for its turn does not look whether the run is to end.
-pub const PATIENCE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// What both directions are asked for.
 #[derive(Default, Clone, Debug)]
@@ -192,8 +192,8 @@ impl Run {
         };
         tokio::select! {
             biased;
-            () = self.options.rate.pace(bytes) => Ok(()),
             () = stopped => Err(Trouble::End(ExchangeError::Stopped)),
+            () = self.options.rate.pace(bytes) => Ok(()),
         }
     }
 

@@ -21,12 +21,12 @@ const XATTR_BYTES_MAX: usize = 64 << 10;
 /// What attributes are set of.
 #[derive(Clone, Copy, Debug)]
 pub enum Spot<'a> {
-    /// A file that is open, and the permission bits that it has: no name is looked up.
+    /// A file that is open: no name is looked up.
     Open {
         /// The file.
         file: &'a File,
-        /// Its permission bits.
-        perm: u32,
+        /// Its permission bits, if they are known: they need not be set once more.
+        perm: Option<u32>,
     },
     /// What is at a path.
     At(&'a Path),
@@ -175,7 +175,9 @@ impl Tree {
     pub fn set_perm(&self, spot: Spot<'_>, perm: u32) -> io::Result<()> {
         let path = match spot {
             // A new owner takes set-id bits away, nothing takes others.
-            Spot::Open { perm: has, .. } if has == perm && perm & 0o7000 == 0 => return Ok(()),
+            Spot::Open { perm: has, .. } if has == Some(perm) && perm & 0o7000 == 0 => {
+                return Ok(());
+            }
             Spot::Open { file, .. } => {
                 return file.set_permissions(Permissions::from_mode(perm));
             }
@@ -219,7 +221,7 @@ impl Tree {
 }
 
 /// The times as utimensat(2) takes them.
-pub fn times(atime: Option<Timestamp>, mtime: Timestamp) -> [libc::timespec; 2] {
+fn times(atime: Option<Timestamp>, mtime: Timestamp) -> [libc::timespec; 2] {
     let spec = |t: Timestamp| libc::timespec { tv_sec: t.secs, tv_nsec: t.nanos.into() };
     let keep = libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT };
     [atime.map_or(keep, spec), spec(mtime)]

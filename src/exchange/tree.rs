@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::base::Timestamp;
+use crate::base::{Timestamp, own_uid};
 
 /// Where unfinished files lie, at the top of the tree. A run that is over removes it.
 pub const WORK_DIR: &str = ".sealfs-unfinished";
@@ -432,11 +432,9 @@ impl Tree {
     /// # Errors
     /// Those of making it, and of flock(2). `PermissionDenied`: others can write there.
     pub fn take_work(&self) -> io::Result<Option<Arc<OwnedFd>>> {
-        let path = Path::new(WORK_DIR);
-        let work = self.dir(path, true)?;
+        let work = self.dir(Path::new(WORK_DIR), true)?;
         let stat = stat_fd(work.as_raw_fd())?;
-        // SAFETY: takes nothing, and cannot fail.
-        if stat.uid != unsafe { libc::geteuid() } || stat.mode & 0o022 != 0 {
+        if stat.uid != own_uid() || stat.mode & 0o022 != 0 {
             let what = format!("{WORK_DIR} there can be written by others: remove it");
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
         }
@@ -445,12 +443,16 @@ impl Tree {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             locked => locked?,
         };
-        for name in self.list(path)? {
-            if !name.as_bytes().starts_with(PART_NAME.as_bytes()) {
-                self.remove(&path.join(name), false)?;
-            }
-        }
+        self.empty_work(|name| !name.as_bytes().starts_with(PART_NAME.as_bytes()))?;
         Ok(Some(work))
+    }
+
+    fn empty_work(&self, goes: impl Fn(&OsStr) -> bool) -> io::Result<()> {
+        let work = Path::new(WORK_DIR);
+        for name in self.list(work)?.iter().filter(|name| goes(name)) {
+            self.remove(&work.join(name), false)?;
+        }
+        Ok(())
     }
 
     /// Removes [`WORK_DIR`] with what lies in it.
@@ -462,9 +464,7 @@ impl Tree {
         if self.stat(work)?.is_none_or(|stat| !stat.is_dir()) {
             return Ok(());
         }
-        for name in self.list(work)? {
-            self.remove(&work.join(name), false)?;
-        }
+        self.empty_work(|_| true)?;
         self.remove(work, true)
     }
 
