@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use crate::mounts::{Holder, Volume, is_alive, wait_until};
+use crate::mounts::{Holder, Service, Volume, is_alive, wait_until};
 
 #[test]
 fn what_was_written_is_there_for_a_machine_that_has_only_the_bucket() {
@@ -539,30 +539,18 @@ fn a_service_counts_as_started_when_the_mount_works() {
     // mount that hangs for ever under a service manager that would start it again.
     needs_fuse!();
     let v = Volume::create();
-    let socket = std::os::unix::net::UnixDatagram::bind(v.path("notify")).expect("binds");
-    socket.set_read_timeout(Some(Duration::from_secs(60))).expect("sets");
-    let said = || {
-        let mut buffer = [0; 512];
-        let len = socket.recv(&mut buffer).expect("a message");
-        String::from_utf8_lossy(&buffer[..len]).into_owned()
-    };
-    let args = v.mount_args(&["--foreground"]);
-    let args: Vec<_> = args.iter().map(String::as_str).collect();
-    let mut command = v.command(&args);
-    command.env("NOTIFY_SOCKET", v.path("notify")).env("WATCHDOG_USEC", "3000000");
-    let child = command.spawn().expect("runs");
-    let mut daemon = Holder(child);
-    let ready = said();
+    let mut service =
+        Service::start(&v, &[], &[("WATCHDOG_USEC", "3000000")], Duration::from_secs(60));
+    let ready = service.said();
     assert!(ready.starts_with("READY=1\nSTATUS=mounted on "), "{ready}");
     assert!(v.is_mounted());
     fs::write(v.at("f"), b"x").expect("works at once");
     for _ in 0..2 {
-        wait_until("it says that it is alive", || said() == "WATCHDOG=1");
+        wait_until("it says that it is alive", || service.said() == "WATCHDOG=1");
     }
-    // SAFETY: the process is this test's own daemon.
-    unsafe { libc::kill(daemon.0.id() as i32, libc::SIGTERM) };
-    wait_until("it says that it stops", || said().contains("STOPPING=1"));
-    assert_eq!(daemon.0.wait().expect("ends").code(), Some(0));
+    service.signal(libc::SIGTERM);
+    wait_until("it says that it stops", || service.said().contains("STOPPING=1"));
+    assert_eq!(service.daemon.0.wait().expect("ends").code(), Some(0));
     let unit = include_str!("../../packaging/sealfs@.service");
     for line in ["Type=notify", "Environment=HOME=/root", "WatchdogSec=5min"] {
         assert!(unit.lines().any(|l| l == line), "{line}");

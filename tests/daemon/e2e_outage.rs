@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::e2e::{drop_pages, noise};
-use crate::mounts::{Holder, Remote, Volume, is_alive, wait_at_most, wait_until};
+use crate::mounts::{Holder, Remote, Volume, is_alive, send_signal, wait_at_most, wait_until};
 use crate::support::relay::Relay;
 use crate::support::s3server::{
     ACCESS_KEY, BUCKET, Fault, FaultKind, OTHER_ACCESS_KEY, OTHER_SECRET_KEY, Outage, RequestKind,
@@ -211,7 +211,8 @@ fn a_signal_ends_who_waits_for_the_bucket_only_if_it_kills() {
 }
 
 /// The two access keys of the server.
-const KEYS: [(&str, &str); 2] = [(ACCESS_KEY, SECRET_KEY), (OTHER_ACCESS_KEY, OTHER_SECRET_KEY)];
+pub const KEYS: [(&str, &str); 2] =
+    [(ACCESS_KEY, SECRET_KEY), (OTHER_ACCESS_KEY, OTHER_SECRET_KEY)];
 
 /// A volume whose access keys stand in a file `keys` of its directory, which it is told of by
 /// `config`; the endpoint is the server's.
@@ -406,11 +407,6 @@ fn ends(child: &mut Child, what: &str) -> Option<i32> {
     status.and_then(|status| status.code())
 }
 
-fn signal(pid: i32, signal: libc::c_int) {
-    // SAFETY: the process is this test's own.
-    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
-}
-
 /// The journal went to the next mount whole.
 fn uploads_the_rest(server: &S3Server, v: &Volume) {
     assert!(!v.is_mounted());
@@ -437,10 +433,10 @@ fn signals_take_over(outage: Outage) {
     let (server, v) = away(outage);
     let mut first = waits(&v, &["umount", &v.text("vault")]);
     let daemon = v.daemon();
-    signal(daemon, libc::SIGTERM);
+    send_signal(daemon, libc::SIGTERM);
     std::thread::sleep(Duration::from_millis(700));
     assert!(is_alive(daemon), "one signal gives up at once");
-    signal(daemon, libc::SIGINT);
+    send_signal(daemon, libc::SIGINT);
     wait_at_most(END_MAX, "the daemon ends", || !is_alive(daemon));
     assert_eq!(ends(&mut first.0, "the umount"), Some(8));
     uploads_the_rest(&server, &v);
@@ -451,7 +447,7 @@ fn who_goes_away_cancels(outage: Outage) {
     let (server, v) = away(outage);
     let vault = v.text("vault");
     let mut first = waits(&v, &["umount", "--lazy", &vault]);
-    signal(first.0.id() as i32, libc::SIGINT);
+    send_signal(first.0.id() as i32, libc::SIGINT);
     ends(&mut first.0, "the umount is interrupted");
     wait_until("the daemon notices", || v.log().contains("it stays mounted"));
     fs::write(v.at("afterwards"), b"still mounted").expect("still mounted");
@@ -529,7 +525,7 @@ fn stops(v: &Volume, n: usize, args: &[&str], by: libc::c_int) {
         fs::read_to_string(&said).is_ok_and(|text| text.contains("sealfs: waiting for "))
     });
     let begun = Instant::now();
-    signal(holder.0.id() as i32, by);
+    send_signal(holder.0.id() as i32, by);
     let status = ends(&mut holder.0, "it stops");
     let took = begun.elapsed();
     assert!(took < STOP_MAX, "{args:?} stopped after {took:?}");
@@ -635,7 +631,7 @@ fn who_waits_for_a_mount_to_start_has_forgotten_the_passphrase() {
     wait_until("the child alone has it", || {
         memory_holds(child, passphrase) && !memory_holds(pid, passphrase)
     });
-    signal(pid, libc::SIGINT);
+    send_signal(pid, libc::SIGINT);
     ends(&mut parent.0, "it stops");
     server.faults().set_outage(Outage::None);
 }
@@ -653,7 +649,7 @@ fn an_init_that_is_stopped_half_way_leaves_an_empty_prefix() {
     wait_until("it has begun", || server.counts().put >= 2);
     std::thread::sleep(Duration::from_millis(500));
     server.faults().clear();
-    signal(holder.0.id() as i32, libc::SIGINT);
+    send_signal(holder.0.id() as i32, libc::SIGINT);
     assert_eq!(ends(&mut holder.0, "it stops"), Some(12));
     v.ok(&init);
 }
@@ -669,11 +665,11 @@ fn a_hangup_ends_a_mount_in_the_foreground_in_order() {
     let mut daemon = v.start(&args);
     wait_until("it is mounted", || v.is_mounted() && fs::metadata(v.at(".")).is_ok());
     fs::write(v.at("f"), b"content").expect("writes");
-    signal(daemon.0.id() as i32, libc::SIGHUP);
+    send_signal(daemon.0.id() as i32, libc::SIGHUP);
     assert_eq!(ends(&mut daemon.0, "it ends"), Some(0), "{}", v.log());
     assert!(!v.is_mounted());
     v.mount(&[]);
-    signal(v.daemon(), libc::SIGHUP);
+    send_signal(v.daemon(), libc::SIGHUP);
     assert_eq!(fs::read(v.at("f")).expect("reads"), b"content");
     v.umount();
 }

@@ -2,9 +2,8 @@
 //! manager that wants to know how it is.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,15 +13,13 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::watch;
 
 use crate::e2e::{self, noise};
-use crate::mounts::{Holder, Remote, Volume, wait_at_most};
+use crate::e2e_outage::KEYS;
+use crate::mounts::{Remote, Service, Volume, wait_at_most};
 use crate::needs_fuse;
-use crate::support::s3server::{
-    ACCESS_KEY, BUCKET, OTHER_ACCESS_KEY, OTHER_SECRET_KEY, Outage, S3Server, SECRET_KEY,
-};
+use crate::support::s3server::{ACCESS_KEY, BUCKET, Outage, S3Server, SECRET_KEY};
 
 /// The longest pause of the committer between two tries is 15 s, that of the look for credentials longer.
 const RECOVERY_MAX: Duration = Duration::from_secs(90);
-const KEYS: [(&str, &str); 2] = [(ACCESS_KEY, SECRET_KEY), (OTHER_ACCESS_KEY, OTHER_SECRET_KEY)];
 
 /// A role of this machine, as the metadata service of EC2 (IMDSv2) gives it: its access key now, each with a
 /// session token that the server wants to see.
@@ -230,34 +227,21 @@ fn a_service_that_stops_says_how_far_it_is_and_asks_for_time_while_it_moves() {
     needs_fuse!();
     let server = S3Server::start();
     let v = Volume::create_on(e2e::remote(&server));
-    let socket = UnixDatagram::bind(v.path("notify")).expect("binds");
-    socket.set_read_timeout(Some(RECOVERY_MAX)).expect("sets");
-    let said = || {
-        let mut buffer = [0; 512];
-        let len = socket.recv(&mut buffer).expect("a message");
-        String::from_utf8_lossy(&buffer[..len]).into_owned()
-    };
-    let args = v.mount_args(&["--foreground", "--upload-limit", "1M", "--commit-interval", "1h"]);
-    let args: Vec<_> = args.iter().map(String::as_str).collect();
-    let mut command = v.command(&args);
-    command.env("NOTIFY_SOCKET", v.path("notify"));
-    let mut daemon = Holder(command.spawn().expect("runs"));
-    assert!(said().starts_with("READY=1\nSTATUS=mounted on "));
+    let flags = ["--upload-limit", "1M", "--commit-interval", "1h"];
+    let mut service = Service::start(&v, &flags, &[], RECOVERY_MAX);
+    assert!(service.said().starts_with("READY=1\nSTATUS=mounted on "));
     // `systemctl reload`: it is told when that has begun, and when it is done.
-    // SAFETY: the process is this test's own daemon.
-    unsafe { libc::kill(daemon.0.id() as i32, libc::SIGHUP) };
-    assert!(said().starts_with("RELOADING=1\nMONOTONIC_USEC="));
-    assert_eq!(said(), "READY=1", "the status stays that of the mount");
+    service.signal(libc::SIGHUP);
+    assert!(service.said().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    assert_eq!(service.said(), "READY=1", "the status stays that of the mount");
     let bytes = 4 << 20;
     fs::write(v.at("large"), noise(7, bytes)).expect("writes");
-    // SAFETY: the process is this test's own daemon.
-    unsafe { libc::kill(daemon.0.id() as i32, libc::SIGTERM) };
+    service.signal(libc::SIGTERM);
     let (mut messages, mut left) = (Vec::new(), Vec::new());
-    while daemon.0.try_wait().expect("own child").is_none() {
-        socket.set_nonblocking(true).expect("sets");
-        let mut buffer = [0; 512];
-        match socket.recv(&mut buffer) {
-            Ok(len) => messages.push(String::from_utf8_lossy(&buffer[..len]).into_owned()),
+    service.socket.set_nonblocking(true).expect("sets");
+    while service.daemon.0.try_wait().expect("own child").is_none() {
+        match service.next() {
+            Ok(message) => messages.push(message),
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
     }
@@ -270,12 +254,10 @@ fn a_service_that_stops_says_how_far_it_is_and_asks_for_time_while_it_moves() {
     assert!(messages.iter().any(|m| m.contains("STOPPING=1")), "{messages:?}");
     left.dedup();
     assert!(left.len() >= 3, "it stands still: {messages:?}");
-    assert_eq!(daemon.0.wait().expect("ends").code(), Some(0));
+    assert_eq!(service.daemon.0.wait().expect("ends").code(), Some(0));
     assert!(!v.is_mounted());
-    let mut sink = Vec::new();
     v.mount(&[]);
-    fs::File::open(v.at("large")).and_then(|mut f| f.read_to_end(&mut sink)).expect("reads");
-    assert!(sink == noise(7, bytes));
+    assert!(fs::read(v.at("large")).expect("reads") == noise(7, bytes));
     v.umount();
 }
 
@@ -286,33 +268,18 @@ fn a_service_whose_store_is_away_says_so_while_it_stops() {
     needs_fuse!();
     let server = S3Server::start();
     let v = Volume::create_on(e2e::remote(&server));
-    let socket = UnixDatagram::bind(v.path("notify")).expect("binds");
-    socket.set_read_timeout(Some(RECOVERY_MAX)).expect("sets");
-    let said = || {
-        let mut buffer = [0; 512];
-        let len = socket.recv(&mut buffer).expect("a message");
-        String::from_utf8_lossy(&buffer[..len]).into_owned()
-    };
-    let args = v.mount_args(&["--foreground", "--commit-interval", "1h"]);
-    let args: Vec<_> = args.iter().map(String::as_str).collect();
-    let mut command = v.command(&args);
-    command.env("NOTIFY_SOCKET", v.path("notify"));
-    let mut daemon = Holder(command.spawn().expect("runs"));
-    assert!(said().starts_with("READY=1"));
+    let mut service = Service::start(&v, &["--commit-interval", "1h"], &[], RECOVERY_MAX);
+    assert!(service.said().starts_with("READY=1"));
     server.faults().set_outage(Outage::Refused);
     fs::write(v.at("during"), noise(3, 5000)).expect("writes");
-    let stop = || {
-        // SAFETY: the process is this test's own daemon.
-        unsafe { libc::kill(daemon.0.id() as i32, libc::SIGTERM) };
-    };
-    stop();
+    service.signal(libc::SIGTERM);
     let away = loop {
-        let message = said();
+        let message = service.said();
         if message.contains("the store cannot be reached") {
             break message;
         }
     };
     assert!(away.starts_with("STATUS=to upload: "), "{away}");
-    stop();
-    assert_eq!(daemon.0.wait().expect("ends").code(), Some(8));
+    service.signal(libc::SIGTERM);
+    assert_eq!(service.daemon.0.wait().expect("ends").code(), Some(8));
 }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{PoisonError, RwLock};
@@ -281,6 +282,48 @@ impl Drop for Holder {
         let _ = self.0.kill(); // it may have ended
         let _ = self.0.wait();
     }
+}
+
+/// A mount in the foreground whose service manager the test plays (sd_notify(3)).
+pub struct Service {
+    pub daemon: Holder,
+    pub socket: UnixDatagram,
+}
+
+impl Service {
+    /// Starts it on the directory of `v`; it must say something within `patience`, each time it is listened to.
+    pub fn start(v: &Volume, flags: &[&str], env: &[(&str, &str)], patience: Duration) -> Service {
+        let socket = UnixDatagram::bind(v.path("notify")).expect("binds");
+        socket.set_read_timeout(Some(patience)).expect("sets");
+        let args = v.mount_args(&[&["--foreground"], flags].concat());
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let mut command = v.command(&args);
+        command.env("NOTIFY_SOCKET", v.path("notify")).envs(env.iter().copied());
+        Service { daemon: Holder(command.spawn().expect("runs")), socket }
+    }
+
+    /// What it says next.
+    pub fn said(&self) -> String {
+        self.next().expect("a message")
+    }
+
+    /// The same, if there is something.
+    pub fn next(&self) -> std::io::Result<String> {
+        let mut buffer = [0; 512];
+        let len = self.socket.recv(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..len]).into_owned())
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: libc::c_int) {
+        send_signal(self.daemon.0.id() as i32, signal);
+    }
+}
+
+/// Sends a signal to a process of this test's own.
+pub fn send_signal(pid: i32, signal: libc::c_int) {
+    // SAFETY: takes numbers.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
 }
 
 /// Runs a command line at a terminal, on which `lines` are typed: its exit status, and all that the
