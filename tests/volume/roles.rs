@@ -1,8 +1,8 @@
 //! A mount that runs changes its role: promoted, demoted, overtaken. Without a kernel; with one, see
 //! the tests of the daemon.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use crate::volume::gated::{Gate, Gated};
@@ -345,4 +345,65 @@ async fn a_writer_that_was_overtaken_follows_and_can_be_promoted_again() {
     let status = m.control.status();
     assert!(status.warnings.iter().any(|w| w.contains("set-aside")), "{:?}", status.warnings);
     assert!(m.shutdown(LONG).await && theirs.shutdown(LONG).await);
+}
+
+/// Has a writer go on while a certain read of a manifest waits.
+struct GoesOn {
+    reads: AtomicU64,
+    at: u64,
+    writer: Mutex<(mpsc::Sender<()>, mpsc::Receiver<()>)>,
+}
+
+impl Gate for GoesOn {
+    fn step(&self, what: &str, at: &Path) -> (bool, bool) {
+        let is_manifest = what == "GET" && at.as_ref().starts_with("meta/manifest/");
+        if is_manifest && self.reads.fetch_add(1, Ordering::SeqCst) == self.at {
+            let (ask, done) = &*self.writer.lock().expect("not poisoned");
+            ask.send(()).expect("the writer is there");
+            done.recv_timeout(LONG).expect("the writer has gone on");
+        }
+        (true, true)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_mount_begins_again_where_the_writer_goes_on_while_it_reads() {
+    // Guards against "another mount has taken over this volume" for who mounts while the writer puts its log
+    // into tables: the newest manifest then refers to a part of the log that was not there a moment ago.
+    let memory = Arc::new(InMemory::new());
+    let bench = Bench::over(memory.clone()).await;
+    let writer = Arc::new(bench.mount().await);
+    let mut interrupted = 0;
+    for at in 0..4 {
+        let ((ask, asked), (tell, done)) = (mpsc::channel(), mpsc::channel());
+        let (m, runtime) = (writer.clone(), tokio::runtime::Handle::current());
+        let go_on = move || {
+            for (n, ()) in (0..).zip(asked) {
+                runtime.block_on(async {
+                    for part in 0..3 {
+                        write_file(&m.fs, Ino::ROOT, &format!("{at} {n} {part}"), b"new").await;
+                        assert!(m.sync(LONG).await);
+                        m.view().kv().flush_memtable().await.expect("flushes");
+                    }
+                });
+                let _ = tell.send(()); // nobody may wait for it any more
+            }
+        };
+        let working = std::thread::spawn(go_on);
+        let reads = AtomicU64::new(0);
+        let gate = GoesOn { reads, at, writer: Mutex::new((ask, done)) };
+        let gated = Gated::new(memory.clone(), gate);
+        let other = Bench::seeing(gated.clone());
+        let m = follower(&other).await;
+        interrupted += u64::from(gated.gate.reads.load(Ordering::SeqCst) > at);
+        write_file(&writer.fs, Ino::ROOT, &format!("later {at}"), b"seen").await;
+        assert!(writer.sync(LONG).await);
+        shows(&m, &format!("later {at}"), b"seen").await;
+        assert!(m.shutdown(LONG).await);
+        drop((other, gated)); // the writer's thread ends with the gate
+        working.join().expect("the writer went on");
+    }
+    assert!(interrupted > 1, "{interrupted}");
+    let writer = Arc::into_inner(writer).expect("nobody else has it");
+    assert!(writer.shutdown(LONG).await);
 }

@@ -34,14 +34,14 @@ use crate::stack::records::encryption::VolumeSse;
 use crate::stack::records::history::remember;
 use crate::stack::records::last_use::note_use;
 use crate::stack::records::state::{Remembered, StateFile};
-use crate::stack::running::claim::{Ask, Held, Opener, Seat, WritePlan, claim, random_instance};
+use crate::stack::running::claim::{Ask, Held, Opener, WritePlan, claim, random_instance};
 use crate::stack::running::disks::make_dir;
-use crate::stack::running::look::{Look, Source};
+use crate::stack::running::look::{Look, Seat, Source};
 use crate::stack::running::mount::Mounted;
 use crate::stack::running::past::{Pinned, SnapshotsOf, WATCH_EVERY};
 use crate::stack::running::pins::Pins;
 use crate::stack::running::status::OpenVolume;
-use crate::stack::{Accept, MountOptions, StackError, StackErrorKind, StoreStack, unlock_store};
+use crate::stack::{Accept, MountOptions, StackError, StoreStack, unlock_store};
 use crate::store::kv::{Kv, KvOptions, start_of_metadata};
 use crate::store::names::{CONFIG_NAME, LEASE_NAME};
 use crate::store::{Compression, Sealed, SegmentStore};
@@ -81,6 +81,8 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
     let sealed = sealed_when_free(&ground.layers, &ground.keys).await?;
     sealed.renew_by(ground.key_watch.clone());
     let look = Look {
+        layers: &ground.layers,
+        sealed: &sealed,
         name: &ground.name,
         before,
         attended: attended.clone(),
@@ -91,24 +93,12 @@ async fn assemble(options: MountOptions, held: &mut Held) -> Result<Mounted, Sta
         accept: options.accept_rollback,
     };
     let recovery = local.as_ref().map(|(_, recovery)| recovery);
-    let mut log_store = sealed.clone();
-    let (kv, found) = match look.open(sealed.clone(), recovery).await {
-        // What was fetched ahead may be older than what a mount that has just ended here remembers.
-        Err(e) if ground.layers.ahead.was_used() && e.kind() == StackErrorKind::Corrupt => {
-            log::debug!("{e}: looking once more");
-            ground.layers.ahead.end();
-            log_store = Arc::new(sealed.apart());
-            look.open(log_store.clone(), recovery).await?
-        }
-        looked => looked?,
-    };
-    let mut seat = Seat { kv, found, log_store };
+    let mut seat = look.open(sealed.clone(), recovery).await?;
     let instance = random_instance();
     match recovery {
         None => seat.kv.follow(),
         Some(recovery) => {
-            let (layers, takeover) = (&ground.layers, options.takeover);
-            let ask = Ask { layers, sealed: &sealed, look: &look, recovery, instance, takeover };
+            let ask = Ask { look: &look, recovery, instance, takeover: options.takeover };
             seat = claim(seat, &ask, held).await?;
         }
     }

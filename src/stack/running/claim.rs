@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::canary::explained;
 use super::disks::{human, room_for, space_of};
 use super::gates::SharedLease;
-use super::look::{Found, Look};
+use super::look::{Found, Look, Seat};
 use crate::base::{JournalPos, SystemClock, unix_secs};
 use crate::commit::CommitOptions;
 use crate::journal::{Journal, JournalError, JournalOptions, RecordLoc, Recovery};
@@ -23,9 +23,8 @@ use crate::stack::records::departure::Departure;
 use crate::stack::records::lease::{Beat, Lease, LeaseAsk};
 use crate::stack::records::lineage::Lineage;
 use crate::stack::records::state::Remembered;
-use crate::stack::{Accept, Attended, MountOptions, StackError, StoreStack};
-use crate::store::Sealed;
-use crate::store::kv::{Kv, KvError};
+use crate::stack::{Accept, Attended, MountOptions, StackError};
+use crate::store::kv::KvError;
 
 /// How often the metadata are looked at when others keep changing them in between.
 const LOOKS_MAX: u32 = 3;
@@ -121,17 +120,8 @@ impl Held {
     }
 }
 
-/// The metadata, looked at, and what they were read through.
-pub(crate) struct Seat {
-    pub(crate) kv: Kv,
-    pub(crate) found: Found,
-    pub(crate) log_store: Arc<Sealed>,
-}
-
 /// What the claim of a lease is made with.
 pub(crate) struct Ask<'a> {
-    pub(crate) layers: &'a StoreStack,
-    pub(crate) sealed: &'a Arc<Sealed>,
     pub(crate) look: &'a Look<'a>,
     pub(crate) recovery: &'a Recovery,
     /// Names the mount from now on.
@@ -150,7 +140,8 @@ pub(crate) async fn claim(
     ask: &Ask<'_>,
     held: &mut Held,
 ) -> Result<Seat, StackError> {
-    let Ask { layers, sealed, look, recovery, .. } = ask;
+    let Ask { look, recovery, .. } = ask;
+    let (layers, sealed) = (look.layers, look.sealed);
     let lease = LeaseAsk {
         mount: ask.instance,
         before: look.before.instance.clone(),
@@ -158,7 +149,7 @@ pub(crate) async fn claim(
         takeover: ask.takeover,
         probes: !look.before.has_probed(&layers.place.name(), unix_secs()),
     };
-    let store: Arc<dyn ObjectStore> = (*sealed).clone();
+    let store: Arc<dyn ObjectStore> = sealed.clone();
     match held.acquire(store, lease, look.attended.clone()).await {
         Err(StackError::Unsuitable(e)) => return Err(explained(layers, e).await),
         outcome => outcome?,
@@ -169,9 +160,7 @@ pub(crate) async fn claim(
         if is_old {
             layers.ahead.end(); // what was fetched before is old, too
             let _ = seat.kv.close(false).await; // nothing was written through it
-            seat.log_store = Arc::new(sealed.apart());
-            let again = look.open(seat.log_store.clone(), Some(recovery)).await?;
-            (seat.kv, seat.found) = again;
+            seat = look.open(Arc::new(sealed.apart()), Some(recovery)).await?;
         }
         match look.open_for_writing(&seat.kv, &seat.found).await {
             Err(StackError::Metadata(KvError::Fenced)) if tries_left > 0 => is_old = true,

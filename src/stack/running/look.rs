@@ -4,8 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::ObjectStore;
-
 use crate::base::hex;
 use crate::commit::{ViewError, last_commit};
 use crate::journal::Recovery;
@@ -15,8 +13,14 @@ use crate::stack::records::lineage::{
     Lineage, copied_elsewhere, go_on_beside, lineage, refuse_lost,
 };
 use crate::stack::records::state::Remembered;
-use crate::stack::{Accept, Attended, StackError};
+use crate::stack::{Accept, Attended, StackError, StackErrorKind, StoreStack};
+use crate::store::Sealed;
 use crate::store::kv::{Kv, KvError, KvOptions};
+
+/// How often the metadata are opened if what they said does not fit what they say a moment later, and
+/// how long after the last time.
+const TRIES: u32 = 8;
+const TRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the metadata said when they were looked at.
 pub(crate) struct Found {
@@ -70,6 +74,13 @@ impl Found {
     }
 }
 
+/// The metadata, looked at, and what they were read through.
+pub(crate) struct Seat {
+    pub(crate) kv: Kv,
+    pub(crate) found: Found,
+    pub(crate) log_store: Arc<Sealed>,
+}
+
 /// By what the metadata are opened.
 pub(crate) enum Source<'a> {
     /// By themselves.
@@ -80,6 +91,8 @@ pub(crate) enum Source<'a> {
 
 /// How the metadata are opened and what they are held against.
 pub(crate) struct Look<'a> {
+    pub(crate) layers: &'a StoreStack,
+    pub(crate) sealed: &'a Arc<Sealed>,
     pub(crate) name: &'a str,
     pub(crate) before: &'a Remembered,
     pub(crate) attended: Attended,
@@ -93,14 +106,47 @@ pub(crate) struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// Opens the metadata in `store` to be checked, and checks them.
+    /// Opens the metadata through `log_store` to be checked, and checks them; once more, through
+    /// another, where what was read of them does not fit together because they have changed meanwhile.
     pub(crate) async fn open(
         &self,
-        store: Arc<dyn ObjectStore>,
+        mut log_store: Arc<Sealed>,
+        local: Option<&Recovery>,
+    ) -> Result<Seat, StackError> {
+        for _ in 1..TRIES {
+            let e = match self.open_once(&log_store, local).await {
+                Ok((kv, found)) => return Ok(Seat { kv, found, log_store }),
+                Err(e) => e,
+            };
+            // What was fetched ahead may be older than what a mount that has just ended here remembers.
+            let ahead = &self.layers.ahead;
+            let was_early = ahead.was_used() && e.kind() == StackErrorKind::Corrupt;
+            if !(was_early || log_store.is_behind()) {
+                return Err(e);
+            }
+            log::debug!("{e}: looking once more");
+            ahead.end();
+            tokio::time::sleep(TRY_PAUSE).await;
+            log_store = Arc::new(self.sealed.apart());
+        }
+        match self.open_once(&log_store, local).await {
+            Ok((kv, found)) => Ok(Seat { kv, found, log_store }),
+            Err(_) if log_store.is_behind() => {
+                let why = "its writer goes on beyond what was read, again and again";
+                Err(KvError::Unavailable(why.into()).into())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn open_once(
+        &self,
+        log_store: &Arc<Sealed>,
         local: Option<&Recovery>,
     ) -> Result<(Kv, Found), StackError> {
         let limit = self.open_timeout;
         self.attended.waits_for(format!("the metadata of {}", self.name), limit);
+        let store = log_store.clone();
         let kv = match &self.source {
             Source::Alone(options) => Kv::open_to_check(store, options.clone(), limit).await?,
             Source::Beside(kv) => kv.successor(store, limit).await?,

@@ -17,13 +17,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use object_store::ObjectStore;
-
 use super::claim::random_instance;
-use super::claim::{Ask, Held, Opener, Seat, claim};
+use super::claim::{Ask, Held, Opener, claim};
 use super::control::Progress;
 use super::following::Follower;
-use super::look::Look;
+use super::look::{Look, Seat, Source};
 use super::role::{RoleName, Transition, Why};
 use super::status::OpenVolume;
 use super::writer::Writer;
@@ -351,29 +349,21 @@ impl OpenVolume {
         let opener = Opener { plan: &self.plan, keys: &self.keys, attended: &ask.attended };
         let local = opener.open().await?;
         let look = Look {
+            layers: &self.layers,
+            sealed: &self.sealed,
             name: &self.store,
             before: &before,
             attended: ask.attended.clone(),
-            source: super::look::Source::Beside(self.view.kv()),
+            source: Source::Beside(self.view.kv()),
             open_timeout: self.plan.open_timeout,
             config,
             at_least: 0,
             accept,
         };
-        let log_store = Arc::new(self.sealed.apart());
-        let store: Arc<dyn ObjectStore> = log_store.clone();
-        let (kv, found) = look.open(store, Some(&local.1)).await?;
+        let seat = look.open(Arc::new(self.sealed.apart()), Some(&local.1)).await?;
         self.role.forget_release().await;
-        let instance = random_instance();
-        let seat = Seat { kv, found, log_store };
-        let asked = Ask {
-            layers: &self.layers,
-            sealed: &self.sealed,
-            look: &look,
-            recovery: &local.1,
-            instance,
-            takeover: ask.takeover,
-        };
+        let (instance, takeover) = (random_instance(), ask.takeover);
+        let asked = Ask { look: &look, recovery: &local.1, instance, takeover };
         let seat = claim(seat, &asked, held).await?;
         let mut remembered = Remembered {
             manifest: seat.kv.manifest_id(),
