@@ -16,7 +16,7 @@ use super::operations::Counters;
 use crate::base::Ino;
 
 /// `FUSE_DEV_IOC_CLONE`, `_IOR(229, 0, uint32_t)`.
-const FUSE_DEV_IOC_CLONE: libc::c_ulong = 0x8004_e500;
+const FUSE_DEV_IOC_CLONE: libc::Ioctl = 0x8004_e500_u32 as libc::Ioctl;
 
 /// A descriptor of the mount's connection.
 #[derive(Debug)]
