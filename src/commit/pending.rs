@@ -82,10 +82,13 @@ const RANGE_BYTES: u64 = 96;
 /// What a file with pending ranges costs besides them.
 const FILE_BYTES: u64 = 96;
 
-/// What a row costs in the log besides key and value: lengths, sequence number, time.
-const LOG_ROW: u64 = 40;
+/// What a row costs in the log besides key and value: lengths, sequence number, time, and its part of
+/// a restart and of the index.
+const LOG_ROW: u64 = 28;
 /// What a range of a file costs there: its extent's row, and its part of a segment's.
 const LOG_RANGE: u64 = 120;
+/// The same where it is all that the file has: then the inode's row has it.
+const LOG_ONLY_RANGE: u64 = 48;
 /// What a shared range costs there besides: a `b` row, and the row of another segment.
 const LOG_SHARE: u64 = 180;
 /// What the end of a data incarnation costs there.
@@ -175,7 +178,7 @@ impl CommitGroup {
         for op in batch.data {
             let id = op.file();
             let before = self.file_bytes(&id);
-            let (dropped, ranges) = (self.dropped.len() as u64, self.ranges_of(&id));
+            let (dropped, ranges) = (self.dropped.len() as u64, self.log_of_ranges(&id));
             match op {
                 DataOp::Begin { .. } => {
                     let file = self.files.entry(id).or_default();
@@ -221,8 +224,8 @@ impl CommitGroup {
             }
             self.row_bytes = self.row_bytes + self.file_bytes(&id) - before;
             let dropped = self.dropped.len() as u64 - dropped;
-            self.log_bytes += LOG_RANGE * self.ranges_of(&id) + LOG_DROP * dropped;
-            self.log_bytes -= LOG_RANGE * ranges;
+            self.log_bytes += self.log_of_ranges(&id) + LOG_DROP * dropped;
+            self.log_bytes -= ranges;
         }
         for (key, op) in batch.rows {
             self.apply_row(key, op);
@@ -231,6 +234,12 @@ impl CommitGroup {
 
     fn ranges_of(&self, file: &ContentsId) -> u64 {
         self.files.get(file).map_or(0, |f| f.ranges.len() as u64)
+    }
+
+    /// What the ranges of `file` cost in the log.
+    fn log_of_ranges(&self, file: &ContentsId) -> u64 {
+        let only = self.files.get(file).is_some_and(|f| f.fresh && f.ranges.len() == 1);
+        if only { LOG_ONLY_RANGE } else { LOG_RANGE * self.ranges_of(file) }
     }
 
     /// Puts `parts` of a source, from its byte `from` on, at `offset` of `file`.

@@ -458,6 +458,42 @@ async fn metadata_fit_through_a_proxy_that_takes_1_mib() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_files_fill_an_object_of_the_log_without_passing_its_limit() {
+    // Guards against commits that end long before their object of the log is full, a PUT and a segment
+    // each, and against an estimate that lets one grow past the 1 MiB of many a proxy.
+    let bucket: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+    format(&bucket).await;
+    let log = async || {
+        let objects = bucket.list(Some(&Path::from("meta/wal"))).map(|o| o.expect("lists"));
+        objects.map(|o| o.size).collect::<Vec<u64>>().await
+    };
+    let local = tempfile::tempdir().expect("tempdir");
+    let mut o = options(&bucket, local.path());
+    o.commit_interval = Duration::from_secs(3600);
+    let m = mount(o).await.expect("mount");
+    let make = async |name: &str| {
+        let ino = create(&m.fs, name).await;
+        let data = Bytes::from_static(b"a small file");
+        m.fs.write(ino, 0, data, WriteFlags::default()).await.expect("write");
+    };
+    // Names that share no beginnings, which the log would leave out.
+    for (name, most) in [(8, 2), (250, 6)] {
+        let before = log().await.len();
+        for n in 0..10_000u64 {
+            let n = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            make(&format!("{n:016x}").repeat(16)[..name]).await;
+        }
+        assert!(m.sync(LONG).await, "{:?}", m.control.status());
+        let sizes = log().await;
+        let largest = sizes.iter().max().expect("some");
+        let new = sizes.len() - before;
+        assert!(new <= most && *largest < 1 << 20, "names of {name}: {sizes:?}");
+        assert!(*largest > 400 << 10, "names of {name}: {sizes:?}");
+    }
+    assert!(m.shutdown(LONG).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_no_limit_lets_through_is_said_and_kept() {
     // Guards against a commit that hangs for ever, without a word, because an object of the log
     // cannot be made small enough for what stands before the store.
