@@ -36,6 +36,9 @@ const WINDOW_FIRST: u64 = 256 << 10;
 /// After so long without a miss, whoever reads a segment's small files begins anew: files that are read now and
 /// then are no walk, and would bring megabytes each.
 const WINDOW_LASTS: Duration = Duration::from_secs(10);
+/// What the cache must be able to hold for more than one such window to be fetched at once: several times
+/// three of them.
+const BESIDE_FROM: u64 = 6 * FETCH_BYTES_MAX;
 /// Segments whose locality is remembered.
 const HEAT_SEGMENTS: usize = 1024;
 
@@ -108,6 +111,8 @@ struct Heat {
     window: u64,
     last: Ino,
     missed: Instant,
+    /// Where the segment ends, once something of it has come.
+    size: Option<u64>,
 }
 
 /// A cached fetch: evicted as a whole, because its blocks are slices of one allocation.
@@ -254,16 +259,16 @@ impl BlockCache {
         true
     }
 
-    /// The range to fetch for a miss on `range` of `id` by file `ino`; `small`: it is a file
-    /// that lies whole in the segment, with others beside it.
+    /// The range to fetch for a miss on `range` of `id` by file `ino`, and ranges that are worth
+    /// fetching besides; `small`: it is a file that lies whole in the segment, with others beside it.
     fn window(
         inner: &mut Inner,
         id: SegmentId,
         range: &Range<u64>,
         small: Option<Ino>,
-    ) -> Range<u64> {
-        let Some(ino) = small else { return range.clone() };
-        let first = || Heat { window: WINDOW_FIRST, last: ino, missed: Instant::now() };
+    ) -> (Range<u64>, Vec<Range<u64>>) {
+        let Some(ino) = small else { return (range.clone(), Vec::new()) };
+        let first = || Heat { window: WINDOW_FIRST, last: ino, missed: Instant::now(), size: None };
         let heat = inner.heat.get_or_insert_mut(id, first);
         if heat.missed.elapsed() >= WINDOW_LASTS {
             *heat = first();
@@ -274,7 +279,14 @@ impl BlockCache {
             heat.window = (heat.window * 4).min(FETCH_BYTES_MAX);
         }
         let start = range.start / heat.window * heat.window;
-        start..(start + heat.window).max(range.end).next_multiple_of(BLOCK)
+        let end = (start + heat.window).max(range.end).next_multiple_of(BLOCK);
+        if heat.window < FETCH_BYTES_MAX {
+            return (start..end, Vec::new());
+        }
+        // Somebody walks a tree: the directory that he goes to next is as likely before as behind.
+        let before = start.saturating_sub(FETCH_BYTES_MAX)..start;
+        let behind = end..(end + FETCH_BYTES_MAX).min(heat.size.unwrap_or(end));
+        (start..end, vec![before, behind])
     }
 
     /// Reads `range` of segment `id`, fetching what is missing, and appends it to `out` without
@@ -301,8 +313,11 @@ impl BlockCache {
             };
             if missing(&inner) {
                 self.misses.fetch_add(1, Ordering::Relaxed);
-                let window = Self::window(&mut inner, id, &range, small);
+                let (window, beside) = Self::window(&mut inner, id, &range, small);
                 self.start_fetches(&mut inner, id, window);
+                if self.options.bytes_max as u64 >= BESIDE_FROM {
+                    beside.into_iter().for_each(|r| self.start_fetches(&mut inner, id, r));
+                }
             }
             let mut sources: Vec<(u64, Result<Bytes, Running>)> = Vec::new();
             let mut at = range.start;
@@ -419,10 +434,14 @@ impl BlockCache {
                 }
                 Err(_) => Err(never_begun(id)),
             };
-            if let Ok(data) = &got {
-                cache.inner.lock().insert(id, run, data.clone(), cache.options.bytes_max);
+            if let Ok((data, size)) = &got {
+                let mut inner = cache.inner.lock();
+                inner.insert(id, run, data.clone(), cache.options.bytes_max);
+                if let Some(heat) = inner.heat.peek_mut(&id) {
+                    heat.size = Some(*size);
+                }
             }
-            got
+            got.map(|(data, _)| data)
         };
         let fetch = Fetch::start(work);
         for b in blocks {
@@ -503,13 +522,46 @@ mod tests {
         segments.put(id, vec![vec![3; len as usize].into()], &owned).await.expect("put");
         let cache = BlockCache::new(segments, BlockCacheOptions::default());
         let mut brought = Vec::new();
-        for (n, pause) in [(0, 0), (20, 1), (160, 1), (80, 60)] {
+        for (n, pause) in [(0, 0), (20, 1), (160, 60), (80, 60)] {
             tokio::time::sleep(Duration::from_secs(pause)).await;
             let (before, at) = (cache.inner.lock().bytes as u64, n * BLOCK);
             cache.read(id, at..at + 4096, Some(Ino(n + 2)), &mut Vec::new()).await.expect("reads");
             brought.push(cache.inner.lock().bytes as u64 - before);
         }
-        assert_eq!(brought, [WINDOW_FIRST, 4 * WINDOW_FIRST, FETCH_BYTES_MAX, WINDOW_FIRST]);
+        assert_eq!(brought, [WINDOW_FIRST, 4 * WINDOW_FIRST, WINDOW_FIRST, WINDOW_FIRST]);
+    }
+
+    #[tokio::test]
+    async fn who_walks_small_files_waits_for_three_fetches_of_their_segment() {
+        // Guards against a walk of small directories, in an order that nobody knows, that waits for one
+        // window after the other; and against one that asks for what is behind the segment.
+        let store = Arc::new(InMemory::new());
+        let segments = Arc::new(SegmentStore::new(store));
+        let len = (11 << 20) + 5;
+        let owned = [Owned { ino: Ino(2), incarnation: 0, offset: 0, len }];
+        let id = segments.new_id();
+        segments.put(id, vec![vec![3; len as usize].into()], &owned).await.expect("put");
+        let cache = BlockCache::new(segments, BlockCacheOptions::default());
+        let read = async |n: u64| {
+            let at = n * BLOCK;
+            cache.read(id, at..at + 5, Some(Ino(n + 2)), &mut Vec::new()).await.expect("reads");
+        };
+        for n in [0, 20, 100] {
+            read(n).await;
+        }
+        let last = len / BLOCK;
+        for n in [10, 40, 63, 64, 127, 128, last - 1, last] {
+            read(n).await;
+        }
+        assert_eq!(cache.hits_and_misses().1, 3);
+        let idle = async {
+            while !cache.inner.lock().running.is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), idle).await.expect("all has come");
+        let bytes = cache.inner.lock().bytes as u64;
+        assert!((len..len + BLOCK).contains(&bytes), "{bytes}: what there is, once");
     }
 
     #[tokio::test]

@@ -234,7 +234,7 @@ impl SegmentStore {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        let bytes = self.get_up_to(id, range.clone()).await?;
+        let (bytes, _) = self.get_up_to(id, range.clone()).await?;
         if bytes.len() as u64 != range.end - range.start {
             let message = format!("segment {id} ends before {range:?}");
             return Err(StoreError::new(ErrorClass::Corrupt, message).into_store("segments"));
@@ -244,19 +244,23 @@ impl SegmentStore {
 
     /// As [`SegmentStore::get_range`], but a range that reaches past the end of the segment
     /// brings what there is: for a reader that fetches around what it needs. (Of a segment
-    /// without frames that may be what follows its data, which no extent refers to.)
-    pub async fn get_up_to(&self, id: SegmentId, range: Range<u64>) -> Result<Bytes> {
+    /// without frames that may be what follows its data, which no extent refers to.) Also returns
+    /// where that end is.
+    pub async fn get_up_to(&self, id: SegmentId, range: Range<u64>) -> Result<(Bytes, u64)> {
         let name = SegmentStore::name(id);
         if !has_frames(id) {
-            return self.0.store.get_range(&name, range).await;
+            let options = GetOptions::new().with_range(Some(GetRange::Bounded(range)));
+            let got = self.0.store.get_opts(&name, options).await?;
+            let size = got.meta.size;
+            return Ok((got.bytes().await?, size));
         }
         let layout = self.layout(id).await?;
-        let stored = layout.stored(range.clone());
+        let (stored, size) = (layout.stored(range.clone()), layout.data_len);
         if stored.is_empty() {
-            return Ok(Bytes::new());
+            return Ok((Bytes::new(), size));
         }
         let bytes = self.0.store.get_range(&name, stored).await?;
-        let len = range.end.min(layout.data_len) - range.start.min(layout.data_len);
+        let len = range.end.min(size) - range.start.min(size);
         let open = move || match &layout.frames {
             Some(frames) => frames.open(&range, &bytes),
             None => Ok(bytes),
@@ -265,7 +269,7 @@ impl SegmentStore {
             true => tokio::task::spawn_blocking(open).await?,
             false => open(),
         };
-        opened.map_err(|why| self.call_malformed(id, why))
+        opened.map(|bytes| (bytes, size)).map_err(|why| self.call_malformed(id, why))
     }
 
     fn call_malformed(&self, id: SegmentId, why: Malformed) -> object_store::Error {
@@ -486,7 +490,7 @@ mod tests {
             let stored = store.head(&SegmentStore::name(id)).await.unwrap().size;
             assert_eq!(layout.object_len(), stored);
             assert_eq!(stored < 200_000, compression != Compression::None, "{stored} bytes");
-            let past = reader.get_up_to(id, (1 << 20) - 10..2 << 20).await.unwrap();
+            let (past, _) = reader.get_up_to(id, (1 << 20) - 10..2 << 20).await.unwrap();
             assert_eq!(
                 past.len() as u64,
                 10 + if has_frames(id) { 0 } else { u64::from(layout.tail_len) }
