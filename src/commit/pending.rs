@@ -84,15 +84,23 @@ const FILE_BYTES: u64 = 96;
 
 /// What a row costs in the log besides key and value: lengths, sequence number, time, and its part of
 /// a restart and of the index.
-const LOG_ROW: u64 = 28;
+const LOG_ROW: u64 = 40;
+/// The same of a new row, which comes with its neighbours and shares most of its key with them.
+const LOG_FRESH_ROW: u64 = 28;
+/// What an inode's row costs besides if it is written again: the extent in it, which only the metadata
+/// store knows.
+const LOG_INODE: u64 = 28;
 /// What a range of a file costs there: its extent's row, and its part of a segment's.
-const LOG_RANGE: u64 = 120;
-/// The same where it is all that the file has: then the inode's row has it.
+const LOG_RANGE: u64 = 132;
+/// The first one of a file that has others below: it may cut the extent in the inode's row into two, and
+/// then there are three rows.
+const LOG_FIRST_RANGE: u64 = 185;
+/// The only one of a new file, which is in the inode's row.
 const LOG_ONLY_RANGE: u64 = 48;
 /// What a shared range costs there besides: a `b` row, and the row of another segment.
 const LOG_SHARE: u64 = 180;
-/// What the end of a data incarnation costs there.
-const LOG_DROP: u64 = 80;
+/// What the end of a data incarnation costs there: up to [`INLINE_DROP_EXTENTS`](super::resolve) rows go.
+const LOG_DROP: u64 = 250;
 
 /// The hash of a key of a row, for [`CommitGroup::row`].
 pub fn key_hash(key: &[u8]) -> u64 {
@@ -224,8 +232,9 @@ impl CommitGroup {
             }
             self.row_bytes = self.row_bytes + self.file_bytes(&id) - before;
             let dropped = self.dropped.len() as u64 - dropped;
-            self.log_bytes += self.log_of_ranges(&id) + LOG_DROP * dropped;
-            self.log_bytes -= ranges;
+            // Ranges that others share are cut into more when they get their place.
+            let more = self.log_of_ranges(&id) + LOG_DROP * dropped;
+            self.log_bytes = (self.log_bytes + more).saturating_sub(ranges);
         }
         for (key, op) in batch.rows {
             self.apply_row(key, op);
@@ -238,8 +247,13 @@ impl CommitGroup {
 
     /// What the ranges of `file` cost in the log.
     fn log_of_ranges(&self, file: &ContentsId) -> u64 {
-        let only = self.files.get(file).is_some_and(|f| f.fresh && f.ranges.len() == 1);
-        if only { LOG_ONLY_RANGE } else { LOG_RANGE * self.ranges_of(file) }
+        let Some(file) = self.files.get(file) else { return 0 };
+        match (file.ranges.len() as u64, file.fresh) {
+            (0, _) => 0,
+            (1, true) => LOG_ONLY_RANGE,
+            (n, true) => LOG_RANGE * n,
+            (n, false) => LOG_FIRST_RANGE + LOG_RANGE * (n - 1),
+        }
     }
 
     /// Puts `parts` of a source, from its byte `from` on, at `offset` of `file`.
@@ -295,6 +309,11 @@ impl CommitGroup {
         let size = |key: &Key, value: &Option<Bytes>| {
             key.len() as u64 + value.as_ref().map_or(0, |v| v.len() as u64)
         };
+        let log = |key: &Key, row: &PendingRow| match (row.fresh, &row.value) {
+            (true, _) => LOG_FRESH_ROW,
+            (false, Some(_)) if key.starts_with(b"i") => LOG_ROW + LOG_INODE,
+            _ => LOG_ROW,
+        };
         let (value, fresh) = match op {
             RowOp::Put(value) => (Some(value), false),
             RowOp::PutFresh(value) => (Some(value), true),
@@ -304,7 +323,7 @@ impl CommitGroup {
         if let Some(old) = old {
             let size = size(&key, &old.value);
             self.row_bytes -= ROW_OVERHEAD + size;
-            self.log_bytes -= LOG_ROW + size;
+            self.log_bytes = self.log_bytes.saturating_sub(log(&key, old) + size);
         }
         // A row stays fresh while it stays in this group; a delete of it leaves nothing.
         // A put that claims freshness over a pending delete must not lose that delete.
@@ -318,8 +337,9 @@ impl CommitGroup {
         }
         let size = size(&key, &value);
         self.row_bytes += ROW_OVERHEAD + size;
-        self.log_bytes += LOG_ROW + size;
-        self.rows.insert(key, PendingRow { value, fresh });
+        let row = PendingRow { value, fresh };
+        self.log_bytes += log(&key, &row) + size;
+        self.rows.insert(key, row);
     }
 
     fn forget_xattrs(&mut self, ino: Ino) {
@@ -413,7 +433,7 @@ mod tests {
             apply(&mut g, |b| b.data.push(write));
         }
         assert!(g.row_bytes >= 1000 * RANGE_BYTES, "{}", g.row_bytes);
-        assert_eq!(g.log_bytes, 1000 * LOG_RANGE);
+        assert_eq!(g.log_bytes, LOG_FIRST_RANGE + 999 * LOG_RANGE);
         apply(&mut g, |b| b.data.push(DataOp::Drop { ino, incarnation }));
         assert_eq!((g.row_bytes, g.log_bytes), (0, LOG_DROP));
     }

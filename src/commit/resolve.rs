@@ -20,8 +20,9 @@ use crate::meta::{Inode, Kind, MarkerRow, keys};
 const SCAN_ROWS_FIRST: usize = 8;
 const SCAN_ROWS_MAX: usize = 256;
 /// A dropped file with at most this many extents is deleted with the commit; a larger one in
-/// the background, so that deleting it is a constant number of rows now.
-pub const INLINE_DROP_EXTENTS: usize = 64;
+/// the background, so that deleting it is a small number of rows now: those of a group are one object of the
+/// log, which must not grow past what a proxy takes.
+pub const INLINE_DROP_EXTENTS: usize = 8;
 
 /// What a group does to one inode.
 #[derive(Debug, Default)]

@@ -32,7 +32,7 @@ const BURST_ROW_BYTES_MAX: u64 = 16 << 20;
 /// Rows of one group as the log has them, in bytes. Its object in the log is put whole, under
 /// a condition that parts cannot have, and many a proxy takes no more than 1 MiB (nginx'
 /// `client_max_body_size`).
-const GROUP_LOG_BYTES_MAX: u64 = 896 << 10;
+const GROUP_LOG_BYTES_MAX: u64 = 832 << 10;
 /// What one request for missing metadata fetches: rows that are read together lie together.
 pub const READ_AHEAD_BYTES: usize = 512 << 10;
 /// Extents that one scan loads.
