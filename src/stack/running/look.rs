@@ -2,7 +2,7 @@
 //! with what this machine remembers and what its journal holds. Called by `opening` and `claim`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::base::hex;
 use crate::commit::{ViewError, last_commit};
@@ -113,7 +113,8 @@ impl Look<'_> {
         mut log_store: Arc<Sealed>,
         local: Option<&Recovery>,
     ) -> Result<Seat, StackError> {
-        for _ in 1..TRIES {
+        let deadline = Instant::now() + self.open_timeout;
+        for tries_left in (0..TRIES).rev() {
             let e = match self.open_once(&log_store, local).await {
                 Ok((kv, found)) => return Ok(Seat { kv, found, log_store }),
                 Err(e) => e,
@@ -121,7 +122,12 @@ impl Look<'_> {
             // What was fetched ahead may be older than what a mount that has just ended here remembers.
             let ahead = &self.layers.ahead;
             let was_early = ahead.was_used() && e.kind() == StackErrorKind::Corrupt;
-            if !(was_early || log_store.is_behind()) {
+            let has_gone_on = matches!(e, StackError::Metadata(KvError::Fenced));
+            if has_gone_on && (tries_left == 0 || Instant::now() > deadline) {
+                let why = "its writer goes on beyond what was read, again and again";
+                return Err(KvError::Unavailable(why.into()).into());
+            }
+            if !(was_early || has_gone_on) || tries_left == 0 {
                 return Err(e);
             }
             log::debug!("{e}: looking once more");
@@ -129,14 +135,7 @@ impl Look<'_> {
             tokio::time::sleep(TRY_PAUSE).await;
             log_store = Arc::new(self.sealed.apart());
         }
-        match self.open_once(&log_store, local).await {
-            Ok((kv, found)) => Ok(Seat { kv, found, log_store }),
-            Err(_) if log_store.is_behind() => {
-                let why = "its writer goes on beyond what was read, again and again";
-                Err(KvError::Unavailable(why.into()).into())
-            }
-            Err(e) => Err(e),
-        }
+        unreachable!("the last try returns")
     }
 
     async fn open_once(
