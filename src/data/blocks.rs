@@ -278,12 +278,12 @@ impl BlockCache {
             *heat = first();
         }
         heat.missed = Instant::now();
-        let before = heat.window;
+        let was = heat.window;
         if heat.last != ino {
             heat.last = ino;
             heat.window = (heat.window * 4).min(FETCH_BYTES_MAX);
         }
-        let is_grown = before < FETCH_BYTES_MAX && heat.window == FETCH_BYTES_MAX;
+        let is_grown = was < FETCH_BYTES_MAX && heat.window == FETCH_BYTES_MAX;
         let start = range.start / heat.window * heat.window;
         let end = (start + heat.window).max(range.end).next_multiple_of(BLOCK);
         if !is_grown || heat.took > BESIDE_QUICK {

@@ -114,28 +114,31 @@ impl Look<'_> {
         local: Option<&Recovery>,
     ) -> Result<Seat, StackError> {
         let deadline = Instant::now() + self.open_timeout;
-        for tries_left in (0..TRIES).rev() {
+        let mut tries = 0;
+        loop {
+            tries += 1;
             let e = match self.open_once(&log_store, local).await {
                 Ok((kv, found)) => return Ok(Seat { kv, found, log_store }),
                 Err(e) => e,
             };
-            // What was fetched ahead may be older than what a mount that has just ended here remembers.
             let ahead = &self.layers.ahead;
-            let was_early = ahead.was_used() && e.kind() == StackErrorKind::Corrupt;
-            let has_gone_on = matches!(e, StackError::Metadata(KvError::Fenced));
-            if has_gone_on && (tries_left == 0 || Instant::now() > deadline) {
-                let why = "its writer goes on beyond what was read, again and again";
-                return Err(KvError::Unavailable(why.into()).into());
-            }
-            if !(was_early || has_gone_on) || tries_left == 0 {
-                return Err(e);
+            match e {
+                StackError::Metadata(KvError::Fenced)
+                    if tries == TRIES || Instant::now() > deadline =>
+                {
+                    let why = "its writer goes on beyond what was read, again and again";
+                    return Err(KvError::Unavailable(why.into()).into());
+                }
+                StackError::Metadata(KvError::Fenced) => {}
+                // What was fetched ahead may be older than what a mount that has just ended here remembers.
+                _ if ahead.was_used() && e.kind() == StackErrorKind::Corrupt && tries < TRIES => {}
+                _ => return Err(e),
             }
             log::debug!("{e}: looking once more");
             ahead.end();
             tokio::time::sleep(TRY_PAUSE).await;
             log_store = Arc::new(self.sealed.apart());
         }
-        unreachable!("the last try returns")
     }
 
     async fn open_once(
