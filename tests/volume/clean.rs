@@ -4,13 +4,13 @@
 use crate::mounts;
 use crate::needs_fuse;
 use crate::volume;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::volume::{Bench, LONG, find, read_file, segments, until, write_file};
+use crate::volume::{Bench, LONG, find, log_objects, read_file, segments, until, write_file};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::memory::InMemory;
@@ -560,26 +560,20 @@ async fn many_files(bench: &Bench, count: u64) {
     assert!(m.shutdown(LONG).await);
 }
 
-/// Objects of the metadata store's log, and their bytes.
-async fn log_objects(bench: &Bench) -> BTreeMap<Path, u64> {
-    let log = bench.store.list(Some(&Path::from("meta/wal")));
-    log.map_ok(|o| (o.location, o.size)).try_collect().await.expect("lists")
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_rows_of_a_segment_of_many_files_are_written_in_small_batches() {
     // Guards against one commit of megabytes for a segment of small files, which a proxy with the
     // usual limit of 1 MiB refuses for ever: 26,214 files move at once.
     let bench = Bench::new().await;
     many_files(&bench, RANGES_MAX as u64).await;
-    let before = log_objects(&bench).await;
+    let before = log_objects(&bench.store).await;
     let m = bench.mount_with(eager(MIB, 1000)).await.expect("mounts");
     write_file(&m.fs, Ino::ROOT, "more", b"and a commit").await;
     assert!(m.sync(LONG).await);
     // Some of those written last may have gone from the log since: look all the while.
     let mut largest = 0;
     until("cleaned", async || {
-        let log = log_objects(&bench).await;
+        let log = log_objects(&bench.store).await;
         let new = log.iter().filter(|(name, _)| !before.contains_key(name));
         largest = largest.max(new.map(|(_, bytes)| *bytes).max().unwrap_or(0));
         rows(&m).await.iter().all(|row| row.live * 2 > row.size)

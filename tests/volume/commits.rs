@@ -24,7 +24,7 @@ use sealfs::stack::{Accept, MountOptions, Mounted, StackError, mount};
 use sealfs::store::{ErrorClass, StoreError};
 
 use crate::volume::gated::{Gate, Gated};
-use crate::volume::{CALLER, LONG, format, options_of, secret, segments, until};
+use crate::volume::{CALLER, LONG, format, log_objects, options_of, secret, segments, until};
 
 /// Refuses one put of a segment, when the count reaches zero; or every change; or what is too large.
 #[derive(Debug)]
@@ -165,6 +165,12 @@ fn options(bucket: &Arc<dyn ObjectStore>, local: &FsPath) -> MountOptions {
     options.commit_interval = Duration::from_millis(200);
     options.refresh = Duration::from_millis(300);
     options
+}
+
+/// Those of a mount that commits when it is asked to, however much it has.
+fn on_demand(bucket: &Arc<dyn ObjectStore>, local: &FsPath) -> MountOptions {
+    let (commit_interval, journal_bytes_max) = (Duration::from_secs(3600), 1 << 30);
+    MountOptions { commit_interval, journal_bytes_max, ..options(bucket, local) }
 }
 
 async fn create(fs: &Arc<Fs>, name: &str) -> Ino {
@@ -463,14 +469,8 @@ async fn small_files_fill_an_object_of_the_log_without_passing_its_limit() {
     // each, and against an estimate that lets one grow past the 1 MiB of many a proxy.
     let bucket: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     format(&bucket).await;
-    let log = async || {
-        let objects = bucket.list(Some(&Path::from("meta/wal"))).map(|o| o.expect("lists"));
-        objects.map(|o| o.size).collect::<Vec<u64>>().await
-    };
     let local = tempfile::tempdir().expect("tempdir");
-    let mut o = options(&bucket, local.path());
-    o.commit_interval = Duration::from_secs(3600);
-    let m = mount(o).await.expect("mount");
+    let m = mount(on_demand(&bucket, local.path())).await.expect("mount");
     let make = async |name: &str| {
         let ino = create(&m.fs, name).await;
         let data = Bytes::from_static(b"a small file");
@@ -478,13 +478,13 @@ async fn small_files_fill_an_object_of_the_log_without_passing_its_limit() {
     };
     // Names that share no beginnings, which the log would leave out.
     for (name, most) in [(8, 2), (250, 5)] {
-        let before = log().await.len();
+        let before = log_objects(&bucket).await.len();
         for n in 0..10_000u64 {
             let n = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
             make(&format!("{n:016x}").repeat(16)[..name]).await;
         }
         assert!(m.sync(LONG).await, "{:?}", m.control.status());
-        let sizes = log().await.split_off(before);
+        let sizes: Vec<_> = log_objects(&bucket).await.into_values().skip(before).collect();
         let largest = sizes.iter().max().expect("some");
         assert!(sizes.len() <= most && *largest < 1 << 20, "names of {name}: {sizes:?}");
         assert!(*largest > 400 << 10, "names of {name}: {sizes:?}");
@@ -500,14 +500,10 @@ async fn no_change_of_many_files_passes_the_limit_of_the_log() {
     let bucket: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     format(&bucket).await;
     let local = tempfile::tempdir().expect("tempdir");
-    let mut o = options(&bucket, local.path());
-    o.commit_interval = Duration::from_secs(3600);
-    o.journal_bytes_max = 1 << 30;
-    let m = mount(o).await.expect("mount");
+    let m = mount(on_demand(&bucket, local.path())).await.expect("mount");
     let largest = async || {
         assert!(m.sync(LONG * 2).await, "{:?}", m.control.status());
-        let log = bucket.list(Some(&Path::from("meta/wal")));
-        log.map(|o| o.expect("lists").size).fold(0, async |most, size| most.max(size)).await
+        log_objects(&bucket).await.into_values().max().expect("some")
     };
     let write = async |ino, offset| {
         let data = Bytes::from(vec![7; 50]);

@@ -70,6 +70,12 @@ pub async fn objects(store: &dyn ObjectStore) -> Objects {
     all
 }
 
+/// Objects of the metadata store's log, in the order in which they were put, and their bytes.
+pub async fn log_objects(store: &Arc<dyn ObjectStore>) -> BTreeMap<Path, u64> {
+    let log = store.list(Some(&Path::from("meta/wal")));
+    log.map_ok(|o| (o.location, o.size)).try_collect().await.expect("lists")
+}
+
 /// A store and what one machine keeps beside it.
 pub struct Bench {
     pub store: Arc<dyn ObjectStore>,
