@@ -116,7 +116,8 @@ fn no_object(path: &FsPath, what: &str) -> Error {
 fn not_opened(path: &FsPath, e: io::Error) -> Error {
     match e.raw_os_error() {
         Some(libc::ELOOP) => no_object(path, "a symbolic link in a circle"),
-        Some(libc::ENOENT) if fs::symlink_metadata(path).is_ok() => {
+        // What is there now and no link has come since, which is as if it were not there yet.
+        Some(libc::ENOENT) if fs::symlink_metadata(path).is_ok_and(|now| now.is_symlink()) => {
             no_object(path, "a symbolic link that leads nowhere")
         }
         Some(libc::ENOENT | libc::ENOTDIR) => {
@@ -126,6 +127,10 @@ fn not_opened(path: &FsPath, e: io::Error) -> Error {
         Some(libc::ENXIO) => no_object(path, "a fifo or a socket"),
         _ => failed("open", path, e),
     }
+}
+
+fn is_not_found(e: &walkdir::Error) -> bool {
+    e.io_error().is_some_and(|e| e.kind() == io::ErrorKind::NotFound)
 }
 
 /// What lies directly or anywhere below a prefix.
@@ -166,6 +171,11 @@ impl Walk {
                 Err(e) => match e.path().map(|at| (at.to_owned(), fs::symlink_metadata(at))) {
                     Some((at, Ok(found))) if found.is_symlink() => (at, Some(found)),
                     Some((_, Err(gone))) if gone.kind() == io::ErrorKind::NotFound => continue,
+                    // It had gone, and another has come since.
+                    Some((at, Ok(found))) if is_not_found(&e) => match found.is_dir() {
+                        true => continue,
+                        false => (at, Some(found)),
+                    },
                     at => {
                         let at = at.map_or_else(|| self.root.clone(), |(at, _)| at);
                         let e = e.into_io_error().unwrap_or_else(|| io::Error::other("a circle"));
@@ -218,5 +228,43 @@ impl Walk {
         }
         common_prefixes.sort();
         Ok(ListResult { objects, common_prefixes, extensions: Default::default() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn what_comes_and_goes_is_there_or_not_found() {
+        // Guards against an object that came between two looks being called a dangling link, which is
+        // damage, and against a listing that ends there.
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("RACE");
+        let end = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !end.load(Ordering::Relaxed) {
+                    fs::write(&path, b"").unwrap();
+                    fs::remove_file(&path).unwrap();
+                }
+            });
+            let looks = std::panic::catch_unwind(|| {
+                let (mut there, mut gone) = (0, 0);
+                for _ in 0..20_000 {
+                    match open_object(&path) {
+                        Ok(_) => there += 1,
+                        Err(Error::NotFound { .. }) => gone += 1,
+                        Err(e) => panic!("{e}"),
+                    }
+                    Walk::new(dir.path(), None, true).level().unwrap();
+                }
+                (there, gone)
+            });
+            end.store(true, Ordering::Relaxed);
+            let (there, gone) = looks.unwrap();
+            assert!(there > 0 && gone > 0, "{there} there, {gone} gone: nothing was raced");
+        });
     }
 }
