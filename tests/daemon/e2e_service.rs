@@ -200,7 +200,8 @@ fn an_endpoint_whose_certificate_expires_says_so_and_heals_once_it_is_renewed() 
     let endpoint = format!("https://localhost:{}", front.port);
     let mut remote = Remote::s3(&endpoint, BUCKET, ACCESS_KEY, SECRET_KEY);
     remote.env.push(("AWS_CA_BUNDLE", bundle.display().to_string()));
-    let v = Volume::create_on(Some(remote));
+    let v = Volume::bare_on(Some(remote));
+    v.ok(&["init", &v.url(), "--passphrase-file", &v.text("passphrase")]);
     v.mount(&["--read-timeout", "5s"]);
     fs::write(v.at("before"), "x").expect("writes");
     v.ok(&["sync", &v.text("vault")]);

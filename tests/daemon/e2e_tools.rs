@@ -9,11 +9,11 @@ use crate::mounts::{Remote, Volume};
 use crate::needs_fuse;
 use crate::support::s3server::S3Server;
 
-fn ordinary_tools_leave_everything_in_the_bucket(remote: Option<Remote>) {
+fn ordinary_tools_leave_everything_in_the_bucket(remote: Option<Remote>, large_mib: u64) {
     let work = tempfile::tempdir().expect("a temporary directory");
     let v = Volume::create_on(remote);
     v.mount(&[]);
-    let tree = tools::make_everything(&v, work.path());
+    let tree = tools::make_everything(&v, work.path(), large_mib);
     tools::check_everything(&v.vault(), &tree);
     let before = Manifest::of(&v.vault());
     assert!(v.status("warnings").as_array().is_some_and(|w| w.is_empty()), "{}", v.log());
@@ -33,7 +33,7 @@ fn ordinary_tools_leave_everything_in_a_directory() {
     // real tool sets and no unit test thought of. Everything local is thrown away between two
     // mounts, and the whole tree is compared.
     needs_fuse!();
-    ordinary_tools_leave_everything_in_the_bucket(None);
+    ordinary_tools_leave_everything_in_the_bucket(None, 1024);
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn ordinary_tools_leave_everything_on_an_s3_server() {
     // The same through the S3 adapter: multipart uploads, listings, conditional writes.
     needs_fuse!();
     let server = S3Server::start();
-    ordinary_tools_leave_everything_in_the_bucket(e2e::remote(&server));
+    ordinary_tools_leave_everything_in_the_bucket(e2e::remote(&server), 200);
     assert_eq!(server.open_uploads(), 0, "multipart uploads left behind");
 }
 
@@ -55,5 +55,5 @@ fn ordinary_tools_leave_everything_on_radosgw() {
         return;
     }
     let rgw = Rgw::start();
-    ordinary_tools_leave_everything_in_the_bucket(Some(rgw.remote()));
+    ordinary_tools_leave_everything_in_the_bucket(Some(rgw.remote()), 200);
 }

@@ -8,8 +8,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
+
+use object_store::ObjectStore;
+use sealfs::seal::{KdfParams, Secret};
+use sealfs::stack::{InitOptions, StoreOptions};
+use sealfs::store::s3::{S3Options, StaticCredentials, connect};
+use sealfs::store::{FileStore, Location};
 
 /// Why the tests that mount are skipped, or `None` if they can run.
 pub fn why_not() -> Option<String> {
@@ -40,7 +46,28 @@ pub struct Remote {
     pub env: Vec<(&'static str, String)>,
 }
 
+/// Of the volumes of tests.
+const PASSPHRASE: &str = "correct horse battery staple";
+
 impl Remote {
+    /// The same for the library. Keys and endpoint must be in `env`.
+    fn options(&self) -> S3Options {
+        let get = |name| {
+            let found = self.env.iter().find(|(of, _)| *of == name);
+            found.map(|(_, value)| value.clone()).unwrap_or_else(|| panic!("no {name}"))
+        };
+        let Ok(Location::S3 { bucket, prefix }) = self.url.parse() else { panic!("{}", self.url) };
+        S3Options {
+            endpoint_url: Some(get("AWS_ENDPOINT_URL_S3")),
+            region: Some(get("AWS_REGION")),
+            credentials: Some(StaticCredentials {
+                access_key_id: get("AWS_ACCESS_KEY_ID"),
+                secret_access_key: get("AWS_SECRET_ACCESS_KEY").into(),
+            }),
+            ..S3Options::new(bucket, prefix)
+        }
+    }
+
     /// A prefix of a bucket of the S3 server at `endpoint`.
     pub fn s3(endpoint: &str, bucket: &str, access_key: &str, secret_key: &str) -> Remote {
         Remote {
@@ -94,7 +121,7 @@ impl Volume {
             fs::create_dir(volume.path(name)).expect("a fresh directory");
         }
         let pass = volume.path("passphrase");
-        fs::write(&pass, "correct horse battery staple\n").expect("writes");
+        fs::write(&pass, format!("{PASSPHRASE}\n")).expect("writes");
         fs::set_permissions(&pass, fs::Permissions::from_mode(0o600)).expect("own file");
         volume
     }
@@ -104,11 +131,32 @@ impl Volume {
         Volume::create_on(None)
     }
 
-    /// Makes a volume on `remote`, or on `file://`.
+    /// Makes a volume on `remote`, or on `file://`. Its passphrase costs the least that is accepted: every
+    /// command of a test pays for it, and none is the better for it. [`Volume::bare_on`] and `sealfs init`
+    /// make one as users have it.
     pub fn create_on(remote: Option<Remote>) -> Volume {
         let volume = Volume::bare_on(remote);
-        volume.ok(&["init", &volume.url(), "--passphrase-file", &volume.text("passphrase")]);
+        // On a thread of its own: a test may have a runtime already.
+        std::thread::scope(|scope| scope.spawn(|| volume.init()).join().expect("a volume"));
         volume
+    }
+
+    fn init(&self) {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.block_on(async {
+            let store: Arc<dyn ObjectStore> = match &self.remote {
+                None => Arc::new(FileStore::create(self.path("store")).expect("a directory")),
+                Some(remote) => Arc::new(connect(remote.options()).await.expect("a server")),
+            };
+            let location = self.url().parse().expect("a store");
+            let store = StoreOptions { custom: Some(store), ..StoreOptions::new(location) };
+            let passphrase = Secret::Passphrase(PASSPHRASE.as_bytes().to_vec().into());
+            // SAFETY: these calls take nothing and cannot fail (getuid(2)).
+            let owner = unsafe { (libc::getuid(), libc::getgid()) };
+            let kdf = KdfParams::FLOOR;
+            let options = InitOptions { kdf, owner, ..InitOptions::new(store, passphrase) };
+            sealfs::stack::init(options).await.expect("init");
+        });
     }
 
     /// Makes a volume and mounts it.

@@ -43,13 +43,12 @@ pub fn drop_pages(path: &Path) {
 /// `len` bytes that do not compress and differ from place to place and seed to seed.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
+    let mut bytes = vec![0; len];
+    for eight in bytes.chunks_mut(8) {
         x ^= x << 13;
         x ^= x >> 7;
         x ^= x << 17;
-        bytes.extend_from_slice(&x.to_le_bytes());
+        eight.copy_from_slice(&x.to_le_bytes()[..eight.len()]);
     }
-    bytes.truncate(len);
     bytes
 }

@@ -75,9 +75,9 @@ pub fn source_tar(dir: &Path) -> PathBuf {
     dir.join("tree.tar")
 }
 
-/// Everything, on a mounted volume; `dir` is a local directory to work in. Returns the local
-/// tree that was put in a tar.
-pub fn make_everything(v: &Volume, dir: &Path) -> PathBuf {
+/// Everything, on a mounted volume; `dir` is a local directory to work in, the large file has
+/// `large_mib`. Returns the local tree that was put in a tar.
+pub fn make_everything(v: &Volume, dir: &Path, large_mib: u64) -> PathBuf {
     let tar = source_tar(dir);
     let vault = v.vault();
     let said = |what: &str, begun: std::time::Instant| {
@@ -96,7 +96,7 @@ pub fn make_everything(v: &Volume, dir: &Path) -> PathBuf {
     lap("rsync twice");
     databases(&vault);
     lap("sqlite3");
-    edit_large_file(&vault.join("large"));
+    edit_large_file(&vault.join("large"), large_mib);
     lap("large file");
     attributes::make(&vault.join("odd"));
     lap("attributes");
@@ -178,9 +178,8 @@ fn check_database(vault: &Path, file: &str) {
     assert_eq!(answer, format!("ok\n{}\n", 2 * WRITERS * TRANSACTIONS), "{file}");
 }
 
-/// 1 GiB, then 5 MB in its middle overwritten at an odd place, and one byte near its end.
-fn edit_large_file(path: &Path) {
-    let pieces = 1024;
+/// So many MiB, then 5 MB in its middle overwritten at an odd place, and one byte near its end.
+fn edit_large_file(path: &Path, pieces: u64) {
     let file = File::options().read(true).write(true).create_new(true).open(path);
     let file = file.expect("creates");
     for n in 0..pieces {
@@ -188,22 +187,23 @@ fn edit_large_file(path: &Path) {
     }
     file.sync_all().expect("syncs");
     let len = pieces * PIECE as u64;
-    let (middle, patch) = (len / 2 + 12_345, noise(u64::MAX, 5_000_001));
-    file.write_all_at(&patch, middle).expect("overwrites");
-    file.write_all_at(b"!", len - 99).expect("overwrites");
+    let patches =
+        [(len / 2 + 12_345, noise(u64::MAX, 5_000_001)), (len - 99, b"!".as_slice().to_vec())];
+    for (at, patch) in &patches {
+        file.write_all_at(patch, *at).expect("overwrites");
+    }
     file.sync_all().expect("syncs");
     // Read back past the kernel's memory, against what it must be.
     super::drop_pages(path);
     let mut read = vec![0; PIECE];
     for n in 0..pieces {
-        let start = n * PIECE as u64;
+        let (start, end) = (n * PIECE as u64, (n + 1) * PIECE as u64);
         let mut expected = noise(n, PIECE);
-        for (at, byte) in expected.iter_mut().enumerate() {
-            let at = start + at as u64;
-            if (middle..middle + patch.len() as u64).contains(&at) {
-                *byte = patch[(at - middle) as usize];
-            } else if at == len - 99 {
-                *byte = b'!';
+        for (at, patch) in &patches {
+            let (from, to) = ((*at).max(start), (at + patch.len() as u64).min(end));
+            if from < to {
+                expected[(from - start) as usize..(to - start) as usize]
+                    .copy_from_slice(&patch[(from - at) as usize..(to - at) as usize]);
             }
         }
         file.read_exact_at(&mut read, start).expect("reads");
