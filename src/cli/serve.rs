@@ -45,6 +45,8 @@ const LOOK_AFTER: Duration = Duration::from_secs(1);
 const UNKNOWN_AFTER: Duration = Duration::from_secs(5);
 /// How long a mount that a signal has unmounted is served for those who still use it.
 const SERVE_ON_MAX: Duration = Duration::from_secs(20);
+/// Said in the log, by whoever notices first.
+const NOBODY_WAITS: &str = "nobody waits for the mount any more";
 
 /// What to mount, where and how.
 pub struct Plan {
@@ -99,13 +101,16 @@ pub async fn serve(plan: Plan, starting: Starting) -> Outcome {
     }
     // The process that waited for the mount may have gone away at the last moment.
     if attended.is_stopped() || starting.is_abandoned() {
+        if !attended.is_stopped() {
+            log::info!("{NOBODY_WAITS}; unmounting");
+        }
         running.undo().await;
         return starting.failed(stopped());
     }
     // Logged first: whoever is told that it is mounted finds the line there.
     log::info!("mounted on {}", point.display());
     if let Err(e) = starting.ready() {
-        log::warn!("nobody waits for the mount any more ({e}); unmounting");
+        log::warn!("{NOBODY_WAITS} ({e}); unmounting");
         running.undo().await;
         return Err(stopped());
     }
@@ -183,7 +188,7 @@ async fn watched_start(
             }
             () = tokio::time::sleep(LOOK_EVERY) => match starting.is_abandoned() {
                 true if !attended.is_stopped() => {
-                    log::info!("nobody waits for the mount any more");
+                    log::info!("{NOBODY_WAITS}");
                     stack::announce_end();
                     attended.stop();
                 }
