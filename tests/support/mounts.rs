@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use object_store::ObjectStore;
 use sealfs::seal::{KdfParams, Secret};
-use sealfs::stack::{InitOptions, StoreOptions};
+use sealfs::stack::{InitOptions, StoreOptions, note_place};
 use sealfs::store::s3::{S3Options, StaticCredentials, connect};
 use sealfs::store::{FileStore, Location};
 
@@ -46,23 +46,36 @@ pub struct Remote {
     pub env: Vec<(&'static str, String)>,
 }
 
+/// Where commands keep their state that are not told where.
+fn usual_state_dir() -> PathBuf {
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    if unsafe { libc::geteuid() } == 0 {
+        return "/var/lib/sealfs".into();
+    }
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    let state = variable("XDG_STATE_HOME").filter(|dir| dir.is_absolute());
+    let home = || variable("HOME").expect("a home directory").join(".local/state");
+    state.unwrap_or_else(home).join("sealfs")
+}
+
 /// Of the volumes of tests.
 const PASSPHRASE: &str = "correct horse battery staple";
 
 impl Remote {
+    fn get(&self, name: &str) -> String {
+        let found = self.env.iter().find(|(of, _)| *of == name);
+        found.map(|(_, value)| value.clone()).unwrap_or_else(|| panic!("no {name}"))
+    }
+
     /// The same for the library. Keys and endpoint must be in `env`.
     fn options(&self) -> S3Options {
-        let get = |name| {
-            let found = self.env.iter().find(|(of, _)| *of == name);
-            found.map(|(_, value)| value.clone()).unwrap_or_else(|| panic!("no {name}"))
-        };
         let Ok(Location::S3 { bucket, prefix }) = self.url.parse() else { panic!("{}", self.url) };
         S3Options {
-            endpoint_url: Some(get("AWS_ENDPOINT_URL_S3")),
-            region: Some(get("AWS_REGION")),
+            endpoint_url: Some(self.get("AWS_ENDPOINT_URL_S3")),
+            region: Some(self.get("AWS_REGION")),
             credentials: Some(StaticCredentials {
-                access_key_id: get("AWS_ACCESS_KEY_ID"),
-                secret_access_key: get("AWS_SECRET_ACCESS_KEY").into(),
+                access_key_id: self.get("AWS_ACCESS_KEY_ID"),
+                secret_access_key: self.get("AWS_SECRET_ACCESS_KEY").into(),
             }),
             ..S3Options::new(bucket, prefix)
         }
@@ -144,18 +157,23 @@ impl Volume {
     fn init(&self) {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         runtime.block_on(async {
-            let store: Arc<dyn ObjectStore> = match &self.remote {
+            let client: Arc<dyn ObjectStore> = match &self.remote {
                 None => Arc::new(FileStore::create(self.path("store")).expect("a directory")),
                 Some(remote) => Arc::new(connect(remote.options()).await.expect("a server")),
             };
             let location = self.url().parse().expect("a store");
-            let store = StoreOptions { custom: Some(store), ..StoreOptions::new(location) };
+            let endpoint_url = self.remote.as_ref().map(|remote| remote.get("AWS_ENDPOINT_URL_S3"));
+            let store = StoreOptions { endpoint_url, ..StoreOptions::new(location) };
+            let reach = StoreOptions { custom: Some(client), ..store.clone() };
             let passphrase = Secret::Passphrase(PASSPHRASE.as_bytes().to_vec().into());
             // SAFETY: these calls take nothing and cannot fail (getuid(2)).
             let owner = unsafe { (libc::getuid(), libc::getgid()) };
             let kdf = KdfParams::FLOOR;
-            let options = InitOptions { kdf, owner, ..InitOptions::new(store, passphrase) };
-            sealfs::stack::init(options).await.expect("init");
+            let options = InitOptions { kdf, owner, ..InitOptions::new(reach, passphrase) };
+            let volume = sealfs::stack::init(options).await.expect("init");
+            // As the command does: the server of another test may have had this port, and what that
+            // held is remembered.
+            note_place(&usual_state_dir(), &store, volume);
         });
     }
 
