@@ -18,6 +18,7 @@ use super::accounts::{self, Changes, Moment, NewSegment};
 use super::error::CommitError;
 use super::pack::{Plan, SegmentPlan};
 use super::pending::CommitGroup;
+use super::reclaim::Left;
 use super::resolve;
 use super::view::{ViewError, last_commit};
 use super::work::{Sending, Work};
@@ -60,8 +61,7 @@ impl Attempts {
     }
 
     /// Commits the oldest group, or says why not: the next try goes on where this ended.
-    /// Returns whether there is something to reclaim now.
-    pub(super) async fn commit(&self, group: &Arc<CommitGroup>) -> Result<bool, CommitError> {
+    pub(super) async fn commit(&self, group: &Arc<CommitGroup>) -> Result<Left, CommitError> {
         let held = self.work.lock().take();
         let mut work = match held {
             Some(work) if Arc::ptr_eq(&work.group, group) => work,
@@ -83,7 +83,11 @@ impl Attempts {
         self.journal.release(row.position);
         self.rows.counts.freed.fetch_add(work.freed, Ordering::Relaxed);
         self.rows.committed.send_replace(row);
-        Ok(!group.dropped.is_empty() || work.has_abandoned())
+        Ok(match work.freed {
+            _ if !group.dropped.is_empty() || work.has_abandoned() => Left::Rows,
+            0 => Left::Nothing,
+            _ => Left::Segments,
+        })
     }
 
     async fn try_commit(&self, work: &mut Work) -> Result<(CommitRow, Stats), CommitError> {

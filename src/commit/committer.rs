@@ -273,9 +273,7 @@ impl Committer {
                 return Ok(());
             }
             let Some(group) = self.rows.view.freeze(self.is_due()) else { break };
-            if self.attempts.commit(&group).await? {
-                self.reclaimer.wake();
-            }
+            self.reclaimer.note(self.attempts.commit(&group).await?);
         }
         self.keeper.serve(|| self.commit_pending().boxed()).await?;
         self.rows.compact_if_needed();
@@ -301,9 +299,7 @@ impl Committer {
         let (target, ..) = self.rows.view.pending_summary();
         while self.committed().position < target {
             let Some(group) = self.rows.view.freeze(true) else { break };
-            if self.attempts.commit(&group).await? {
-                self.reclaimer.wake();
-            }
+            self.reclaimer.note(self.attempts.commit(&group).await?);
         }
         Ok(())
     }

@@ -38,6 +38,17 @@ const LOOK_EVERY: Duration = Duration::from_secs(1800);
 /// How long the deletes of one step may take; those that hang are tried again later.
 const DELETES_MAX: Duration = Duration::from_secs(600);
 
+/// What a commit leaves to be reclaimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Nothing.
+    Nothing,
+    /// Segments of which less is in use now: some may be dead.
+    Segments,
+    /// Rows of what was deleted, and perhaps segments.
+    Rows,
+}
+
 /// Segments that are being deleted. Dropped, the rest stays for later.
 #[derive(Debug)]
 struct Deleting {
@@ -107,6 +118,18 @@ impl Reclaimer {
     /// With all still to be looked at.
     pub(super) fn new(rows: Arc<RowWriter>) -> Reclaimer {
         Reclaimer { rows, schedule: Mutex::default() }
+    }
+
+    /// A commit leaves so much.
+    pub(super) fn note(&self, left: Left) {
+        match left {
+            Left::Nothing => {}
+            Left::Segments => {
+                let due = Instant::now() + self.rows.options.dead_grace;
+                self.schedule.lock().segments_due.get_or_insert(due);
+            }
+            Left::Rows => self.wake(),
+        }
     }
 
     /// There is something to reclaim now.
