@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use super::accounts::{self, Changes};
 use super::error::CommitError;
 use super::extents::extent_of;
+use super::work::Left;
 use super::writer::RowWriter;
 use crate::base::{SegmentId, unix_secs};
 use crate::meta::{DecodeError, keys};
@@ -37,17 +38,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(1800);
 
 /// How long the deletes of one step may take; those that hang are tried again later.
 const DELETES_MAX: Duration = Duration::from_secs(600);
-
-/// What a commit leaves to be reclaimed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Left {
-    /// Nothing.
-    Nothing,
-    /// Segments of which less is in use now: some may be dead.
-    Segments,
-    /// Rows of what was deleted, and perhaps segments.
-    Rows,
-}
 
 /// Segments that are being deleted. Dropped, the rest stays for later.
 #[derive(Debug)]
