@@ -20,7 +20,7 @@ use super::pack::{Plan, SegmentPlan};
 use super::pending::CommitGroup;
 use super::resolve;
 use super::view::{ViewError, last_commit};
-use super::work::{Left, Sending, Work};
+use super::work::{Sending, Work};
 use super::writer::{RowChange, RowWriter};
 use crate::base::{Buffer, unix_secs};
 use crate::journal::{Journal, JournalError};
@@ -60,7 +60,8 @@ impl Attempts {
     }
 
     /// Commits the oldest group, or says why not: the next try goes on where this ended.
-    pub(super) async fn commit(&self, group: &Arc<CommitGroup>) -> Result<Left, CommitError> {
+    /// Returns whether there is something to reclaim now.
+    pub(super) async fn commit(&self, group: &Arc<CommitGroup>) -> Result<bool, CommitError> {
         let held = self.work.lock().take();
         let mut work = match held {
             Some(work) if Arc::ptr_eq(&work.group, group) => work,
@@ -82,11 +83,7 @@ impl Attempts {
         self.journal.release(row.position);
         self.rows.counts.freed.fetch_add(work.freed, Ordering::Relaxed);
         self.rows.committed.send_replace(row);
-        Ok(match work.freed {
-            _ if !group.dropped.is_empty() || work.has_abandoned() => Left::Rows,
-            0 => Left::Nothing,
-            _ => Left::Segments,
-        })
+        Ok(!group.dropped.is_empty() || work.has_abandoned())
     }
 
     async fn try_commit(&self, work: &mut Work) -> Result<(CommitRow, Stats), CommitError> {

@@ -273,7 +273,9 @@ impl Committer {
                 return Ok(());
             }
             let Some(group) = self.rows.view.freeze(self.is_due()) else { break };
-            self.reclaimer.note(self.attempts.commit(&group).await?);
+            if self.attempts.commit(&group).await? {
+                self.reclaimer.wake();
+            }
         }
         self.keeper.serve(|| self.commit_pending().boxed()).await?;
         self.rows.compact_if_needed();
@@ -299,7 +301,9 @@ impl Committer {
         let (target, ..) = self.rows.view.pending_summary();
         while self.committed().position < target {
             let Some(group) = self.rows.view.freeze(true) else { break };
-            self.reclaimer.note(self.attempts.commit(&group).await?);
+            if self.attempts.commit(&group).await? {
+                self.reclaimer.wake();
+            }
         }
         Ok(())
     }

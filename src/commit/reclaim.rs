@@ -17,7 +17,6 @@ use tokio::task::JoinHandle;
 use super::accounts::{self, Changes};
 use super::error::CommitError;
 use super::extents::extent_of;
-use super::work::Left;
 use super::writer::RowWriter;
 use crate::base::{SegmentId, unix_secs};
 use crate::meta::{DecodeError, keys};
@@ -66,6 +65,8 @@ impl Drop for Deleting {
 #[derive(Debug, Default)]
 struct Schedule {
     data_due: bool,
+    /// Bytes that had come free when segments were last thought of: where there are more, some may be dead.
+    freed: u64,
     looked: Option<Instant>,
     segments_due: Option<Instant>,
     not_before: Option<Instant>,
@@ -110,18 +111,6 @@ impl Reclaimer {
         Reclaimer { rows, schedule: Mutex::default() }
     }
 
-    /// A commit leaves so much.
-    pub(super) fn note(&self, left: Left) {
-        match left {
-            Left::Nothing => {}
-            Left::Segments => {
-                let due = Instant::now() + self.rows.options.dead_grace;
-                self.schedule.lock().segments_due.get_or_insert(due);
-            }
-            Left::Rows => self.wake(),
-        }
-    }
-
     /// There is something to reclaim now.
     pub(super) fn wake(&self) {
         self.schedule.lock().data_due = true;
@@ -163,8 +152,13 @@ impl Reclaimer {
             schedule.data_due = true;
             schedule.segments_due.get_or_insert_with(Instant::now);
         }
-        if schedule.data_due {
+        let had_data = schedule.data_due;
+        if had_data {
             schedule.data_due = self.reclaim_data().await?;
+        }
+        let freed = self.rows.counts.freed.load(Ordering::Relaxed);
+        let came_free = std::mem::replace(&mut schedule.freed, freed) != freed;
+        if had_data || came_free {
             let grace = self.rows.options.dead_grace;
             schedule.segments_due.get_or_insert_with(|| Instant::now() + grace);
         }

@@ -25,17 +25,6 @@ pub struct Sending {
     pub landed: u64,
 }
 
-/// What a commit leaves to be reclaimed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Left {
-    /// Nothing.
-    Nothing,
-    /// Segments of which less is in use now: some may be dead.
-    Segments,
-    /// Rows of what was deleted, and perhaps segments.
-    Rows,
-}
-
 /// The state of one commit.
 pub(super) struct Work {
     pub(super) group: Arc<CommitGroup>,
