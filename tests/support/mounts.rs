@@ -12,10 +12,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use object_store::ObjectStore;
-use sealfs::seal::{KdfParams, Secret};
+use sealfs::seal::Secret;
 use sealfs::stack::{InitOptions, StoreOptions, note_place};
 use sealfs::store::s3::{S3Options, StaticCredentials, connect};
 use sealfs::store::{FileStore, Location};
+
+use super::volume::init_options;
 
 /// Why the tests that mount are skipped, or `None` if they can run.
 pub fn why_not() -> Option<String> {
@@ -48,8 +50,7 @@ pub struct Remote {
 
 /// Where commands keep their state that are not told where.
 fn usual_state_dir() -> PathBuf {
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    if unsafe { libc::geteuid() } == 0 {
+    if sealfs::base::is_root() {
         return "/var/lib/sealfs".into();
     }
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
@@ -161,18 +162,16 @@ impl Volume {
                 None => Arc::new(FileStore::create(self.path("store")).expect("a directory")),
                 Some(remote) => Arc::new(connect(remote.options()).await.expect("a server")),
             };
-            let location = self.url().parse().expect("a store");
-            let endpoint_url = self.remote.as_ref().map(|remote| remote.get("AWS_ENDPOINT_URL_S3"));
-            let store = StoreOptions { endpoint_url, ..StoreOptions::new(location) };
-            let reach = StoreOptions { custom: Some(client), ..store.clone() };
             let passphrase = Secret::Passphrase(PASSPHRASE.as_bytes().to_vec().into());
             // SAFETY: these calls take nothing and cannot fail (getuid(2)).
             let owner = unsafe { (libc::getuid(), libc::getgid()) };
-            let kdf = KdfParams::FLOOR;
-            let options = InitOptions { kdf, owner, ..InitOptions::new(reach, passphrase) };
+            let options = InitOptions { owner, ..init_options(client, passphrase, "first") };
             let volume = sealfs::stack::init(options).await.expect("init");
             // As the command does: the server of another test may have had this port, and what that
             // held is remembered.
+            let location = self.url().parse().expect("a store");
+            let endpoint_url = self.remote.as_ref().map(|remote| remote.get("AWS_ENDPOINT_URL_S3"));
+            let store = StoreOptions { endpoint_url, ..StoreOptions::new(location) };
             note_place(&usual_state_dir(), &store, volume);
         });
     }
