@@ -286,6 +286,7 @@ pub async fn drive(
     work: impl Future<Output = Result<(), ExchangeError>> + Send + 'static,
 ) -> Outcome {
     let caught = |e| Failure::new(Exit::General, format!("cannot catch signals: {e}"));
+    stop::catch();
     let mut signals = Signals::catch(true).map_err(caught)?;
     if stop::came() {
         run.stop(); // while the volume was being mounted

@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::stack::{Attended, StackError, Wait};
 
 use super::exit::{Exit, Failure, Outcome};
-use super::notify;
+use super::{notify, stop};
 
 /// How long something is waited for in silence, and how long until it is said again.
 const SAY_AFTER: Duration = Duration::from_secs(2);
@@ -53,7 +53,9 @@ impl Signals {
             false => (None, Some(signal(SignalKind::hangup())?)),
         };
         let terminate = signal(SignalKind::terminate())?;
-        Ok(Signals { terminate, interrupt: signal(SignalKind::interrupt())?, hangup, reload })
+        let interrupt = signal(SignalKind::interrupt())?;
+        stop::begin_listening();
+        Ok(Signals { terminate, interrupt, hangup, reload })
     }
 
     /// What asks for settings to be read again, once.
@@ -74,6 +76,12 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
             _ = hangup => "SIGHUP",
         }
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        stop::end_listening();
     }
 }
 
@@ -144,7 +152,11 @@ pub async fn attend<T>(
     work: impl Future<Output = Result<T, StackError>>,
 ) -> Outcome<T> {
     let caught = |e| Failure::new(Exit::General, format!("cannot catch signals: {e}"));
+    stop::catch(); // what comes while nobody listens
     let mut signals = Signals::catch(true).map_err(caught)?;
+    if stop::came() {
+        return Err(stopped());
+    }
     let deaf = Signals::catch(true).map_err(caught)?;
     let mut aside = tokio::task::JoinSet::new(); // ends with this
     aside.spawn(end_if_deaf(deaf, grace));

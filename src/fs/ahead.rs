@@ -114,12 +114,13 @@ impl Listings {
 
 impl Fs {
     /// A page of a directory's rows (see [`View::page`](crate::commit::View::page)), and where
-    /// its listing can be read ahead.
+    /// its listing can be read ahead. Rows that are read for it stay in memory if `cache`.
     pub(super) async fn page_of_listing(
         &self,
         start: &Key,
         end: &Key,
         limit: usize,
+        cache: bool,
     ) -> Result<(Page, Option<Key>), FsError> {
         if let Some(rows) = self.listings.find(start, end, self.view.retired()) {
             // A failure is shared by those who waited for it: each would wait as long again.
@@ -131,7 +132,7 @@ impl Fs {
             }
         }
         let retired = self.view.retired();
-        let (page, scanned) = self.view.page_and_rows(start, end, limit, false).await?;
+        let (page, scanned) = self.view.page_and_rows(start, end, limit, cache).await?;
         let ahead = scanned.next().cloned();
         if self.view.retired() == retired {
             self.listings.keep(scanned, end, retired);

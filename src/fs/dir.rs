@@ -20,6 +20,9 @@ const RANGE_SPREAD: u64 = 65_536;
 const RANGE_ROWS: usize = 16_384;
 /// Fewer missing inodes than this are fetched one by one.
 const RANGE_WORTH: usize = 8;
+/// Of directories with no more names than this, rows that were listed stay in memory: who lists a small
+/// directory goes on to what it names, or removes it.
+const CACHED_MAX: u64 = 1024;
 /// Inodes fetched at once otherwise.
 const PARALLEL: usize = 64;
 
@@ -90,10 +93,11 @@ impl Fs {
         let from = Start::behind(after).filter(|_| dir.size > 0);
         let Some(from) = from else { return Ok((entries, None)) };
         let (mut start, end) = keys::dirents_from(ino, from.hash);
+        let small = dir.size <= CACHED_MAX;
         let (mut found, mut hashes) = (Vec::new(), Vec::new());
         loop {
             let want = (entries_max.saturating_sub(entries.len() + found.len())).max(16);
-            let (page, ahead) = match self.page_of_listing(&start, &end, want).await {
+            let (page, ahead) = match self.page_of_listing(&start, &end, want, small).await {
                 Ok(page) => page,
                 Err(e) => {
                     // Whoever goes on behind what there is will hear of it.

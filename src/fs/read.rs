@@ -3,6 +3,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -30,8 +31,11 @@ const REORDER: u64 = 4 << 20;
 /// Files whose reading position is remembered.
 const STREAMS: usize = 256;
 /// A plan may go stale (its record was committed and released) while it is carried out; it is
-/// made again. Each time takes a whole commit, so few suffice.
+/// made again. Each time takes a whole commit, so few suffice, unless the machine is so busy that
+/// commits, or what a follower hears of, overtake every try: for so long it goes on all the same.
 const PLANS_MAX: usize = 64;
+const PLANS_TIME: Duration = Duration::from_secs(30);
+const PLANS_PAUSE: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 struct Stream {
@@ -148,7 +152,14 @@ impl Fs {
     ) -> impl Future<Output = Result<Bytes, FsError>> + Send + 'static {
         let fs = self.clone();
         async move {
-            for _ in 0..PLANS_MAX {
+            let begun = Instant::now();
+            for tries in 0.. {
+                if tries >= PLANS_MAX {
+                    if begun.elapsed() > PLANS_TIME {
+                        break;
+                    }
+                    tokio::time::sleep(PLANS_PAUSE).await;
+                }
                 let turn = fs.role.turn();
                 match fs.plan(ino, offset, len)? {
                     Plan::Done(bytes) => return Ok(bytes),

@@ -12,7 +12,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::e2e::{drop_pages, noise};
-use crate::mounts::{Holder, Remote, Volume, is_alive, send_signal, wait_at_most, wait_until};
+use crate::mounts::{
+    Holder, Remote, Volume, is_alive, listens, send_signal, wait_at_most, wait_until,
+};
 use crate::support::relay::Relay;
 use crate::support::s3server::{
     ACCESS_KEY, BUCKET, Fault, FaultKind, OTHER_ACCESS_KEY, OTHER_SECRET_KEY, Outage, RequestKind,
@@ -396,6 +398,8 @@ fn away(outage: Outage) -> (S3Server, Volume) {
 /// A command that waits for the bucket, and has been heard by the daemon.
 fn waits(v: &Volume, args: &[&str]) -> Holder {
     let mut holder = v.start(args);
+    // It does once it is connected.
+    wait_until("it listens for signals", || listens(holder.0.id()));
     std::thread::sleep(Duration::from_millis(700));
     assert!(holder.0.try_wait().expect("own child").is_none(), "{args:?} does not wait");
     holder

@@ -12,6 +12,7 @@ use std::process::{Command, Output};
 
 use crate::mounts::{self, Remote, Volume, wait_until};
 use crate::needs_fuse;
+use crate::support::free_port;
 use crate::support::s3server::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 
 /// The command, with credentials and endpoint of the server for the side that is a bucket.
@@ -443,8 +444,7 @@ fn objects_of_the_encryption_client_leave_and_come_back_and_damaged_ones_get_no_
 /// A moto of this test; `None`, said loudly, where it is not installed.
 fn moto(dir: &Path) -> Option<(mounts::Holder, String)> {
     let python = std::env::var("SEALFS_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
-    let port = port.expect("a free port").port();
+    let port = free_port();
     let log = fs::File::create(dir.join("moto.log")).expect("a log");
     let child = Command::new(&python)
         .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()])

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use crate::mounts::{self, Volume};
+use crate::support::free_port;
 use crate::ways::kms::{Answer, KEY, Kms, OTHER};
 use crate::ways::{core_of, holds};
 use base64::Engine as _;
@@ -200,9 +201,7 @@ fn kms_opens_its_slot_by_itself_and_says_why_not() {
     // Without credentials, and without a network; then a passphrase still opens it.
     let said = fails(&v, &[], &with_kms, 4);
     assert!(said.contains("credentials") && said.contains("aws configure"), "{said}");
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let nowhere = format!("http://{}", closed.local_addr().expect("its address"));
-    drop(closed);
+    let nowhere = format!("http://127.0.0.1:{}", free_port());
     let away = key("test", &url, &state, &["--kms", "--kms-endpoint-url", &nowhere]);
     let said = fails(&v, &CREDENTIALS, &away, 4);
     assert!(said.contains(&nowhere) && said.contains("cannot be asked"), "{said}");

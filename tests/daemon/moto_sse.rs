@@ -10,7 +10,7 @@ use crate::needs_fuse;
 use crate::sse;
 use crate::support;
 use std::fs::File;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -46,8 +46,7 @@ impl Moto {
             eprintln!("SKIPPED: no moto ({python} -m pip install 'moto[server]>=5.2.5')");
             return None;
         }
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
-        let port = port.expect("a free port").port();
+        let port = support::free_port();
         let dir = tempfile::tempdir().expect("a temporary directory");
         let log = File::create(dir.path().join("log")).expect("a log");
         let child = Command::new(&python)

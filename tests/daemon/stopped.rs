@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::e2e;
 use crate::e2e::manifest::Manifest;
-use crate::mounts::{Holder, Volume, wait_at_most};
+use crate::mounts::{Holder, Volume, listens, wait_at_most};
 use crate::needs_fuse;
-use crate::support::s3server::{Fault, FaultKind, S3Server};
+use crate::support::s3server::{Fault, FaultKind, RequestKind, S3Server};
 
 /// For a command that was stopped to end, on a machine that does much else.
 const STOP_MAX: Duration = Duration::from_secs(90);
@@ -79,12 +79,15 @@ impl Bench {
         signal: i32,
         group: bool,
     ) -> Option<String> {
-        self.server.faults().add(Fault::new(FaultKind::Delay(DELAY)));
+        let before = self.server.counts().requests();
+        // What has asked so often waits until it is stopped: it may not be done before.
+        let slow = || self.server.faults().add(Fault::new(FaultKind::Delay(DELAY)));
+        self.server.faults().add(Fault::new(FaultKind::Hold).after(after));
+        slow();
         let said = self.v.path("said");
         let mut command = self.v.command(&args.each_str());
         command.env("TMPDIR", self.v.path("tmp"));
         command.stdout(Stdio::null()).stderr(File::create(&said).expect("creates"));
-        let before = self.server.counts().requests();
         let mut holder = Holder(command.process_group(0).spawn().expect("runs"));
         let mut status = None;
         wait_at_most(PATIENCE, "it gets so far", || {
@@ -98,6 +101,8 @@ impl Bench {
         if status.is_none() {
             assert_eq!(told(), 0, "{args:?}");
         }
+        self.server.faults().clear();
+        slow();
         let begun = Instant::now();
         wait_at_most(STOP_MAX, &format!("{args:?} ends"), || {
             status = status.or_else(|| holder.0.try_wait().expect("own child"));
@@ -149,14 +154,6 @@ impl Bench {
         self.v.mount(&[]);
         Manifest::of(&self.v.vault()).assert_same(was, what);
     }
-}
-
-/// Whether a process has a handler for SIGINT: before, a signal ends it as any other (proc_pid_status(5)).
-fn listens(pid: u32) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-    let caught = caught.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    caught.is_some_and(|set| set >> (libc::SIGINT - 1) & 1 == 1)
 }
 
 /// Words as a command takes them.
@@ -286,6 +283,39 @@ fn asks(b: &Bench) {
     b.v.umount();
 }
 
+/// Where the volume's store may be mounted already, it is asked which volume it is: a wait of its own, by which a
+/// signal that comes later must not be lost.
+fn transfers_beside_a_mount_of_that_name(b: &Bench) {
+    let other = Bench::new();
+    assert_eq!(other.v.url(), b.v.url());
+    other.v.mount(&[]);
+    for key in ["in/a", "in/b", "in/c"] {
+        b.server.put_raw(key, e2e::noise(1, 3000));
+    }
+    let (url, cache) = (b.v.url(), b.v.text("cache"));
+    let import = ["import", "s3://test/in", &url, "here", "--cache-dir", &cache, "--parallel", "1"];
+    let args = b.at(&import);
+    b.server.faults().add(Fault::new(FaultKind::Hold).on(RequestKind::Get).key("test/in/"));
+    let said = b.v.path("said");
+    let mut command = b.v.command(&args.each_str());
+    command.stdout(Stdio::null()).stderr(File::create(&said).expect("creates"));
+    let mut holder = Holder(command.spawn().expect("runs"));
+    wait_at_most(PATIENCE, "it transfers", || b.server.faults().held() > 0);
+    // SAFETY: a process of this test that was not waited for.
+    unsafe { libc::kill(holder.0.id() as libc::pid_t, libc::SIGINT) };
+    let mut status = None;
+    std::thread::sleep(Duration::from_millis(500));
+    b.server.faults().clear();
+    wait_at_most(STOP_MAX, "it ends", || {
+        status = holder.0.try_wait().expect("own child");
+        status.is_some()
+    });
+    let text = fs::read_to_string(&said).expect("reads");
+    assert_eq!(status.and_then(|status| status.code()), Some(12), "{text}");
+    b.v.ok(&args.each_str());
+    other.v.umount();
+}
+
 /// What a journal holds is exported again from the beginning.
 fn recovers(b: &Bench) {
     b.v.mount(&[]);
@@ -336,7 +366,16 @@ fn a_command_that_is_stopped_says_what_to_type_and_goes_on_when_it_is_typed() {
     // each try, a mount or a mount point that stays, and a prompt without a word of what to do now. Each
     // command is stopped after ever more requests to the store.
     needs_fuse!();
-    let rows = [rekeys, migrates, checks, imports, restores, asks, recovers];
+    let rows = [
+        rekeys,
+        migrates,
+        checks,
+        imports,
+        restores,
+        asks,
+        recovers,
+        transfers_beside_a_mount_of_that_name,
+    ];
     std::thread::scope(|scope| {
         for row in rows {
             scope.spawn(move || {

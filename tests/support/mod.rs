@@ -48,3 +48,9 @@ pub fn client(endpoint: &str, access_key: &str, secret_key: &str) -> aws_sdk_s3:
         .build();
     aws_sdk_s3::Client::from_conf(config)
 }
+
+/// A port on which a server can be started in a while.
+pub fn free_port() -> u16 {
+    let bound = s3server::bind_free().and_then(|listener| listener.local_addr());
+    bound.expect("a free port").port()
+}

@@ -414,6 +414,14 @@ pub fn is_alive(pid: i32) -> bool {
     state.is_some_and(|state| state != 'Z')
 }
 
+/// Whether a process has a handler for SIGINT: before, a signal ends it as any other (proc_pid_status(5)).
+pub fn listens(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    caught.is_some_and(|set| set >> (libc::SIGINT - 1) & 1 == 1)
+}
+
 /// Polls for at most 30 s.
 pub fn wait_until(what: &str, holds: impl FnMut() -> bool) {
     wait_at_most(Duration::from_secs(30), what, holds);

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::support::client;
 use crate::support::mounts::Remote;
+use crate::support::{client, free_port};
 
 const BUCKET: &str = "sealfs-test";
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/ceph-rgw");
@@ -29,12 +29,6 @@ pub fn why_not() -> Option<String> {
         return Some(format!("{} missing (scripts/test installs them)", missing.join(", ")));
     }
     (!super::is_root()).then(|| "Ceph's daemons need root here".into())
-}
-
-/// Free a moment ago.
-fn free_port() -> u16 {
-    let bound = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
-    bound.expect("a free port").port()
 }
 
 impl Rgw {

@@ -5,6 +5,7 @@
 
 use parking_lot::Mutex;
 use serde::Deserialize;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -66,6 +67,8 @@ pub enum FaultKind {
     Reset,
     /// Never answers (until faults are cleared).
     Hang,
+    /// Waits until faults are cleared, then goes on.
+    Hold,
     /// Acts, then closes the connection instead of answering.
     LoseAnswer,
     /// Sends half of the body, then closes the connection.
@@ -122,12 +125,13 @@ pub struct Fault {
     on: Option<RequestKind>,
     key_part: String,
     rate: f64,
+    spared: u64,
     left: u64,
 }
 
 impl Fault {
     pub fn new(kind: FaultKind) -> Fault {
-        Fault { kind, on: None, key_part: String::new(), rate: 1.0, left: u64::MAX }
+        Fault { kind, on: None, key_part: String::new(), rate: 1.0, spared: 0, left: u64::MAX }
     }
 
     /// Only requests of this kind.
@@ -143,6 +147,11 @@ impl Fault {
     /// With this probability, 0 to 1.
     pub fn rate(self, rate: f64) -> Fault {
         Fault { rate, ..self }
+    }
+
+    /// Not the first of them, so many.
+    pub fn after(self, spared: u64) -> Fault {
+        Fault { spared, ..self }
     }
 
     /// Only so many times.
@@ -168,6 +177,7 @@ pub struct Faults {
     active: Mutex<(Vec<Fault>, Dice)>,
     outage: watch::Sender<Outage>,
     cleared: watch::Sender<u64>,
+    held: AtomicU64,
 }
 
 impl Faults {
@@ -176,6 +186,7 @@ impl Faults {
             active: Mutex::new((Vec::new(), Dice(seed))),
             outage: watch::Sender::new(Outage::None),
             cleared: watch::Sender::new(0),
+            held: AtomicU64::new(0),
         }
     }
 
@@ -189,6 +200,11 @@ impl Faults {
         self.active.lock().0.clear();
         self.cleared.send_modify(|n| *n += 1);
         self.set_outage(Outage::None);
+    }
+
+    /// How many requests [`FaultKind::Hold`] has befallen.
+    pub fn held(&self) -> u64 {
+        self.held.load(Relaxed)
     }
 
     /// Starts or ends an outage.
@@ -223,9 +239,17 @@ impl Faults {
             if !meant || (fault.rate < 1.0 && dice.roll() >= fault.rate) {
                 continue;
             }
+            if fault.spared > 0 {
+                fault.spared -= 1;
+                continue;
+            }
             fault.left -= 1;
             match &fault.kind {
                 FaultKind::Delay(wait) => delay += *wait,
+                FaultKind::Hold => {
+                    self.held.fetch_add(1, Relaxed);
+                    return (delay, Some(FaultKind::Hold));
+                }
                 kind => return (delay, Some(kind.clone())),
             }
         }

@@ -18,6 +18,7 @@ mod sse;
 pub use control::serve_control;
 pub use faults::{Fault, FaultKind, Faults, Outage, RequestKind};
 pub use memory::{Counts, Labels};
+pub use net::bind_free;
 pub use sse::{Behaviour, SseConduct, StoredSse};
 
 use bytes::Bytes;
@@ -76,7 +77,10 @@ impl S3Server {
 
     /// Starts one as configured. Errors: the port cannot be bound.
     pub fn start_with(config: ServerConfig) -> std::io::Result<S3Server> {
-        let listener = std::net::TcpListener::bind(("127.0.0.1", config.port))?;
+        let listener = match config.port {
+            0 => bind_free()?,
+            port => std::net::TcpListener::bind(("127.0.0.1", port))?,
+        };
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let memory = Arc::new(Memory::new(&config.buckets));

@@ -18,6 +18,7 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, HttpError};
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
+use std::{fs, io};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
 
@@ -68,6 +69,21 @@ pub(super) async fn serve(listener: StdListener, memory: Arc<Memory>, faults: Ar
     }
 }
 
+/// A port of 127.0.0.1 that nobody takes while nothing listens there for a moment: below those of the
+/// connections that all programs make (`ip_local_port_range`, ip(7)), above those of Ceph's daemons.
+pub fn bind_free() -> io::Result<StdListener> {
+    const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+    let range = fs::read_to_string(RANGE).unwrap_or_default();
+    let low = range.split_whitespace().next().and_then(|low| low.parse().ok());
+    let low = low.filter(|&low| low > 12_000).unwrap_or(32_768);
+    let ports = std::iter::repeat_with(|| rand::random_range(10_000..low)).take(1000);
+    let mut bound = ports.map(|port: u16| StdListener::bind(("127.0.0.1", port)));
+    let taken = |bound: &io::Result<StdListener>| {
+        bound.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse)
+    };
+    bound.find(|bound| !taken(bound)).unwrap_or_else(|| Err(io::ErrorKind::AddrInUse.into()))
+}
+
 /// The same port again after an outage; tried until it works, since the tests rely on it.
 async fn rebind(address: SocketAddr) -> Option<TcpListener> {
     loop {
@@ -103,6 +119,8 @@ impl Shared {
         // A closed channel means that the server is stopping.
         let _ = outage.wait_for(|outage| *outage != Outage::Silent).await;
         let bytes = content_length(request.headers());
+        let mut cleared = self.faults.cleared();
+        cleared.borrow_and_update();
         let (delay, fault) = self.faults.befall(kind, &key, bytes);
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
@@ -112,10 +130,12 @@ impl Shared {
             Some(FaultKind::Status(status, code)) => refuse(request, status, code).await?,
             Some(FaultKind::Reset) => return Err(cut("reset")),
             Some(FaultKind::Hang) => {
-                let mut cleared = self.faults.cleared();
-                cleared.borrow_and_update();
                 let _ = cleared.changed().await;
                 return Err(cut("hung"));
+            }
+            Some(FaultKind::Hold) => {
+                let _ = cleared.changed().await;
+                self.act(request).await?
             }
             Some(FaultKind::LoseAnswer) => {
                 self.act(request).await?;
