@@ -225,6 +225,33 @@ async fn names_that_are_asked_for_one_by_one_are_not_read_one_by_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_listed_is_removed_without_another_read() {
+    // Guards against `rm -r` that reads each name again which it has just been given.
+    let bench = Bench::new().await;
+    let m = bench.mount().await;
+    for d in 0..10 {
+        let made = m.fs.mkdir(CALLER, Ino::ROOT, name(d), 0o755, 0).await.expect("mkdir");
+        for n in 0..6 {
+            make(&m.fs, made.ino, name(n), 0).await;
+        }
+    }
+    assert!(m.shutdown(LONG).await);
+    let m = bench.mount().await;
+    for d in 0..10 {
+        let dir = m.fs.lookup(Ino::ROOT, name(d)).await.expect("there").ino;
+        let listed = m.fs.readdirplus(dir, 0, 100).await.expect("lists");
+        assert_eq!(listed.len(), 2 + 6);
+        let before = m.view().loads();
+        for n in 0..6 {
+            m.fs.unlink(dir, name(n)).await.expect("unlinks");
+        }
+        assert_eq!(m.view().loads() - before, 0, "reads for names that were listed");
+        m.fs.rmdir(Ino::ROOT, name(d)).await.expect("is empty");
+    }
+    assert!(m.shutdown(LONG).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_name_costs_no_read_of_the_store() {
     // Guards against creates that get slower as the volume grows, because each looks into every
     // table for a name that is not there: in a directory that this mount made and one it found, with
