@@ -64,6 +64,11 @@ impl Directories {
         if let Some((_, old)) = self.known.push(dir, known) {
             self.names -= old.names();
         }
+        self.make_room();
+    }
+
+    /// Forgets the directories that were not used for longest.
+    fn make_room(&mut self) {
         while self.names > ALL_NAMES_MAX {
             let Some((_, old)) = self.known.pop_lru() else { break };
             self.names -= old.names();
@@ -85,12 +90,13 @@ impl Directories {
     /// The row of `key` is set, from now on.
     pub(super) fn set(&mut self, key: &[u8]) {
         let Some((dir, NameHash(hash), _)) = keys::dirent_of(key) else { return };
-        let Some(Known::Coming(_, names) | Known::Whole(names)) = self.known.peek_mut(&dir) else {
+        let Some(Known::Coming(_, names) | Known::Whole(names)) = self.known.get_mut(&dir) else {
             return;
         };
         self.names += usize::from(names.insert(hash));
-        if names.len() > NAMES_MAX || self.names > ALL_NAMES_MAX {
-            self.put(dir, Known::Large);
+        match names.len() > NAMES_MAX {
+            true => self.put(dir, Known::Large),
+            false => self.make_room(), // of others: this one is in use
         }
     }
 
@@ -227,6 +233,22 @@ mod tests {
 
     fn reading(dirs: &mut Directories, dir: u64) -> u64 {
         (0..10).find_map(|_| dirs.ask(Ino(dir), 100)).expect("it is worth it by now")
+    }
+
+    #[test]
+    fn a_directory_in_use_is_known_however_many_others_were_before() {
+        // Guards against a million names after which each new one costs a read of the store: those of
+        // directories that nobody uses any more make room.
+        let mut dirs = Directories::default();
+        let each = 1000;
+        let many = (ALL_NAMES_MAX / each) as u64 + 50;
+        for dir in 0..many {
+            dirs.made(Ino(dir));
+            (0..each as u32).for_each(|hash| dirs.set(&key(dir, hash)));
+            assert!(dirs.lacks(&key(dir, 5000)), "a new name of directory {dir}");
+            assert!(dirs.names <= ALL_NAMES_MAX);
+        }
+        assert!(!dirs.lacks(&key(0, 5000)), "the first is forgotten");
     }
 
     #[test]
