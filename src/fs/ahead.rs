@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::dir::CACHED_MAX;
 use super::place::Start;
 use super::{Fs, FsError};
 use crate::base::{Ino, Underway};
@@ -147,8 +148,9 @@ impl Fs {
         let behind = keys::dirent_of(&start).and_then(|(_, hash, _)| Start::behind_group_of(hash));
         let behind = behind.map_or_else(|| start.clone(), |hash| keys::dirents_from(dir, hash).0);
         let (fs, from, to) = (self.clone(), start.clone(), end.clone());
+        let cache = self.inode(dir).is_ok_and(|dir| dir.size <= CACHED_MAX);
         let fetch = async move {
-            let scanned = fs.view.scan(&from, &to, AHEAD_ROWS, false).await.map_err(Arc::new)?;
+            let scanned = fs.view.scan(&from, &to, AHEAD_ROWS, cache).await.map_err(Arc::new)?;
             if with_inodes {
                 let inos = scanned.rows().iter().filter_map(|(_, row)| Dirent::decode(row).ok());
                 let inos: Vec<Ino> = inos.map(|entry| entry.ino).collect();

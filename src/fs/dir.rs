@@ -22,7 +22,7 @@ const RANGE_ROWS: usize = 16_384;
 const RANGE_WORTH: usize = 8;
 /// Of directories with no more names than this, rows that were listed stay in memory: who lists a small
 /// directory goes on to what it names, or removes it.
-const CACHED_MAX: u64 = 1024;
+pub(super) const CACHED_MAX: u64 = 1024;
 /// Inodes fetched at once otherwise.
 const PARALLEL: usize = 64;
 
