@@ -286,10 +286,12 @@ pub async fn drive(
     work: impl Future<Output = Result<(), ExchangeError>> + Send + 'static,
 ) -> Outcome {
     let caught = |e| Failure::new(Exit::General, format!("cannot catch signals: {e}"));
-    stop::catch();
+    stop::remember();
     let mut signals = Signals::catch(true).map_err(caught)?;
     if stop::came() {
         run.stop(); // while the volume was being mounted
+        // The same one, if it came just now, is no second.
+        let _ = tokio::time::timeout(LOOK_EVERY, signals.next()).await;
     }
     let mut work = tokio::spawn(work);
     let done = loop {
@@ -307,6 +309,7 @@ pub async fn drive(
         }
     };
     show.end();
+    stop::forget(); // while somebody listens: what comes from here on is another
     match done {
         Ok(Ok(())) => Ok(()),
         Ok(Err(e)) => Err(failure(e)),

@@ -25,7 +25,7 @@ use super::args::SecretArgs;
 use super::ask::{Terminal, has_terminal};
 use super::daemon::{aside, aside_bytes};
 use super::exit::{Exit, Failure, Outcome};
-use super::{secret_command, signals};
+use super::{secret_command, signals, stop};
 
 /// How often a passphrase may be typed.
 const ATTEMPTS_MAX: u32 = 3;
@@ -428,7 +428,7 @@ fn prompt(what: &str, twice: bool) -> Outcome<Zeroizing<Vec<u8>>> {
     let ask = |text: &str| {
         rpassword::prompt_password(text)
             .map(|line| Zeroizing::new(line.into_bytes()))
-            .map_err(|_| no_terminal())
+            .map_err(|_| if stop::came() { signals::stopped() } else { no_terminal() })
     };
     let first = ask(&format!("{what}: "))?;
     if twice && *first != *ask(&format!("{what} again: "))? {

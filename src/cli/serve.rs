@@ -32,7 +32,6 @@ use super::scrape;
 use super::server::{self, ASKED_MAX, PROGRESS_INTERVAL, Standstill, UmountAsked, Watched};
 use super::signals::{LOOK_EVERY, Signals, Teller, stopped};
 use super::socket::{self, Socket};
-use super::stop;
 
 /// How long something may be in use before the mount is: programs look at files for a moment, and a
 /// process has those of its parent until it executes another program.
@@ -177,9 +176,6 @@ async fn watched_start(
     starting: &Starting,
 ) -> Outcome<Running> {
     let mut teller = Teller::default();
-    if stop::came() {
-        attended.stop(); // while it was unlocked
-    }
     let started = start(plan);
     tokio::pin!(started);
     let Started { mounted, session, umounts, end } = loop {

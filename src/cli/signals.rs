@@ -152,7 +152,7 @@ pub async fn attend<T>(
     work: impl Future<Output = Result<T, StackError>>,
 ) -> Outcome<T> {
     let caught = |e| Failure::new(Exit::General, format!("cannot catch signals: {e}"));
-    stop::catch(); // what comes while nobody listens
+    stop::remember(); // what comes while nobody listens
     let mut signals = Signals::catch(true).map_err(caught)?;
     if stop::came() {
         return Err(stopped());

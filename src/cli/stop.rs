@@ -2,33 +2,49 @@
 //! leaves what it waits for behind.
 
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 
 use super::exit::{Exit, Failure, Outcome};
 use super::signals::{self, LOOK_EVERY};
 
-static CAME: AtomicBool = AtomicBool::new(false);
+/// Which signals came, a bit each.
+static CAME: AtomicU32 = AtomicU32::new(0);
 /// How many [`signals::Signals`] listen, which know what to do at the second one.
 static LISTENERS: AtomicUsize = AtomicUsize::new(0);
 static CAUGHT: Once = Once::new();
 
 extern "C" fn note(signal: libc::c_int) {
-    let is_first = !CAME.swap(true, Ordering::Relaxed);
+    let bit = 1 << signal; // 1, 2 or 15
+    let is_first = CAME.fetch_or(bit, Ordering::Relaxed) & bit == 0;
     if is_first || LISTENERS.load(Ordering::Relaxed) > 0 {
         return;
     }
-    // SAFETY: both may be called by a handler (signal-safety(7)).
+    // SAFETY: all of it may be called by a handler (signal-safety(7)), and the set is made by sigemptyset.
     unsafe {
         libc::signal(signal, libc::SIG_DFL);
         libc::raise(signal);
+        let mut this: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut this);
+        libc::sigaddset(&mut this, signal);
+        libc::sigprocmask(libc::SIG_UNBLOCK, &this, std::ptr::null_mut());
+        libc::_exit(128 + signal) // the first process of a container outlives it
     }
 }
 
 /// From now on the first SIGINT or SIGTERM, and SIGHUP unless it is ignored, only says that it came;
-/// the second ends the process as ever, unless [`signals::Signals`] listen. Those that listen later do so
-/// besides; what came while none did is in [`came`].
+/// the second of a kind ends the process as ever, even where it waits in the kernel and could run no handler.
 pub fn catch() {
+    catch_by(libc::SA_RESTART | libc::SA_RESETHAND);
+}
+
+/// The same for a command that waits by [`signals`] as well: those hear what comes meanwhile, and what comes
+/// while none listens is in [`came`].
+pub fn remember() {
+    catch_by(libc::SA_RESTART);
+}
+
+fn catch_by(flags: libc::c_int) {
     // Once: tokio catches for good as well, and goes on to the handler that was there before.
     CAUGHT.call_once(|| {
         for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
@@ -41,7 +57,7 @@ pub fn catch() {
                 }
                 let mut action: libc::sigaction = std::mem::zeroed();
                 action.sa_sigaction = note as *const () as libc::sighandler_t;
-                action.sa_flags = libc::SA_RESTART;
+                action.sa_flags = flags;
                 libc::sigaction(signal, &action, std::ptr::null_mut());
             }
         }
@@ -58,14 +74,14 @@ pub(super) fn end_listening() {
     LISTENERS.fetch_sub(1, Ordering::Relaxed);
 }
 
-/// Whether one came. One that [`signals::Signals`] hears counts as well, if [`catch`] was called before.
+/// Whether one came. One that [`signals::Signals`] hears counts as well, if [`catch`] or [`remember`] was called before.
 pub fn came() -> bool {
-    CAME.load(Ordering::Relaxed)
+    CAME.load(Ordering::Relaxed) != 0
 }
 
 /// What came until now has been acted upon.
 pub fn forget() {
-    CAME.store(false, Ordering::Relaxed);
+    CAME.store(0, Ordering::Relaxed);
 }
 
 /// What `work` comes to, which may wait in system calls that nothing ends; `look` is called now and

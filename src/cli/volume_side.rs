@@ -155,7 +155,7 @@ impl PrivateMount {
         let general =
             |what: &str, e: std::io::Error| Failure::new(Exit::General, format!("{what}: {e}"));
         take_dead_away();
-        stop::catch();
+        stop::remember();
         let made = tempfile::Builder::new().prefix(PRIVATE).tempdir();
         let point = made.map_err(|e| general("cannot make a mount point", e))?;
         let mut words = vec!["mount".to_owned(), store.to_owned()];
