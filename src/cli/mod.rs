@@ -24,6 +24,7 @@ mod exit;
 mod export;
 mod fsck;
 mod fstab;
+mod heap;
 mod import;
 mod info;
 mod init;
