@@ -24,7 +24,6 @@ mod exit;
 mod export;
 mod fsck;
 mod fstab;
-mod heap;
 mod import;
 mod info;
 mod init;

@@ -24,6 +24,7 @@ use super::busy::{Foreign, places_of};
 use super::daemon::Starting;
 use super::exit::{Exit, Failure, Outcome};
 use super::leaving::{Leaving, stalled};
+use super::notify;
 use super::place;
 use super::protocol::Say;
 use super::reload;
@@ -31,7 +32,6 @@ use super::scrape;
 use super::server::{self, ASKED_MAX, PROGRESS_INTERVAL, Standstill, UmountAsked, Watched};
 use super::signals::{LOOK_EVERY, Signals, Teller, stopped};
 use super::socket::{self, Socket};
-use super::{heap, notify};
 
 /// How long something may be in use before the mount is: programs look at files for a moment, and a
 /// process has those of its parent until it executes another program.
@@ -122,10 +122,10 @@ pub async fn serve(plan: Plan, starting: Starting) -> Outcome {
     let telling = tokio::spawn(tell_roles(point, roles));
     let control = Arc::clone(&running.serving.control);
     let watched = notify::watchdog().map(|every| tokio::spawn(show_life(control, every)));
-    let trimmed = tokio::spawn(heap::keep_small());
     let outcome = running.run().await;
-    for aside in [Some(telling), watched, Some(trimmed)].into_iter().flatten() {
-        aside.abort();
+    telling.abort();
+    if let Some(watched) = watched {
+        watched.abort();
     }
     outcome
 }
