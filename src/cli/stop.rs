@@ -74,7 +74,8 @@ pub(super) fn end_listening() {
     LISTENERS.fetch_sub(1, Ordering::Relaxed);
 }
 
-/// Whether one came. One that [`signals::Signals`] hears counts as well, if [`catch`] or [`remember`] was called before.
+/// Whether one came. One that [`signals::Signals`] hears counts as well, if [`catch`] or [`remember`] was
+/// called before.
 pub fn came() -> bool {
     CAME.load(Ordering::Relaxed) != 0
 }
