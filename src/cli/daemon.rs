@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
 use super::exit::{Exit, Failure, Outcome};
+use super::stop;
 
 /// Bytes of what is reported from aside, mostly: more would grow, and leave copies.
 const REPORT_USUAL: usize = 16 << 10;
@@ -75,13 +76,7 @@ extern "C" fn pass_on(_: libc::c_int) {
 fn catch_signals(child: libc::pid_t) {
     CHILD.store(child, Ordering::Relaxed);
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        // SAFETY: all zeros are a valid sigaction; the handler only stores to an atomic.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = pass_on as *const () as libc::sighandler_t;
-            action.sa_flags = libc::SA_RESETHAND | libc::SA_RESTART;
-            libc::sigaction(signal, &action, std::ptr::null_mut());
-        }
+        stop::handle(signal, pass_on, libc::SA_RESETHAND | libc::SA_RESTART);
     }
 }
 

@@ -285,9 +285,7 @@ pub async fn drive(
     show: &Show,
     work: impl Future<Output = Result<(), ExchangeError>> + Send + 'static,
 ) -> Outcome {
-    let caught = |e| Failure::new(Exit::General, format!("cannot catch signals: {e}"));
-    stop::remember();
-    let mut signals = Signals::catch(true).map_err(caught)?;
+    let mut signals = Signals::listen()?;
     if stop::came() {
         run.stop(); // while the volume was being mounted
         // The same one, if it came just now, is no second.

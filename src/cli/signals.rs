@@ -58,6 +58,16 @@ impl Signals {
         Ok(Signals { terminate, interrupt, hangup, reload })
     }
 
+    /// Catches them from now on for a command; what comes while none listens is in [`stop::came`].
+    ///
+    /// # Errors
+    /// They cannot be caught.
+    pub fn listen() -> Outcome<Signals> {
+        stop::remember();
+        let caught = Signals::catch(true);
+        caught.map_err(|e| Failure::new(Exit::General, format!("cannot catch signals: {e}")))
+    }
+
     /// What asks for settings to be read again, once.
     pub fn take_reload(&mut self) -> Option<Signal> {
         self.reload.take()
@@ -151,13 +161,11 @@ pub async fn attend<T>(
     grace: Duration,
     work: impl Future<Output = Result<T, StackError>>,
 ) -> Outcome<T> {
-    let caught = |e| Failure::new(Exit::General, format!("cannot catch signals: {e}"));
-    stop::remember(); // what comes while nobody listens
-    let mut signals = Signals::catch(true).map_err(caught)?;
+    let mut signals = Signals::listen()?;
     if stop::came() {
         return Err(stopped());
     }
-    let deaf = Signals::catch(true).map_err(caught)?;
+    let deaf = Signals::listen()?;
     let mut aside = tokio::task::JoinSet::new(); // ends with this
     aside.spawn(end_if_deaf(deaf, grace));
     let (mut teller, mut asked) = (Teller::default(), None::<Instant>);

@@ -48,20 +48,28 @@ fn catch_by(flags: libc::c_int) {
     // Once: tokio catches for good as well, and goes on to the handler that was there before.
     CAUGHT.call_once(|| {
         for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-            // SAFETY: all zeros are a valid sigaction; the handler does what handlers may.
-            unsafe {
+            // SAFETY: the call only fills in the structure, for which all zeros are a valid value.
+            let before = unsafe {
                 let mut before: libc::sigaction = std::mem::zeroed();
                 libc::sigaction(signal, std::ptr::null(), &mut before);
-                if before.sa_sigaction == libc::SIG_IGN {
-                    continue;
-                }
-                let mut action: libc::sigaction = std::mem::zeroed();
-                action.sa_sigaction = note as *const () as libc::sighandler_t;
-                action.sa_flags = flags;
-                libc::sigaction(signal, &action, std::ptr::null_mut());
+                before
+            };
+            if before.sa_sigaction != libc::SIG_IGN {
+                handle(signal, note, flags);
             }
         }
     });
+}
+
+/// Has `signal` handled by `handler`, which may do no more than handlers may (signal-safety(7)).
+pub fn handle(signal: libc::c_int, handler: extern "C" fn(libc::c_int), flags: libc::c_int) {
+    // SAFETY: all zeros are a valid sigaction, and the handler is there for good.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as libc::sighandler_t;
+        action.sa_flags = flags;
+        libc::sigaction(signal, &action, std::ptr::null_mut());
+    }
 }
 
 /// Counts one that listens.

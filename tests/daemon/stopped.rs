@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::e2e;
 use crate::e2e::manifest::Manifest;
-use crate::mounts::{Holder, Volume, listens, wait_at_most};
+use crate::mounts::{Holder, Volume, listens, send_signal, wait_at_most};
 use crate::needs_fuse;
 use crate::support::s3server::{Fault, FaultKind, RequestKind, S3Server};
 
@@ -70,6 +70,26 @@ impl Bench {
         all[..all.len() - 2].to_vec()
     }
 
+    /// Starts a command, in a process group of its own.
+    fn start(&self, args: &[String]) -> Holder {
+        let mut command = self.v.command(&args.each_str());
+        command.env("TMPDIR", self.v.path("tmp"));
+        let said = File::create(self.v.path("said")).expect("creates");
+        command.stdout(Stdio::null()).stderr(said);
+        Holder(command.process_group(0).spawn().expect("runs"))
+    }
+
+    /// Waits for its end: its status, and what it said.
+    fn end(&self, holder: &mut Holder, args: &[String]) -> (Option<i32>, String) {
+        let mut status = None;
+        wait_at_most(STOP_MAX, &format!("{args:?} ends"), || {
+            status = holder.0.try_wait().expect("own child");
+            status.is_some()
+        });
+        let text = fs::read_to_string(self.v.path("said")).expect("reads");
+        (status.and_then(|status| status.code()), text)
+    }
+
     /// Starts a command and stops it when it has made `after` requests; what it said, or `None` if it was
     /// done before, with a status of `done`. `group`: as a terminal does, with everything that it has started.
     fn stopped(
@@ -84,33 +104,22 @@ impl Bench {
         let slow = || self.server.faults().add(Fault::new(FaultKind::Delay(DELAY)));
         self.server.faults().add(Fault::new(FaultKind::Hold).after(after));
         slow();
-        let said = self.v.path("said");
-        let mut command = self.v.command(&args.each_str());
-        command.env("TMPDIR", self.v.path("tmp"));
-        command.stdout(Stdio::null()).stderr(File::create(&said).expect("creates"));
-        let mut holder = Holder(command.process_group(0).spawn().expect("runs"));
-        let mut status = None;
+        let mut holder = self.start(args);
+        let mut is_done = false;
         wait_at_most(PATIENCE, "it gets so far", || {
-            status = holder.0.try_wait().expect("own child");
+            is_done = holder.0.try_wait().expect("own child").is_some();
             let asked = self.server.counts().requests() >= before + after;
-            status.is_some() || asked && listens(holder.0.id())
+            is_done || asked && listens(holder.0.id())
         });
-        let pid = holder.0.id() as libc::pid_t;
-        // SAFETY: a process of this test that was not waited for.
-        let told = || unsafe { libc::kill(if group { -pid } else { pid }, signal) };
-        if status.is_none() {
-            assert_eq!(told(), 0, "{args:?}");
+        let pid = holder.0.id() as i32;
+        if !is_done {
+            send_signal(if group { -pid } else { pid }, signal);
         }
         self.server.faults().clear();
         slow();
         let begun = Instant::now();
-        wait_at_most(STOP_MAX, &format!("{args:?} ends"), || {
-            status = status.or_else(|| holder.0.try_wait().expect("own child"));
-            status.is_some()
-        });
+        let (code, text) = self.end(&mut holder, args);
         self.server.faults().clear();
-        let text = fs::read_to_string(&said).expect("reads");
-        let code = status.and_then(|status| status.code());
         eprintln!("{}: {after}: {code:?} after {:?}", args[..2].join(" "), begun.elapsed());
         match code {
             Some(12) => assert!(text.contains("sealfs: error: stopped before"), "{args:?}: {text}"),
@@ -296,22 +305,13 @@ fn transfers_beside_a_mount_of_that_name(b: &Bench) {
     let import = ["import", "s3://test/in", &url, "here", "--cache-dir", &cache, "--parallel", "1"];
     let args = b.at(&import);
     b.server.faults().add(Fault::new(FaultKind::Hold).on(RequestKind::Get).key("test/in/"));
-    let said = b.v.path("said");
-    let mut command = b.v.command(&args.each_str());
-    command.stdout(Stdio::null()).stderr(File::create(&said).expect("creates"));
-    let mut holder = Holder(command.spawn().expect("runs"));
+    let mut holder = b.start(&args);
     wait_at_most(PATIENCE, "it transfers", || b.server.faults().held() > 0);
-    // SAFETY: a process of this test that was not waited for.
-    unsafe { libc::kill(holder.0.id() as libc::pid_t, libc::SIGINT) };
-    let mut status = None;
+    send_signal(holder.0.id() as i32, libc::SIGINT);
     std::thread::sleep(Duration::from_millis(500));
     b.server.faults().clear();
-    wait_at_most(STOP_MAX, "it ends", || {
-        status = holder.0.try_wait().expect("own child");
-        status.is_some()
-    });
-    let text = fs::read_to_string(&said).expect("reads");
-    assert_eq!(status.and_then(|status| status.code()), Some(12), "{text}");
+    let (status, text) = b.end(&mut holder, &args);
+    assert_eq!(status, Some(12), "{text}");
     b.v.ok(&args.each_str());
     other.v.umount();
 }
