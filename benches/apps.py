@@ -219,8 +219,10 @@ def in_turns(targets, round_, args, shared, results):
 
 
 def table(results, args, names):
-    header = ["", "", *names, "to ext4", "to nullfs", "processor", "in the bucket"]
-    rows = [header]
+    rows = [["", "", *names, "to ext4", "to nullfs", "processor", "in the bucket"]]
+    ours = "sealfs" if "sealfs" in names else "uring"
+    if {"sealfs", "uring"} <= set(names):
+        rows[0].append("to uring")
     for row, (title, unit, larger) in ROWS.items():
         rounds = results.get(row)
         if not rounds:
@@ -229,7 +231,7 @@ def table(results, args, names):
             [r[target][key] for r in rounds if target in r and r[target][key] is not None] or [0]
         )
         to = lambda target: statistics.median(
-            [r["sealfs"]["figure"] / r[target]["figure"] for r in rounds if {"sealfs", target} <= r.keys()]
+            [r[ours]["figure"] / r[target]["figure"] for r in rounds if {ours, target} <= r.keys()]
             or [0]
         )
         shown = lambda value, form="{:.2f}": form.format(value) if value else "-"
@@ -240,8 +242,9 @@ def table(results, args, names):
                 *(phases.shown(middle(target, "figure") or None) for target in names),
                 shown(to("ext4")),
                 shown(to("nullfs")),
-                shown(middle("sealfs", "processor"), "{:.1f} s"),
-                shown(middle("sealfs", "stored"), "{:.1f} s"),
+                shown(middle(ours, "processor"), "{:.1f} s"),
+                shown(middle(ours, "stored"), "{:.1f} s"),
+                *([shown(to("uring"))] if "to uring" in rows[0] else []),
             ]
         )
     return phases.in_columns(rows)
@@ -256,7 +259,7 @@ def main():
     parser.add_argument("--mib-per-s", type=int, help="bandwidth of the link")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default=",".join(ROWS), help="some of " + ",".join(ROWS))
-    parser.add_argument("--targets", default="ext4,nullfs,sealfs")
+    parser.add_argument("--targets", default="ext4,nullfs,sealfs", help="uring: sealfs with -o io_uring")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--pg-scale", type=int, default=10)
     parser.add_argument("--pg-seconds", type=int, default=30)
@@ -283,6 +286,7 @@ def main():
         "ext4": lambda: phases.Ext4(args, work),
         "nullfs": lambda: phases.NullFs(args, work),
         "sealfs": lambda: counts.Mount(args, work, args.rtt_ms),
+        "uring": lambda: counts.Mount(args, work, args.rtt_ms, uring=True),
     }
     targets, results = {}, {}
     try:

@@ -167,8 +167,9 @@ class NullFs(Ext4):
 
 
 class SealFs:
-    def __init__(self, args, work, rtt_ms):
-        self.name = f"sealfs{rtt_ms:g}" if rtt_ms else "sealfs"
+    def __init__(self, args, work, rtt_ms, uring=False):
+        self.name = ("uring" if uring else "sealfs") + (f"{rtt_ms:g}" if rtt_ms else "")
+        self.uring = uring
         self.note = ""
         self.args = args
         self.work = os.path.join(work, self.name)
@@ -199,8 +200,13 @@ class SealFs:
             "--cache-dir", os.path.join(self.work, "cache"),
             "--state-dir", os.path.join(self.work, "state"),
             "--log-file", os.path.join(self.work, "log"),
+            *(("-o", "io_uring") if self.uring else ()),
         )  # fmt: skip
         self.mounted = True
+        if self.uring:
+            with open(os.path.join(self.work, "log")) as log:
+                if "not over io_uring" in log.read():
+                    raise RuntimeError("no io_uring: echo Y > /sys/module/fuse/parameters/enable_uring")
 
     def umount(self):
         self.note_rss()
@@ -625,7 +631,11 @@ def main():
     parser.add_argument("--appends", type=int, default=300)
     parser.add_argument("--idle-seconds", type=int, default=60, help="0 leaves the phase out")
     parser.add_argument("--settle-seconds", type=int, default=20)
-    parser.add_argument("--targets", default="ext4,nullfs,sealfs,sealfs20,raw,raw20")
+    parser.add_argument(
+        "--targets",
+        default="ext4,nullfs,sealfs,sealfs20,raw,raw20",
+        help="uring, uring20: sealfs with -o io_uring, where root has switched that on",
+    )
     parser.add_argument("--json", help="also write the figures there")
     parser.add_argument("--quick", action="store_true", help="small sizes")
     args = parser.parse_args()
@@ -642,6 +652,8 @@ def main():
         "nullfs": lambda: NullFs(args, work),
         "sealfs": lambda: SealFs(args, work, 0),
         "sealfs20": lambda: SealFs(args, work, args.rtt_ms),
+        "uring": lambda: SealFs(args, work, 0, uring=True),
+        "uring20": lambda: SealFs(args, work, args.rtt_ms, uring=True),
     }
     work = tempfile.mkdtemp(prefix="sealfs-bench-", dir=args.work)
     try:

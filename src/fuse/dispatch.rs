@@ -9,11 +9,13 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use futures::future::select;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
@@ -27,8 +29,8 @@ use super::errno::Errno;
 use super::mount::Negotiated;
 use super::nodes::{self, Nodes};
 use super::options::{Options, TTL_FOLLOWER, TTL_WRITER as TTL_FOREVER};
-use super::reply::Reply;
-use super::signals::is_dying;
+use super::reply::{Channel, Reply};
+use super::signals::{is_dying, is_gone};
 use super::stores::Stores;
 
 /// What all request threads of a mount share.
@@ -46,6 +48,8 @@ pub struct Adapter {
     pub(super) setxattr_ext: bool,
     /// The kernel keeps written pages for a while (`FUSE_WRITEBACK_CACHE`).
     pub(super) write_back: bool,
+    /// Nobody tells of signals: Linux 6.18 sends no INTERRUPT for a request that came over a ring (seen).
+    looks_for_signals: bool,
     runtime: Handle,
     interruptible: Interruptible,
 }
@@ -199,10 +203,20 @@ fn is_sync(request: &[u8]) -> bool {
     abi::split(request).is_ok_and(|(rq, _)| matches!(rq.opcode, op::FSYNC | op::FSYNCDIR))
 }
 
+fn is_listing(request: &[u8]) -> bool {
+    abi::split(request).is_ok_and(|(rq, _)| matches!(rq.opcode, op::READDIR | op::READDIRPLUS))
+}
+
 impl Adapter {
     /// [`is_short`], where it depends on more than the request.
     pub(super) fn answers_soon(&self, request: &[u8]) -> bool {
         is_short(request) || is_sync(request) && self.joins_syncs()
+    }
+
+    /// The same for a thread that answers what one processor asks: a page of a listing takes less than to hand it
+    /// over and to wake who asked on another.
+    pub(super) fn answers_in_place(&self, request: &[u8]) -> bool {
+        self.answers_soon(request) || is_listing(request)
     }
 
     /// Whether a sync of the disk is under way, so that another leaves word and does not wait. If
@@ -218,11 +232,12 @@ impl Adapter {
         runtime: Handle,
     ) -> Adapter {
         let interruptible = Arc::default();
-        let Negotiated { setxattr_ext, write_back } = agreed;
+        let Negotiated { setxattr_ext, write_back, rings } = agreed;
         let (powerless, nodes) = (AtomicBool::new(false), Nodes::new(write_back));
         let answers_open = fs.refuses_some() && !options.read_only;
         let (ttl, frozen) = (options.ttl, options.frozen);
-        let stores = (answers_open && options.threads > 1).then(Stores::new);
+        // A store may wait for the answer to a READ, which the thread of a ring may not.
+        let stores = (answers_open && options.threads > 1 && !rings).then(Stores::new);
         let common =
             Common { fs: Arc::clone(&fs), ttl, frozen, powerless, nodes, stores: stores.clone() };
         Adapter {
@@ -233,6 +248,7 @@ impl Adapter {
             fsync_remote: options.fsync_remote,
             setxattr_ext,
             write_back,
+            looks_for_signals: rings,
             runtime,
             interruptible,
         }
@@ -257,14 +273,14 @@ impl Adapter {
         }
     }
 
-    /// Answers one request as it was read from `device`. Never panics: a bug in a handler is
+    /// Answers one request, by `channel`; `device` is the thread's. Never panics: a bug in a handler is
     /// logged and its request answered with `EIO`.
-    pub fn handle(&self, device: &Arc<Device>, request: &[u8]) {
+    pub fn handle(&self, device: &Arc<Device>, channel: Channel, request: &[u8]) {
         let Ok((header, body)) = abi::split(request) else {
             log::error!("a request of {} bytes has no valid header; ignored", request.len());
             return;
         };
-        let reply = Reply::new(device, &header);
+        let reply = Reply::new(device, channel, &header);
         let request = Request { header, body: Body::new(body), reply };
         match catch_unwind(AssertUnwindSafe(|| self.route(request))) {
             Ok(Ok(())) => {}
@@ -359,9 +375,13 @@ impl Adapter {
                 // Held across the spawn, so that the task cannot leave the table before it
                 // has entered it.
                 let mut waiting = self.interruptible.lock();
+                let looks = self.looks_for_signals;
                 let handle = self.runtime.spawn(async move {
                     let _leave = Leave { table, unique };
-                    task.await;
+                    match looks {
+                        true => drop(select(task, pin!(dies(caller))).await),
+                        false => task.await,
+                    }
                 });
                 waiting.insert(unique, (handle.abort_handle(), caller));
             }
@@ -439,6 +459,16 @@ fn give_up_if_dying(waiting: &Interruptible, unique: u64) -> Looked {
         task.abort();
     }
     Looked::GivenUp
+}
+
+/// Returns when a signal ends thread `caller`, or has: what was read ahead for it nobody waits for.
+async fn dies(caller: u32) {
+    loop {
+        tokio::time::sleep(DYING_LOOK).await;
+        if is_dying(caller) || is_gone(caller) {
+            return;
+        }
+    }
 }
 
 /// The terms for `ino`, where those of the volume are `terms`.

@@ -19,6 +19,9 @@
 //! | `stores` | small files that the kernel is given when they are opened |
 //! | `table` | what is mounted where, by whom, and whether it is alive |
 //! | `threads` | which request thread waits for the next request |
+//! | `ring` | one queue of requests over io_uring |
+//! | `giving_way` | threads of such queues that whoever they answer runs before |
+//! | `rings` | the threads of such queues, one for each processor |
 //! | `signals` | whether a signal ends the caller of a request, which may then be given up |
 //! | `errno` | which error number an error becomes |
 //!
@@ -29,6 +32,7 @@ mod abi;
 mod device;
 mod dispatch;
 mod errno;
+mod giving_way;
 mod hold;
 mod mount;
 mod nodes;
@@ -41,6 +45,8 @@ mod ops_names;
 mod ops_xattr;
 mod options;
 mod reply;
+mod ring;
+mod rings;
 mod role;
 mod seek;
 mod signals;
@@ -70,6 +76,7 @@ pub use table::{Entry, Life, life, mounted_at, mounts};
 use abi::HEADER_LEN;
 use device::{Device, Received};
 use dispatch::Adapter;
+use reply::Channel;
 use threads::{Source, Taken, Threads};
 
 /// A mounted filesystem. Serves requests until [`Session::ended`]; dropping it before that
@@ -97,9 +104,13 @@ pub fn serve(
 ) -> Result<Session, MountError> {
     let (kernel, point, agreed) = mount::mount(at, options)?;
     let adapter = Arc::new(Adapter::new(fs, options, agreed, runtime.clone()));
-    let (ended, operations) = start_threads(&kernel, &adapter, options.threads.max(1), runtime)
-        .inspect_err(|_| mount::abandon(&point))
-        .map_err(MountError::Threads)?;
+    let threads = options.threads.max(1);
+    let started = match agreed.rings {
+        true => rings::start(&kernel, &adapter, threads, runtime, &point),
+        false => start_threads(&kernel, &adapter, threads, runtime),
+    };
+    let (ended, operations) =
+        started.inspect_err(|_| mount::abandon(&point)).map_err(MountError::Threads)?;
     let device = mount::device_number(&point);
     mount::tune(&point, device.as_deref());
     let clone = Device::clone_of(kernel.as_fd())
@@ -186,7 +197,7 @@ impl Source for Requests {
     }
 
     fn handle(&mut self) {
-        self.adapter.handle(&self.device, &self.buffer[..self.len]);
+        self.adapter.handle(&self.device, Channel::Device, &self.buffer[..self.len]);
     }
 }
 

@@ -17,6 +17,7 @@ use std::sync::{Arc, OnceLock};
 use fuser::{Config, InitFlags, KernelConfig, MountOption, SessionACL};
 
 use super::options::Options;
+use super::rings;
 use super::table::mounted_at;
 use crate::base::is_root;
 
@@ -65,11 +66,14 @@ pub(super) struct Negotiated {
     pub setxattr_ext: bool,
     /// Written pages stay in the page cache for a while.
     pub write_back: bool,
+    /// Requests come over io_uring.
+    pub rings: bool,
 }
 
 /// fuser's side of the handshake: it answers `FUSE_INIT` and nothing else ever.
 pub(super) struct Handshake {
     follower: bool,
+    io_uring: bool,
     agreed: Arc<OnceLock<Negotiated>>,
 }
 
@@ -95,13 +99,29 @@ impl fuser::Filesystem for Handshake {
         if let Err(nearest) = config.set_max_readahead(u32::MAX) {
             let _ = config.set_max_readahead(nearest);
         }
-        let _ = config.set_max_background(BACKGROUND_MAX);
-        let _ = config.set_congestion_threshold(BACKGROUND_MAX / 4 * 3);
+        let rings = self.io_uring && takes_rings(config, offered);
+        let (background, congested) = match rings {
+            true => (rings::BACKGROUND_MAX, rings::CONGESTED),
+            false => (BACKGROUND_MAX, BACKGROUND_MAX / 4 * 3),
+        };
+        let _ = config.set_max_background(background);
+        let _ = config.set_congestion_threshold(congested);
         let setxattr_ext = offered.contains(InitFlags::FUSE_SETXATTR_EXT);
         let write_back = (wanted & offered).contains(InitFlags::FUSE_WRITEBACK_CACHE);
-        let _ = self.agreed.set(Negotiated { setxattr_ext, write_back });
+        let _ = self.agreed.set(Negotiated { setxattr_ext, write_back, rings });
         Ok(())
     }
+}
+
+/// Agrees on rings, if they are to be had.
+fn takes_rings(config: &mut KernelConfig, offered: InitFlags) -> bool {
+    let flag = InitFlags::FUSE_OVER_IO_URING;
+    // Once this is agreed, the kernel waits for the rings and nothing else.
+    let unavailable = rings::unavailable(offered.contains(flag));
+    if let Some(why) = &unavailable {
+        log::warn!("requests come over /dev/fuse, not over io_uring: {why}");
+    }
+    unavailable.is_none() && config.add_capabilities(flag).is_ok()
 }
 
 /// The features asked of the kernel, as far as it has them. Locks are left to it: with one
@@ -152,7 +172,11 @@ pub(super) fn mount(
     let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
 
     let agreed = Arc::new(OnceLock::new());
-    let handshake = Handshake { follower: options.read_only, agreed: Arc::clone(&agreed) };
+    let handshake = Handshake {
+        follower: options.read_only,
+        io_uring: options.io_uring,
+        agreed: Arc::clone(&agreed),
+    };
     let mut config = Config::default();
     config.acl = acl;
     config.mount_options = fuser_options(options);
@@ -207,6 +231,17 @@ fn mount_as_root(
         libc::mount(source.as_ptr(), target.as_ptr(), kind, flags, data)
     };
     if rc == 0 { Ok(device.into()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Ends a mount that cannot be served any more: whoever waits for an answer gets an error. Needs root to
+/// reach those; else the mount goes once nobody uses it.
+pub(super) fn abort(point: &Path) {
+    let Ok(target) = CString::new(point.as_os_str().as_bytes()) else { return };
+    // SAFETY: the pointer is a NUL-terminated string that outlives the call.
+    let rc = unsafe { libc::umount2(target.as_ptr(), libc::MNT_FORCE | libc::MNT_DETACH) };
+    if rc != 0 {
+        abandon(point);
+    }
 }
 
 /// Takes away a mount nobody serves; until then every operation on it would fail.

@@ -33,6 +33,8 @@ pub struct Options {
     /// How long the kernel may keep names and attributes of a mount that writes; of one that follows
     /// it is [`TTL_FOLLOWER`].
     pub ttl: TtlSecs,
+    /// Requests come over io_uring, where the kernel offers it (`io_uring`), not over `/dev/fuse`.
+    pub io_uring: bool,
     /// Request threads. Each may hold one write of up to 1 MiB.
     pub threads: usize,
 }
@@ -59,6 +61,7 @@ impl Default for Options {
             snapdir: SnapDir::default(),
             frozen: false,
             ttl: TTL_WRITER,
+            io_uring: false,
             threads: THREADS_DEFAULT,
         }
     }
@@ -92,6 +95,8 @@ impl Options {
             "nonempty" => self.nonempty = true,
             "sync" | "dirsync" => self.sync = true,
             "async" => self.sync = false,
+            "io_uring" => self.io_uring = true,
+            "noio_uring" => self.io_uring = false,
             "fsync=remote" => self.fsync_remote = true,
             "fsync=local" => self.fsync_remote = false,
             "snapdir=hidden" => self.snapdir = SnapDir::Hidden,
@@ -120,8 +125,9 @@ mod tests {
         // Guards against a mount at boot that fails for an option meant for systemd, and
         // against a mistyped option that is silently without effect.
         let mut o = Options::default();
-        o.apply("rw,_netdev,nofail,x-systemd.automount,noexec,fsync=remote,ro").expect("known");
-        assert!(o.read_only && o.fsync_remote && !o.exec);
+        o.apply("rw,_netdev,nofail,x-systemd.automount,noexec,fsync=remote,ro,io_uring")
+            .expect("known");
+        assert!(o.read_only && o.fsync_remote && !o.exec && o.io_uring);
         assert_eq!(o.apply("ro,fsync=romote"), Err(UnknownOption("fsync=romote".into())));
         assert_eq!(o.apply(""), Ok(()));
     }

@@ -7,12 +7,23 @@ use std::time::Instant;
 use super::abi::{Header, Out};
 use super::device::Device;
 use super::errno::Errno;
+use super::ring::Place;
+
+/// Which way the answer to a request goes.
+#[derive(Debug)]
+pub enum Channel {
+    /// Through the descriptor that it was read from.
+    Device,
+    /// To its place in a ring.
+    Ring(Place),
+}
 
 /// The right and the duty to answer one request. Dropping it unanswered answers `EINTR` when
 /// the operation could be interrupted and was, else `EIO`.
 #[derive(Debug)]
 pub struct Reply {
     device: Arc<Device>,
+    channel: Channel,
     unique: u64,
     caller: u32,
     opcode: u32,
@@ -22,11 +33,12 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// The answer to a request that was just read from `device`.
-    pub fn new(device: &Arc<Device>, header: &Header) -> Reply {
+    /// The answer to a request that has just come; `device` is its thread's.
+    pub fn new(device: &Arc<Device>, channel: Channel, header: &Header) -> Reply {
         let Header { unique, pid: caller, opcode, .. } = *header;
         let (device, began) = (Arc::clone(device), Instant::now());
-        Reply { device, unique, caller, opcode, began, answered: false, interruptible: false }
+        let (answered, interruptible) = (false, false);
+        Reply { device, channel, unique, caller, opcode, began, answered, interruptible }
     }
 
     /// The thread that asked, as this process sees it (0 if it does not).
@@ -39,7 +51,7 @@ impl Reply {
         self.unique
     }
 
-    /// Where the request came from.
+    /// The descriptor of the thread that the request came to.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
     }
@@ -92,7 +104,14 @@ impl Reply {
     fn send(&mut self, errno: i32, body: &[u8]) -> bool {
         self.answered = true;
         self.count(errno, body); // before the answer: its receiver may look at once
-        match self.device.send(self.unique, errno, body) {
+        let sent = match &self.channel {
+            Channel::Device => self.device.send(self.unique, errno, body),
+            Channel::Ring(place) => {
+                place.put(self.unique, errno, body);
+                Ok(())
+            }
+        };
+        match sent {
             Ok(()) => true,
             Err(e) => {
                 log_unsent(self.unique, &e);

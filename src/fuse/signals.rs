@@ -35,6 +35,11 @@ fn has_fatal_signal(status: &str) -> bool {
     pending & (bit(libc::SIGKILL) | !taken_care_of) != 0
 }
 
+/// Whether there is no thread `tid` any more. 0: one that cannot be seen from here.
+pub(super) fn is_gone(tid: u32) -> bool {
+    tid != 0 && !std::path::Path::new(&format!("/proc/{tid}")).exists()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,6 +19,7 @@ mod e2e_tools;
 mod exchange;
 mod fault_daemon;
 mod fuse_posix;
+mod io_uring;
 mod key_ways;
 mod kill;
 mod kill9;

@@ -243,7 +243,8 @@ impl Volume {
         stderr
     }
 
-    /// The arguments of `sealfs mount` for this volume.
+    /// The arguments of `sealfs mount` for this volume. `SEALFS_TEST_MOUNT_OPTIONS`: more for `-o`, such as
+    /// `io_uring`.
     pub fn mount_args(&self, more: &[&str]) -> Vec<String> {
         let mut args = vec!["mount".into(), self.url(), self.text("vault")];
         for (flag, name) in [
@@ -254,6 +255,9 @@ impl Volume {
             args.extend([flag.into(), self.text(name)]);
         }
         args.extend(["--log-file".into(), self.text("log")]);
+        if let Ok(options) = std::env::var("SEALFS_TEST_MOUNT_OPTIONS") {
+            args.extend(["-o".into(), options]);
+        }
         args.extend(more.iter().map(|&a| a.to_owned()));
         args
     }
