@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use log::LevelFilter;
 
 use crate::commit::CleanOptions;
-use crate::fuse::Options as FuseOptions;
+use crate::fuse::{Options as FuseOptions, Ways};
 use crate::meta::SnapshotName;
 use crate::seal::Secret;
 use crate::stack::{Accept, MountOptions};
@@ -56,7 +56,8 @@ pub struct MountArgs {
     #[command(flatten)]
     metrics: MetricsArgs,
     /// Mount options: ro, allow_other, dev, suid, noexec, nonempty, sync, fsync=remote|local,
-    /// snapdir=hidden|visible|off (whether DIR/.snapshots is there, and listed); and every long flag by its name, as fstab needs it: passphrase_file=FILE
+    /// snapdir=hidden|visible|off (whether DIR/.snapshots is there, and listed), io_uring
+    /// (requests come that way where the kernel offers it: small files faster); and every long flag by its name, as fstab needs it: passphrase_file=FILE
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Mount on a directory that is not empty (as -o nonempty): what it holds is hidden meanwhile
@@ -260,9 +261,12 @@ fn run_plan(args: &MountArgs, plan: &Plan) -> Outcome<tokio::runtime::Runtime> {
     let LogArgs { log_level, log_format, .. } = args.log;
     logging::install(target, log_format, log_level, &plan.point)
         .map_err(|e| general("cannot log", e))?;
+    // A thread that serves the kernel may start one of these, and runs in ways of its own.
+    let ways = Ways::of_this_thread();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("sealfs")
+        .on_thread_start(move || ways.take())
         .build()
         .map_err(|e| general("cannot start threads", e))
 }

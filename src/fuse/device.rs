@@ -106,6 +106,13 @@ impl Device {
         }
     }
 
+    /// Whether the filesystem is unmounted, or its connection aborted.
+    pub fn has_ended(&self) -> bool {
+        let mut fd = libc::pollfd { fd: self.file.as_raw_fd(), events: 0, revents: 0 };
+        // SAFETY: `fd` is one valid pollfd and outlives the call.
+        unsafe { libc::poll(&mut fd, 1, 0) > 0 && fd.revents & libc::POLLERR != 0 }
+    }
+
     /// Answers request `unique` with `body` (error 0) or with a positive error number and no
     /// body. `ENOENT` means that the kernel no longer waits for it.
     pub fn send(&self, unique: u64, errno: i32, body: &[u8]) -> io::Result<()> {

@@ -18,6 +18,7 @@ use std::time::Duration;
 use futures::future::select;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 use crate::base::Ino;
@@ -30,7 +31,8 @@ use super::mount::Negotiated;
 use super::nodes::{self, Nodes};
 use super::options::{Options, TTL_FOLLOWER, TTL_WRITER as TTL_FOREVER};
 use super::reply::{Channel, Reply};
-use super::signals::{is_dying, is_gone};
+use super::rings::SLOTS;
+use super::signals::{has_ended, is_dying};
 use super::stores::Stores;
 
 /// What all request threads of a mount share.
@@ -48,8 +50,11 @@ pub struct Adapter {
     pub(super) setxattr_ext: bool,
     /// The kernel keeps written pages for a while (`FUSE_WRITEBACK_CACHE`).
     pub(super) write_back: bool,
-    /// Nobody tells of signals: Linux 6.18 sends no INTERRUPT for a request that came over a ring (seen).
+    /// Nobody tells of signals: no INTERRUPT was seen of Linux 6.18 for requests that came over a ring.
     looks_for_signals: bool,
+    /// How many LSEEKs may wait for pages to be written back. Over a ring each holds a slot, which the WRITEs
+    /// that it waits for may need.
+    pub(super) seeks: Arc<Semaphore>,
     runtime: Handle,
     interruptible: Interruptible,
 }
@@ -216,7 +221,7 @@ impl Adapter {
     /// The same for a thread that answers what one processor asks: a page of a listing takes less than to hand it
     /// over and to wake who asked on another.
     pub(super) fn answers_in_place(&self, request: &[u8]) -> bool {
-        self.answers_soon(request) || is_listing(request)
+        is_short(request) || is_listing(request)
     }
 
     /// Whether a sync of the disk is under way, so that another leaves word and does not wait. If
@@ -249,6 +254,10 @@ impl Adapter {
             setxattr_ext,
             write_back,
             looks_for_signals: rings,
+            seeks: Arc::new(Semaphore::new(match rings {
+                true => usize::from(SLOTS) / 2,
+                false => Semaphore::MAX_PERMITS,
+            })),
             runtime,
             interruptible,
         }
@@ -465,7 +474,7 @@ fn give_up_if_dying(waiting: &Interruptible, unique: u64) -> Looked {
 async fn dies(caller: u32) {
     loop {
         tokio::time::sleep(DYING_LOOK).await;
-        if is_dying(caller) || is_gone(caller) {
+        if is_dying(caller) || has_ended(caller) {
             return;
         }
     }

@@ -17,6 +17,8 @@ impl Errno {
     pub const NO_SUCH_IOCTL: Errno = Errno(libc::ENOTTY);
     /// The caller was interrupted by a signal while it waited.
     pub const INTERRUPTED: Errno = Errno(libc::EINTR);
+    /// Too much of the same is under way.
+    pub const AGAIN: Errno = Errno(libc::EAGAIN);
     /// Something below failed and has said so in the log.
     pub const IO: Errno = Errno(libc::EIO);
     /// The caller's buffer is too small for the value.

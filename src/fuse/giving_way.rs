@@ -17,6 +17,9 @@ use parking_lot::{Condvar, Mutex};
 
 /// How often the guard looks, which is how long a request may lie at most because of this.
 const LOOK: Duration = Duration::from_millis(5);
+/// What a request may lie on average between two looks. Who computes that long between two questions gains
+/// nothing here anyway.
+const LATE: Duration = Duration::from_micros(200);
 /// A thread gives way if it gets as many requests between two looks.
 const FAST: u64 = 4;
 /// Looks without a request after which it does not any more. The guard sleeps once none does.
@@ -33,6 +36,8 @@ struct Seen {
     requests: u64,
     /// Looks in a row without a request.
     quiet: u32,
+    /// How long it has wanted to run and did not, all told.
+    delay: Duration,
     /// It wanted to run, and did not, until the last look. Whether there was a request for it shows now.
     waited: bool,
     /// For how many more looks it may not.
@@ -46,19 +51,28 @@ struct Seen {
 impl Seen {
     /// Looks at a thread that has had so many `requests` by now. Returns whether it is to give way from now on, if
     /// that changes.
-    fn look(&mut self, requests: u64, wants_to_run: impl FnOnce() -> bool) -> Option<bool> {
+    fn look(
+        &mut self,
+        requests: u64,
+        delay: Duration,
+        wants_to_run: impl FnOnce() -> bool,
+    ) -> Option<bool> {
         let came = requests - self.requests;
-        self.requests = requests;
+        let each = delay.saturating_sub(self.delay) / came.max(1).try_into().unwrap_or(u32::MAX);
+        (self.requests, self.delay) = (requests, delay);
         self.quiet = if came == 0 { self.quiet + 1 } else { 0 };
         self.held = self.held.saturating_sub(1);
         let before = self.gives_way;
-        if std::mem::take(&mut self.waited) && came > 0 {
+        let late = before && came > 0 && each > LATE;
+        if late || std::mem::take(&mut self.waited) && came > 0 {
             self.hold = (2 * self.hold).clamp(HOLD.0, HOLD.1);
             self.held = self.hold;
         }
         if !before {
             self.gives_way = came >= FAST && self.held == 0;
             self.good = 0;
+        } else if late {
+            self.gives_way = false;
         } else if came == 0 && wants_to_run() {
             (self.waited, self.gives_way) = (true, false);
         } else {
@@ -76,11 +90,23 @@ impl Seen {
     }
 }
 
+/// No thread has this number.
+const NONE: i32 = 0;
+
 #[derive(Debug, Default)]
 struct Watched {
-    /// 0: it has not begun.
+    /// [`NONE`]: it has not begun, or has ended.
     thread: AtomicI32,
     requests: AtomicU64,
+}
+
+/// A thread that the guard may look at.
+pub(super) struct Begun<'a>(&'a Watched);
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.0.thread.store(NONE, SeqCst);
+    }
 }
 
 /// The threads of a mount, and their guard.
@@ -102,10 +128,11 @@ impl GivingWay {
         }
     }
 
-    /// Notes that this thread is number `index`.
-    pub fn begin(&self, index: usize) {
+    /// Notes that this thread is number `index`, until it drops what it gets.
+    pub fn begin(&self, index: usize) -> Begun<'_> {
         // SAFETY: takes nothing and cannot fail (gettid(2)).
         self.watched[index].thread.store(unsafe { libc::gettid() }, SeqCst);
+        Begun(&self.watched[index])
     }
 
     /// Notes that thread `index` has got a request.
@@ -132,18 +159,32 @@ impl GivingWay {
             }
             for (watched, seen) in self.watched.iter().zip(&mut seen) {
                 let thread = watched.thread.load(SeqCst);
-                let wants_to_run = || is_runnable(thread);
-                let change = seen.look(watched.requests.load(Relaxed), wants_to_run);
-                if let Some(gives_way) = change
-                    && let Err(e) = set(thread, gives_way)
-                {
-                    log::debug!("thread {thread} gives way as before: {e}");
-                    seen.gives_way = !gives_way;
+                if thread == NONE {
+                    *seen = Seen { quiet: QUIET, ..Seen::default() };
+                    continue;
+                }
+                let delay = if seen.gives_way { delay(thread) } else { None };
+                let delay = delay.unwrap_or(seen.delay);
+                let requests = watched.requests.load(Relaxed);
+                match seen.look(requests, delay, || is_runnable(thread)) {
+                    Some(true) if set(thread, true).is_ok() => {
+                        seen.delay = self::delay(thread).unwrap_or_default();
+                    }
+                    Some(true) => seen.gives_way = false,
+                    Some(false) => {
+                        if let Err(e) = set(thread, false) {
+                            log::debug!("thread {thread} gives way as before: {e}");
+                        }
+                    }
+                    None => {}
                 }
             }
         }
         for (watched, _) in self.watched.iter().zip(&seen).filter(|(_, seen)| seen.gives_way) {
-            let _ = set(watched.thread.load(SeqCst), false); // it may have ended
+            let thread = watched.thread.load(SeqCst);
+            if thread != NONE {
+                let _ = set(thread, false); // it may have ended
+            }
         }
     }
 
@@ -158,6 +199,45 @@ fn is_runnable(thread: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat"));
     let state = |stat: &str| stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
     stat.is_ok_and(|stat| state(&stat) == Some('R'))
+}
+
+/// How long a thread of this process has wanted to run and did not (Documentation/scheduler/sched-stats.rst).
+fn delay(thread: i32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
+    stat.split(' ').nth(1)?.parse().ok().map(Duration::from_nanos)
+}
+
+/// How threads of this process may run that are started from one that gives way, or stays on a processor.
+#[derive(Clone, Copy)]
+pub struct Ways {
+    policy: i32,
+    processors: libc::cpu_set_t,
+}
+
+impl Ways {
+    /// As this thread does.
+    pub fn of_this_thread() -> Ways {
+        // SAFETY: zeros are the empty set.
+        let mut processors: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the set is as long as is said, and outlives the call; the other takes a number.
+        let policy = unsafe {
+            libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut processors);
+            libc::sched_getscheduler(0)
+        };
+        Ways { policy, processors }
+    }
+
+    /// From now on this thread does.
+    pub fn take(&self) {
+        // SAFETY: takes a number; the set outlives the call. Refused where it is empty, and nothing is to be
+        // done then.
+        unsafe {
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &self.processors);
+            if libc::sched_getscheduler(0) == libc::SCHED_IDLE && self.policy != libc::SCHED_IDLE {
+                let _ = set(0, false);
+            }
+        }
+    }
 }
 
 fn set(thread: i32, gives_way: bool) -> io::Result<()> {
@@ -194,7 +274,7 @@ mod tests {
         let mut requests = 0;
         let mut look = |seen: &mut Seen, came: u64, wants: bool| {
             requests += came;
-            seen.look(requests, || wants)
+            seen.look(requests, Duration::ZERO, || wants)
         };
         assert_eq!(look(&mut seen, FAST - 1, false), None, "too slow");
         assert_eq!(look(&mut seen, FAST, false), Some(true));
@@ -225,13 +305,53 @@ mod tests {
     fn who_has_nothing_to_do_does_not_give_way() {
         // Guards against the first request after a pause, when no guard looks.
         let mut seen = Seen::default();
-        assert_eq!(seen.look(FAST, || false), Some(true));
+        let mut look = |requests| seen.look(requests, Duration::ZERO, || false);
+        assert_eq!(look(FAST), Some(true));
         for _ in 1..QUIET {
-            assert_eq!(seen.look(FAST, || false), None);
-            assert!(!seen.is_at_rest());
+            assert_eq!(look(FAST), None);
         }
-        assert_eq!(seen.look(FAST, || false), Some(false));
+        assert_eq!(look(FAST), Some(false));
         assert!(seen.is_at_rest());
+    }
+
+    #[test]
+    fn requests_that_lie_a_while_each_end_it_too() {
+        // Guards against two programs on a processor that compute a little between their questions: some get
+        // on in each look, and all lie as long as the other computes.
+        let mut seen = Seen::default();
+        let at = Duration::from_micros;
+        assert_eq!(seen.look(10, at(0), || false), Some(true));
+        assert_eq!(seen.look(20, at(1500), || true), None, "150 us each");
+        assert_eq!(seen.look(22, at(2500), || true), Some(false), "500 us each");
+        for n in 0..u64::from(HOLD.0) - 1 {
+            assert_eq!(seen.look(30 + 10 * n, at(2500), || false), None);
+        }
+        assert_eq!(seen.look(100, at(2500), || false), Some(true));
+    }
+
+    #[test]
+    fn what_a_thread_starts_runs_like_any_other() {
+        // Guards against threads of the runtime that get next to nothing for the rest of their lives, because the
+        // request that started them came on a ring.
+        let ways = Ways::of_this_thread();
+        let looked = std::thread::spawn(move || {
+            if set(0, true).is_err() {
+                return None;
+            }
+            let child = std::thread::spawn(move || {
+                let before = policy(0);
+                ways.take();
+                (before, policy(0))
+            });
+            child.join().ok()
+        });
+        match looked.join().expect("ends") {
+            Some((before, after)) => {
+                assert_eq!(before, libc::SCHED_IDLE, "it inherits that");
+                assert_eq!(after, policy(0));
+            }
+            None => eprintln!("skipped: this process may not give way"),
+        }
     }
 
     fn policy(thread: i32) -> i32 {
@@ -252,7 +372,7 @@ mod tests {
         let stop = Arc::new(AtomicBool::new(false));
         let until = Arc::clone(&stop);
         let works = std::thread::spawn(move || {
-            worker.begin(0);
+            let _begun = worker.begin(0);
             while !until.load(SeqCst) {
                 worker.has_request(0);
                 std::thread::sleep(Duration::from_micros(50));

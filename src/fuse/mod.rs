@@ -66,6 +66,7 @@ use tokio::sync::watch;
 use crate::fs::Tree;
 
 pub use abi::TtlSecs;
+pub use giving_way::Ways;
 pub use mount::{MountError, REQUEST_DATA_MAX, device_number, unmount};
 pub use notify::Notifier;
 pub use operations::{Counted, Operation, Operations};
@@ -109,8 +110,10 @@ pub fn serve(
         true => rings::start(&kernel, &adapter, threads, runtime, &point),
         false => start_threads(&kernel, &adapter, threads, runtime),
     };
+    // Whoever asks already waits for rings that will never be.
+    let give_up = if agreed.rings { mount::abort } else { mount::abandon };
     let (ended, operations) =
-        started.inspect_err(|_| mount::abandon(&point)).map_err(MountError::Threads)?;
+        started.inspect_err(|_| give_up(&point)).map_err(MountError::Threads)?;
     let device = mount::device_number(&point);
     mount::tune(&point, device.as_deref());
     let clone = Device::clone_of(kernel.as_fd())

@@ -133,7 +133,18 @@ impl Adapter {
         let ino = rq.ino();
         let has_dirty_pages = self.write_back && self.fs.may_write(ino);
         let device = has_dirty_pages.then(|| (Arc::clone(rq.reply.device()), rq.node()));
-        let found = seek(Arc::clone(&self.fs), device, ino, offset, whence);
+        let Ok(place) = Arc::clone(&self.seeks).try_acquire_owned() else {
+            log::warn!(
+                "too many programs look for holes in files at once; one is told to try again"
+            );
+            rq.reply.error(Errno::AGAIN);
+            return Ok(());
+        };
+        let fs = Arc::clone(&self.fs);
+        let found = async move {
+            let _place = place;
+            seek(fs, device, ino, offset, whence).await
+        };
         self.run(rq.reply, Interrupt::Allowed, found, |reply, offset| {
             let mut out = Out::with_capacity(8);
             out.u64(offset);

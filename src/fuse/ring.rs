@@ -15,7 +15,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
@@ -42,7 +42,7 @@ const PAYLOAD: usize = 4096;
 
 /// A request up to this length is copied out, so that its slot is free for the answer, bytes.
 const COPIED_MAX: usize = 128 << 10;
-/// What is given back of a slot that held more than a small request, once nothing has happened for a while.
+/// What is given back of slots that held more than a small request, once none has for a while.
 const KEPT: usize = 64 << 10;
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -51,7 +51,8 @@ const WOKEN: u64 = u64::MAX;
 
 type Ring = IoUring<squeue::Entry128, cqueue::Entry>;
 
-/// The memory of all slots of a queue.
+/// The memory of all slots of a queue. It is never unmapped: Linux may still put a request into a slot while the
+/// thread that last gave it one ends, after all of our own that ran on it.
 #[derive(Debug)]
 struct Memory {
     base: *mut u8,
@@ -60,7 +61,7 @@ struct Memory {
     stride: usize,
 }
 
-// SAFETY: plain memory, unmapped by its only owner. Who may touch which slot is the matter of `Queue`.
+// SAFETY: plain memory that stays. Who may touch which slot is the matter of `Queue`.
 unsafe impl Send for Memory {}
 // SAFETY: the same.
 unsafe impl Sync for Memory {}
@@ -75,10 +76,13 @@ impl Memory {
         );
         // SAFETY: a new mapping, at an address that the kernel chooses.
         let base = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, -1, 0) };
-        match base {
-            libc::MAP_FAILED => Err(io::Error::last_os_error()),
-            base => Ok(Memory { base: base.cast(), len, stride }),
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
         }
+        // Of a slot that a small request uses, two pages are to be there, not 2 MiB.
+        // SAFETY: the mapping that was just made.
+        unsafe { libc::madvise(base, len, libc::MADV_NOHUGEPAGE) };
+        Ok(Memory { base: base.cast(), len, stride })
     }
 
     /// `len` bytes of a slot, inside of it.
@@ -87,13 +91,6 @@ impl Memory {
         assert!(offset + len <= self.stride && start + len <= self.len);
         // SAFETY: inside the mapping, as just checked.
         unsafe { self.base.add(start) }
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: the mapping of `new`; whoever could reach into it held the queue that owned this.
-        unsafe { libc::munmap(self.base.cast(), self.len) };
     }
 }
 
@@ -192,14 +189,15 @@ impl Queue {
         if wake < 0 {
             return Err(io::Error::last_os_error());
         }
+        // SAFETY: just made, and owned by nobody else.
+        let wake = unsafe { File::from_raw_fd(wake) };
         Ok(Arc::new(Queue {
             id,
             memory: Memory::new(slots, payload)?,
             payload,
             holders: (0..slots).map(|_| AtomicU8::new(0)).collect(),
             answered: Mutex::default(),
-            // SAFETY: just made, and owned by nobody else.
-            wake: unsafe { File::from_raw_fd(wake) },
+            wake,
         }))
     }
 
@@ -302,6 +300,7 @@ fn build(slots: u16) -> io::Result<Ring> {
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_taskrun_flag()
+        .setup_submit_all()
         // Each slot, and the eventfd.
         .build(u32::from(slots) + 1)
 }
@@ -316,6 +315,8 @@ pub(super) struct Fetcher {
     /// kernel has it.
     large: Vec<bool>,
     away: Vec<bool>,
+    /// When one held that much last.
+    large_at: Instant,
     /// What came last, and is not looked at yet.
     came: VecDeque<(u64, i32)>,
 }
@@ -336,9 +337,6 @@ impl Fetcher {
     /// What the kernel says of the ring or of the first slot that it refuses.
     pub fn register(queue: Arc<Queue>, fuse: &impl AsFd) -> io::Result<Fetcher> {
         let ring = build(queue.slots())?;
-        if let Err(e) = ring.submitter().register_ring_fd() {
-            log::debug!("a ring goes by its descriptor: {e}"); // costs a look-up a call
-        }
         let slots = queue.slots();
         let headers = |slot| queue.memory.at(slot, 0, HEADERS_LEN).cast();
         let payload = |slot| queue.memory.at(slot, PAYLOAD, queue.payload).cast();
@@ -352,14 +350,25 @@ impl Fetcher {
             .collect();
         let (large, away) = (vec![false; slots.into()], vec![true; slots.into()]);
         let fuse = Fd(fuse.as_fd().as_raw_fd());
-        let mut this = Fetcher { queue, ring, fuse, large, away, came: VecDeque::new() };
+        let mut this = Fetcher {
+            queue,
+            ring,
+            fuse,
+            large,
+            away,
+            large_at: Instant::now(),
+            came: VecDeque::new(),
+        };
         // The kernel takes those first that came last.
         for slot in (0..slots).rev() {
             let areas = areas[usize::from(slot)].as_ptr();
             this.push(this.command(REGISTER, slot, 0, Some(areas)))?;
         }
         this.watch_wake()?;
-        this.ring.submit()?; // which has read the areas when it returns
+        // Linux has read the areas once the command is submitted.
+        while !this.ring.submission().is_empty() {
+            this.ring.submit()?;
+        }
         this.collect();
         match this.came.iter().find(|(slot, result)| *slot != WOKEN && *result < 0) {
             Some((_, result)) => Err(io::Error::from_raw_os_error(-result)),
@@ -390,9 +399,11 @@ impl Fetcher {
             let slot = slot as u16;
             self.away[usize::from(slot)] = false;
             if let Some(fetched) = self.queue.fetched(slot, buffer) {
-                self.large[usize::from(slot)] |= matches!(fetched, Fetched::InPlace(..));
-                // The kernel has the answer to the one before, if another request keeps this thread.
-                if !self.came.is_empty() {
+                if matches!(fetched, Fetched::InPlace(..)) {
+                    self.note_large(slot);
+                }
+                // No answer lies while this request keeps the thread.
+                if !self.queue.answered.lock().slots.is_empty() {
                     self.push_answered(false)?;
                     self.enter(0)?;
                 }
@@ -407,11 +418,19 @@ impl Fetcher {
         self.queue.answered.lock().thread_waits = false;
         ended?;
         self.collect();
+        if self.large.contains(&true) && self.large_at.elapsed() >= IDLE {
+            self.shrink();
+        }
         Ok(())
     }
 
-    /// Submits what was pushed, and waits for `want` completions. After [`IDLE`] without one, memory is
-    /// given back.
+    fn note_large(&mut self, slot: u16) {
+        self.large[usize::from(slot)] = true;
+        self.large_at = Instant::now();
+    }
+
+    /// Submits what was pushed, and waits for `want` completions; no longer than [`IDLE`], if there may be memory to
+    /// give back then.
     fn enter(&mut self, want: usize) -> io::Result<()> {
         let idle = Timespec::from(IDLE);
         let is_large = self.large.contains(&true);
@@ -423,12 +442,8 @@ impl Fetcher {
             false => self.ring.submit_and_wait(want),
         };
         match entered.map_err(|e| (e.raw_os_error(), e)) {
-            Ok(_) | Err((Some(libc::EINTR | libc::EAGAIN | libc::EBUSY), _)) => Ok(()),
-            Err((Some(libc::ETIME), _)) => {
-                self.collect();
-                self.shrink();
-                Ok(())
-            }
+            Ok(_) => Ok(()),
+            Err((Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ETIME), _)) => Ok(()),
             Err((_, e)) => Err(e),
         }
     }
@@ -464,7 +479,9 @@ impl Fetcher {
         drop(answered);
         for &slot in &slots {
             let payload = u32::from_ne_bytes(self.queue.load(slot, PAYLOAD_LEN)) as usize;
-            self.large[usize::from(slot)] |= payload > KEPT;
+            if payload > KEPT {
+                self.note_large(slot);
+            }
             self.away[usize::from(slot)] = true;
             let commit = u64::from_ne_bytes(self.queue.load(slot, COMMIT_ID));
             self.push(self.command(COMMIT_AND_FETCH, slot, commit, None))?;

@@ -30,7 +30,7 @@ use super::ring::{self, Fetched, Fetcher, Next, Queue};
 
 /// Requests of one processor that may be under way: beyond that others wait, also those that memory could
 /// answer. Of all, read-ahead and write-back take [`BACKGROUND_MAX`].
-const SLOTS: u16 = 128;
+pub(super) const SLOTS: u16 = 128;
 /// Read-ahead and write-back requests that the kernel may have under way (`max_background`): each may hold 1 MiB
 /// here. It reads ahead no more than it must from [`CONGESTED`] on, so that readers who wait for the network
 /// leave room to write.
@@ -52,6 +52,9 @@ pub(super) fn unavailable(offered: bool) -> Option<String> {
     }
     if let Err(e) = ring::check() {
         return Some(format!("this process gets no io_uring: {e}"));
+    }
+    if let Err(e) = possible_processors() {
+        return Some(format!("the processors of this machine cannot be counted: {e}"));
     }
     let e = giving_way::check().err()?;
     Some(format!("this process may not let its threads give way (CAP_SYS_NICE): {e}"))
@@ -106,7 +109,7 @@ fn start_all(
         let (say, point) = (say.clone(), point.to_owned());
         team.spawn(format!("fuse-cpu{id}"), move || {
             stay_on(id);
-            server.shared.giving_way.begin(server.number);
+            let _begun = server.shared.giving_way.begin(server.number);
             let queue = Queue::new(id, SLOTS, REQUEST_DATA_MAX as usize);
             let registered = queue.and_then(|queue| Fetcher::register(queue, &server.device));
             let mut fetcher = match registered {
@@ -117,6 +120,8 @@ fn start_all(
             let served = catch_unwind(AssertUnwindSafe(|| server.serve(&mut fetcher)));
             let failed = match served {
                 Ok(Ok(())) => return,
+                // Linux may say otherwise of a slot while it takes the ring away.
+                Ok(Err(_)) if server.device.has_ended() => return,
                 Ok(Err(e)) => e.to_string(),
                 Err(_) => "its thread panicked; see above".into(),
             };
@@ -135,13 +140,24 @@ fn start_all(
     let guard = Arc::clone(shared);
     team.spawn("fuse-guard".into(), move || guard.giving_way.guard())?;
     let (device, adapter, shared) = (device()?, Arc::clone(adapter), Arc::clone(shared));
+    let point = point.to_owned();
     team.spawn("fuse-dev".into(), move || {
         if let Err(e) = serve_rest(&adapter, &device) {
-            log::error!("cannot read from the kernel what it forgets: {e}");
+            log::error!("cannot read from the kernel what it forgets, and end the mount: {e}");
+            mount::abort(&point);
         }
         shared.end();
     })?;
     Ok(Operations::of(counters))
+}
+
+/// One of the threads that are counted.
+struct Counted(watch::Sender<usize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n -= 1);
+    }
 }
 
 /// Threads that are counted.
@@ -153,11 +169,12 @@ struct Team {
 impl Team {
     fn spawn(&self, name: String, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
         let (alive, runtime) = (self.alive.clone(), self.runtime.clone());
-        self.alive.send_modify(|n| *n += 1);
+        alive.send_modify(|n| *n += 1);
+        let counted = Counted(alive);
         let spawned = thread::Builder::new().name(name).spawn(move || {
+            let _counted = counted;
             let _inside = runtime.enter();
             work();
-            alive.send_modify(|n| *n -= 1);
         });
         spawned.map(drop)
     }
@@ -273,17 +290,18 @@ fn serve_rest(adapter: &Adapter, device: &Arc<Device>) -> io::Result<()> {
     }
 }
 
-/// How many queues the kernel wants: one for each processor that there may ever be.
+/// How many queues the kernel wants: one for each processor that there may ever be. It takes the numbers of
+/// processors for those of queues, so that there must be no holes in them.
 fn possible_processors() -> io::Result<u16> {
-    let list = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
-    last_of(list.trim()).and_then(|last| last.checked_add(1)).ok_or_else(|| {
-        io::Error::other(format!("/sys/devices/system/cpu/possible says {:?}", list.trim()))
-    })
+    let path = "/sys/devices/system/cpu/possible";
+    let list = std::fs::read_to_string(path)?;
+    count_of(list.trim()).ok_or_else(|| io::Error::other(format!("{path} says {:?}", list.trim())))
 }
 
-/// The last number of a list as `0-3,8`.
-fn last_of(list: &str) -> Option<u16> {
-    list.rsplit([',', '-']).next()?.parse().ok()
+/// How many there are in a list as `0-3`; none where it is another one.
+fn count_of(list: &str) -> Option<u16> {
+    let last = if list == "0" { list } else { list.strip_prefix("0-")? };
+    last.parse::<u16>().ok()?.checked_add(1)
 }
 
 /// Keeps this thread on a processor. Where that is not there, or not for this process, it stays free.
@@ -310,10 +328,12 @@ mod tests {
     #[test]
     fn as_many_queues_as_the_kernel_wants() {
         // Guards against a mount that answers nobody, since Linux waits for the queue of each processor.
-        for (list, last) in [("0", 0), ("0-1", 1), ("0-3,8", 8), ("0-3,8-15", 15)] {
-            assert_eq!(last_of(list), Some(last), "{list}");
+        for (list, count) in [("0", 1), ("0-1", 2), ("0-255", 256)] {
+            assert_eq!(count_of(list), Some(count), "{list}");
         }
-        assert_eq!((last_of(""), last_of("0-x")), (None, None));
+        for list in ["", "0-x", "0-3,8", "1-3", "0-65535"] {
+            assert_eq!(count_of(list), None, "{list}");
+        }
         assert!(possible_processors().is_ok_and(|n| n >= 1));
     }
 

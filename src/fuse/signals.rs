@@ -35,9 +35,22 @@ fn has_fatal_signal(status: &str) -> bool {
     pending & (bit(libc::SIGKILL) | !taken_care_of) != 0
 }
 
-/// Whether there is no thread `tid` any more. 0: one that cannot be seen from here.
-pub(super) fn is_gone(tid: u32) -> bool {
-    tid != 0 && !std::path::Path::new(&format!("/proc/{tid}")).exists()
+/// Whether thread `tid` has ended. False where that cannot be seen, and for 0.
+pub(super) fn has_ended(tid: u32) -> bool {
+    let Some(number) = i32::try_from(tid).ok().filter(|number| *number > 0) else { return false };
+    // SAFETY: takes two numbers, and sends nothing.
+    let sent = unsafe { libc::kill(number, 0) };
+    if sent != 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH) {
+        return true;
+    }
+    let status = std::fs::read(format!("/proc/{tid}/status"));
+    status.is_ok_and(|status| is_zombie(&String::from_utf8_lossy(&status)))
+}
+
+/// The same from the text of `/proc/TID/status`, of one that nobody has waited for yet.
+fn is_zombie(status: &str) -> bool {
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+    state.is_some_and(|state| state.trim_start().starts_with(['Z', 'X']))
 }
 
 #[cfg(test)]
@@ -49,6 +62,21 @@ mod tests {
             "Name:\tcat\nSigQ:\t1/95\nSigPnd:\t{pending:016x}\nShdPnd:\t{shared:016x}\n\
              SigBlk:\t0000000000000000\nSigIgn:\t0000000000001000\nSigCgt:\t{caught:016x}\n"
         )
+    }
+
+    #[test]
+    fn who_has_ended_is_seen_and_nobody_else() {
+        // Guards against EINTR for who only waits long, and against reads that nobody waits for.
+        let (me, parent) = (std::process::id(), 1);
+        assert!(!has_ended(me) && !has_ended(parent) && !has_ended(0) && !has_ended(u32::MAX));
+        let mut child = std::process::Command::new("true").spawn().expect("runs");
+        while !has_ended(child.id()) {
+            std::thread::sleep(std::time::Duration::from_millis(1)); // a zombie: nobody has waited
+        }
+        child.wait().expect("has ended");
+        assert!(has_ended(child.id()));
+        assert!(is_zombie("Name:\tcat\nState:\tZ (zombie)\n"));
+        assert!(!is_zombie("Name:\tState:\tZ\nState:\tD (disk sleep)\n") && !is_zombie(""));
     }
 
     #[test]

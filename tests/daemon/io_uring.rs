@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,8 +18,6 @@ use crate::support::s3server::{Fault, FaultKind, RequestKind, S3Server};
 
 /// Requests of one processor that may be under way (`SLOTS` in src/fuse/rings.rs).
 const SLOTS: usize = 128;
-/// Readers who wait at once.
-const READERS: usize = 32;
 /// What memory answers takes less, on a busy machine too.
 const LOCAL_MAX: Duration = Duration::from_secs(5);
 
@@ -184,13 +183,13 @@ fn set_attribute(path: &Path, value: &[u8]) -> Vec<u8> {
 }
 
 /// A volume with files that only the bucket has, at a server that holds whoever asks for them, and as many
-/// readers of them on processor 0.
-fn waiting(server: &S3Server, readers: usize) -> (Volume, Vec<Child>) {
+/// readers of them on processor 0, past the page cache, whom no signal wakes before they are answered.
+fn waiting(server: &S3Server, files: usize, readers: usize) -> (Volume, Vec<Child>) {
     let v = Volume::create_on(e2e::remote(server));
     v.mount(&[]);
-    for n in 0..readers {
+    for n in 0..files {
         // Not small enough for what comes along with others.
-        fs::write(v.at(&format!("cold{n}")), noise(n as u64, 2 << 20)).expect("writes");
+        fs::write(v.at(&format!("cold{n}")), noise(n as u64, 300_000)).expect("writes");
     }
     fs::write(v.at("warm"), "warm").expect("writes");
     v.umount();
@@ -198,46 +197,64 @@ fn waiting(server: &S3Server, readers: usize) -> (Volume, Vec<Child>) {
     v.mount(&["-o", "io_uring", "--read-timeout", "5m"]);
     assert!(has_rings(&v), "{}", v.log());
     assert_eq!(fs::read_to_string(v.at("warm")).expect("reads"), "warm");
-    for n in 0..readers {
+    for n in 0..files {
         fs::metadata(v.at(&format!("cold{n}"))).expect("stats");
     }
     server.faults().add(Fault::new(FaultKind::Hold).on(RequestKind::Get));
-    let read = |n| on_first("cat", &[&v.at(&format!("cold{n}"))]).spawn().expect("runs");
-    let children: Vec<Child> = (0..readers).map(read).collect();
-    wait_until("readers wait", || server.faults().held() > 0);
-    (v, children)
+    let readers = read_cold(&v, 0..readers);
+    (v, readers)
+}
+
+/// Starts readers, and waits until all of them wait.
+fn read_cold(v: &Volume, files: Range<usize>) -> Vec<Child> {
+    let read = |n| {
+        let mut command = on_first("dd", &[]);
+        command.arg(format!("if={}", v.at(&format!("cold{n}")).display()));
+        command.args(["of=/dev/null", "bs=256k", "iflag=direct"]).spawn().expect("runs")
+    };
+    let children: Vec<Child> = files.map(read).collect();
+    for child in &children {
+        wait_until("it waits for an answer", || waits_for_answer(child.id()));
+    }
+    children
+}
+
+/// Whether a process waits for a read past the page cache of a FUSE file, or for leave to ask for it.
+fn waits_for_answer(pid: u32) -> bool {
+    let text = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let waits = ["fuse_direct_IO", "fuse_get_req"].contains(&text("wchan").as_str());
+    text("comm") == "dd\n" && waits
 }
 
 #[test]
 fn readers_of_an_unreachable_bucket_keep_no_slot_once_they_are_killed() {
     // Guards against a mount that answers nothing any more because programs wait for the network, the more so as
-    // a queue has only so many slots, and the kernel writes back only while not too much is read ahead.
+    // a queue has only so many slots, and against killed programs that stay, since nobody tells of signals.
     needs_fuse!();
     let Some(offer) = Offer::set("Y") else { return };
     let server = S3Server::start();
-    let (v, mut readers) = waiting(&server, READERS);
-    let work = |what: &str, more: &dyn Fn()| {
+    let (v, mut readers) = waiting(&server, SLOTS + SLOTS / 4, SLOTS / 4);
+    let work = |what: &str| {
         let begun = Instant::now();
         assert_eq!(fs::read_to_string(v.at("warm")).expect("reads"), "warm");
         fs::write(v.at("new"), what).expect("writes");
         assert!(on_first("cp", &[&v.at("new"), &v.at("copy")]).status().expect("runs").success());
         assert_eq!(fs::read_to_string(v.at("copy")).expect("reads"), what);
-        more();
         assert!(begun.elapsed() < LOCAL_MAX, "{what}: {:?}", begun.elapsed());
     };
-    work("beside some", &|| ());
-    // More than there are slots, one set after the other.
-    for round in 0..2 * SLOTS / READERS {
+    work("beside a few");
+    // Then more than the kernel lets be read at once: some requests are only sent when others are given up.
+    for round in 0..3 {
+        readers.extend(read_cold(&v, readers.len()..SLOTS + SLOTS / 4));
         for reader in &mut readers {
             send_signal(reader.id() as i32, libc::SIGKILL);
         }
-        for reader in &mut readers {
+        for mut reader in readers.drain(..) {
             wait_until("a killed reader ends", || reader.try_wait().expect("a child").is_some());
         }
-        work(&format!("after {round}"), &|| ());
-        let read = |n| on_first("cat", &[&v.at(&format!("cold{n}"))]).spawn().expect("runs");
-        readers = (0..READERS).map(read).collect();
+        work(&format!("after {round}"));
     }
+    readers = read_cold(&v, 0..3);
     server.faults().clear();
     for mut reader in readers {
         assert!(reader.wait().expect("ends").success());
@@ -247,12 +264,81 @@ fn readers_of_an_unreachable_bucket_keep_no_slot_once_they_are_killed() {
 }
 
 #[test]
+fn no_other_thread_inherits_the_ways_of_a_ring() {
+    // Guards against threads that the runtime starts while it serves a ring: kept to one processor, and run only
+    // where nothing else wants to.
+    needs_fuse!();
+    let Some(offer) = Offer::set("Y") else { return };
+    let server = S3Server::start();
+    let v = mounted(&server);
+    drop(offer);
+    let daemon = v.daemon();
+    let mut gave_way = false;
+    let begun = Instant::now();
+    for n in 0.. {
+        for name in ["a", "b", "c"].map(|name| v.at(&format!("{name}{n}"))) {
+            fs::write(&name, "text").expect("writes");
+            fs::remove_file(&name).expect("removes");
+        }
+        if n % 50 == 0 {
+            for task in fs::read_dir(format!("/proc/{daemon}/task")).expect("lists") {
+                let task = task.expect("a thread").path();
+                let text = |name: &str| fs::read_to_string(task.join(name)).unwrap_or_default();
+                let (comm, stat, status) = (text("comm"), text("stat"), text("status"));
+                // Field 41 is the policy (proc_pid_stat(5)); 5 is SCHED_IDLE.
+                let after = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').nth(38));
+                let gives_way = after.flatten() == Some("5");
+                if comm.starts_with("fuse-cpu") {
+                    gave_way |= gives_way;
+                    continue;
+                }
+                let may_run = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed:\t"));
+                let all = fs::read_to_string("/proc/self/status").expect("reads");
+                let all = all.lines().find_map(|l| l.strip_prefix("Cpus_allowed:\t"));
+                assert!(!gives_way, "{comm}");
+                assert!(may_run.is_none() || may_run == all, "{comm}: {may_run:?}");
+            }
+        }
+        if gave_way && n >= 500 {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "no thread of a ring gave way");
+    }
+    v.umount();
+}
+
+#[test]
+fn many_who_look_for_holes_at_once_are_all_answered() {
+    // Guards against programs that wait for ever: each LSEEK waits for WRITEs of the same queue.
+    needs_fuse!();
+    let Some(offer) = Offer::set("Y") else { return };
+    let server = S3Server::start();
+    let v = mounted(&server);
+    drop(offer);
+    std::thread::scope(|scope| {
+        for n in 0..2 * SLOTS {
+            let v = &v;
+            scope.spawn(move || {
+                let file = File::create(v.at(&n.to_string())).expect("creates");
+                file.write_all_at(b"data", 1 << 20).expect("writes");
+                let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+                // SAFETY: the descriptor is open.
+                let at = unsafe { libc::lseek(fd, 0, libc::SEEK_DATA) };
+                let again = std::io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN);
+                assert!(at == 1 << 20 || at == -1 && again, "{at}");
+            });
+        }
+    });
+    v.umount();
+}
+
+#[test]
 fn an_end_by_force_and_a_kill_leave_nobody_waiting() {
     // Guards against programs that hang for ever in a request, and against acknowledged data that are lost.
     needs_fuse!();
     let Some(offer) = Offer::set("Y") else { return };
     let server = S3Server::start();
-    let (v, readers) = waiting(&server, 4);
+    let (v, readers) = waiting(&server, 4, 4);
     let daemon = v.daemon();
     let mut synced = File::create(v.at("synced")).expect("creates");
     synced.write_all(b"synced").and_then(|()| synced.sync_all()).expect("syncs");
@@ -269,12 +355,9 @@ fn an_end_by_force_and_a_kill_leave_nobody_waiting() {
     v.mount(&["-o", "io_uring"]);
     assert_eq!(fs::read_to_string(v.at("synced")).expect("reads"), "synced");
     v.ok(&["sync", &v.text("vault")]);
-    drop_pages(&v.at("cold1"));
     let daemon = v.daemon();
     server.faults().add(Fault::new(FaultKind::Hold).on(RequestKind::Get));
-    let held = server.faults().held();
-    let mut reader = Holder(on_first("cat", &[&v.at("cold1")]).spawn().expect("runs"));
-    wait_until("it waits", || server.faults().held() > held);
+    let mut reader = Holder(read_cold(&v, 0..1).remove(0));
     let forced = Command::new("umount").args(["-f", "-l"]).arg(v.vault()).status().expect("runs");
     assert!(forced.success());
     wait_until("the reader ends", || reader.0.try_wait().expect("a child").is_some());
