@@ -3,11 +3,11 @@
 //! Linux wakes who gets an answer on another processor if one is idle, since the one that answers is not; there
 //! its next question goes to another queue, and so on: each answer costs the wake-up of a processor. But a
 //! processor on which nothing runs but `SCHED_IDLE` counts as idle: whoever is answered stays, and goes on
-//! at once. Measured: a third to a half less for each small operation (docs/PERFORMANCE.md).
+//! at once. Measured: a quarter to a half less for each small operation (docs/PERFORMANCE.md).
 //!
 //! Such a thread gets next to nothing beside one that computes. So it gives way only while requests come fast,
-//! and a guard looks every [`LOOK`]: one that wants to run and has not got on since the last look is a thread like
-//! any other again, for a while.
+//! and a guard looks every [`LOOK`]: one that wants to run and has not got on since the last look, or whose requests lay
+//! for a while each, is a thread like any other again for some time.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-/// How often the guard looks, which is how long a request may lie at most because of this.
+/// How often the guard looks: about twice that is what a request may lie because of this.
 const LOOK: Duration = Duration::from_millis(5);
 /// What a request may lie on average between two looks. Who computes that long between two questions gains
 /// nothing here anyway.
