@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
@@ -44,6 +44,8 @@ const PAYLOAD: usize = 4096;
 const COPIED_MAX: usize = 128 << 10;
 /// What is given back of slots that held more than a small request, once none has for a while.
 const KEPT: usize = 64 << 10;
+/// How many slots of a mount may hold more than that while nobody uses it.
+const LARGE_MAX: usize = 32;
 const IDLE: Duration = Duration::from_secs(10);
 
 /// What stands for the eventfd among the numbers of slots.
@@ -106,6 +108,10 @@ pub(super) struct Queue {
     /// kernel's, or about to be.
     holders: Vec<AtomicU8>,
     answered: Mutex<Answered>,
+    /// Whether each slot has held more than [`KEPT`] since the rest was given back.
+    large: Vec<AtomicBool>,
+    /// How many have in all queues of the mount.
+    all_large: Arc<AtomicUsize>,
     /// An eventfd(2).
     wake: File,
 }
@@ -182,8 +188,13 @@ impl InPlace {
 }
 
 impl Queue {
-    /// A queue of `slots` slots for requests and answers with up to `payload` bytes.
-    pub fn new(id: u16, slots: u16, payload: usize) -> io::Result<Arc<Queue>> {
+    /// A queue of `slots` slots for requests and answers with up to `payload` bytes. `all_large`: the mount's.
+    pub fn new(
+        id: u16,
+        slots: u16,
+        payload: usize,
+        all_large: Arc<AtomicUsize>,
+    ) -> io::Result<Arc<Queue>> {
         // SAFETY: takes no pointer.
         let wake = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if wake < 0 {
@@ -197,6 +208,8 @@ impl Queue {
             payload,
             holders: (0..slots).map(|_| AtomicU8::new(0)).collect(),
             answered: Mutex::default(),
+            large: (0..slots).map(|_| AtomicBool::new(false)).collect(),
+            all_large,
             wake,
         }))
     }
@@ -273,10 +286,32 @@ impl Queue {
         self.store(slot, PAYLOAD_LEN, &(body.len() as u32).to_ne_bytes());
     }
 
+    fn note_large(&self, slot: u16) {
+        if !self.large[usize::from(slot)].swap(true, Ordering::Relaxed) {
+            self.all_large.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Gives memory of a slot back whose payload nobody needs any more.
+    fn shrink(&self, slot: u16) {
+        if self.large[usize::from(slot)].swap(false, Ordering::Relaxed) {
+            self.all_large.fetch_sub(1, Ordering::Relaxed);
+        }
+        let len = self.payload.saturating_sub(KEPT);
+        let at = self.memory.at(slot, PAYLOAD + KEPT, len);
+        // SAFETY: inside the slot, and nobody reads or writes there now.
+        if unsafe { libc::madvise(at.cast(), len, libc::MADV_DONTNEED) } != 0 {
+            log::debug!("memory is kept: {}", io::Error::last_os_error());
+        }
+    }
+
     /// Has the thread of the queue give `slot`, which nobody holds any more, to the kernel.
     fn release(&self, slot: u16) {
         let aside = u32::from_ne_bytes(self.load(slot, ASIDE)) as usize;
         if aside > 0 {
+            if self.all_large.load(Ordering::Relaxed) > LARGE_MAX {
+                self.shrink(slot);
+            }
             let answer: [u8; ASIDE_MAX] = self.load(slot, ASIDE + 4);
             self.store(slot, PAYLOAD, &answer[..aside.min(ASIDE_MAX)]);
         }
@@ -311,9 +346,7 @@ pub(super) struct Fetcher {
     ring: Ring,
     /// The descriptor of `/dev/fuse`; open as long as this.
     fuse: Fd,
-    /// Whether each slot has held more than [`KEPT`] since the rest was given back, and whether the
-    /// kernel has it.
-    large: Vec<bool>,
+    /// Whether the kernel has each slot.
     away: Vec<bool>,
     /// When one held that much last.
     large_at: Instant,
@@ -348,17 +381,10 @@ impl Fetcher {
                 ]
             })
             .collect();
-        let (large, away) = (vec![false; slots.into()], vec![true; slots.into()]);
+        let away = vec![true; slots.into()];
         let fuse = Fd(fuse.as_fd().as_raw_fd());
-        let mut this = Fetcher {
-            queue,
-            ring,
-            fuse,
-            large,
-            away,
-            large_at: Instant::now(),
-            came: VecDeque::new(),
-        };
+        let mut this =
+            Fetcher { queue, ring, fuse, away, large_at: Instant::now(), came: VecDeque::new() };
         // The kernel takes those first that came last.
         for slot in (0..slots).rev() {
             let areas = areas[usize::from(slot)].as_ptr();
@@ -418,23 +444,27 @@ impl Fetcher {
         self.queue.answered.lock().thread_waits = false;
         ended?;
         self.collect();
-        if self.large.contains(&true) && self.large_at.elapsed() >= IDLE {
+        if self.may_shrink() && self.large_at.elapsed() >= IDLE {
             self.shrink();
         }
         Ok(())
     }
 
     fn note_large(&mut self, slot: u16) {
-        self.large[usize::from(slot)] = true;
+        self.queue.note_large(slot);
         self.large_at = Instant::now();
+    }
+
+    fn may_shrink(&self) -> bool {
+        self.queue.all_large.load(Ordering::Relaxed) > 0
+            && self.queue.large.iter().any(|large| large.load(Ordering::Relaxed))
     }
 
     /// Submits what was pushed, and waits for `want` completions; no longer than [`IDLE`], if there may be memory to
     /// give back then.
     fn enter(&mut self, want: usize) -> io::Result<()> {
         let idle = Timespec::from(IDLE);
-        let is_large = self.large.contains(&true);
-        let entered = match want > 0 && is_large {
+        let entered = match want > 0 && self.may_shrink() {
             true => {
                 let args = SubmitArgs::new().timespec(&idle);
                 self.ring.submitter().submit_with_args(want, &args)
@@ -458,15 +488,8 @@ impl Fetcher {
         for slot in 0..self.queue.slots() {
             let index = usize::from(slot);
             let came = self.came.iter().any(|(s, _)| *s == u64::from(slot));
-            if !self.large[index] || !self.away[index] || came {
-                continue;
-            }
-            self.large[index] = false;
-            let len = self.queue.payload.saturating_sub(KEPT);
-            let at = self.queue.memory.at(slot, PAYLOAD + KEPT, len);
-            // SAFETY: inside the slot, and nobody reads or writes there now.
-            if unsafe { libc::madvise(at.cast(), len, libc::MADV_DONTNEED) } != 0 {
-                log::debug!("memory is kept: {}", io::Error::last_os_error());
+            if self.queue.large[index].load(Ordering::Relaxed) && self.away[index] && !came {
+                self.queue.shrink(slot);
             }
         }
     }

@@ -34,7 +34,7 @@ pub(super) const SLOTS: u16 = 128;
 /// Read-ahead and write-back requests that the kernel may have under way (`max_background`): each may hold 1 MiB
 /// here. It reads ahead no more than it must from [`CONGESTED`] on, so that readers who wait for the network
 /// leave room to write.
-pub(super) const BACKGROUND_MAX: u16 = 64;
+pub(super) const BACKGROUND_MAX: u16 = 32;
 pub(super) const CONGESTED: u16 = BACKGROUND_MAX / 2;
 /// How long the rings may take to stand.
 const START_MAX: Duration = Duration::from_secs(10);
@@ -98,6 +98,7 @@ fn start_all(
         counters.push(Arc::clone(device.counters()));
         Ok(device)
     };
+    let all_large = Arc::default();
     let (say, heard) = mpsc::channel();
     for id in 0..processors {
         let server = Server {
@@ -106,11 +107,11 @@ fn start_all(
             shared: Arc::clone(shared),
             number: id.into(),
         };
-        let (say, point) = (say.clone(), point.to_owned());
+        let (say, point, all_large) = (say.clone(), point.to_owned(), Arc::clone(&all_large));
         team.spawn(format!("fuse-cpu{id}"), move || {
             stay_on(id);
             let _begun = server.shared.giving_way.begin(server.number);
-            let queue = Queue::new(id, SLOTS, REQUEST_DATA_MAX as usize);
+            let queue = Queue::new(id, SLOTS, REQUEST_DATA_MAX as usize, all_large);
             let registered = queue.and_then(|queue| Fetcher::register(queue, &server.device));
             let mut fetcher = match registered {
                 Ok(fetcher) => fetcher,

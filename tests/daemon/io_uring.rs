@@ -233,7 +233,7 @@ fn readers_of_an_unreachable_bucket_keep_no_slot_once_they_are_killed() {
     needs_fuse!();
     let Some(offer) = Offer::set("Y") else { return };
     let server = S3Server::start();
-    let (v, mut readers) = waiting(&server, SLOTS + SLOTS / 4, SLOTS / 4);
+    let (v, mut readers) = waiting(&server, SLOTS + SLOTS / 4, 10);
     let work = |what: &str| {
         let begun = Instant::now();
         assert_eq!(fs::read_to_string(v.at("warm")).expect("reads"), "warm");
