@@ -35,6 +35,11 @@ impl Offer {
     /// None, and says why, where this kernel cannot, or this user may not say so.
     fn set(on: &str) -> Option<Offer> {
         let _one = ONE.lock();
+        let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
+        if disabled.is_ok_and(|level| level.trim() != "0") {
+            eprintln!("skipped: kernel.io_uring_disabled");
+            return None;
+        }
         let set = fs::read_to_string(OFFERS).and_then(|was| fs::write(OFFERS, on).map(|()| was));
         match set {
             Ok(before) => Some(Offer { before, _one }),
