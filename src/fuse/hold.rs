@@ -183,7 +183,8 @@ pub(super) fn start(
     Ok(hold)
 }
 
-fn eventfd() -> io::Result<File> {
+/// An eventfd(2) of 0, reading from which never waits.
+pub(super) fn eventfd() -> io::Result<File> {
     // SAFETY: the call takes no pointers.
     match unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) } {
         -1 => Err(io::Error::last_os_error()),

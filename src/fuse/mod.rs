@@ -18,6 +18,7 @@
 //! | `seek` | data and holes of a file that the kernel has not written back yet |
 //! | `stores` | small files that the kernel is given when they are opened |
 //! | `table` | what is mounted where, by whom, and whether it is alive |
+//! | `team` | the threads of a mount, counted |
 //! | `threads` | which request thread waits for the next request |
 //! | `ring` | one queue of requests over io_uring |
 //! | `giving_way` | threads of such queues that whoever they answer runs before |
@@ -52,6 +53,7 @@ mod seek;
 mod signals;
 mod stores;
 mod table;
+mod team;
 mod threads;
 
 use std::io;
@@ -78,6 +80,7 @@ use abi::HEADER_LEN;
 use device::{Device, Received};
 use dispatch::Adapter;
 use reply::Channel;
+use team::Team;
 use threads::{Source, Taken, Threads};
 
 /// A mounted filesystem. Serves requests until [`Session::ended`]; dropping it before that
@@ -143,23 +146,18 @@ fn start_threads(
     threads: usize,
     runtime: &Handle,
 ) -> io::Result<(watch::Receiver<usize>, Operations)> {
-    let (alive, ended) = watch::channel(threads);
-    let mut counters = Vec::with_capacity(threads);
+    let mut team = Team::new(kernel, runtime);
     let turns = Arc::new(Threads::new());
     for number in 0..threads {
-        let device = Arc::new(Device::clone_of(kernel.as_fd())?);
-        counters.push(Arc::clone(device.counters()));
-        let mut requests = Requests::new(Arc::clone(adapter), device);
-        let (turns, alive, runtime) = (Arc::clone(&turns), alive.clone(), runtime.clone());
-        std::thread::Builder::new().name(format!("fuse-{number}")).spawn(move || {
-            let _inside = runtime.enter();
+        let mut requests = Requests::new(Arc::clone(adapter), team.device()?);
+        let turns = Arc::clone(&turns);
+        team.spawn(format!("fuse-{number}"), move || {
             if let Err(e) = turns.serve(&mut requests) {
                 log::error!("cannot read requests from the kernel: {e}");
             }
-            alive.send_modify(|n| *n -= 1);
         })?;
     }
-    Ok((ended, Operations::of(counters)))
+    Ok(team.complete())
 }
 
 /// The requests that one thread takes.

@@ -233,13 +233,19 @@ fn mount_as_root(
     if rc == 0 { Ok(device.into()) } else { Err(io::Error::last_os_error()) }
 }
 
+fn umount2(point: &Path, flags: libc::c_int) -> io::Result<()> {
+    let target = CString::new(point.as_os_str().as_bytes())?;
+    // SAFETY: the pointer is a NUL-terminated string that outlives the call.
+    match unsafe { libc::umount2(target.as_ptr(), flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Ends a mount that cannot be served any more: whoever waits for an answer gets an error. Needs root to
 /// reach those; else the mount goes once nobody uses it.
 pub(super) fn abort(point: &Path) {
-    let Ok(target) = CString::new(point.as_os_str().as_bytes()) else { return };
-    // SAFETY: the pointer is a NUL-terminated string that outlives the call.
-    let rc = unsafe { libc::umount2(target.as_ptr(), libc::MNT_FORCE | libc::MNT_DETACH) };
-    if rc != 0 {
+    if umount2(point, libc::MNT_FORCE | libc::MNT_DETACH).is_err() {
         abandon(point);
     }
 }
@@ -300,15 +306,10 @@ pub fn device_number(point: &Path) -> Option<String> {
 /// Unmounts `point`. `lazy` detaches it now and lets open files end when they are closed.
 /// Fails with `EBUSY` while anything on it is in use and `lazy` is not set.
 pub fn unmount(point: &Path, lazy: bool) -> io::Result<()> {
-    let target = CString::new(point.as_os_str().as_bytes())?;
     let flags = libc::UMOUNT_NOFOLLOW | if lazy { libc::MNT_DETACH } else { 0 };
-    // SAFETY: the pointer is a NUL-terminated string that outlives the call.
-    if unsafe { libc::umount2(target.as_ptr(), flags) } == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    if error.raw_os_error() != Some(libc::EPERM) {
-        return Err(error);
+    match umount2(point, flags) {
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => {}
+        done => return done,
     }
     let mut command = Command::new("fusermount3");
     command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(point);

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use parking_lot::Mutex;
 
 use super::abi::{HEADER_LEN, OUT_HEADER_LEN};
+use super::hold::eventfd;
 
 /// `FUSE_IO_URING_CMD_REGISTER`, `FUSE_IO_URING_CMD_COMMIT_AND_FETCH`.
 const REGISTER: u32 = 1;
@@ -195,13 +196,6 @@ impl Queue {
         payload: usize,
         all_large: Arc<AtomicUsize>,
     ) -> io::Result<Arc<Queue>> {
-        // SAFETY: takes no pointer.
-        let wake = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if wake < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: just made, and owned by nobody else.
-        let wake = unsafe { File::from_raw_fd(wake) };
         Ok(Arc::new(Queue {
             id,
             memory: Memory::new(slots, payload)?,
@@ -210,7 +204,7 @@ impl Queue {
             answered: Mutex::default(),
             large: (0..slots).map(|_| AtomicBool::new(false)).collect(),
             all_large,
-            wake,
+            wake: eventfd()?,
         }))
     }
 
@@ -423,7 +417,6 @@ impl Fetcher {
                 errno => return Err(io::Error::from_raw_os_error(errno)),
             }
             let slot = slot as u16;
-            self.away[usize::from(slot)] = false;
             if let Some(fetched) = self.queue.fetched(slot, buffer) {
                 if matches!(fetched, Fetched::InPlace(..)) {
                     self.note_large(slot);
@@ -479,7 +472,12 @@ impl Fetcher {
     }
 
     fn collect(&mut self) {
-        self.came.extend(self.ring.completion().map(|c| (c.user_data(), c.result())));
+        for entry in self.ring.completion() {
+            if entry.user_data() != WOKEN {
+                self.away[entry.user_data() as usize] = false;
+            }
+            self.came.push_back((entry.user_data(), entry.result()));
+        }
     }
 
     /// Gives memory of slots back that wait for requests: the kernel fills them only while this thread
@@ -487,8 +485,7 @@ impl Fetcher {
     fn shrink(&mut self) {
         for slot in 0..self.queue.slots() {
             let index = usize::from(slot);
-            let came = self.came.iter().any(|(s, _)| *s == u64::from(slot));
-            if self.queue.large[index].load(Ordering::Relaxed) && self.away[index] && !came {
+            if self.away[index] && self.queue.large[index].load(Ordering::Relaxed) {
                 self.queue.shrink(slot);
             }
         }

@@ -9,7 +9,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, mpsc};
@@ -20,13 +19,16 @@ use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::device::{Device, Received};
+use super::Requests;
+use super::device::Device;
 use super::dispatch::Adapter;
 use super::giving_way::{self, GivingWay};
 use super::mount::{self, REQUEST_DATA_MAX};
 use super::operations::Operations;
 use super::reply::Channel;
 use super::ring::{self, Fetched, Fetcher, Next, Queue};
+use super::team::Team;
+use super::threads::{Source, Taken};
 
 /// Requests of one processor that may be under way: beyond that others wait, also those that memory could
 /// answer. Of all, read-ahead and write-back take [`BACKGROUND_MAX`].
@@ -72,38 +74,28 @@ pub(super) fn start(
     runtime: &Handle,
     point: &Path,
 ) -> io::Result<(watch::Receiver<usize>, Operations)> {
-    let (alive, ended) = watch::channel(0);
-    let team = Team { alive, runtime: runtime.clone() };
+    let mut team = Team::new(kernel, runtime);
     let processors = possible_processors()?;
     let shared =
         Arc::new(Shared { long: Long::default(), giving_way: GivingWay::new(processors.into()) });
-    let operations = start_all(kernel, adapter, (processors, threads), &team, point, &shared);
-    if operations.is_err() {
-        shared.end();
-    }
-    Ok((ended, operations?))
+    start_all(&mut team, adapter, (processors, threads), point, &shared)
+        .inspect_err(|_| shared.end())?;
+    Ok(team.complete())
 }
 
 fn start_all(
-    kernel: &mount::KernelSession,
+    team: &mut Team<'_>,
     adapter: &Arc<Adapter>,
     (processors, threads): (u16, usize),
-    team: &Team,
     point: &Path,
     shared: &Arc<Shared>,
-) -> io::Result<Operations> {
-    let mut counters = Vec::new();
-    let mut device = || -> io::Result<Arc<Device>> {
-        let device = Arc::new(Device::clone_of(kernel.as_fd())?);
-        counters.push(Arc::clone(device.counters()));
-        Ok(device)
-    };
+) -> io::Result<()> {
     let all_large = Arc::default();
     let (say, heard) = mpsc::channel();
     for id in 0..processors {
         let server = Server {
             adapter: Arc::clone(adapter),
-            device: device()?,
+            device: team.device()?,
             shared: Arc::clone(shared),
             number: id.into(),
         };
@@ -140,45 +132,15 @@ fn start_all(
     }
     let guard = Arc::clone(shared);
     team.spawn("fuse-guard".into(), move || guard.giving_way.guard())?;
-    let (device, adapter, shared) = (device()?, Arc::clone(adapter), Arc::clone(shared));
-    let point = point.to_owned();
+    let mut rest = Requests::new(Arc::clone(adapter), team.device()?);
+    let (shared, point) = (Arc::clone(shared), point.to_owned());
     team.spawn("fuse-dev".into(), move || {
-        if let Err(e) = serve_rest(&adapter, &device) {
+        if let Err(e) = serve_rest(&mut rest) {
             log::error!("cannot read from the kernel what it forgets, and end the mount: {e}");
             mount::abort(&point);
         }
         shared.end();
-    })?;
-    Ok(Operations::of(counters))
-}
-
-/// One of the threads that are counted.
-struct Counted(watch::Sender<usize>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.send_modify(|n| *n -= 1);
-    }
-}
-
-/// Threads that are counted.
-struct Team {
-    alive: watch::Sender<usize>,
-    runtime: Handle,
-}
-
-impl Team {
-    fn spawn(&self, name: String, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        let (alive, runtime) = (self.alive.clone(), self.runtime.clone());
-        alive.send_modify(|n| *n += 1);
-        let counted = Counted(alive);
-        let spawned = thread::Builder::new().name(name).spawn(move || {
-            let _counted = counted;
-            let _inside = runtime.enter();
-            work();
-        });
-        spawned.map(drop)
-    }
+    })
 }
 
 /// What all threads have.
@@ -277,14 +239,13 @@ impl Long {
 
 /// Takes what the kernel still says over `/dev/fuse`. What is forgotten comes together if one waits a
 /// little; nobody waits for it.
-fn serve_rest(adapter: &Adapter, device: &Arc<Device>) -> io::Result<()> {
-    let mut buffer = vec![0; REQUEST_DATA_MAX as usize + 8192];
+fn serve_rest(rest: &mut Requests) -> io::Result<()> {
     loop {
-        match device.receive(&mut buffer)? {
-            Received::Request(len) => adapter.handle(device, Channel::Device, &buffer[..len]),
-            Received::Ended => return Ok(()),
-            Received::Nothing => {
-                device.wait(None)?;
+        match rest.take()? {
+            Taken::Request { .. } => rest.handle(),
+            Taken::Ended => return Ok(()),
+            Taken::Nothing => {
+                rest.sleep()?;
                 thread::sleep(FORGETS);
             }
         }

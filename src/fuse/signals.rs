@@ -18,9 +18,14 @@ const HARMLESS: u64 = bit(libc::SIGCHLD)
 
 /// Whether a signal is pending that ends thread `tid`; false where that cannot be seen.
 pub(super) fn is_dying(tid: u32) -> bool {
+    status(tid).is_some_and(|status| has_fatal_signal(&status))
+}
+
+/// The text of `/proc/TID/status`.
+fn status(tid: u32) -> Option<String> {
     // The name in its first line may be cut in the middle of a character.
-    let status = std::fs::read(format!("/proc/{tid}/status"));
-    status.is_ok_and(|status| has_fatal_signal(&String::from_utf8_lossy(&status)))
+    let status = std::fs::read(format!("/proc/{tid}/status")).ok()?;
+    Some(String::from_utf8_lossy(&status).into_owned())
 }
 
 /// The same from the text of `/proc/TID/status` (proc_pid_status(5)). Linux turns what ends a
@@ -43,8 +48,7 @@ pub(super) fn has_ended(tid: u32) -> bool {
     if sent != 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH) {
         return true;
     }
-    let status = std::fs::read(format!("/proc/{tid}/status"));
-    status.is_ok_and(|status| is_zombie(&String::from_utf8_lossy(&status)))
+    status(tid).is_some_and(|status| is_zombie(&status))
 }
 
 /// The same from the text of `/proc/TID/status`, of one that nobody has waited for yet.

@@ -1,9 +1,11 @@
 //! Mounts whose requests come over io_uring (`-o io_uring`), where this kernel has that. Everything else is asked
 //! of such mounts by `SEALFS_TEST_MOUNT_OPTIONS=io_uring` (`scripts/test-nightly`).
 
+use std::ffi::{CString, OsStr};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::e2e::manifest::xattrs;
 use crate::e2e::{self, drop_pages, noise};
 use crate::mounts::{Holder, Volume, is_alive, send_signal, wait_until};
 use crate::needs_fuse;
@@ -76,11 +79,14 @@ fn on_first(program: &str, args: &[&Path]) -> Command {
     command
 }
 
-fn mounted(server: &S3Server) -> Volume {
-    let v = Volume::create_on(e2e::remote(server));
+/// A volume mounted over rings, and its server.
+fn mounted() -> Option<(S3Server, Volume)> {
+    let _offer = Offer::set("Y")?;
+    let server = S3Server::start();
+    let v = Volume::create_on(e2e::remote(&server));
     v.mount(&["-o", "io_uring"]);
     assert!(has_rings(&v), "{:?}\n{}", threads(&v), v.log());
-    v
+    Some((server, v))
 }
 
 #[test]
@@ -103,10 +109,7 @@ fn every_length_arrives_whole_from_every_processor() {
     // Guards against bytes at the edges of what is copied out of a slot, handed over in it, and answered beside
     // it; and against an answer that goes to the question of another processor.
     needs_fuse!();
-    let Some(offer) = Offer::set("Y") else { return };
-    let server = S3Server::start();
-    let v = mounted(&server);
-    drop(offer);
+    let Some((_server, v)) = mounted() else { return };
     let lens = [0, 1, 4095, 4096, 65_535, 65_536, 131_000, 131_072, 131_073, 1 << 20, 3_000_001];
     let name = |thread: usize, len: usize| format!("{thread}/{len}");
     let direct =
@@ -151,7 +154,8 @@ fn every_length_arrives_whole_from_every_processor() {
     });
     // Answers with and without a body, of a file that is open for all of them.
     let file = File::options().read(true).write(true).open(v.at("1/3000001")).expect("opens");
-    assert_eq!(set_attribute(&v.at("1/3000001"), &noise(7, 40_000)), noise(7, 40_000));
+    set_attribute(&v.at("1/3000001"), &noise(7, 40_000));
+    assert_eq!(xattrs(&v.at("1/3000001"))[OsStr::new("user.large")], noise(7, 40_000));
     file.set_len(10).expect("truncates");
     file.write_all_at(b"end", 2_000_000).expect("writes");
     file.set_len(5).expect("truncates");
@@ -171,20 +175,12 @@ fn every_length_arrives_whole_from_every_processor() {
     v.umount();
 }
 
-/// Sets an attribute, and what it is then.
-fn set_attribute(path: &Path, value: &[u8]) -> Vec<u8> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).expect("a path");
-    let name = c"user.large";
-    let mut out = vec![0u8; value.len() + 1];
-    // SAFETY: strings that end with NUL, and buffers with their lengths, all of which outlive the calls.
-    let got = unsafe {
-        let (at, len) = (value.as_ptr().cast(), value.len());
-        assert_eq!(libc::setxattr(path.as_ptr(), name.as_ptr(), at, len, 0), 0);
-        libc::getxattr(path.as_ptr(), name.as_ptr(), out.as_mut_ptr().cast(), out.len())
-    };
-    out.truncate(usize::try_from(got).expect("an attribute"));
-    out
+/// Sets the attribute `user.large`.
+fn set_attribute(path: &Path, value: &[u8]) {
+    let path = CString::new(path.as_os_str().as_bytes()).expect("a path");
+    let (name, at, len) = (c"user.large", value.as_ptr().cast(), value.len());
+    // SAFETY: strings that end with NUL, and a buffer with its length, all of which outlive the call.
+    assert_eq!(unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), at, len, 0) }, 0);
 }
 
 /// A volume with files that only the bucket has, at a server that holds whoever asks for them, and as many
@@ -273,11 +269,13 @@ fn no_other_thread_inherits_the_ways_of_a_ring() {
     // Guards against threads that the runtime starts while it serves a ring: kept to one processor, and run only
     // where nothing else wants to.
     needs_fuse!();
-    let Some(offer) = Offer::set("Y") else { return };
-    let server = S3Server::start();
-    let v = mounted(&server);
-    drop(offer);
+    let Some((_server, v)) = mounted() else { return };
     let daemon = v.daemon();
+    let may_run = |status: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed:\t"));
+        line.map(str::to_owned)
+    };
+    let all = may_run(&fs::read_to_string("/proc/self/status").expect("reads"));
     let mut gave_way = false;
     let begun = Instant::now();
     for n in 0.. {
@@ -297,11 +295,9 @@ fn no_other_thread_inherits_the_ways_of_a_ring() {
                     gave_way |= gives_way;
                     continue;
                 }
-                let may_run = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed:\t"));
-                let all = fs::read_to_string("/proc/self/status").expect("reads");
-                let all = all.lines().find_map(|l| l.strip_prefix("Cpus_allowed:\t"));
+                let its = may_run(&status);
                 assert!(!gives_way, "{comm}");
-                assert!(may_run.is_none() || may_run == all, "{comm}: {may_run:?}");
+                assert!(its.is_none() || its == all, "{comm}: {its:?}");
             }
         }
         if gave_way && n >= 500 {
@@ -316,10 +312,7 @@ fn no_other_thread_inherits_the_ways_of_a_ring() {
 fn many_who_look_for_holes_at_once_are_all_answered() {
     // Guards against programs that wait for ever: each LSEEK waits for WRITEs of the same queue.
     needs_fuse!();
-    let Some(offer) = Offer::set("Y") else { return };
-    let server = S3Server::start();
-    let v = mounted(&server);
-    drop(offer);
+    let Some((_server, v)) = mounted() else { return };
     std::thread::scope(|scope| {
         for n in 0..2 * SLOTS {
             let v = &v;

@@ -117,7 +117,7 @@ fn digest(path: &Path) -> Vec<u8> {
 }
 
 /// The extended attributes of `path` itself, POSIX ACLs included.
-fn xattrs(path: &Path) -> BTreeMap<OsString, Vec<u8>> {
+pub fn xattrs(path: &Path) -> BTreeMap<OsString, Vec<u8>> {
     let c_path = CString::new(path.as_os_str().as_bytes()).expect("no NUL in a path");
     let mut names = vec![0u8; 65_536];
     // SAFETY: the buffers are as long as said, the strings end in NUL.
