@@ -11,11 +11,11 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::e2e::noise;
-use crate::mounts::{Volume, wait_at_most, wait_until};
+use crate::mounts::{UMOUNTS, Volume, wait_at_most, wait_until};
 use crate::support::disk_sim::{Fault as DiskFault, SimDisk};
 use crate::support::s3server::{Fault, FaultKind, Outage, RequestKind, S3Server};
 use sealfs::base::Ino;
@@ -205,6 +205,7 @@ fn a_mount_that_follows_an_umount_at_once_waits_and_has_its_cache() {
 
 /// Unmounts as umount(8) does.
 fn umount(at: &Path) {
+    let _none_is_made = UMOUNTS.read().unwrap_or_else(PoisonError::into_inner);
     for (tool, flags) in [("umount", &[][..]), ("fusermount3", &["-u"][..])] {
         if Command::new(tool).args(flags).arg(at).status().is_ok_and(|s| s.success()) {
             return;
@@ -470,7 +471,8 @@ fn a_holder_that_slept_through_a_takeover_writes_nothing_more_and_keeps_its_work
     needs_fuse!();
     let server = S3Server::start();
     let v = Volume::create_on(e2e::remote(&server));
-    v.mount(&["--commit-interval", "3s"]);
+    // Long enough for the daemon to be stopped before, on a busy machine, too.
+    v.mount(&["--commit-interval", "10s"]);
     fs::write(v.at("common"), b"before").expect("writes");
     v.ok(&["sync", &v.text("vault")]);
     fs::write(v.at("of the first"), noise(1, 100_000)).expect("writes");
