@@ -143,6 +143,9 @@ impl Fs {
             if let Some(start) = ahead {
                 fs.read_listing_ahead(ino, start, true);
             }
+            if after == 0 {
+                fs.list_next_ahead(ino);
+            }
             let dots = entries.len() - inos.len();
             let mut attrs = vec![None; dots];
             for (&target, found) in inos.iter().zip(found) {
@@ -166,6 +169,8 @@ impl Fs {
                 attr.as_ref().filter(small).map(|attr| (entry.cookie, attr.ino))
             };
             fs.sequences.listed(ino, after, entries.iter().zip(&attrs).filter_map(small));
+            let dirs = entries[dots..].iter().filter(|entry| entry.kind == Kind::Dir);
+            fs.walks.listed(ino, after, dirs.map(|entry| (entry.cookie, entry.ino)));
             Ok(entries.into_iter().zip(attrs).collect())
         }
     }

@@ -16,6 +16,7 @@ mod error;
 mod inode;
 mod known;
 mod lifetime;
+mod listed;
 mod namespace;
 mod place;
 mod quota;
@@ -26,6 +27,7 @@ mod role;
 mod sequence;
 pub mod tree;
 mod types;
+mod walk;
 mod xattr;
 
 use std::sync::Arc;
@@ -108,6 +110,7 @@ pub struct Fs {
     streams: read::Streams,
     sequences: sequence::Sequences,
     listings: ahead::Listings,
+    walks: walk::Walks,
     uncounted: Mutex<blocks::Uncounted>,
     quota: quota::Kept,
 }
@@ -138,6 +141,7 @@ impl Fs {
             streams: read::Streams::default(),
             sequences: sequence::Sequences::default(),
             listings: ahead::Listings::default(),
+            walks: walk::Walks::default(),
             uncounted: Mutex::default(),
             quota: quota::Kept::default(),
         })

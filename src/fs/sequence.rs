@@ -11,6 +11,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::Fs;
+use super::listed::Listed;
 use super::read::SMALL_FILE;
 use crate::base::{Ino, SegmentId};
 use crate::commit::Lookup;
@@ -25,7 +26,7 @@ const SKIP: u64 = 16;
 const BETWEEN: u64 = 32;
 /// Orders that are followed at once.
 const RUNS_MAX: usize = 16;
-/// Entries of all listings together, 16 bytes each.
+/// Entries of all listings together.
 const LISTED_MAX: usize = 32 << 10;
 /// Files that are looked at for one step.
 const LOOK: usize = 4096;
@@ -66,13 +67,6 @@ struct Run {
     is_stepping: bool,
 }
 
-/// The small files of a directory, in the order of its listing, with their places in it.
-struct Listing {
-    dir: Ino,
-    files: Vec<(u64, Ino)>,
-}
-
-#[derive(Default)]
 struct State {
     /// The one that was continued last is the last.
     runs: VecDeque<Run>,
@@ -80,8 +74,15 @@ struct State {
     begun: u64,
     reads: u64,
     last: Option<Ino>,
-    listings: VecDeque<Listing>,
-    listed: usize,
+    /// The small files of directories.
+    listed: Listed,
+}
+
+impl Default for State {
+    fn default() -> State {
+        let listed = Listed::new(LISTED_MAX);
+        State { runs: VecDeque::new(), begun: 0, reads: 0, last: None, listed }
+    }
 }
 
 /// See the module.
@@ -114,17 +115,13 @@ impl State {
         match run.order {
             Order::Numbers => (ino.0 > run.at && ino.0 - run.at <= SKIP).then_some(ino.0),
             Order::Listing(dir) => {
-                let files = &self.listing(dir)?.files;
+                let files = self.listed.of(dir)?;
                 let from = (run.at as usize + 1).min(files.len());
                 let to = (from + SKIP as usize).min(files.len());
                 let found = files[from..to].iter().position(|(_, listed)| *listed == ino)?;
                 Some((from + found) as u64)
             }
         }
-    }
-
-    fn listing(&self, dir: Ino) -> Option<&Listing> {
-        self.listings.iter().find(|listing| listing.dir == dir)
     }
 
     fn begin(&mut self, order: Order, at: u64) {
@@ -153,7 +150,7 @@ impl State {
         let files: Vec<(u64, Ino)> = match order {
             Order::Numbers => (from..from + LOOK as u64).map(|n| (n, Ino(n))).collect(),
             Order::Listing(dir) => {
-                let files = self.listing(dir).map_or(&[][..], |listing| &listing.files);
+                let files = self.listed.of(dir).unwrap_or_default();
                 let places = (0..).zip(files.iter().map(|(_, ino)| *ino));
                 places.skip(from as usize).take(LOOK).collect()
             }
@@ -186,12 +183,8 @@ impl Sequences {
         }
         if missed && !follows {
             state.begin(Order::Numbers, ino.0);
-            let listed = state.listings.iter().find_map(|listing| {
-                let at = listing.files.iter().position(|(_, listed)| *listed == ino)?;
-                Some((listing.dir, at as u64))
-            });
-            if let Some((dir, at)) = listed {
-                state.begin(Order::Listing(dir), at);
+            if let Some((dir, at)) = state.listed.find(ino) {
+                state.begin(Order::Listing(dir), at as u64);
             }
         }
         steps
@@ -208,23 +201,7 @@ impl Sequences {
     /// Notes that these small files of `dir` were listed behind place `after`, in this order, each with
     /// its place.
     pub(super) fn listed(&self, dir: Ino, after: u64, files: impl Iterator<Item = (u64, Ino)>) {
-        let mut state = self.0.lock();
-        let known = state.listings.iter().position(|listing| listing.dir == dir);
-        let known = known.and_then(|index| state.listings.remove(index));
-        let mut listing = known.unwrap_or(Listing { dir, files: Vec::new() });
-        state.listed -= listing.files.len();
-        // It is listed again, or its last page did not fit.
-        let kept = listing.files.partition_point(|(place, _)| *place <= after);
-        listing.files.truncate(kept);
-        listing.files.extend(files.take(LISTED_MAX - kept.min(LISTED_MAX)));
-        state.listed += listing.files.len();
-        if !listing.files.is_empty() {
-            state.listings.push_back(listing);
-        }
-        while state.listed > LISTED_MAX {
-            let Some(oldest) = state.listings.pop_front() else { break };
-            state.listed -= oldest.files.len();
-        }
+        self.0.lock().listed.note(dir, after, files);
     }
 }
 
@@ -405,20 +382,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_of_listings_and_readers_is_bounded() {
+    fn what_is_remembered_of_readers_is_bounded() {
         let sequences = Sequences::default();
-        for dir in 0..100 {
-            let files = (0..1_000).map(|n| (n, Ino(dir * 1_000 + n)));
-            sequences.listed(Ino(dir), 0, files);
-        }
-        sequences.listed(Ino(500), 0, (0..1_000_000).map(|n| (n, Ino(n))));
         for n in 0..1_000 {
             sequences.note(Ino(n * 1_000), true);
         }
-        let state = sequences.0.lock();
-        let listed: usize = state.listings.iter().map(|listing| listing.files.len()).sum();
-        assert_eq!((listed, state.listed), (LISTED_MAX, LISTED_MAX));
-        assert_eq!(state.runs.len(), RUNS_MAX);
+        assert_eq!(sequences.0.lock().runs.len(), RUNS_MAX);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use sealfs::fs::{DirEntry, Fs};
 use sealfs::stack::{MountOptions, Mounted};
 
 use crate::volume::measured::{Cost, Measured};
-use crate::volume::{Bench, LONG, contents, write_file};
+use crate::volume::{Bench, CALLER, LONG, contents, write_file};
 
 /// What a mount and its end may cost, in round trips one after the other and in requests.
 #[derive(Clone, Copy)]
@@ -121,6 +121,60 @@ async fn small_files_that_are_read_in_an_order_take_few_round_trips() {
         eprintln!("{order}: {} round trips, {} GETs", cost.trips, cost.of("GET"));
         assert!(cost.trips <= most_trips, "in the order of the {order}: {}", cost.shown());
         assert!(cost.of("GET") <= 20, "in the order of the {order}: {}", cost.shown());
+        assert!(m.shutdown(LONG).await);
+    }
+}
+
+/// Lists a directory to its end, as the kernel does.
+async fn list(fs: &Arc<Fs>, dir: Ino) -> Vec<DirEntry> {
+    let (mut entries, mut after) = (Vec::new(), 0);
+    loop {
+        let page = fs.readdirplus(dir, after, 186).await.expect("lists");
+        let Some((last, _)) = page.last() else { return entries };
+        after = last.cookie;
+        entries.extend(page.into_iter().map(|(entry, _)| entry));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn directories_that_are_listed_in_an_order_take_few_round_trips() {
+    // Guards against who walks a tree and waits in each directory anew; in the order of the listing, as
+    // `find` goes, and of the names, as `rsync` does. And against fetching for who goes anywhere.
+    let bucket = Arc::new(InMemory::new());
+    let bench = Bench::over(bucket.clone()).await;
+    let m = bench.mount().await;
+    for d in 0..40 {
+        let name = format!("d{d:02}");
+        let dir =
+            m.fs.mkdir(CALLER, Ino::ROOT, name.as_str().into(), 0o755, 0).await.expect("mkdir");
+        for n in 0..100 {
+            write_file(&m.fs, dir.ino, &format!("f{n:05}"), b"x").await;
+        }
+    }
+    assert!(m.shutdown(LONG).await);
+    // The blocks of the store are fetched by several at once: the disk cache, of which there is none here,
+    // has each fetched once.
+    for (order, most_trips, most_gets) in
+        [("listing", 22, 80), ("names", 22, 80), ("neither", 40, 40)]
+    {
+        let store = Measured::new(bucket.clone());
+        let fresh = Bench { store: store.clone(), local: tempfile::tempdir().expect("tempdir") };
+        let m = fresh.mount().await;
+        let mut dirs = list(&m.fs, Ino::ROOT).await.split_off(2);
+        assert_eq!(dirs.len(), 40);
+        match order {
+            "names" => dirs.sort_by(|a, b| a.name.cmp(&b.name)),
+            "neither" => dirs = (0..40).map(|n| dirs[n * 17 % 40].clone()).collect(),
+            _ => {}
+        }
+        store.begin();
+        for dir in dirs {
+            assert_eq!(list(&m.fs, dir.ino).await.len(), 102);
+        }
+        let cost = store.cost();
+        eprintln!("{order}: {} round trips, {} GETs", cost.trips, cost.of("GET"));
+        assert!(cost.trips <= most_trips, "{order}: {}", cost.shown());
+        assert!(cost.of("GET") <= most_gets, "{order}: {}", cost.shown());
         assert!(m.shutdown(LONG).await);
     }
 }
