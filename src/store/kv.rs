@@ -41,9 +41,9 @@ pub use checkpoints::Checkpoint;
 pub use walk::Walk;
 
 /// Level-0 tables at which writes stall.
-const L0_MAX: usize = 8;
+const L0_MAX: usize = 16;
 /// Bytes of rows in memory at which writes wait until there is room for more tables.
-const UNFLUSHED_MAX: u64 = 64 << 20;
+const UNFLUSHED_MAX: u64 = 32 << 20;
 /// See [`KvOptions::collect_age`].
 pub const COLLECT_AGE: Duration = Duration::from_secs(900);
 /// The poll intervals that SlateDB insists on; each poll is one or two requests.
@@ -215,7 +215,7 @@ fn settings(limit: &UploadLimit, log_bytes: u64) -> Settings {
         manifest_poll_interval: POLL_IDLE,
         manifest_update_timeout: Duration::from_secs(300),
         min_filter_keys: 256,
-        l0_sst_size_bytes: limit.table_bytes(),
+        l0_sst_size_bytes: limit.memtable_bytes(),
         max_wal_flushes_before_l0_flush: 4096,
         l0_max_ssts: L0_MAX,
         l0_max_ssts_per_key: L0_MAX,

@@ -42,6 +42,9 @@ use super::rope::Rope;
 
 /// Bytes of a table where nothing is known of a limit.
 const TABLE_BYTES: usize = 16 << 20;
+/// Bytes of rows that are gathered in memory for a table of level 0. There they take four times as much,
+/// twice while one table is being written.
+pub(super) const MEMTABLE_BYTES: usize = 8 << 20;
 /// The smallest tables that a limit leads to.
 const TABLE_LEAST: u64 = 128 << 10;
 
@@ -62,6 +65,11 @@ impl UploadLimit {
     /// What a table should not exceed much: it may be larger by what one commit adds.
     pub(super) fn table_bytes(&self) -> usize {
         (self.learned.borrow().0 as usize).min(TABLE_BYTES)
+    }
+
+    /// The same of a table of level 0.
+    pub(super) fn memtable_bytes(&self) -> usize {
+        self.table_bytes().min(MEMTABLE_BYTES)
     }
 
     fn was_too_large(&self, bytes: u64) {

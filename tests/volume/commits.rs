@@ -358,12 +358,12 @@ async fn without_room(local: &FsPath) -> (Arc<Gated<NoCompaction>>, Mounted) {
     let m = mount(options(&store, local)).await.expect("mount");
     let kv = m.view().kv().clone();
     let junk = |n: u32, len| (Bytes::from(format!("~{n}")), Some(Bytes::from(vec![7; len])));
-    while gated.inner.list(Some(&Path::from("meta/compacted"))).count().await < 8 {
+    while gated.inner.list(Some(&Path::from("meta/compacted"))).count().await < 16 {
         kv.commit([junk(0, 9)]).await.expect("commits");
         kv.flush_memtable().await.expect("flushes");
     }
     for n in 1..=4 {
-        let rows = (0..270).map(|i| junk(n * 1000 + i, 1 << 16));
+        let rows = (0..135).map(|i| junk(n * 1000 + i, 1 << 16));
         kv.commit(rows).await.expect("commits");
     }
     (gated, m)

@@ -10,10 +10,14 @@ use slatedb::config::{
 };
 
 use super::{Kv, KvError, bounded};
+use crate::store::kv_store::MEMTABLE_BYTES;
 use crate::store::names::META_PREFIX;
 
 /// Level-0 tables at which a compaction is started; half of [`super::L0_MAX`].
-const L0_COMPACT_AT: usize = 4;
+const L0_COMPACT_AT: usize = 8;
+/// The same where all of them together are no larger than one may be: each mount that changes something
+/// leaves one, and the next reads the end of each.
+const L0_COMPACT_SMALL_AT: usize = 4;
 /// How long stopping a compactor may take.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 /// How long stopping it may take once the database is to be closed.
@@ -21,12 +25,19 @@ const STOP_CLOSING: Duration = Duration::from_secs(1);
 /// How long a compaction may run before its task is stopped and tried again later.
 const COMPACTION_DEADLINE: Duration = Duration::from_secs(900);
 
+fn is_due(db: &Db) -> bool {
+    let manifest = db.manifest();
+    let l0 = manifest.l0();
+    let bytes: u64 = l0.iter().map(|table| table.estimate_size()).sum();
+    l0.len() >= L0_COMPACT_AT || l0.len() >= L0_COMPACT_SMALL_AT && bytes <= MEMTABLE_BYTES as u64
+}
+
 impl Kv {
     /// Starts a compaction in the background when level 0 has grown; unless `collect` is false
     /// it first collects what earlier ones made superfluous. Returns at once. At most one runs at a time.
     pub fn compact_if_needed(self: &Arc<Self>, collect: bool) {
         let Ok(db) = self.writer() else { return };
-        if *self.closing.borrow() || db.manifest().l0().len() < L0_COMPACT_AT {
+        if *self.closing.borrow() || !is_due(&db) {
             return;
         }
         if self.compacting.send_replace(true) {
@@ -66,7 +77,7 @@ impl Kv {
                 compactions_poll_interval: tick,
                 max_sst_size: self.store().limit().table_bytes(),
                 max_fetch_tasks: 2,
-                bytes_to_fetch: 1 << 20,
+                bytes_to_fetch: 512 << 10,
                 max_subcompactions: 1,
                 min_filter_keys: 256,
                 ..CompactionWorkerOptions::default()
@@ -94,7 +105,7 @@ impl Kv {
                 Some(looked) => watched = looked,
                 None => break,
             }
-            if watched.is_err() || db.manifest().l0().len() < L0_COMPACT_AT {
+            if watched.is_err() || !is_due(db) {
                 break;
             }
         }
