@@ -193,12 +193,12 @@ impl MetricsArgs {
     }
 }
 
-/// Sets the allocator up for buffers of megabytes that are made and freed for every request and
+/// Sets glibc's allocator up for buffers of megabytes that are made and freed for every request and
 /// pass between threads (mallopt(3)). Two heaps, or what each thread leaves behind would add
 /// up. Freed memory is kept for the next buffer: given back to the kernel each time, it would be
 /// cleared and faulted in again, which costs more than decryption.
+#[cfg(all(target_env = "gnu", not(target_arch = "x86_64")))]
 fn tune_heap() {
-    #[cfg(target_env = "gnu")]
     for (parameter, value) in [
         (libc::M_ARENA_MAX, 2),
         // The maximum: only larger blocks are mapped and unmapped one by one.
@@ -210,9 +210,27 @@ fn tune_heap() {
     }
 }
 
+/// Has the allocator (src/main.rs) give freed memory back ten seconds later though nothing is allocated
+/// meanwhile, which takes a thread of its own: so called by the process that stays.
+#[cfg(all(target_env = "gnu", target_arch = "x86_64"))]
+fn tune_heap() {
+    let (name, mut on) = (c"background_thread", true);
+    let (nothing, none) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: sets one value of the type and length that jemalloc(3) gives for this name.
+    let failed = unsafe {
+        tikv_jemalloc_sys::mallctl(name.as_ptr(), nothing, none, (&raw mut on).cast(), 1)
+    };
+    if failed != 0 {
+        let e = std::io::Error::from_raw_os_error(failed);
+        log::debug!("an idle mount will keep the memory that it had: {e}");
+    }
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn tune_heap() {}
+
 /// Runs `sealfs mount`. Called while the process has one thread.
 pub fn run(mut args: MountArgs) -> Outcome {
-    tune_heap();
     // Before the working directory is left: these are opened again later.
     pin_local_files();
     if let Some(file) = &mut args.log.log_file {
@@ -261,6 +279,7 @@ fn run_plan(args: &MountArgs, plan: &Plan) -> Outcome<tokio::runtime::Runtime> {
     let LogArgs { log_level, log_format, .. } = args.log;
     logging::install(target, log_format, log_level, &plan.point)
         .map_err(|e| general("cannot log", e))?;
+    tune_heap();
     // A thread that serves the kernel may start one of these, and runs in ways of its own.
     let ways = Ways::of_this_thread();
     tokio::runtime::Builder::new_multi_thread()
