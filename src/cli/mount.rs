@@ -193,27 +193,33 @@ impl MetricsArgs {
     }
 }
 
-/// Sets glibc's allocator up for buffers of megabytes that are made and freed for every request and
-/// pass between threads (mallopt(3)). Two heaps, or what each thread leaves behind would add
-/// up. Freed memory is kept for the next buffer: given back to the kernel each time, it would be
-/// cleared and faulted in again, which costs more than decryption.
-#[cfg(all(target_env = "gnu", not(target_arch = "x86_64")))]
+/// Sets the allocators up for buffers of megabytes that are made and freed for every request and
+/// pass between threads: glibc's (mallopt(3)), which on x86-64 only libraries in C use, and jemalloc
+/// (src/main.rs). Called by the process that stays.
+#[cfg(target_env = "gnu")]
 fn tune_heap() {
     for (parameter, value) in [
+        // What each thread leaves behind would add up.
         (libc::M_ARENA_MAX, 2),
-        // The maximum: only larger blocks are mapped and unmapped one by one.
+        // The maximum: only larger blocks are mapped and unmapped one by one. Given back to the kernel each
+        // time, they would be cleared and faulted in again, which costs more than decryption.
         (libc::M_MMAP_THRESHOLD, 32 << 20),
         (libc::M_TRIM_THRESHOLD, 64 << 20),
     ] {
         // SAFETY: takes two numbers; a refusal (0) only leaves the default in force.
         let _ = unsafe { libc::mallopt(parameter, value) };
     }
+    #[cfg(target_arch = "x86_64")]
+    give_back_when_idle();
 }
 
-/// Has the allocator (src/main.rs) give freed memory back ten seconds later though nothing is allocated
-/// meanwhile, which takes a thread of its own: so called by the process that stays.
+#[cfg(not(target_env = "gnu"))]
+fn tune_heap() {}
+
+/// Has jemalloc give freed memory back within ten seconds though nothing is allocated meanwhile, which takes
+/// threads of its own.
 #[cfg(all(target_env = "gnu", target_arch = "x86_64"))]
-fn tune_heap() {
+fn give_back_when_idle() {
     let (name, mut on) = (c"background_thread", true);
     let (nothing, none) = (std::ptr::null_mut(), std::ptr::null_mut());
     // SAFETY: sets one value of the type and length that jemalloc(3) gives for this name.
@@ -225,9 +231,6 @@ fn tune_heap() {
         log::debug!("an idle mount will keep the memory that it had: {e}");
     }
 }
-
-#[cfg(not(target_env = "gnu"))]
-fn tune_heap() {}
 
 /// Runs `sealfs mount`. Called while the process has one thread.
 pub fn run(mut args: MountArgs) -> Outcome {

@@ -1,5 +1,6 @@
 //! Long listings are read ahead: while the kernel works on one part, the next is fetched, so
-//! that neither round trips nor one processor bound them.
+//! that neither round trips nor one processor bound them. So are the first parts of directories that come
+//! next where somebody walks (`walk`).
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -71,8 +72,9 @@ impl Listings {
         current.find(|part| part.serves(start, end)).map(|part| part.rows.clone())
     }
 
-    /// Makes room for `rows` of the view's count `retired`; false if too many are on their way.
-    fn make_room(parts: &mut VecDeque<Part>, rows: usize, retired: u64) -> bool {
+    /// Makes room for `rows` of the view's count `retired`, of the range that ends at `end`; false if too
+    /// many are on their way.
+    fn make_room(parts: &mut VecDeque<Part>, rows: usize, end: &Key, retired: u64) -> bool {
         let failed = |part: &Part| match part.rows.now() {
             Some(fetched) => fetched.is_err(),
             None => part.rows.is_given_up(),
@@ -80,7 +82,13 @@ impl Listings {
         parts.retain(|part| part.retired == retired && !failed(part));
         let mut held: usize = parts.iter().map(Part::len).sum();
         while held + rows > ROWS_MAX || parts.len() >= PARTS_MAX {
-            let Some(oldest) = parts.iter().position(Part::is_fetched) else { return false };
+            // Of what is being listed just now all but the last two have been shown; what lies before it
+            // may be what comes next.
+            let of_this = |part: &Part| part.is_fetched() && part.end == *end;
+            let shown = parts.iter().filter(|part| of_this(part)).nth(2).is_some();
+            let oldest =
+                parts.iter().position(|part| if shown { of_this(part) } else { part.is_fetched() });
+            let Some(oldest) = oldest else { return false };
             held -= parts.remove(oldest).map_or(0, |part| part.len());
         }
         true
@@ -88,7 +96,7 @@ impl Listings {
 
     fn keep(&self, scanned: Scanned, end: &Key, retired: u64) {
         let mut parts = self.0.lock();
-        if Self::make_room(&mut parts, scanned.rows().len(), retired) {
+        if Self::make_room(&mut parts, scanned.rows().len(), end, retired) {
             let starts = scanned.start().clone()..=scanned.start().clone();
             let rows = Rows::done(Ok(Arc::new(scanned.to_keep())));
             parts.push_back(Part { starts, end: end.clone(), retired, rows });
@@ -106,7 +114,7 @@ impl Listings {
     ) {
         let mut parts = self.0.lock();
         let served = |part: &Part| part.retired == retired && part.serves(starts.start(), end);
-        if !parts.iter().any(served) && Self::make_room(&mut parts, AHEAD_ROWS, retired) {
+        if !parts.iter().any(served) && Self::make_room(&mut parts, AHEAD_ROWS, end, retired) {
             let rows = Rows::start(work);
             parts.push_back(Part { starts, end: end.clone(), retired, rows });
         }
@@ -141,9 +149,14 @@ impl Fs {
         Ok((page, ahead))
     }
 
-    /// Starts fetching the rows of directory `dir` from `start` on, and the inodes they name if
-    /// `with_inodes`, unless that has been done.
-    pub(super) fn read_listing_ahead(self: &Arc<Self>, dir: Ino, start: Key, with_inodes: bool) {
+    /// Starts fetching the rows of directory `dir` from `start` on, and the inodes they name, so many at
+    /// once, if `inodes` is a number, unless that has been done.
+    pub(super) fn read_listing_ahead(
+        self: &Arc<Self>,
+        dir: Ino,
+        start: Key,
+        inodes: Option<usize>,
+    ) {
         let (_, end) = keys::dirents(dir);
         let behind = keys::dirent_of(&start).and_then(|(_, hash, _)| Start::behind_group_of(hash));
         let behind = behind.map_or_else(|| start.clone(), |hash| keys::dirents_from(dir, hash).0);
@@ -151,10 +164,10 @@ impl Fs {
         let cache = self.inode(dir).is_ok_and(|dir| dir.size <= CACHED_MAX);
         let fetch = async move {
             let scanned = fs.view.scan(&from, &to, AHEAD_ROWS, cache).await.map_err(Arc::new)?;
-            if with_inodes {
+            if let Some(parallel) = inodes {
                 let inos = scanned.rows().iter().filter_map(|(_, row)| Dirent::decode(row).ok());
                 let inos: Vec<Ino> = inos.map(|entry| entry.ino).collect();
-                match fs.fetch_inodes(dir, &inos).await {
+                match fs.fetch_inodes_by(dir, &inos, parallel).await {
                     // The caller has waited long enough.
                     Err(e @ ViewError::Store(KvError::Unavailable(_))) => return Err(Arc::new(e)),
                     // Whoever lists the damaged one will hear of it; the names are sound.

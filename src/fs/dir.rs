@@ -63,7 +63,7 @@ impl Fs {
         async move {
             let (entries, ahead) = fs.list(ino, after, entries_max).await?;
             if let Some(start) = ahead {
-                fs.read_listing_ahead(ino, start, false);
+                fs.read_listing_ahead(ino, start, None);
             }
             Ok(entries)
         }
@@ -141,7 +141,7 @@ impl Fs {
                 entries.iter().filter(|e| e.cookie >= place::FIRST_PLACE).map(|e| e.ino).collect();
             let found = fs.fetch_inodes(ino, &inos).await?;
             if let Some(start) = ahead {
-                fs.read_listing_ahead(ino, start, true);
+                fs.read_listing_ahead(ino, start, Some(PARALLEL));
             }
             if after == 0 {
                 fs.list_next_ahead(ino);
@@ -182,6 +182,16 @@ impl Fs {
         dir: Ino,
         inos: &[Ino],
     ) -> Result<Vec<Lookup<Option<Bytes>>>, ViewError> {
+        self.fetch_inodes_by(dir, inos, PARALLEL).await
+    }
+
+    /// The same by no more than so many requests at once.
+    pub(super) async fn fetch_inodes_by(
+        &self,
+        dir: Ino,
+        inos: &[Ino],
+        parallel: usize,
+    ) -> Result<Vec<Lookup<Option<Bytes>>>, ViewError> {
         let mut found = self.view.inodes_now(inos);
         let mut todo = missing(inos, &found);
         if let Some((first, last)) = self.as_range(dir, &todo) {
@@ -198,7 +208,7 @@ impl Fs {
                 let view = self.view.clone();
                 async move { view.load(&keys::inode(ino)).await }
             })
-            .buffer_unordered(PARALLEL);
+            .buffer_unordered(parallel);
         while let Some(loaded) = loads.next().await {
             loaded?;
         }

@@ -15,8 +15,8 @@ use super::listed::Listed;
 use crate::base::Ino;
 use crate::meta::{Kind, NameHash, keys};
 
-/// Directories whose subdirectories are remembered, 16 bytes each, of all that were listed.
-const LISTED_MAX: usize = 32 << 10;
+/// Subdirectories that are remembered of all that was listed: they are looked through for each.
+const LISTED_MAX: usize = 8 << 10;
 /// Directories in which somebody may be walking, at once.
 const PARENTS_MAX: usize = 64;
 /// Directories that one who walks may leave out, such as empty ones.
@@ -29,13 +29,28 @@ const SURE_MAX: u32 = 2 * AHEAD_MAX as u32;
 /// round trip more.
 const AHEAD_MAX: usize = 8;
 
+/// Entries that directories may have together which are read ahead, unless it is one: memory has room for
+/// more, and others need that.
+const ENTRIES_MAX: u64 = 4096;
+/// Inodes that are fetched one by one, of one directory at once.
+const PARALLEL: usize = 8;
+
+/// The one that was listed last of those beside each other, and where it is in their listing.
+#[derive(Clone, Copy)]
+struct Last {
+    dir: Ino,
+    at: usize,
+}
+
 struct State {
     /// The subdirectories of directories.
     listed: Listed,
-    /// The last of the subdirectories of a directory that was listed.
-    last: LruCache<Ino, Ino>,
+    /// By the directory that they are in.
+    last: LruCache<Ino, Last>,
     /// How many were listed in order lately.
     in_order: u32,
+    /// The view's count when the last one was listed.
+    retired: u64,
 }
 
 /// Who walks where; see the module.
@@ -44,42 +59,37 @@ pub(super) struct Walks(Mutex<State>);
 impl Default for Walks {
     fn default() -> Walks {
         let last = LruCache::new(NonZeroUsize::new(PARENTS_MAX).expect("not zero"));
-        Walks(Mutex::new(State { listed: Listed::new(LISTED_MAX), last, in_order: 0 }))
+        Walks(Mutex::new(State { listed: Listed::new(LISTED_MAX), last, in_order: 0, retired: 0 }))
     }
 }
 
-/// One that follows another in an order.
-struct Follower {
-    /// How many were left out between the two.
-    left_out: usize,
-    /// Those that come next, nearest first.
-    next: Vec<Ino>,
-}
-
-/// Whether `dir` follows on `last`, or is the first, in the order of the listing `dirs`.
-fn in_listing(dirs: &[(u64, Ino)], last: Option<Ino>, dir: Ino) -> Option<Follower> {
-    let place = |ino| dirs.iter().position(|(_, listed)| *listed == ino);
-    let at = place(dir)?;
-    let left_out = match last {
-        Some(last) => at.checked_sub(place(last)? + 1)?,
-        None => at,
+/// How many of the listing `dirs` were left out between the one that was listed last, where it was found, and
+/// `dir`, and where that is; without a last one, before `dir`. `None`: more than a few.
+fn in_listing(dirs: &[(u64, Ino)], last: Option<Last>, dir: Ino) -> Option<(usize, usize)> {
+    let from = match last {
+        Some(last) => dirs.get(last.at).filter(|(_, ino)| *ino == last.dir).map(|_| last.at + 1)?,
+        None => 0,
     };
-    let next = dirs[at + 1..].iter().take(AHEAD_MAX).map(|(_, next)| *next);
-    Some(Follower { left_out, next: next.collect() })
+    let left_out = dirs.iter().skip(from).take(SKIPS + 1).position(|(_, ino)| *ino == dir)?;
+    Some((left_out, from + left_out))
 }
 
-/// The same in the order of the numbers.
-fn in_numbers(dirs: &[(u64, Ino)], last: Option<Ino>, dir: Ino) -> Option<Follower> {
-    let numbers = || dirs.iter().map(|(_, ino)| *ino);
-    if last.is_some_and(|last| dir <= last) {
-        return None;
+/// The same in the order of the numbers: how many were left out.
+fn in_numbers(dirs: &[(u64, Ino)], last: Option<Last>, dir: Ino) -> Option<usize> {
+    let last = last.map_or(Ino(0), |last| last.dir);
+    let between = dirs.iter().filter(|(_, ino)| last < *ino && *ino < dir).count();
+    (dir > last && between <= SKIPS).then_some(between)
+}
+
+/// The nearest of the `dirs` behind `dir` in the order of the numbers.
+fn next_numbers(dirs: &[(u64, Ino)], dir: Ino, count: usize) -> Vec<Ino> {
+    let mut next: Vec<Ino> = dirs.iter().map(|(_, ino)| *ino).filter(|ino| *ino > dir).collect();
+    if count < next.len() {
+        next.select_nth_unstable(count);
+        next.truncate(count);
     }
-    let left_out =
-        numbers().filter(|ino| last.is_none_or(|last| last < *ino) && *ino < dir).count();
-    let mut next: Vec<Ino> = numbers().filter(|ino| *ino > dir).collect();
     next.sort_unstable();
-    next.truncate(AHEAD_MAX);
-    Some(Follower { left_out, next })
+    next
 }
 
 impl Walks {
@@ -89,44 +99,65 @@ impl Walks {
         self.0.lock().listed.note(dir, after, dirs);
     }
 
-    /// Notes that `dir`, which is in `parent`, is listed from its start; returns which are likely to
-    /// be next, nearest first.
-    fn begins(&self, dir: Ino, parent: Ino) -> Vec<Ino> {
+    /// Notes that `dir`, which is in `parent`, is listed from its start, `retired` being the view's count;
+    /// returns which are likely to be next, nearest first.
+    fn begins(&self, dir: Ino, parent: Ino, retired: u64) -> Vec<Ino> {
         let mut state = self.0.lock();
-        let State { listed, last, in_order } = &mut *state;
+        let State { listed, last, in_order, retired: before } = &mut *state;
+        // What was read ahead has been dropped, and what is now may be as well.
+        if std::mem::replace(before, retired) != retired {
+            *in_order = (*in_order).min(SURE - 1);
+        }
         let Some(dirs) = listed.of(parent) else { return Vec::new() };
         let before = last.get(&parent).copied();
-        if before == Some(dir) {
+        if before.is_some_and(|last| last.dir == dir) {
             return Vec::new(); // again
         }
-        let followers = [in_listing(dirs, before, dir), in_numbers(dirs, before, dir)];
-        let nearest = followers.into_iter().flatten().min_by_key(|follower| follower.left_out);
-        let skips = if before.is_some() { SKIPS } else { 0 };
-        let next =
-            nearest.filter(|follower| follower.left_out <= skips).map(|follower| follower.next);
-        last.put(parent, dir);
-        *in_order = match (&next, before) {
-            (Some(_), _) => (*in_order + 1).min(SURE_MAX),
-            // Perhaps somebody who begins in the middle.
-            (None, None) => *in_order,
-            (None, Some(_)) => in_order.saturating_sub(SURE),
+        let by_listing = in_listing(dirs, before, dir);
+        let by_number = match by_listing {
+            Some((0, _)) => None,
+            _ => in_numbers(dirs, before, dir),
         };
-        let mut next = next.unwrap_or_default();
-        next.truncate((*in_order / SURE) as usize);
-        next
+        let at = by_listing.map(|(_, at)| at);
+        let at = at.or_else(|| dirs.iter().position(|(_, ino)| *ino == dir));
+        let Some(at) = at else { return Vec::new() };
+        last.put(parent, Last { dir, at });
+        let left_out = by_listing.map(|(left_out, _)| left_out).into_iter().chain(by_number).min();
+        match left_out {
+            // Perhaps somebody who begins in the middle.
+            Some(1..) | None if before.is_none() => return Vec::new(),
+            Some(_) => *in_order = (*in_order + 1).min(SURE_MAX),
+            None => {
+                *in_order = in_order.saturating_sub(SURE);
+                return Vec::new();
+            }
+        }
+        let count = (*in_order / SURE) as usize;
+        match by_listing {
+            Some((best, _)) if Some(best) == left_out => {
+                dirs[at + 1..].iter().take(count).map(|(_, ino)| *ino).collect()
+            }
+            _ => next_numbers(dirs, dir, count),
+        }
     }
 }
 
 impl Fs {
-    /// Notes that directory `dir` is listed from its start, and reads the next one ahead if that was in
-    /// an order.
+    /// Notes that directory `dir` is listed from its start, and reads those ahead that come next if that was
+    /// in an order.
     pub(super) fn list_next_ahead(self: &Arc<Self>, dir: Ino) {
         let Ok(inode) = self.inode(dir) else { return };
-        for next in self.walks.begins(dir, inode.parent) {
+        let mut entries = 0;
+        for next in self.walks.begins(dir, inode.parent, self.view.retired()) {
             // It was listed: memory has it, unless it was pushed out.
-            if self.inode(next).is_ok_and(|inode| inode.kind == Kind::Dir && inode.size > 0) {
+            let Ok(inode) = self.inode(next) else { return };
+            entries += inode.size;
+            if entries > ENTRIES_MAX && entries > inode.size {
+                return;
+            }
+            if inode.kind == Kind::Dir && inode.size > 0 {
                 let (start, _) = keys::dirents_from(next, NameHash(0));
-                self.read_listing_ahead(next, start, true);
+                self.read_listing_ahead(next, start, Some(PARALLEL));
             }
         }
     }
@@ -146,7 +177,7 @@ mod tests {
         // not noticed: in the order of the listing, and of the numbers.
         let walks = Walks::default();
         let begins = |dir, parent| -> Vec<u64> {
-            walks.begins(Ino(dir), Ino(parent)).into_iter().map(|ino| ino.0).collect()
+            walks.begins(Ino(dir), Ino(parent), 7).into_iter().map(|ino| ino.0).collect()
         };
         let nobody = Vec::<u64>::new();
         listed(&walks, 1, &[70, 20, 90, 40, 10, 50]);
@@ -162,9 +193,9 @@ mod tests {
         assert_eq!([25, 45].map(|dir| begins(dir, 2)), [[45, 75, 95].to_vec(), vec![75, 95]]);
         let walks = Walks::default();
         listed(&walks, 1, &(10..100).collect::<Vec<_>>());
-        let begins = |dir| walks.begins(Ino(dir), Ino(1));
+        let begins = |dir| walks.begins(Ino(dir), Ino(1), 7);
         assert_eq!([10, 40, 41, 20, 90, 30, 31, 11].map(begins), [const { Vec::new() }; 8]);
-        assert_eq!(walks.begins(Ino(3), Ino(7)), [], "nobody has listed that one");
+        assert_eq!(walks.begins(Ino(3), Ino(7), 7), [], "nobody has listed that one");
     }
 
     #[test]
@@ -173,11 +204,21 @@ mod tests {
         let walks = Walks::default();
         listed(&walks, 1, &[10, 20]);
         listed(&walks, 10, &[11, 12]);
-        assert_eq!(walks.begins(Ino(10), Ino(1)), []);
-        assert_eq!(walks.begins(Ino(11), Ino(10)), [Ino(12)]);
-        assert_eq!(walks.begins(Ino(12), Ino(10)), []);
+        assert_eq!(walks.begins(Ino(10), Ino(1), 7), []);
+        assert_eq!(walks.begins(Ino(11), Ino(10), 7), [Ino(12)]);
+        assert_eq!(walks.begins(Ino(12), Ino(10), 7), []);
         listed(&walks, 20, &[21, 22]);
-        assert_eq!(walks.begins(Ino(20), Ino(1)), [], "the last one");
-        assert_eq!(walks.begins(Ino(21), Ino(20)), [Ino(22)]);
+        assert_eq!(walks.begins(Ino(20), Ino(1), 7), [], "the last one");
+        assert_eq!(walks.begins(Ino(21), Ino(20), 7), [Ino(22)]);
+    }
+
+    #[test]
+    fn where_much_is_committed_meanwhile_little_is_read_ahead() {
+        // Guards against eight directories that are fetched for each that is listed, and dropped.
+        let walks = Walks::default();
+        listed(&walks, 1, &(10..100).collect::<Vec<_>>());
+        let count = |dir, retired| walks.begins(Ino(dir), Ino(1), retired).len();
+        assert_eq!((10..16).map(|dir| count(dir, 7)).collect::<Vec<_>>(), [0, 1, 1, 2, 2, 3]);
+        assert_eq!((16..20).map(|dir| count(dir, dir)).collect::<Vec<_>>(), [1; 4]);
     }
 }

@@ -16,7 +16,7 @@ use crate::store::names::META_PREFIX;
 /// Level-0 tables at which a compaction is started; half of [`super::L0_MAX`].
 const L0_COMPACT_AT: usize = 8;
 /// The same where all of them together are no larger than one may be: each mount that changes something
-/// leaves one, and the next reads the end of each.
+/// leaves one, and the next reads the end of each. SlateDB compacts no fewer (`min_compaction_sources`).
 const L0_COMPACT_SMALL_AT: usize = 4;
 /// How long stopping a compactor may take.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
@@ -105,7 +105,7 @@ impl Kv {
                 Some(looked) => watched = looked,
                 None => break,
             }
-            if watched.is_err() || !is_due(db) {
+            if watched.is_err() || db.manifest().l0().len() < L0_COMPACT_SMALL_AT {
                 break;
             }
         }
