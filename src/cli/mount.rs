@@ -196,8 +196,8 @@ impl MetricsArgs {
 /// Sets the allocators up for buffers of megabytes that are made and freed for every request and
 /// pass between threads: glibc's (mallopt(3)), which on x86-64 only libraries in C use, and jemalloc
 /// (src/main.rs). Called by the process that stays.
-#[cfg(target_env = "gnu")]
 fn tune_heap() {
+    #[cfg(target_env = "gnu")]
     for (parameter, value) in [
         // What each thread leaves behind would add up.
         (libc::M_ARENA_MAX, 2),
@@ -209,16 +209,13 @@ fn tune_heap() {
         // SAFETY: takes two numbers; a refusal (0) only leaves the default in force.
         let _ = unsafe { libc::mallopt(parameter, value) };
     }
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
     give_back_when_idle();
 }
 
-#[cfg(not(target_env = "gnu"))]
-fn tune_heap() {}
-
 /// Has jemalloc give freed memory back within ten seconds though nothing is allocated meanwhile, which takes
 /// threads of its own.
-#[cfg(all(target_env = "gnu", target_arch = "x86_64"))]
+#[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
 fn give_back_when_idle() {
     let (name, mut on) = (c"background_thread", true);
     let (nothing, none) = (std::ptr::null_mut(), std::ptr::null_mut());

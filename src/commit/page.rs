@@ -29,6 +29,12 @@ pub struct Scanned {
 }
 
 impl Scanned {
+    /// Of a range without rows.
+    #[cfg(test)]
+    pub fn of_none(start: Key, end: Key, retired: u64) -> Scanned {
+        Scanned { start, end, rows: Vec::new(), next: None, retired }
+    }
+
     /// The first key looked at.
     pub fn start(&self) -> &Key {
         &self.start

@@ -23,6 +23,8 @@ const AHEAD_ROWS: usize = 512;
 const ROWS_MAX: usize = 16 * AHEAD_ROWS;
 /// Parts of listings that are kept or expected, however short.
 const PARTS_MAX: usize = 64;
+/// Parts of a listing that its reader may still be at.
+const LAST: usize = 2;
 
 type Fetched = Result<Arc<Scanned>, Arc<ViewError>>;
 type Rows = Underway<Fetched>;
@@ -82,12 +84,12 @@ impl Listings {
         parts.retain(|part| part.retired == retired && !failed(part));
         let mut held: usize = parts.iter().map(Part::len).sum();
         while held + rows > ROWS_MAX || parts.len() >= PARTS_MAX {
-            // Of what is being listed just now all but the last two have been shown; what lies before it
-            // may be what comes next.
+            // Of this listing itself all but the last have been shown; an older one may be what comes next.
             let of_this = |part: &Part| part.is_fetched() && part.end == *end;
-            let shown = parts.iter().filter(|part| of_this(part)).nth(2).is_some();
-            let oldest =
-                parts.iter().position(|part| if shown { of_this(part) } else { part.is_fetched() });
+            let oldest = match parts.iter().filter(|part| of_this(part)).count() > LAST {
+                true => parts.iter().position(of_this),
+                false => parts.iter().position(Part::is_fetched),
+            };
             let Some(oldest) = oldest else { return false };
             held -= parts.remove(oldest).map_or(0, |part| part.len());
         }
@@ -207,6 +209,20 @@ mod tests {
         assert!(listings.find(&from, &end, 2).is_none(), "a commit has changed it");
         start(&listings, &from, &behind, &end, 1);
         assert_eq!(listings.0.lock().len(), 1, "not twice");
+    }
+
+    #[test]
+    fn who_lists_a_long_directory_keeps_what_was_fetched_of_the_next() {
+        // Guards against directories that are read ahead, pushed out by the one before, and fetched again.
+        let listings = Listings::default();
+        let ((next, next_end), (this, this_end)) = (keys::dirents(Ino(8)), keys::dirents(Ino(7)));
+        listings.keep(Scanned::of_none(next.clone(), next_end.clone(), 1), &next_end, 1);
+        for _ in 0..2 * PARTS_MAX {
+            listings.keep(Scanned::of_none(this.clone(), this_end.clone(), 1), &this_end, 1);
+        }
+        assert!(listings.find(&next, &next_end, 1).is_some());
+        assert!(listings.find(&this, &this_end, 1).is_some());
+        assert_eq!(listings.0.lock().len(), PARTS_MAX);
     }
 
     #[tokio::test]

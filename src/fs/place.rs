@@ -58,10 +58,13 @@ pub(super) struct Start {
 }
 
 impl Start {
+    /// Before all names.
+    pub const FIRST: Start = Start { hash: NameHash(0), listed: 0 };
+
     /// Behind `place`; `None` if there is nothing. Any number is a place: `lseek` sets any.
     pub fn behind(place: u64) -> Option<Start> {
         if place < FIRST_PLACE {
-            return Some(Start { hash: NameHash(0), listed: 0 });
+            return Some(Start::FIRST);
         }
         if place > LAST {
             return None;

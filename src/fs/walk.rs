@@ -12,8 +12,9 @@ use parking_lot::Mutex;
 
 use super::Fs;
 use super::listed::Listed;
+use super::place::Start;
 use crate::base::Ino;
-use crate::meta::{Kind, NameHash, keys};
+use crate::meta::{Kind, keys};
 
 /// Subdirectories that are remembered of all that was listed: they are looked through for each.
 const LISTED_MAX: usize = 8 << 10;
@@ -28,7 +29,6 @@ const SURE_MAX: u32 = 2 * AHEAD_MAX as u32;
 /// Directories that are read ahead at once, by the time one is sure: to list one takes some milliseconds, and a
 /// round trip more.
 const AHEAD_MAX: usize = 8;
-
 /// Entries that directories may have together which are read ahead, unless it is one: memory has room for
 /// more, and others need that.
 const ENTRIES_MAX: u64 = 4096;
@@ -63,22 +63,27 @@ impl Default for Walks {
     }
 }
 
+/// How many may have been left out: none before the first.
+fn skips(last: Option<Last>) -> usize {
+    last.map_or(0, |_| SKIPS)
+}
+
 /// How many of the listing `dirs` were left out between the one that was listed last, where it was found, and
-/// `dir`, and where that is; without a last one, before `dir`. `None`: more than a few.
+/// `dir`, and where that is; without a last one, before `dir`. `None`: too many.
 fn in_listing(dirs: &[(u64, Ino)], last: Option<Last>, dir: Ino) -> Option<(usize, usize)> {
     let from = match last {
         Some(last) => dirs.get(last.at).filter(|(_, ino)| *ino == last.dir).map(|_| last.at + 1)?,
         None => 0,
     };
-    let left_out = dirs.iter().skip(from).take(SKIPS + 1).position(|(_, ino)| *ino == dir)?;
+    let left_out = dirs.iter().skip(from).take(skips(last) + 1).position(|(_, ino)| *ino == dir)?;
     Some((left_out, from + left_out))
 }
 
 /// The same in the order of the numbers: how many were left out.
 fn in_numbers(dirs: &[(u64, Ino)], last: Option<Last>, dir: Ino) -> Option<usize> {
-    let last = last.map_or(Ino(0), |last| last.dir);
-    let between = dirs.iter().filter(|(_, ino)| last < *ino && *ino < dir).count();
-    (dir > last && between <= SKIPS).then_some(between)
+    let from = last.map_or(Ino(0), |last| last.dir);
+    let between = dirs.iter().filter(|(_, ino)| from < *ino && *ino < dir).count();
+    (dir > from && between <= skips(last)).then_some(between)
 }
 
 /// The nearest of the `dirs` behind `dir` in the order of the numbers.
@@ -123,14 +128,13 @@ impl Walks {
         let Some(at) = at else { return Vec::new() };
         last.put(parent, Last { dir, at });
         let left_out = by_listing.map(|(left_out, _)| left_out).into_iter().chain(by_number).min();
-        match left_out {
-            // Perhaps somebody who begins in the middle.
-            Some(1..) | None if before.is_none() => return Vec::new(),
-            Some(_) => *in_order = (*in_order + 1).min(SURE_MAX),
-            None => {
-                *in_order = in_order.saturating_sub(SURE);
-                return Vec::new();
-            }
+        match (left_out, before) {
+            (Some(_), _) => *in_order = (*in_order + 1).min(SURE_MAX),
+            (None, Some(_)) => *in_order = in_order.saturating_sub(SURE),
+            (None, None) => {} // perhaps somebody who begins in the middle
+        }
+        if left_out.is_none() {
+            return Vec::new();
         }
         let count = (*in_order / SURE) as usize;
         match by_listing {
@@ -156,7 +160,7 @@ impl Fs {
                 return;
             }
             if inode.kind == Kind::Dir && inode.size > 0 {
-                let (start, _) = keys::dirents_from(next, NameHash(0));
+                let (start, _) = keys::dirents_from(next, Start::FIRST.hash);
                 self.read_listing_ahead(next, start, Some(PARALLEL));
             }
         }

@@ -9,12 +9,12 @@ use slatedb::config::{
     GarbageCollectorOptions,
 };
 
-use super::{Kv, KvError, bounded};
+use super::{Kv, KvError, L0_MAX, bounded};
 use crate::store::kv_store::MEMTABLE_BYTES;
 use crate::store::names::META_PREFIX;
 
-/// Level-0 tables at which a compaction is started; half of [`super::L0_MAX`].
-const L0_COMPACT_AT: usize = 8;
+/// Level-0 tables at which a compaction is started.
+const L0_COMPACT_AT: usize = L0_MAX / 2;
 /// The same where all of them together are no larger than one may be: each mount that changes something
 /// leaves one, and the next reads the end of each. SlateDB compacts no fewer (`min_compaction_sources`).
 const L0_COMPACT_SMALL_AT: usize = 4;
