@@ -14,7 +14,7 @@ use super::Fs;
 use super::listed::Listed;
 use super::place::Start;
 use crate::base::Ino;
-use crate::meta::{Kind, keys};
+use crate::meta::{Inode, Kind, keys};
 
 /// Subdirectories that are remembered of all that was listed: they are looked through for each.
 const LISTED_MAX: usize = 8 << 10;
@@ -150,10 +150,26 @@ impl Fs {
     /// Notes that directory `dir` is listed from its start, and reads those ahead that come next if that was
     /// in an order.
     pub(super) fn list_next_ahead(self: &Arc<Self>, dir: Ino) {
-        let Ok(inode) = self.inode(dir) else { return };
+        let Ok(Inode { parent, .. }) = self.inode(dir) else { return };
+        let next = self.walks.begins(dir, parent, self.view.retired());
+        if next.iter().all(|next| self.inode(*next).is_ok()) {
+            return self.list_ahead(&next);
+        }
+        // The listing that named them is long ago, and what has been listed since has pushed them out.
+        let fs = self.clone();
+        tokio::spawn(async move {
+            match fs.fetch_inodes_by(parent, &next, PARALLEL).await {
+                Ok(_) => fs.list_ahead(&next),
+                // Whoever lists them will hear of it.
+                Err(e) => log::debug!("reading directories of {parent} ahead: {e}"),
+            }
+        });
+    }
+
+    /// Reads the first rows of these directories ahead, nearest first.
+    fn list_ahead(self: &Arc<Self>, next: &[Ino]) {
         let mut entries = 0;
-        for next in self.walks.begins(dir, inode.parent, self.view.retired()) {
-            // It was listed: memory has it, unless it was pushed out.
+        for &next in next {
             let Ok(inode) = self.inode(next) else { return };
             entries += inode.size;
             if entries > ENTRIES_MAX && entries > inode.size {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use object_store::memory::InMemory;
 use sealfs::base::Ino;
-use sealfs::fs::{DirEntry, Fs};
+use sealfs::fs::{DirEntry, Fs, Kind, XattrMode};
 use sealfs::stack::{MountOptions, Mounted};
 
 use crate::volume::measured::{Cost, Measured};
@@ -179,4 +179,47 @@ async fn directories_that_are_listed_in_an_order_take_few_round_trips() {
         assert!(cost.of("GET") <= most_gets, "{order}: {}", cost.shown());
         assert!(m.shutdown(LONG).await);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn directories_are_read_ahead_though_memory_has_pushed_them_out() {
+    // Guards against a long walk that is read ahead of only as long as memory has what named the
+    // directories: every row of it makes way for attributes of 32 MiB.
+    let bucket = Arc::new(InMemory::new());
+    let bench = Bench::over(bucket.clone()).await;
+    let m = bench.mount().await;
+    let names = (0..560).map(|n| format!("user.{n}").into_bytes());
+    let file = write_file(&m.fs, Ino::ROOT, "attributes", b"x").await;
+    for name in names.clone() {
+        m.fs.setxattr(file, name, vec![7; 60_000], XattrMode::default()).await.expect("sets");
+    }
+    for d in 0..40 {
+        let name = format!("d{d:02}");
+        let dir =
+            m.fs.mkdir(CALLER, Ino::ROOT, name.as_str().into(), 0o755, 0).await.expect("mkdir");
+        for n in 0..100 {
+            write_file(&m.fs, dir.ino, &format!("f{n:05}"), b"x").await;
+        }
+    }
+    assert!(m.shutdown(LONG).await);
+    let store = Measured::new(bucket);
+    let m = Bench::seeing(store.clone()).mount().await;
+    let mut dirs = list(&m.fs, Ino::ROOT, PAGE).await.split_off(2);
+    dirs.retain(|entry| entry.kind == Kind::Dir);
+    assert_eq!(dirs.len(), 40);
+    let (first, others) = dirs.split_at(4);
+    for dir in first {
+        assert_eq!(list(&m.fs, dir.ino, PAGE).await.len(), 102);
+    }
+    for name in names {
+        m.fs.getxattr(file, name).await.expect("gets");
+    }
+    store.begin();
+    for dir in others {
+        assert_eq!(list(&m.fs, dir.ino, PAGE).await.len(), 102);
+    }
+    let cost = store.cost();
+    eprintln!("{} round trips, {} GETs", cost.trips, cost.of("GET"));
+    assert!(cost.trips <= 22, "{}", cost.shown());
+    assert!(m.shutdown(LONG).await);
 }
