@@ -1,8 +1,8 @@
 //! What one commit consists of.
 //!
 //! One group at a time: pack its bytes into segments, upload them in parallel, then write
-//! one metadata batch with all rows, the segment accounting and the new committed position;
-//! while that is written, the bytes of the next group are uploaded already. Only when that batch is durable does the position advance, the journal space come free and
+//! one metadata batch with all rows, the segment accounting and the new committed position.
+//! Only when that batch is durable does the position advance, the journal space come free and
 //! the group leave the view. So metadata never names a segment that is not in the bucket,
 //! and replay is exactly-once.
 
@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
-use tokio::task::JoinHandle;
 
 use super::accounts::{self, Changes, Moment, NewSegment};
 use super::error::CommitError;
@@ -33,39 +32,15 @@ use crate::store::segments::{Layout, SegmentStore};
 /// Segments that are uploaded at once.
 const UPLOADS_MAX: usize = 3;
 
-/// Brings bytes of the journal into segments.
-#[derive(Clone)]
-struct Uploads {
-    journal: Arc<Journal>,
-    segments: Arc<SegmentStore>,
-    /// File bytes since the mount.
-    sent: Arc<AtomicU64>,
-}
-
-/// The upload of the group that is committed next, on a task of its own: it goes on whatever becomes of the
-/// commit. Dropped, it ends; what it has sent stays in the bucket unused, as after a crash.
-struct Ahead {
-    group: Arc<CommitGroup>,
-    sending: Arc<Mutex<Sending>>,
-    task: JoinHandle<Work>,
-}
-
-impl Drop for Ahead {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 /// Tries to commit, and keeps what a failed try has achieved.
 pub(super) struct Attempts {
     rows: Arc<RowWriter>,
-    uploads: Uploads,
+    journal: Arc<Journal>,
     history: HistoryKey,
-    /// Of the commit under way.
-    sending: Mutex<Arc<Mutex<Sending>>>,
+    uploaded: AtomicU64,
+    sending: Mutex<Sending>,
     /// The group whose commit failed, and what of it the bucket has.
     work: Mutex<Option<Work>>,
-    ahead: Mutex<Option<Ahead>>,
 }
 
 impl Attempts {
@@ -75,86 +50,44 @@ impl Attempts {
         journal: Arc<Journal>,
         history: HistoryKey,
     ) -> Attempts {
-        let segments = rows.segments.clone();
-        let uploads = Uploads { journal, segments, sent: Arc::default() };
-        let (work, ahead) = (Mutex::default(), Mutex::default());
-        Attempts { rows, uploads, history, sending: Mutex::default(), work, ahead }
+        let (uploaded, sending) = (AtomicU64::new(0), Mutex::default());
+        Attempts { rows, journal, history, uploaded, sending, work: Mutex::new(None) }
     }
 
     /// Of the commit under way, and file bytes uploaded since the mount.
     pub(super) fn progress(&self) -> (Sending, u64) {
-        let sending = *self.sending.lock().lock();
-        (sending, self.uploads.sent.load(Ordering::Relaxed))
+        (*self.sending.lock(), self.uploaded.load(Ordering::Relaxed))
     }
 
-    /// Commits the oldest group, or says why not: the next try goes on where this ended. Of the group behind
-    /// it the upload begins as soon as this one's is done, if commits are `due` or much is pending.
+    /// Commits the oldest group, or says why not: the next try goes on where this ended.
     /// Returns whether there is something to reclaim now.
-    pub(super) async fn commit(
-        &self,
-        group: &Arc<CommitGroup>,
-        due: bool,
-    ) -> Result<bool, CommitError> {
-        let mut work = self.go_on(group).await?;
-        let (row, stats) = match self.try_commit(&mut work, due).await {
+    pub(super) async fn commit(&self, group: &Arc<CommitGroup>) -> Result<bool, CommitError> {
+        let held = self.work.lock().take();
+        let mut work = match held {
+            Some(work) if Arc::ptr_eq(&work.group, group) => work,
+            _ => {
+                let (bytes_max, epoch) = (self.rows.segments.upload_max(), self.rows.key_epoch());
+                Work::new(group.clone(), bytes_max, epoch, || self.rows.segments.new_id())
+            }
+        };
+        *self.sending.lock() = work.sending();
+        let (row, stats) = match self.try_commit(&mut work).await {
             Ok(done) => done,
             Err(e) => {
                 *self.work.lock() = Some(work);
                 return Err(e);
             }
         };
-        *self.sending.lock() = Arc::default();
+        *self.sending.lock() = Sending::default();
         self.rows.view.retire(group, stats, work.inodes.as_deref(), &work.plan);
-        self.uploads.journal.release(row.position);
+        self.journal.release(row.position);
         self.rows.counts.freed.fetch_add(work.freed, Ordering::Relaxed);
         self.rows.committed.send_replace(row);
         Ok(!group.dropped.is_empty() || work.has_abandoned())
     }
 
-    /// What there is of the commit of `group`; waits for its upload if that was begun ahead.
-    async fn go_on(&self, group: &Arc<CommitGroup>) -> Result<Work, CommitError> {
-        let ahead = self.ahead.lock().take_if(|ahead| Arc::ptr_eq(&ahead.group, group));
-        if let Some(mut ahead) = ahead {
-            *self.sending.lock() = ahead.sending.clone();
-            return (&mut ahead.task).await.map_err(|e| CommitError::Internal(e.to_string()));
-        }
-        let held = self.work.lock().take();
-        let held = held.filter(|work| Arc::ptr_eq(&work.group, group));
-        let work = held.unwrap_or_else(|| self.begin(group.clone()));
-        *self.sending.lock() = work.sending.clone();
-        Ok(work)
-    }
-
-    fn begin(&self, group: Arc<CommitGroup>) -> Work {
-        let (bytes_max, epoch) = (self.rows.segments.upload_max(), self.rows.key_epoch());
-        Work::new(group, bytes_max, epoch, || self.rows.segments.new_id())
-    }
-
-    /// Has the group behind `oldest` uploaded, if it will be the next.
-    fn upload_ahead(&self, oldest: &CommitGroup, due: bool) {
-        let mut ahead = self.ahead.lock();
-        if ahead.is_some() {
-            return;
-        }
-        let Some(group) = self.rows.view.behind(oldest, due) else { return };
-        let (mut work, uploads) = (self.begin(group.clone()), self.uploads.clone());
-        let sending = work.sending.clone();
-        let task = tokio::spawn(async move {
-            if let Err(e) = uploads.missing(&mut work).await {
-                log::debug!("uploading ahead, will be tried again: {e}");
-            }
-            work
-        });
-        *ahead = Some(Ahead { group, sending, task });
-    }
-
-    async fn try_commit(
-        &self,
-        work: &mut Work,
-        due: bool,
-    ) -> Result<(CommitRow, Stats), CommitError> {
+    async fn try_commit(&self, work: &mut Work) -> Result<(CommitRow, Stats), CommitError> {
         self.upload(work).await?;
-        self.upload_ahead(&work.group, due);
         let (rows, row, stats) = match self.landed(&work.group).await? {
             // An earlier try got as far as the memtable or the bucket: writing the position
             // again makes all of it durable. Applying it twice would count extents twice.
@@ -172,7 +105,7 @@ impl Attempts {
     async fn landed(&self, group: &CommitGroup) -> Result<Option<(CommitRow, Stats)>, CommitError> {
         let kv = self.rows.view.kv();
         let Some(row) = last_commit(kv).await? else { return Ok(None) };
-        if row.journal != self.uploads.journal.id() || row.position < group.last {
+        if row.journal != self.journal.id() || row.position < group.last {
             return Ok(None);
         }
         let Some(stats) = kv.get(&keys::stats()).await? else { return Ok(None) };
@@ -191,7 +124,7 @@ impl Attempts {
             }
         }
         loop {
-            let (id, refusal) = match self.uploads.missing(work).await {
+            let (id, refusal) = match self.upload_missing(work).await {
                 Err(CommitError::Upload(id, e)) => (id, e),
                 outcome => return outcome,
             };
@@ -212,6 +145,39 @@ impl Attempts {
         }
     }
 
+    async fn upload_missing(&self, work: &mut Work) -> Result<(), CommitError> {
+        let todo = work.missing();
+        let uploads: Vec<_> = todo
+            .iter()
+            .map(|&at| {
+                let plan = work.plan.segments[at].clone();
+                let one = upload_one(self.journal.clone(), self.rows.segments.clone(), plan);
+                async move { (at, one.await) }
+            })
+            .collect();
+        let mut running = futures::stream::iter(uploads).buffer_unordered(UPLOADS_MAX);
+        let mut done = 0;
+        while let Some((at, outcome)) = running.next().await {
+            match outcome {
+                Ok(layout) => {
+                    let bytes = layout.data_len;
+                    work.has(at, layout);
+                    done += 1;
+                    self.uploaded.fetch_add(bytes, Ordering::Relaxed);
+                    self.sending.lock().landed += bytes;
+                }
+                Err(e) => {
+                    drop(running);
+                    // These may or may not be in the bucket, whole and rightly encrypted.
+                    let started = (done + UPLOADS_MAX).min(todo.len());
+                    work.abandon(&todo[..started], || self.rows.segments.new_id());
+                    return Err(e);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The rows of a commit.
     async fn rows(
         &self,
@@ -227,7 +193,7 @@ impl Attempts {
         let sequence = before.sequence + 1;
         let chain = self.history.next(before.chain, sequence, &self.rows.options.instance);
         let row = CommitRow {
-            journal: self.uploads.journal.id(),
+            journal: self.journal.id(),
             position: group.last,
             sequence,
             chain,
@@ -262,41 +228,6 @@ impl Attempts {
         rows.push((Bytes::from(keys::writer().into_vec()), Some(writer)));
         rows.push((Bytes::from(keys::stats().into_vec()), Some(stats.encode())));
         Ok((rows, row, stats))
-    }
-}
-
-impl Uploads {
-    /// Uploads the segments that the bucket lacks.
-    async fn missing(&self, work: &mut Work) -> Result<(), CommitError> {
-        let todo = work.missing();
-        let uploads: Vec<_> = todo
-            .iter()
-            .map(|&at| {
-                let plan = work.plan.segments[at].clone();
-                let one = upload_one(self.journal.clone(), self.segments.clone(), plan);
-                async move { (at, one.await) }
-            })
-            .collect();
-        let mut running = futures::stream::iter(uploads).buffer_unordered(UPLOADS_MAX);
-        let mut done = 0;
-        while let Some((at, outcome)) = running.next().await {
-            match outcome {
-                Ok(layout) => {
-                    let bytes = layout.data_len;
-                    work.has(at, layout);
-                    done += 1;
-                    self.sent.fetch_add(bytes, Ordering::Relaxed);
-                }
-                Err(e) => {
-                    drop(running);
-                    // These may or may not be in the bucket, whole and rightly encrypted.
-                    let started = (done + UPLOADS_MAX).min(todo.len());
-                    work.abandon(&todo[..started], || self.segments.new_id());
-                    return Err(e);
-                }
-            }
-        }
-        Ok(())
     }
 }
 

@@ -272,9 +272,8 @@ impl Committer {
             if *self.state.borrow() == WriterState::Fenced {
                 return Ok(());
             }
-            let due = self.is_due();
-            let Some(group) = self.rows.view.freeze(due) else { break };
-            if self.attempts.commit(&group, due).await? {
+            let Some(group) = self.rows.view.freeze(self.is_due()) else { break };
+            if self.attempts.commit(&group).await? {
                 self.reclaimer.wake();
             }
         }
@@ -302,7 +301,7 @@ impl Committer {
         let (target, ..) = self.rows.view.pending_summary();
         while self.committed().position < target {
             let Some(group) = self.rows.view.freeze(true) else { break };
-            if self.attempts.commit(&group, true).await? {
+            if self.attempts.commit(&group).await? {
                 self.reclaimer.wake();
             }
         }

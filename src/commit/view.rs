@@ -69,16 +69,14 @@ pub enum Lookup<T> {
 
 struct Groups {
     active: CommitGroup,
-    /// Oldest first; the committer works on the first, and uploads what is of the second.
+    /// Oldest first; the committer works on the first.
     frozen: VecDeque<Arc<CommitGroup>>,
 }
 
 impl Groups {
-    /// Those that share what others hold; no other is ever changed once it is frozen.
-    fn sharing(&mut self) -> impl Iterator<Item = &mut CommitGroup> {
-        let frozen = self.frozen.iter_mut().filter(|group| !group.clones.is_empty());
-        let frozen = frozen.map(|group| {
-            Arc::get_mut(group).expect("only the oldest of these is given out, until it retires")
+    fn all(&mut self) -> impl Iterator<Item = &mut CommitGroup> {
+        let frozen = self.frozen.iter_mut().map(|group| {
+            Arc::get_mut(group).expect("only the oldest is given out, until it retires")
         });
         std::iter::once(&mut self.active).chain(frozen)
     }
@@ -87,7 +85,7 @@ impl Groups {
     fn rebase(&mut self, last: JournalPos, plan: &Plan) {
         if self.newest_first().any(|g| !g.clones.is_empty()) {
             let placed = Placed::of(plan);
-            self.sharing().for_each(|g| g.rebase(last, &placed));
+            self.all().for_each(|g| g.rebase(last, &placed));
         }
     }
 
@@ -205,14 +203,8 @@ impl View {
 
     /// Whether more is frozen than a burst may leave for the commit interval.
     fn is_much(&self) -> bool {
-        self.is_much_beside(0, 0)
-    }
-
-    /// The same once so many bytes of data and of rows are committed.
-    fn is_much_beside(&self, data: u64, rows: u64) -> bool {
-        let left = |pending: &AtomicU64, less| pending.load(Ordering::Relaxed).saturating_sub(less);
-        left(&self.pending_data_bytes, data) >= self.burst_bytes_max
-            || left(&self.pending_row_bytes, rows) >= BURST_ROW_BYTES_MAX
+        self.pending_data_bytes.load(Ordering::Relaxed) >= self.burst_bytes_max
+            || self.pending_row_bytes.load(Ordering::Relaxed) >= BURST_ROW_BYTES_MAX
     }
 
     fn rotate(groups: &mut Groups) {
@@ -234,15 +226,6 @@ impl View {
         }
         let ready = due || self.is_much();
         groups.frozen.front().filter(|_| ready).cloned()
-    }
-
-    /// The group that [`View::freeze`] will return once `oldest` is committed, if what it holds may be uploaded
-    /// before: what shares records of others is placed only when those are.
-    pub fn behind(&self, oldest: &CommitGroup, due: bool) -> Option<Arc<CommitGroup>> {
-        let groups = self.groups.read();
-        let next = groups.frozen.get(1).filter(|next| next.clones.is_empty())?;
-        let ready = due || self.is_much_beside(oldest.data_bytes, oldest.row_bytes);
-        ready.then(|| next.clone())
     }
 
     /// Forgets the oldest frozen group: the metadata store has it now, durably.

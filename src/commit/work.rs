@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 
 use super::accounts::Changes;
 use super::pack::{Plan, pack};
@@ -32,8 +31,6 @@ pub(super) struct Work {
     pub(super) plan: Plan,
     /// For each segment of the plan, how it is laid out, once the bucket has it.
     uploaded: Vec<Option<Arc<Layout>>>,
-    /// What of it is uploaded, for those who look on.
-    pub(super) sending: Arc<Mutex<Sending>>,
     abandoned: Vec<SegmentId>,
     /// The name of the smallest segment there is, by which it is tried out whether the store takes
     /// any after it refused one for good.
@@ -47,10 +44,6 @@ pub(super) struct Work {
     pub(super) inodes: Option<Vec<(Key, Bytes)>>,
 }
 
-fn planned(plan: &Plan) -> u64 {
-    plan.segments.iter().map(|segment| segment.len).sum()
-}
-
 impl Work {
     /// A first try, with segments of at most `bytes_max`.
     pub(super) fn new(
@@ -61,12 +54,10 @@ impl Work {
     ) -> Work {
         let plan = pack(&group, bytes_max, new_id);
         let uploaded = vec![None; plan.segments.len()];
-        let sending = Arc::new(Mutex::new(Sending { planned: planned(&plan), landed: 0 }));
         Work {
             group,
             plan,
             uploaded,
-            sending,
             abandoned: Vec::new(),
             try_out: None,
             freed: 0,
@@ -86,7 +77,6 @@ impl Work {
         old.into_iter().for_each(|id| self.give_up(id));
         self.plan = pack(&self.group, bytes_max, new_id);
         self.uploaded = vec![None; self.plan.segments.len()];
-        *self.sending.lock() = Sending { planned: planned(&self.plan), landed: 0 };
     }
 
     fn give_up(&mut self, id: SegmentId) {
@@ -115,6 +105,18 @@ impl Work {
         self.try_out = None;
     }
 
+    /// What of it the bucket has.
+    pub(super) fn sending(&self) -> Sending {
+        let segments = || self.plan.segments.iter().zip(&self.uploaded);
+        Sending {
+            planned: segments().map(|(segment, _)| segment.len).sum(),
+            landed: segments()
+                .filter(|(_, done)| done.is_some())
+                .map(|(segment, _)| segment.len)
+                .sum(),
+        }
+    }
+
     /// Positions in the plan of the segments that are still to be uploaded.
     pub(super) fn missing(&self) -> Vec<usize> {
         (0..self.uploaded.len()).filter(|&at| self.uploaded[at].is_none()).collect()
@@ -122,7 +124,6 @@ impl Work {
 
     /// The bucket has the segment at `at`, laid out so.
     pub(super) fn has(&mut self, at: usize, layout: Arc<Layout>) {
-        self.sending.lock().landed += layout.data_len;
         self.uploaded[at] = Some(layout);
     }
 
@@ -186,8 +187,7 @@ mod tests {
         assert_eq!(work.missing(), [0, 1, 2]);
         let layout = Layout { data_len: 16 << 20, tail_len: 50, frames: None };
         work.has(0, Arc::new(layout));
-        let sending = *work.sending.lock();
-        assert_eq!((sending.planned >> 20, sending.landed >> 20), (40, 16));
+        assert_eq!((work.sending().planned >> 20, work.sending().landed >> 20), (40, 16));
         work.abandon(&[0, 1], &mut new_id);
         assert_eq!(work.missing(), [1, 2]);
         let names: Vec<u8> = work.plan.segments.iter().map(|s| s.id.0[0]).collect();

@@ -58,7 +58,7 @@ pub struct BlockCacheOptions {
 
 impl Default for BlockCacheOptions {
     fn default() -> Self {
-        BlockCacheOptions { bytes_max: 56 << 20, fetches_max: 10 }
+        BlockCacheOptions { bytes_max: 48 << 20, fetches_max: 10 }
     }
 }
 

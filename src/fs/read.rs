@@ -22,9 +22,9 @@ pub(super) const SMALL_FILE: u64 = 1 << 20;
 /// 500 MiB/s with 20 ms brings in the time of three round trips: what has come counts until it is read.
 const AHEAD_FIRST: u64 = 1 << 20;
 const AHEAD_MAX: u64 = 28 << 20;
-/// What is fetched ahead of all readers together: half of what the cache of blocks holds, or one would
+/// What is fetched ahead of several readers together: half of what the cache of blocks holds, or one would
 /// push out what another is about to read.
-const AHEAD_ALL: u64 = 28 << 20;
+const AHEAD_ALL: u64 = 24 << 20;
 /// A reader who has not read for this many reads of large files by others has stopped.
 const STOPPED_AFTER: u64 = 1024;
 /// Requests of one sequential reader arrive out of order by at most this much.
@@ -62,7 +62,10 @@ impl StreamsOf {
     fn share(&self) -> u64 {
         let reads = |s: &&Stream| s.window > 0 && self.reads - s.read < STOPPED_AFTER;
         let readers = self.files.iter().map(|(_, s)| s).filter(reads).count() as u64;
-        (AHEAD_ALL / readers.max(1)).clamp(AHEAD_FIRST, AHEAD_MAX)
+        match readers {
+            0 | 1 => AHEAD_MAX,
+            _ => (AHEAD_ALL / readers).max(AHEAD_FIRST),
+        }
     }
 }
 

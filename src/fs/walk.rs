@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use lru::LruCache;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use super::Fs;
 use super::listed::Listed;
@@ -54,12 +55,17 @@ struct State {
 }
 
 /// Who walks where; see the module.
-pub(super) struct Walks(Mutex<State>);
+pub(super) struct Walks {
+    state: Mutex<State>,
+    /// For who fetches directories that memory has pushed out.
+    fetch: Arc<Semaphore>,
+}
 
 impl Default for Walks {
     fn default() -> Walks {
         let last = LruCache::new(NonZeroUsize::new(PARENTS_MAX).expect("not zero"));
-        Walks(Mutex::new(State { listed: Listed::new(LISTED_MAX), last, in_order: 0, retired: 0 }))
+        let state = State { listed: Listed::new(LISTED_MAX), last, in_order: 0, retired: 0 };
+        Walks { state: Mutex::new(state), fetch: Arc::new(Semaphore::new(1)) }
     }
 }
 
@@ -101,13 +107,13 @@ impl Walks {
     /// Notes that these subdirectories of `dir` were listed behind place `after`, in this order, each with
     /// its place.
     pub(super) fn listed(&self, dir: Ino, after: u64, dirs: impl Iterator<Item = (u64, Ino)>) {
-        self.0.lock().listed.note(dir, after, dirs);
+        self.state.lock().listed.note(dir, after, dirs);
     }
 
     /// Notes that `dir`, which is in `parent`, is listed from its start, `retired` being the view's count;
     /// returns which are likely to be next, nearest first.
     fn begins(&self, dir: Ino, parent: Ino, retired: u64) -> Vec<Ino> {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let State { listed, last, in_order, retired: before } = &mut *state;
         // What was read ahead has been dropped, and what is now may be as well.
         if std::mem::replace(before, retired) != retired {
@@ -155,9 +161,14 @@ impl Fs {
         if next.iter().all(|next| self.inode(*next).is_ok()) {
             return self.list_ahead(&next);
         }
-        // The listing that named them is long ago, and what has been listed since has pushed them out.
+        // The listing that named them is long ago, and what has been listed since has pushed them out. One such
+        // fetch at a time: the next would ask for the same but for one.
+        let Ok(turn) = self.walks.fetch.clone().try_acquire_owned() else {
+            return self.list_ahead(&next);
+        };
         let fs = self.clone();
         tokio::spawn(async move {
+            let _turn = turn;
             match fs.fetch_inodes_by(parent, &next, PARALLEL).await {
                 Ok(_) => fs.list_ahead(&next),
                 // Whoever lists them will hear of it.

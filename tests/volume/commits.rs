@@ -188,30 +188,21 @@ async fn write(fs: &Arc<Fs>, ino: Ino, megabytes: u64) {
 async fn a_refused_upload_does_not_upload_its_neighbours_again() {
     // Guards against every try of a commit leaving all its segments behind under names that no
     // row knows: paid for for ever, and uploaded again. The third segment of three is refused
-    // once, when the others may be there already; all of one commit, and each of a commit of its own,
-    // when it is being sent while the one before is written.
-    for (journal_bytes_max, commits) in [(1 << 30, 1), (64 << 20, 3)] {
-        refused_once(journal_bytes_max, commits).await;
-    }
-}
-
-async fn refused_once(journal_bytes_max: u64, commits: u64) {
+    // once, when the others may be there already.
     let memory = Arc::new(InMemory::new());
     let bucket: Arc<dyn ObjectStore> =
         Arc::new(RefuseOne { until: AtomicI64::new(3), ..RefuseOne::over(memory.clone()) });
     format(&bucket).await;
     let local = tempfile::tempdir().expect("tempdir");
     let mut o = options(&bucket, local.path());
-    o.journal_bytes_max = journal_bytes_max;
+    o.journal_bytes_max = 1 << 30;
     o.commit_interval = Duration::from_secs(3600);
     let m = mount(o).await.expect("mount");
-    let before = m.control.status().commit_sequence;
     let f = create(&m.fs, "f").await;
     write(&m.fs, f, 40).await;
     assert!(m.sync(LONG).await, "the refused segment goes up with the next try");
     let stored = segments(&*memory).await.len();
     assert_eq!(stored, 3, "40 MiB are three segments, each uploaded once");
-    assert_eq!(m.control.status().commit_sequence - before, commits);
     assert!(m.shutdown(LONG).await);
     let elsewhere = tempfile::tempdir().expect("tempdir");
     let m = mount(options(&bucket, elsewhere.path())).await.expect("mount elsewhere");
