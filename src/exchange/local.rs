@@ -227,7 +227,12 @@ impl Copy {
                 let path = dir.join(name);
                 let stat = match self.from.stat(&path) {
                     Ok(Some(stat)) => stat,
-                    Ok(None) => continue, // removed meanwhile
+                    Ok(None) => {
+                        if self.run.options.filter.takes(&path.to_string_lossy()) {
+                            self.run.vanished(&self.shown(&path));
+                        }
+                        continue;
+                    }
                     Err(e) => {
                         self.take(&path, Err(e.into()));
                         continue;

@@ -259,8 +259,15 @@ fn what_is_removed_while_a_run_goes_on_is_no_failure() {
         let mut child = command(&volume, &server, &args);
         let child = child.stdout(std::process::Stdio::piped()).spawn().expect("starts");
         let work = volume.at(to).join(".sealfs-unfinished");
-        wait_at_most(Duration::from_secs(120), "it has begun", || {
-            work.exists() && (to == "local" || server.counts().get > 0)
+        // A directory has been listed once its first file is open.
+        let fds = format!("/proc/{}/fd", child.id());
+        let has_open = |file| {
+            let names = |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|at| at == file);
+            fs::read_dir(&fds).is_ok_and(|fds| fds.flatten().any(names))
+        };
+        wait_at_most(Duration::from_secs(120), "it has begun", || match to {
+            "local" => has_open(source.join("a")),
+            _ => work.exists() && server.counts().get > 0,
         });
         match to {
             "local" => fs::remove_file(source.join("b")).expect("removes"),
