@@ -225,10 +225,12 @@ impl Copy {
                     return Ok(());
                 }
                 let path = dir.join(name);
+                let shown = path.to_string_lossy();
+                let filter = &self.run.options.filter;
                 let stat = match self.from.stat(&path) {
                     Ok(Some(stat)) => stat,
                     Ok(None) => {
-                        if self.run.options.filter.takes(&path.to_string_lossy()) {
+                        if filter.takes(&shown) {
                             self.run.vanished(&self.shown(&path));
                         }
                         continue;
@@ -238,8 +240,6 @@ impl Copy {
                         continue;
                     }
                 };
-                let shown = path.to_string_lossy();
-                let filter = &self.run.options.filter;
                 if stat.is_dir() {
                     if Some(stat.id) == target {
                         let text = format!("{} is the target: left out", self.shown(&path));

@@ -158,23 +158,23 @@ impl Fs {
     pub(super) fn list_next_ahead(self: &Arc<Self>, dir: Ino) {
         let Ok(Inode { parent, .. }) = self.inode(dir) else { return };
         let next = self.walks.begins(dir, parent, self.view.retired());
-        if next.iter().all(|next| self.inode(*next).is_ok()) {
-            return self.list_ahead(&next);
-        }
-        // The listing that named them is long ago, and what has been listed since has pushed them out. One such
+        // The listing that named them may be long ago, and what was listed since may have pushed them out. One such
         // fetch at a time: the next would ask for the same but for one.
-        let Ok(turn) = self.walks.fetch.clone().try_acquire_owned() else {
-            return self.list_ahead(&next);
-        };
-        let fs = self.clone();
-        tokio::spawn(async move {
-            let _turn = turn;
-            match fs.fetch_inodes_by(parent, &next, PARALLEL).await {
-                Ok(_) => fs.list_ahead(&next),
-                // Whoever lists them will hear of it.
-                Err(e) => log::debug!("reading directories of {parent} ahead: {e}"),
-            }
-        });
+        if next.iter().any(|next| self.inode(*next).is_err())
+            && let Ok(turn) = self.walks.fetch.clone().try_acquire_owned()
+        {
+            let fs = self.clone();
+            tokio::spawn(async move {
+                let _turn = turn;
+                match fs.fetch_inodes_by(parent, &next, PARALLEL).await {
+                    Ok(_) => fs.list_ahead(&next),
+                    // Whoever lists them will hear of it.
+                    Err(e) => log::debug!("reading directories of {parent} ahead: {e}"),
+                }
+            });
+        } else {
+            self.list_ahead(&next);
+        }
     }
 
     /// Reads the first rows of these directories ahead, nearest first.

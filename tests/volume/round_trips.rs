@@ -138,6 +138,17 @@ async fn small_files_that_are_read_in_an_order_take_few_round_trips() {
     }
 }
 
+/// Makes 40 directories of 100 small files each.
+async fn make_directories(fs: &Arc<Fs>) {
+    for d in 0..40 {
+        let name = format!("d{d:02}");
+        let dir = fs.mkdir(CALLER, Ino::ROOT, name.as_str().into(), 0o755, 0).await.expect("mkdir");
+        for n in 0..100 {
+            write_file(fs, dir.ino, &format!("f{n:05}"), b"x").await;
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn directories_that_are_listed_in_an_order_take_few_round_trips() {
     // Guards against who walks a tree and waits in each directory anew; in the order of the listing, as
@@ -145,14 +156,7 @@ async fn directories_that_are_listed_in_an_order_take_few_round_trips() {
     let bucket = Arc::new(InMemory::new());
     let bench = Bench::over(bucket.clone()).await;
     let m = bench.mount().await;
-    for d in 0..40 {
-        let name = format!("d{d:02}");
-        let dir =
-            m.fs.mkdir(CALLER, Ino::ROOT, name.as_str().into(), 0o755, 0).await.expect("mkdir");
-        for n in 0..100 {
-            write_file(&m.fs, dir.ino, &format!("f{n:05}"), b"x").await;
-        }
-    }
+    make_directories(&m.fs).await;
     assert!(m.shutdown(LONG).await);
     // The blocks of the store are fetched by several at once: the disk cache, of which there is none here,
     // has each fetched once.
@@ -193,17 +197,11 @@ async fn directories_are_read_ahead_though_memory_has_pushed_them_out() {
     for name in names.clone() {
         m.fs.setxattr(file, name, vec![7; 60_000], XattrMode::default()).await.expect("sets");
     }
-    for d in 0..40 {
-        let name = format!("d{d:02}");
-        let dir =
-            m.fs.mkdir(CALLER, Ino::ROOT, name.as_str().into(), 0o755, 0).await.expect("mkdir");
-        for n in 0..100 {
-            write_file(&m.fs, dir.ino, &format!("f{n:05}"), b"x").await;
-        }
-    }
+    make_directories(&m.fs).await;
     assert!(m.shutdown(LONG).await);
     let store = Measured::new(bucket);
-    let m = Bench::seeing(store.clone()).mount().await;
+    let fresh = Bench::seeing(store.clone());
+    let m = fresh.mount().await;
     let mut dirs = list(&m.fs, Ino::ROOT, PAGE).await.split_off(2);
     dirs.retain(|entry| entry.kind == Kind::Dir);
     assert_eq!(dirs.len(), 40);
